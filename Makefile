@@ -1,0 +1,40 @@
+# make demo       set up .venv, draw the StreetClips data, evaluate Mask R-CNN with BlockCopy on it
+# make test       the test suite but its slow tests;  make test-all: all of it
+# make lint       ruff
+#
+# Variables: PYTHON (interpreter that makes .venv), VENV, CLIPS (validation clips to draw),
+# DETECTRON2_DATASETS (data folder).
+
+PYTHON ?= python3
+VENV ?= .venv
+CLIPS ?= 10
+DETECTRON2_DATASETS ?= datasets
+BIN := $(VENV)/bin
+
+export DETECTRON2_DATASETS
+
+.DEFAULT_GOAL := help
+.PHONY: help environment data demo test test-all lint
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+environment:
+	@PYTHON="$(PYTHON)" bash tools/install.sh "$(VENV)"
+
+data: environment
+	@$(BIN)/python -m blockcopy_d2.data.streetclips \
+		--output "$(DETECTRON2_DATASETS)/streetclips" --split val --clips $(CLIPS)
+
+demo: data
+	@echo "==> python train_net.py --config-file configs/maskrcnn_blockcopy.yaml --eval-only"
+	@$(BIN)/python train_net.py --config-file configs/maskrcnn_blockcopy.yaml --eval-only
+
+test: environment
+	@$(BIN)/python -m pytest tests -m "not slow"
+
+test-all: environment
+	@$(BIN)/python -m pytest tests
+
+lint: environment
+	@$(BIN)/ruff check .
