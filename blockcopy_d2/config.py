@@ -1,0 +1,188 @@
+"""Every config key of BlockCopy, and the switch that turns it on for any Detectron2 config."""
+
+from detectron2.config import CfgNode as CN
+
+_META_ARCHITECTURE = "BlockCopyVideoModel"
+_BACKBONE = "BlockCopyBackbone"
+_RPN_HEAD = "BlockCopyRPNHead"
+
+
+def add_blockcopy_config(cfg):
+    """
+    Add the config keys of BlockCopy to ``cfg``, all inert: a config that never mentions
+    BlockCopy builds and trains exactly what it did before. Safe to call twice; keys already
+    there keep their values.
+
+    Args:
+        cfg (CfgNode): a Detectron2 config, changed in place.
+    """
+    cfg.MODEL.BLOCKCOPY = cfg.MODEL.get("BLOCKCOPY", CN())
+    cfg.INPUT.CLIP = cfg.INPUT.get("CLIP", CN())
+    cfg.TEST.BLOCKCOPY = cfg.TEST.get("BLOCKCOPY", CN())
+    _add_missing(cfg.MODEL.BLOCKCOPY, _model_defaults())
+    _add_missing(cfg.INPUT.CLIP, _clip_defaults())
+    _add_missing(cfg.TEST.BLOCKCOPY, _test_defaults())
+
+
+def _model_defaults():
+    _C = CN()
+    # The switch. enable_blockcopy() reads it once the config is complete
+    _C.ENABLED = False
+
+    # What BlockCopy wraps: names in Detectron2's registries. enable_blockcopy() moves
+    # MODEL.META_ARCHITECTURE, MODEL.BACKBONE.NAME and MODEL.RPN.HEAD_NAME here
+    _C.BASE_META_ARCHITECTURE = ""
+    _C.BASE_BACKBONE = ""
+    _C.BASE_RPN_HEAD = ""
+
+    # Side of a block in pixels of the network's input; a multiple of the largest stride in use
+    _C.BLOCK_SIZE = 128
+    # tau of the paper: the wished fraction of executed blocks, in [0, 1]
+    _C.TARGET = 0.3
+    # Operators of the engine: "auto" picks by device, "torch" runs on any
+    _C.BACKEND = "auto"
+    # Streams whose features are kept; beyond it the least recently used one is dropped
+    _C.MAX_STREAMS = 8
+
+    _C.POLICY = CN()
+    # A name in POLICY_REGISTRY: LearnedPolicy, AllBlocks, NoBlocks, RandomBlocks,
+    # FrameDifference, EveryKthFrame
+    _C.POLICY.NAME = "LearnedPolicy"
+    # Checkpoint of a warmed policy and its learner (policy_final.pth). Empty: start from scratch
+    _C.POLICY.WEIGHTS = ""
+    # EveryKthFrame executes all blocks of every PERIOD-th frame
+    _C.POLICY.PERIOD = 2
+    # Seed of the policy's own random generator (sampling of blocks)
+    _C.POLICY.SEED = 0
+
+    _C.LEARNER = CN()
+    # Learn online, by REINFORCE, from the task network's own output
+    _C.LEARNER.ENABLED = True
+    # RMSprop
+    _C.LEARNER.LR = 1e-4
+    _C.LEARNER.WEIGHT_DECAY = 1e-3
+    # One update every so many frames
+    _C.LEARNER.UPDATE_EVERY = 4
+    # gamma of eq. 8
+    _C.LEARNER.COST_WEIGHT = 5.0
+    # mu of eq. 11
+    _C.LEARNER.COST_MOMENTUM = 0.9
+    # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
+    _C.LEARNER.COST_FORM = "paper"
+    return _C
+
+
+def _clip_defaults():
+    _C = CN()
+    # Frames per clip, counted back from the labelled one where there is one
+    _C.NUM_FRAMES = 20
+    # Clips to run, from the start of the data set. 0: all of them
+    _C.NUM_CLIPS = 0
+    return _C
+
+
+def _test_defaults():
+    _C = CN()
+    # Models run beside BlockCopy on the same frames, interleaved frame by frame:
+    # "stock" (the base config's own model, untouched) and "dense" (this engine, all blocks).
+    # The share of information gain needs "dense"
+    _C.COMPARE = []
+    # Clips drawn to overlay.mp4, from the start. 0: no video
+    _C.OVERLAY_CLIPS = 0
+    # Frames per second of overlay.mp4
+    _C.OVERLAY_FPS = 17
+    # Detections below this score are not drawn
+    _C.OVERLAY_THRESHOLD = 0.5
+    return _C
+
+
+def _add_missing(node, defaults):
+    for key, value in defaults.items():
+        if key not in node:
+            node[key] = value
+        elif isinstance(value, CN):
+            _add_missing(node[key], value)
+
+
+def enable_blockcopy(cfg):
+    """
+    Where ``MODEL.BLOCKCOPY.ENABLED`` is set, make Detectron2's ``build_model`` build the
+    block-sparse video model around what the config names: the meta-architecture, the backbone
+    and the RPN head move to ``MODEL.BLOCKCOPY.BASE_*``. Does nothing when the switch is off or
+    when it has been called before.
+
+    Args:
+        cfg (CfgNode): a complete, unfrozen config, changed in place.
+    """
+    options = cfg.MODEL.BLOCKCOPY
+    if not options.ENABLED or cfg.MODEL.META_ARCHITECTURE == _META_ARCHITECTURE:
+        return
+    options.BASE_META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
+    options.BASE_BACKBONE = cfg.MODEL.BACKBONE.NAME
+    options.BASE_RPN_HEAD = cfg.MODEL.RPN.HEAD_NAME
+    cfg.MODEL.META_ARCHITECTURE = _META_ARCHITECTURE
+    cfg.MODEL.BACKBONE.NAME = _BACKBONE
+    cfg.MODEL.RPN.HEAD_NAME = _RPN_HEAD
+
+
+def base_config(cfg):
+    """
+    Returns:
+        CfgNode: a copy of ``cfg`` as it was before :func:`enable_blockcopy`, switched off:
+        what it builds is Detectron2's own, with no code of BlockCopy in it.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    options = cfg.MODEL.BLOCKCOPY
+    if cfg.MODEL.META_ARCHITECTURE == _META_ARCHITECTURE:
+        cfg.MODEL.META_ARCHITECTURE = options.BASE_META_ARCHITECTURE
+        cfg.MODEL.BACKBONE.NAME = options.BASE_BACKBONE
+        cfg.MODEL.RPN.HEAD_NAME = options.BASE_RPN_HEAD
+    options.BASE_META_ARCHITECTURE = options.BASE_BACKBONE = options.BASE_RPN_HEAD = ""
+    options.ENABLED = False
+    return cfg
+
+
+def check_blockcopy_config(cfg):
+    """
+    Check the values that a schema cannot.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    options = cfg.MODEL.BLOCKCOPY
+    _require("MODEL.BLOCKCOPY.TARGET", options.TARGET, 0 <= options.TARGET <= 1, "within [0, 1]")
+    _require(
+        "MODEL.BLOCKCOPY.BLOCK_SIZE",
+        options.BLOCK_SIZE,
+        options.BLOCK_SIZE > 0 and options.BLOCK_SIZE & (options.BLOCK_SIZE - 1) == 0,
+        "a power of two such as 32, 64 or 128, so that the strides of the network divide it",
+    )
+    _require_one_of("MODEL.BLOCKCOPY.BACKEND", options.BACKEND, ("auto", "torch"))
+    _require(
+        "MODEL.BLOCKCOPY.MAX_STREAMS", options.MAX_STREAMS, options.MAX_STREAMS >= 1, "at least 1"
+    )
+    _require_one_of(
+        "MODEL.BLOCKCOPY.LEARNER.COST_FORM", options.LEARNER.COST_FORM, ("paper", "code")
+    )
+    _require(
+        "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY",
+        options.LEARNER.UPDATE_EVERY,
+        options.LEARNER.UPDATE_EVERY >= 1,
+        "at least 1",
+    )
+    _require(
+        "INPUT.CLIP.NUM_FRAMES", cfg.INPUT.CLIP.NUM_FRAMES, cfg.INPUT.CLIP.NUM_FRAMES >= 1,
+        "at least 1",
+    )
+    for name in cfg.TEST.BLOCKCOPY.COMPARE:
+        _require_one_of("TEST.BLOCKCOPY.COMPARE", name, ("stock", "dense"))
+
+
+def _require(key, value, condition, allowed):
+    if not condition:
+        raise ValueError(f"{key} is {value!r}; it must be {allowed}.")
+
+
+def _require_one_of(key, value, allowed):
+    _require(key, value, value in allowed, f"one of {', '.join(allowed)}")

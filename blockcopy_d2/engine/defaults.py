@@ -1,0 +1,90 @@
+"""What train_net.py and demo.py share: from command line arguments to a checked config."""
+
+import argparse
+import difflib
+import logging
+import re
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+
+from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
+from blockcopy_d2.resources import config_path
+
+__all__ = ["default_argument_parser", "load_config", "setup"]
+
+
+def setup(args):
+    """
+    Build the config of a job and set up logging, the output folder and the seed.
+
+    Args:
+        args (Namespace): of Detectron2's ``default_argument_parser``. ``config_file`` is a file
+            or a name in this package's or Detectron2's model zoo.
+
+    Returns:
+        CfgNode: frozen; with ``MODEL.BLOCKCOPY.ENABLED``, ready for ``build_model``.
+    """
+    path = config_path(args.config_file) if args.config_file else ""
+    cfg = load_config(path, args.opts)
+    cfg.freeze()
+    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
+    return cfg
+
+
+def load_config(path="", opts=()):
+    """
+    Args:
+        path (str): a config file, or empty for Detectron2's defaults.
+        opts (sequence[str]): "KEY VALUE" pairs that override it.
+
+    Returns:
+        CfgNode: unfrozen, checked, with BlockCopy enabled where the switch is on, on a device
+        this machine has.
+
+    Raises:
+        KeyError: names an unknown key and the known keys closest to it.
+        ValueError: names a key with a value out of its range.
+    """
+    cfg = get_cfg()
+    add_blockcopy_config(cfg)
+    try:
+        if path:
+            cfg.merge_from_file(path)
+        cfg.merge_from_list(list(opts))
+    except (KeyError, AssertionError) as error:
+        unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
+        if unknown is None:
+            raise
+        raise KeyError(_unknown_key_message(unknown.group(1), cfg)) from error
+    enable_blockcopy(cfg)
+    check_blockcopy_config(cfg)
+    _follow_the_machine(cfg)
+    return cfg
+
+
+def _unknown_key_message(key, cfg):
+    known = list(_full_keys(cfg))
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if not near:
+        leaf = key.rsplit(".", 1)[-1]
+        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:3]
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    return f"Unknown config key {key}{hint}"
+
+
+def _full_keys(node, prefix=""):
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _full_keys(value, f"{prefix}{key}.")
+
+
+def _follow_the_machine(cfg):
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning(
+            "MODEL.DEVICE is '%s', but there is no CUDA device: running on the CPU.",
+            cfg.MODEL.DEVICE,
+        )
+        cfg.MODEL.DEVICE = "cpu"

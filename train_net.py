@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""
+Trains a detector, warms a BlockCopy policy, or evaluates one on video clips.
+
+With BlockCopy off this is Detectron2's training script. With ``MODEL.BLOCKCOPY.ENABLED True`` the
+weights of the detector stay as they are: training warms the policy on the clips of
+``DATASETS.TRAIN``, ``--eval-only`` runs the clips of ``DATASETS.TEST`` and scores them.
+"""
+
+import os
+
+from detectron2.engine import DefaultTrainer, launch
+
+import blockcopy_d2.data  # noqa: F401  registers the data sets
+from blockcopy_d2.engine import default_argument_parser, setup
+from blockcopy_d2.evaluation import build_evaluator
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer with the evaluators of this project's data sets."""
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+def main(args):
+    cfg = setup(args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
