@@ -82,9 +82,13 @@ def _full_keys(node, prefix=""):
 
 
 def _follow_the_machine(cfg):
+    logger = logging.getLogger(__name__)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "MODEL.DEVICE is '%s', but there is no CUDA device: running on the CPU.",
             cfg.MODEL.DEVICE,
         )
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.info("Detectron2 trains with AMP on CUDA only: SOLVER.AMP.ENABLED is off.")
+        cfg.SOLVER.AMP.ENABLED = False
