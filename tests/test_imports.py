@@ -1,0 +1,93 @@
+"""
+Imports point one way: sparse <- policy <- modeling <- {data, evaluation, visualization} <- engine
+<- projects/ and the scripts.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "blockcopy_d2"
+
+# What a sub-package may import of the package, besides itself. The modules at the package's top,
+# which know config keys and files only, are open to all but the engine.
+FOUNDATION = {"config", "resources"}
+ALLOWED = {
+    "sparse": set(),
+    "policy": {"sparse"} | FOUNDATION,
+    "modeling": {"sparse", "policy"} | FOUNDATION,
+    "data": {"sparse", "policy", "modeling"} | FOUNDATION,
+    "evaluation": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
+    "visualization": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
+    "engine": {"sparse", "policy", "modeling", "data", "evaluation", "visualization"} | FOUNDATION,
+    "config": set(),
+    "resources": set(),
+    "__init__": FOUNDATION,
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_names(source, module):
+    """
+    Yields the full dotted name of every import in ``source``, relative ones resolved, wherever in
+    the file it stands. ``from a import b`` yields a.b: b may be a module.
+
+    Args:
+        source (str): the text of a module.
+        module (Path): its path from the folder that holds the package.
+    """
+    package = module.parent.parts
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += (node.module,) if node.module else ()
+            yield from (".".join((*base, alias.name)) for alias in node.names)
+
+
+def imports_of(path):
+    return set(imported_names(path.read_text(), path.relative_to(ROOT)))
+
+
+def part(path):
+    """The sub-package, or the module at the package's top, that ``path`` belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_imports_are_resolved():
+    source = "import a.b\nfrom . import c\nfrom ..d import e\ndef f():\n    from g import h\n"
+    found = imported_names(source, Path("blockcopy_d2/sparse/grid.py"))
+    expected = {"a.b", "blockcopy_d2.sparse.c", "blockcopy_d2.d.e", "g.h"}
+    assert set(found) == expected
+
+
+def test_every_part_has_a_place_in_the_order():
+    unknown = {part(path) for path in modules()} - set(ALLOWED)
+    assert not unknown, f"not in DESIGN's order of imports: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = part(path)
+    used = {
+        name.split(".")[1]
+        for name in imports_of(path)
+        if name.startswith("blockcopy_d2.") and name.split(".")[1] not in ("__version__", own)
+    }
+    # Names re-exported at the top of the package, such as blockcopy_d2.add_blockcopy_config.
+    used &= set(ALLOWED)
+    assert used <= ALLOWED[own], f"{own} imports {sorted(used - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_package_stands_alone(path):
+    tops = {name.split(".")[0] for name in imports_of(path)}
+    assert not tops & {"projects", "demo", "train_net", "tests", "benchmarks"}
+    if part(path) == "sparse":
+        assert not tops & {"detectron2", "fvcore", "iopath"}
