@@ -1,0 +1,165 @@
+"""nn.Module -> a flat list of functional ATen calls, through torch.export."""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+_VIEWS = ("slice", "select", "view", "reshape", "permute", "transpose", "split", "chunk", "unbind")
+
+
+class CaptureError(RuntimeError):
+    """The module cannot be expressed as one fixed list of tensor operators."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """An argument that is the result of another call, or an input, by its number."""
+
+    index: int
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of an ATen operator. `arguments` holds every argument of its schema by name."""
+
+    index: int
+    name: str
+    target: Any
+    arguments: dict
+    shape: tuple
+
+    def inputs(self):
+        """Numbers of the values that the call reads."""
+        leaves = pytree.tree_leaves(self.arguments, is_leaf=lambda x: isinstance(x, Ref))
+        return [leaf.index for leaf in leaves if isinstance(leaf, Ref)]
+
+    def evaluate(self, values):
+        """Runs the call with `values[i]` for every Ref(i)."""
+        arguments = pytree.tree_map(
+            lambda x: values[x.index] if isinstance(x, Ref) else x,
+            self.arguments,
+            is_leaf=lambda x: isinstance(x, Ref),
+        )
+        return self.target(**arguments)
+
+
+@dataclasses.dataclass
+class CapturedModule:
+    """The calls of a module's forward pass, in order.
+
+    `inputs` are the numbers of the tensor arguments in flattened order; `outputs` are Refs or
+    constants, to be put together by `output_spec`. `shapes` gives every input's shape.
+    """
+
+    inputs: list
+    shapes: dict
+    calls: list
+    outputs: list
+    output_spec: Any
+
+
+def capture(module, args, kwargs=None):
+    """Records what `module(*args, **kwargs)` computes.
+
+    Parameters and buffers appear as the module's own tensors, so that the captured calls follow
+    their values. In-place operators become functional ones.
+
+    Args:
+        module: an nn.Module in eval mode.
+        args, kwargs: example inputs; nested lists, tuples and dicts of tensors.
+
+    Returns:
+        CapturedModule
+
+    Raises:
+        CaptureError: if torch.export cannot trace the module, or it writes into views.
+    """
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(module, tuple(args), kwargs, strict=False)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(module).__name__} cannot be captured by torch.export: {error}"
+        ) from error
+
+    state = _owned_tensors(module, exported)
+    placeholders = {}
+    inputs, shapes, calls = [], {}, []
+    values = {}  # fx node -> Ref or constant
+
+    for spec in exported.graph_signature.input_specs:
+        placeholders[spec.arg.name] = spec
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = placeholders[node.name]
+            if spec.target is not None:
+                values[node] = state[spec.target]
+            elif isinstance(node.meta.get("val"), torch.Tensor):
+                values[node] = Ref(len(values))
+                inputs.append(values[node].index)
+                shapes[values[node].index] = tuple(node.meta["val"].shape)
+            else:
+                values[node] = node.meta.get("val")
+        elif node.op == "call_function":
+            result = Ref(len(values))
+            calls.append(_record(node, result.index, values))
+            values[node] = result
+            if _is_in_place(node):
+                written = values[node.args[0]]
+                for other, value in values.items():
+                    if isinstance(value, Ref) and value == written:
+                        values[other] = result
+        elif node.op == "output":
+            outputs = [
+                values[leaf] if isinstance(leaf, torch.fx.Node) else leaf for leaf in node.args[0]
+            ]
+        else:
+            raise CaptureError(f"{type(module).__name__}: unexpected graph node {node.format_node()}")
+    return CapturedModule(inputs, shapes, calls, outputs, exported.call_spec.out_spec)
+
+
+def _owned_tensors(module, exported):
+    """Name -> tensor for everything the graph lifts into inputs."""
+    tensors = dict(exported.constants)
+    tensors.update(module.named_buffers())
+    tensors.update(module.named_parameters(remove_duplicate=False))
+    return {
+        name: tensor.detach() if isinstance(tensor, torch.Tensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_in_place(node):
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _record(node, index, values):
+    target, arguments = node.target, {}
+    if not isinstance(target, torch._ops.OpOverload):
+        # operator.getitem of a call with several results.
+        source, item = node.args
+        return Call(index, node.name, _item, {"results": values[source], "item": item}, _shape(node))
+    given = dict(zip((argument.name for argument in target._schema.arguments), node.args))
+    given.update(node.kwargs)
+    for argument in target._schema.arguments:
+        value = given.get(argument.name, argument.default_value)
+        arguments[argument.name] = torch.fx.node.map_arg(value, lambda n: values[n])
+    if _is_in_place(node):
+        name = target._schema.name.split("::")[1]
+        written = node.args[0]
+        if written.op == "call_function" and any(view in written.name for view in _VIEWS):
+            raise CaptureError(f"{node.format_node()} writes into a view of another tensor.")
+        target = getattr(getattr(torch.ops.aten, name[:-1]), target._overloadname)
+    return Call(index, node.name, target, arguments, _shape(node))
+
+
+def _item(results, item):
+    return results[item]
+
+
+def _shape(node):
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

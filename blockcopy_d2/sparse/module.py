@@ -1,0 +1,154 @@
+"""BlockSparseModule: an nn.Module that executes only the active blocks of a video stream."""
+
+import contextlib
+import logging
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from .capture import CaptureError, capture
+from .planning import plan
+from .torch_ops import Execution
+
+logger = logging.getLogger(__name__)
+
+# Programs kept per module, one for each input size and block size.
+_MAX_PROGRAMS = 8
+
+
+class BlockSparseModule(nn.Module):
+    """Runs a dense network block-sparsely on video, with the same call signature and weights.
+
+    Inside block_sparse() a call computes the active blocks of the frame and leaves the features of
+    all others as the stream's state holds them. Anywhere else, and in training mode, the module
+    behaves as the one it holds: dense and stateless.
+
+    The network is captured when it first sees an input size. A network that torch.export cannot
+    capture runs densely, and says so once.
+    """
+
+    def __init__(self, module):
+        """
+        Args:
+            module: the network. Its parameters, buffers and children appear under their own names:
+                the state_dict of this module is the state_dict of the one it holds.
+        """
+        super().__init__()
+        # Sharing the dictionaries, not registering `module` as a child, keeps every name as it is.
+        self._parameters = module._parameters
+        self._buffers = module._buffers
+        self._non_persistent_buffers_set = module._non_persistent_buffers_set
+        self._modules = module._modules
+        object.__setattr__(self, "dense_module", module)
+        self.training = module.training
+        self._programs = {}
+        self._frame = None
+        self._uncapturable = False
+        self.register_load_state_dict_post_hook(_forget_programs)
+
+    def train(self, mode=True):
+        self.dense_module.train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self._programs.clear()
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self):
+        return f"block-sparse {type(self.dense_module).__name__}"
+
+    def forward(self, *args, **kwargs):
+        if self._frame is None or self.training or self._uncapturable:
+            return self.dense_module(*args, **kwargs)
+        frame = self._frame
+        try:
+            program = self.program(args, kwargs, frame.grid)
+        except CaptureError as error:
+            logger.warning("%s runs densely: %s", type(self.dense_module).__name__, error)
+            self._uncapturable = True
+            return self.dense_module(*args, **kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        try:
+            with torch.no_grad():
+                outputs = Execution(program, frame.state, frame.grid).run(tensors)
+        except BaseException:
+            # Half of the caches are of this frame and half of the last: no basis for the next.
+            frame.state.reset()
+            raise
+        frame.count(*program.macs(frame.grid))
+        return pytree.tree_unflatten(outputs, program.output_spec)
+
+    def program(self, args, kwargs, grid):
+        """The Program for inputs of these shapes, compiled on first use.
+
+        Raises:
+            CaptureError: if the network cannot be captured.
+            ValueError: if the block size does not align with the network's strides.
+        """
+        leaves = pytree.tree_leaves((args, kwargs))
+        shapes = tuple(
+            (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
+            for leaf in leaves
+        )
+        key = (shapes, grid.block_size, grid.image_size)
+        if key not in self._programs:
+            captured = capture(self.dense_module, args, kwargs)
+            program = plan(
+                captured,
+                block_size=grid.block_size,
+                image_size=grid.image_size,
+                module_name=type(self.dense_module).__name__,
+            )
+            while len(self._programs) >= _MAX_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[key] = program
+        return self._programs[key]
+
+
+def _forget_programs(module, incompatible_keys):
+    """Programs hold folded copies of the weights."""
+    module._programs.clear()
+
+
+class SparseFrame:
+    """One frame of one stream: the grid, the state, and what the execution cost.
+
+    Attributes:
+        macs: multiply-accumulates that the block-sparse modules executed.
+        dense_macs: what they would have executed with all blocks active.
+    """
+
+    def __init__(self, grid, state):
+        self.grid = grid
+        self.state = state
+        self.macs = 0
+        self.dense_macs = 0
+
+    def count(self, macs, dense_macs):
+        self.macs += macs
+        self.dense_macs += dense_macs
+
+
+@contextlib.contextmanager
+def block_sparse(model, grid, state):
+    """Binds every BlockSparseModule of `model` to one frame of one stream.
+
+    Args:
+        model: nn.Module.
+        grid: BlockGrid of the frame.
+        state: StreamState of the stream.
+
+    Yields:
+        SparseFrame
+    """
+    frame = SparseFrame(grid, state)
+    modules = [module for module in model.modules() if isinstance(module, BlockSparseModule)]
+    for module in modules:
+        module._frame = frame
+    try:
+        yield frame
+    finally:
+        for module in modules:
+            module._frame = None
