@@ -1,0 +1,248 @@
+"""Houses along the street: textured upright planes and sloping roofs."""
+
+from dataclasses import dataclass
+from typing import List
+
+import cv2
+import numpy as np
+
+from .annotation import Canvas
+from .brush import Light
+from .camera import Camera, clip_to_picture
+from .street import BEHIND, FAR, Street
+from .textures import Colour, jitter, pick, scale_colour, smooth_noise
+
+PIXELS = 36  # texture pixels per metre
+WALLS = [(168, 196, 214), (150, 172, 196), (186, 206, 216), (140, 160, 178), (110, 128, 160),
+         (86, 104, 150), (176, 184, 186), (150, 186, 204), (190, 200, 190), (132, 142, 148)]
+ROOFS = [(58, 66, 110), (70, 70, 76), (62, 58, 58), (66, 84, 120)]
+DEPTH = 14.0  # metres that a house reaches back from the street
+
+
+@dataclass(frozen=True)
+class House:
+    """
+    Attributes:
+        side: -1 left of the street, 1 right of it.
+        wall: X of its front.
+        start, end: Z of its two ends.
+        height: of the eaves in metres.
+        roof: rise of the roof in metres.
+        front, gable: uint8 textures (PIXELS per metre) of the street front and of the end walls.
+        roof_colour: colour of the roof.
+    """
+
+    side: int
+    wall: float
+    start: float
+    end: float
+    height: float
+    roof: float
+    front: np.ndarray
+    gable: np.ndarray
+    roof_colour: Colour
+
+    @property
+    def footprint(self) -> np.ndarray:
+        """(4, 2) ground corners (X, Z)."""
+        outer = self.wall + self.side * DEPTH
+        return np.array([[self.wall, self.start], [self.wall, self.end], [outer, self.end],
+                         [outer, self.start]])
+
+    def paint(self, canvas: Canvas, camera: Camera, light: Light) -> None:
+        """Draws gable, roof and front, and annotates them as building."""
+        outer = self.wall + self.side * DEPTH
+        if camera.z < self.start:
+            self._plane(canvas, camera, light, self.gable, (self.wall, self.start),
+                        (outer, self.start), (0.0, 0.0, -1.0))
+        ridge = self.wall + self.side * 4.0
+        slope = np.array([[self.wall, self.height, self.start], [self.wall, self.height, self.end],
+                          [ridge, self.height + self.roof, self.end],
+                          [ridge, self.height + self.roof, self.start]])
+        # A roof flatter than the line of sight is hidden by its own eaves.
+        rise = (self.height - camera.eye) / abs(self.wall - camera.x)
+        if self.roof / 4.0 > rise:
+            _flat(canvas, camera, light, slope, light.shade(self.roof_colour, np.array(
+                [-self.side * 0.6, 0.8, 0.0])))
+        if camera.z < self.start:
+            gable = np.array([[self.wall, self.height, self.start],
+                              [ridge, self.height + self.roof, self.start],
+                              [outer, self.height, self.start]])
+            shade = light.shade(tuple(self.gable.mean(axis=(0, 1))), np.array([0.0, 0.0, -1.0]))
+            _flat(canvas, camera, light, gable, shade)
+        self._plane(canvas, camera, light, self.front, (self.wall, self.start),
+                    (self.wall, self.end), (-float(self.side), 0.0, 0.0))
+
+    def _plane(self, canvas, camera, light, texture, start, end, normal) -> None:
+        """Warps a texture onto the upright plane between two ground points."""
+        rows, columns = texture.shape[:2]
+        corners = np.array([[start[0], 0.0, start[1]], [start[0], self.height, start[1]],
+                            [end[0], self.height, end[1]], [end[0], 0.0, end[1]]])
+        polygon = camera.polygon(corners)
+        if polygon is not None:
+            polygon = clip_to_picture(polygon, camera.height, camera.width)
+        if polygon is None:
+            return
+        area, part, mask = canvas.annotate("building", polygon)
+        height, width = mask.shape
+        # Average the texture down to about the resolution at which it is seen.
+        near = max(min(camera.depth(*start), camera.depth(*end)), 1.0)
+        across = min(1.0, 2.0 * width / columns)
+        down = min(1.0, 1.2 * camera.focal / near / PIXELS)
+        size = (max(int(columns * across), 2), max(int(rows * down), 2))
+        texture = cv2.resize(texture, size, interpolation=cv2.INTER_AREA)
+        first = np.array([end[0] - start[0], 0.0, end[1] - start[1]]) / size[0]
+        second = np.array([0.0, -self.height / size[1], 0.0])
+        matrix = camera.plane((start[0], self.height, start[1]), first, second)
+        shift = np.array([[1, 0, -part.start - 0.5], [0, 1, -area.start - 0.5], [0, 0, 1.0]])
+        centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
+        picture = cv2.warpPerspective(texture, shift @ matrix @ centre, (width, height),
+                                      flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        gain = np.float32(light.shade((255.0, 255.0, 255.0), np.array(normal))) / 255.0
+        middle = camera.depth((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+        fade = light.visibility(max(middle, near))
+        lut = np.arange(256, dtype=np.float32)[:, None] * gain * fade
+        lut = np.clip(lut + np.float32(light.haze) * (1 - fade), 0, 255).astype(np.uint8)
+        picture = cv2.LUT(picture, lut[None])
+        np.copyto(canvas.image[area, part], picture, where=mask[..., None])
+
+
+def _flat(canvas: Canvas, camera: Camera, light: Light, corners, colour: Colour) -> None:
+    """An evenly coloured surface."""
+    polygon = camera.polygon(corners)
+    if polygon is not None:
+        polygon = clip_to_picture(polygon, camera.height, camera.width)
+    if polygon is None:
+        return
+    rows, columns, mask = canvas.annotate("building", polygon)
+    fade = light.visibility(camera.depth(*corners.mean(axis=0)[[0, 2]]))
+    colour = np.float32(colour) * fade + np.float32(light.haze) * (1 - fade)
+    canvas.image[rows, columns][mask] = np.clip(colour, 0, 255).astype(np.uint8)
+
+
+def sample_houses(rng: np.random.Generator, street: Street) -> List[House]:
+    """Rows of houses on both sides, with a gap at the side street and now and then another one."""
+    houses = []
+    for side, wall in ((-1, street.wall_left), (1, street.wall_right)):
+        z = BEHIND
+        while z < FAR * 0.8:
+            length = float(rng.uniform(9.0, 20.0)) if z < 70 else float(rng.uniform(20.0, 34.0))
+            end = z + length
+            if street.crossing is not None:
+                low, high = street.crossing - 7.5, street.crossing + 7.5
+                if z < low < end:
+                    end = low if low - z > 5 else z
+                if low - 1e-6 <= end <= high or low <= z < high:
+                    if end > z:
+                        houses.append(_house(rng, side, wall, z, end))
+                    z = high
+                    continue
+            houses.append(_house(rng, side, wall, z, end))
+            z = end + (float(rng.uniform(3.0, 7.0)) if rng.random() < 0.15 else 0.0)
+    return houses
+
+
+def _house(rng: np.random.Generator, side: int, wall: float, start: float, end: float) -> House:
+    storeys = int(rng.integers(3, 6))
+    height = 3.9 + storeys * float(rng.uniform(2.9, 3.3))
+    colour = jitter(rng, pick(rng, WALLS), 10)
+    front = facade(rng, end - start, height, storeys, colour, True)
+    gable = facade(rng, DEPTH, height, storeys, scale_colour(colour, 0.94), False)
+    wall = wall + side * float(rng.choice([0.0, 0.0, 0.4, 0.9]))
+    return House(side, wall, start, end, height, float(rng.uniform(2.0, 4.5)), front, gable,
+                 jitter(rng, pick(rng, ROOFS)))
+
+
+def facade(
+    rng: np.random.Generator, length: float, height: float, storeys: int, colour: Colour,
+    shops: bool,
+) -> np.ndarray:
+    """
+    Paints a house front.
+
+    Args:
+        length, height: in metres.
+        storeys: rows of windows above the ground floor.
+        colour: of the plaster.
+        shops: whether shop windows fill the ground floor.
+
+    Returns:
+        uint8 texture of PIXELS pixels per metre, row 0 at the eaves.
+    """
+    rows, columns = int(height * PIXELS), int(length * PIXELS)
+    noise = smooth_noise(rng, (rows // 4, columns // 4), (6, 16, 40, 90))
+    noise = cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    wall = np.clip(np.float32(colour) * (1.0 + 0.028 * noise[..., None]), 0, 255).astype(np.uint8)
+
+    def box(x: float, y: float, width: float, tall: float, paint: Colour) -> None:
+        corner = (int(x * PIXELS), rows - int((y + tall) * PIXELS))
+        opposite = (int((x + width) * PIXELS) - 1, rows - int(y * PIXELS) - 1)
+        cv2.rectangle(wall, corner, opposite, paint, -1)
+
+    ground = 3.9
+    step = (height - ground) / storeys
+    wide, tall = float(rng.uniform(0.95, 1.4)), float(rng.uniform(1.4, 1.9))
+    frame = pick(rng, [(226, 228, 230), (226, 228, 230), (70, 76, 84), (50, 66, 96)])
+    trim = scale_colour(colour, rng.choice([0.8, 1.14]))
+    count = max(int(length / float(rng.uniform(2.1, 2.9))), 1)
+    pitch = length / count
+    balconies = rng.random() < 0.3
+    for storey in range(storeys):
+        y = ground + storey * step + 0.75
+        box(0.0, ground + storey * step - 0.08, length, 0.16, trim)
+        for i in range(count):
+            x = (i + 0.5) * pitch - wide / 2
+            _window(rng, box, x, y, wide, min(tall, step - 1.0), frame, trim)
+            if balconies and i % 2 == 1 and shops:
+                box(x - 0.4, y - 0.4, wide + 0.8, 0.12, (120, 120, 122))
+                for bar in np.arange(x - 0.4, x + wide + 0.4, 0.14):
+                    box(bar, y - 0.3, 0.04, 0.8, (64, 62, 62))
+    box(0.0, height - 0.4, length, 0.4, trim)
+    box(0.0, height - 0.16, length, 0.16, scale_colour(trim, 0.75))
+    if shops:
+        _ground_floor(rng, box, length, colour)
+    else:
+        box(0.0, 0.0, length, 0.6, scale_colour(colour, 0.72))
+    for x in (0.05, length - 0.17):
+        box(x, 0.0, 0.12, height, scale_colour(colour, 0.72))  # drain pipes, gaps between houses
+    return wall
+
+
+def _window(rng, box, x, y, wide, tall, frame, trim) -> None:
+    glass = pick(rng, [(88, 78, 70), (70, 62, 56), (104, 94, 84), (60, 54, 50)])
+    box(x - 0.14, y - 0.1, wide + 0.28, tall + 0.24, trim)
+    box(x - 0.18, y - 0.16, wide + 0.36, 0.1, scale_colour(trim, 0.8))
+    box(x, y, wide, tall, frame)
+    box(x + 0.07, y + 0.07, wide - 0.14, tall - 0.14, glass)
+    box(x + 0.07, y + tall * 0.55, wide - 0.14, tall * 0.45 - 0.07,
+        scale_colour(glass, float(rng.uniform(1.15, 1.7))))
+    if rng.random() < 0.35:
+        box(x + 0.07, y + tall * float(rng.uniform(0.3, 0.8)), wide - 0.14, 0.3, (196, 204, 208))
+    box(x + wide / 2 - 0.04, y, 0.08, tall, frame)
+    box(x, y + tall * 0.62, wide, 0.07, frame)
+
+
+def _ground_floor(rng, box, length, colour) -> None:
+    box(0.0, 0.0, length, 3.6, scale_colour(colour, float(rng.uniform(0.7, 0.9))))
+    box(0.0, 3.55, length, 0.2, scale_colour(colour, 0.65))
+    x = 0.5
+    while x + 2.0 < length - 0.4:
+        width = min(float(rng.uniform(2.0, 4.5)), length - 0.5 - x)
+        if rng.random() < 0.2:
+            box(x, 0.0, 1.3, 2.5, jitter(rng, (52, 70, 98), 12))
+            box(x + 0.15, 1.3, 1.0, 1.0, (96, 86, 78))
+            x += 1.8
+            continue
+        sign = jitter(rng, pick(rng, [(60, 52, 150), (140, 96, 50), (70, 110, 60), (46, 46, 48),
+                                      (60, 150, 196), (200, 204, 206)]), 12)
+        box(x, 0.35, width, 2.45, (54, 50, 48))
+        box(x + 0.1, 0.5, width - 0.2, 2.2, (96, 88, 80))
+        box(x + 0.1, 1.5, width - 0.2, 1.2, (126, 118, 108))
+        for i in range(int(width / 0.5)):
+            item = jitter(rng, (110, 120, 140), 34)
+            box(x + 0.15 + i * 0.5, 0.5, 0.36, float(rng.uniform(0.4, 1.3)), item)
+        box(x + width / 2 - 0.05, 0.35, 0.1, 2.4, (54, 50, 48))
+        box(x - 0.1, 2.85, width + 0.2, 0.6, sign)
+        for i in range(int(width / 0.45) - 1):
+            box(x + 0.25 + i * 0.45, 3.02, 0.25, 0.26, scale_colour(sign, 1.9 if sum(sign) < 380 else 0.4))
+        x += width + float(rng.uniform(0.4, 1.0))
