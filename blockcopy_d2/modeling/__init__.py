@@ -1,0 +1,9 @@
+from .backbone import BlockCopyBackbone
+from .heads import BlockCopyDenseHead, convert_heads
+from .meta_arch import BlockCopyVideoModel, FrameResult
+from .rpn import BlockCopyRPNHead
+from .stream import StreamPool, VideoStream
+from .task import InstanceTask, SemanticTask, build_task
+from .timing import StageTimer
+
+__all__ = [k for k in globals().keys() if not k.startswith("_")]

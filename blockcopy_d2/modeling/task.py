@@ -1,0 +1,118 @@
+"""
+What the policy sees of an output, and how two outputs differ: one class per kind of task.
+
+Shape shorthand in this module:
+
+    h, w: policy resolution
+    K: classes
+    n: detections of a frame
+"""
+
+from torch.nn import functional as F
+
+from blockcopy_d2.policy import (
+    DetectionMasks,
+    instance_information_gain,
+    paint_output,
+    rasterize_instances,
+    resize_to_policy,
+    semantic_information_gain,
+)
+
+__all__ = ["InstanceTask", "SemanticTask", "build_task"]
+
+
+class InstanceTask:
+    """Outputs with "instances": masks where there are any, boxes otherwise (Algorithm 1)."""
+
+    def __init__(self, num_classes):
+        """
+        Args:
+            num_classes (int): K.
+        """
+        self.num_classes = num_classes
+
+    def observe(self, output, *, image_size, canvas_size, grid_shape):
+        """
+        Args:
+            output (dict): one frame's, in Detectron2's format.
+            image_size (tuple[int, int]): of the network's input without its padding.
+            canvas_size (tuple[int, int]): of the network's input.
+            grid_shape (tuple[int, int]): rows and columns of blocks.
+
+        Returns:
+            DetectionMasks: n detections at policy resolution.
+        """
+        instances = output["instances"]
+        masks = rasterize_instances(
+            instances, image_size=image_size, canvas_size=canvas_size, grid_shape=grid_shape
+        )
+        return DetectionMasks(masks, instances.scores, instances.pred_classes)
+
+    def paint(self, seen):
+        """
+        Returns:
+            Tensor: float (K, h, w) in [0, 1], per class the score of the best detection there.
+        """
+        return paint_output(seen.masks, seen.scores, seen.classes, self.num_classes)
+
+    def information_gain(self, current, previous):
+        """
+        Returns:
+            Tensor: float (h, w).
+        """
+        return instance_information_gain(current, previous)
+
+
+class SemanticTask:
+    """Outputs with "sem_seg": the class probabilities of every pixel, compared by KL divergence."""
+
+    def __init__(self, num_classes):
+        """
+        Args:
+            num_classes (int): K.
+        """
+        self.num_classes = num_classes
+
+    def observe(self, output, *, image_size, canvas_size, grid_shape):
+        """
+        Args: as :meth:`InstanceTask.observe`.
+
+        Returns:
+            Tensor: float (K, h, w), probabilities; zero in the padding.
+        """
+        logits = F.interpolate(
+            output["sem_seg"][None], size=image_size, mode="bilinear", align_corners=False
+        )
+        padding = (0, canvas_size[1] - image_size[1], 0, canvas_size[0] - image_size[0])
+        return resize_to_policy(F.pad(logits.softmax(dim=1), padding), grid_shape)[0]
+
+    def paint(self, seen):
+        """
+        Returns:
+            Tensor: float (K, h, w) in [0, 1].
+        """
+        return seen
+
+    def information_gain(self, current, previous):
+        """
+        Returns:
+            Tensor: float (h, w).
+        """
+        return semantic_information_gain(current, previous)
+
+
+def build_task(cfg):
+    """
+    Args:
+        cfg (CfgNode): names the task network, not the model around it.
+
+    Returns:
+        InstanceTask or SemanticTask:
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name == "SemanticSegmentor":
+        return SemanticTask(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if name == "RetinaNet":
+        return InstanceTask(cfg.MODEL.RETINANET.NUM_CLASSES)
+    return InstanceTask(cfg.MODEL.ROI_HEADS.NUM_CLASSES)

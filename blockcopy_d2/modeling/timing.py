@@ -1,0 +1,73 @@
+"""Where the time of a frame goes, on the CPU and on CUDA."""
+
+import time
+from contextlib import contextmanager
+
+import torch
+
+
+class StageTimer:
+    """
+    Times named stages of one frame. On CUDA a stage is two events in the stream, so timing never
+    makes the host wait; only :meth:`seconds` does. A stage entered several times adds up.
+    """
+
+    def __init__(self, device):
+        """
+        Args:
+            device (torch.device or str): where the timed work runs.
+        """
+        self._cuda = torch.device(device).type == "cuda"
+        self._intervals = []
+
+    @contextmanager
+    def stage(self, name):
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.add(name, start)
+
+    def now(self):
+        """A mark on the device's timeline, for :meth:`add`."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, name, start):
+        """Count the time from ``start`` until now to stage ``name``."""
+        self._intervals.append((name, start, self.now()))
+
+    def seconds(self):
+        """
+        Returns:
+            dict[str, float]: seconds per stage, in order of first use.
+        """
+        total = {}
+        for name, start, end in self._intervals:
+            if self._cuda:
+                end.synchronize()
+                elapsed = start.elapsed_time(end) / 1000
+            else:
+                elapsed = end - start
+            total[name] = total.get(name, 0.0) + elapsed
+        return total
+
+
+@contextmanager
+def timed_modules(timer, name, modules):
+    """While open, the time spent in ``modules`` (none inside another) counts to stage ``name``."""
+    starts = []
+    handles = []
+    for module in modules:
+        handles.append(
+            module.register_forward_pre_hook(lambda *_: starts.append(timer.now()))
+        )
+        handles.append(module.register_forward_hook(lambda *_: timer.add(name, starts.pop())))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
