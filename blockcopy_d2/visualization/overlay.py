@@ -1,0 +1,133 @@
+"""
+One picture of what happened in a frame: the detections, the blocks that were executed, a caption.
+
+Shape shorthand: an image of H x W pixels under a grid of GH x GW blocks.
+"""
+
+import functools
+import math
+
+import numpy as np
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["draw_frame"]
+
+_LABEL_THRESHOLD = 0.5
+_MASK_ALPHA = 0.45
+# BGR
+_TINT = np.array([60, 190, 255], dtype=np.float32)
+_TINT_ALPHA = 0.2
+_OUTLINE_ALPHA = 0.85
+_SKIPPED_BRIGHTNESS = 0.82
+# Class colours, matplotlib's notation, clear of the tint. Neighbours in Cityscapes' order of
+# classes (person, rider, car, truck, bus, train, motorcycle, bicycle) are far apart
+_PALETTE = (
+    "#ff3b5c", "#e64bff", "#3d8bff", "#9b5cff", "#2ecc71",
+    "#00b3a4", "#ff8fab", "#35e0f0", "#b8e04a", "#c97b63",
+)  # fmt: skip
+_CAPTION_BACKGROUND = (24, 24, 24)
+_CAPTION_COLOR = (235, 235, 235)
+
+
+def draw_frame(
+    image, instances, active=None, metadata=None, *, block_size=128, scale=1.0, caption=()
+):
+    """
+    Args:
+        image (ndarray): uint8, (H, W, 3), BGR. It stays as it is.
+        instances (Instances or None): detections in pixels of ``image``, with ``pred_classes``,
+            ``scores``, ``pred_boxes`` and possibly ``pred_masks`` (n, H, W). All are drawn, in the
+            colour of their class; those with a score above 0.5 get a label.
+        active (Tensor or ndarray or None): bool, (GH, GW): the executed blocks, which are tinted
+            and outlined; the others are dimmed. None: the frame was not run in blocks.
+        metadata (Metadata or None): of Detectron2; ``thing_classes`` names the classes.
+        block_size (int): side of a block in pixels of the network's input.
+        scale (float): pixels of the network's input per pixel of ``image``.
+        caption (str or sequence[str]): text of a strip below the picture, in equal columns, so
+            that they keep their place from frame to frame. Empty: no strip.
+
+    Returns:
+        ndarray: uint8, (H, W, 3), BGR; with a caption, the strip adds about H / 18 rows.
+    """
+    picture = image
+    if active is not None:
+        picture = _tint_blocks(image, np.asarray(active, dtype=bool), block_size / scale)
+    if instances is not None and len(instances):
+        picture = _draw_instances(picture, instances.to("cpu"), metadata)
+    if caption:
+        columns = (caption,) if isinstance(caption, str) else tuple(caption)
+        picture = np.concatenate([picture, _caption_strip(columns, *image.shape[:2])])
+    return np.ascontiguousarray(picture)
+
+
+def _tint_blocks(image, active, side):
+    """
+    Args:
+        active (ndarray): bool, (GH, GW).
+        side (float): side of a block in pixels of ``image``.
+    """
+    height, width = image.shape[:2]
+    rows = np.minimum((np.arange(height) / side).astype(int), active.shape[0] - 1)
+    columns = np.minimum((np.arange(width) / side).astype(int), active.shape[1] - 1)
+    tinted = active[rows][:, columns]
+    # The outline is where an executed block meets one that is not, or the border of the image.
+    inner = np.pad(tinted, 1)
+    thickness = max(1, round(math.sqrt(height * width) / 700))
+    for _ in range(thickness):
+        inner = inner & np.pad(
+            inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:], 1
+        )
+    outline = tinted & ~inner[1:-1, 1:-1]
+    alpha = (np.where(outline, _OUTLINE_ALPHA, _TINT_ALPHA) * tinted).astype(np.float32)
+    keep = np.where(tinted, 1 - alpha, np.float32(_SKIPPED_BRIGHTNESS))
+    return (image * keep[..., None] + _TINT * alpha[..., None]).round().astype(np.uint8)
+
+
+def _draw_instances(image, instances, metadata):
+    visualizer = Visualizer(image[:, :, ::-1], metadata)
+    classes = instances.pred_classes.tolist()
+    colors = [_PALETTE[c % len(_PALETTE)] for c in classes]
+    masks = np.asarray(instances.pred_masks) if instances.has("pred_masks") else None
+    boxes = instances.pred_boxes.tensor.numpy()
+    visualizer.overlay_instances(
+        # A mask shows better where an object ends than its box.
+        boxes=boxes if masks is None else None,
+        masks=masks,
+        assigned_colors=colors,
+        alpha=_MASK_ALPHA,
+    )
+    names = visualizer.metadata.get("thing_classes")
+    font_size = max(6, math.sqrt(image.shape[0] * image.shape[1]) / 105)
+    for box, score, label in zip(boxes, instances.scores.tolist(), classes):
+        if score > _LABEL_THRESHOLD:
+            name = names[label] if names else str(label)
+            visualizer.draw_text(
+                f"{name} {score:.0%}",
+                (box[0], max(box[1] - 1.9 * font_size, 0)),
+                font_size=font_size,
+                color="white",
+                horizontal_alignment="left",
+            )
+    return visualizer.get_output().get_image()[:, :, ::-1]
+
+
+@functools.lru_cache(maxsize=8)
+def _font(size):
+    return ImageFont.load_default(size)
+
+
+def _caption_strip(columns, height, width):
+    rows = max(16, round(height / 36) * 2)
+    strip = Image.new("RGB", (width, rows), _CAPTION_BACKGROUND[::-1])
+    draw = ImageDraw.Draw(strip)
+    margin = rows // 2
+    size = round(rows * 0.58)
+    # A long caption on a narrow picture is set smaller instead of being cut.
+    pitch = (width - margin) / len(columns)
+    widest = max(draw.textlength(text, font=_font(size)) for text in columns)
+    size = max(6, math.floor(size * min(1, (pitch - margin / 2) / max(widest, 1))))
+    for i, text in enumerate(columns):
+        position = (margin + i * pitch, rows / 2)
+        draw.text(position, text, font=_font(size), fill=_CAPTION_COLOR[::-1], anchor="lm")
+    return np.asarray(strip)[:, :, ::-1]
