@@ -1,0 +1,185 @@
+"""From a data set of video clips to a loader that yields their frames in order."""
+
+import itertools
+import logging
+import operator
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+
+class FrameReadError(RuntimeError):
+    """
+    A frame that cannot be used: missing, broken, or of another size than the frames of its clip.
+
+    Attributes:
+        file_name (str): the image or video file.
+        video_id (str): the clip.
+        frame_index (int): the frame's place in the clip, from 0.
+        reason (str): what was found.
+    """
+
+    def __init__(self, file_name, video_id, frame_index, reason):
+        # All fields are positional arguments of the base class, so that the error survives
+        # pickling on its way out of a loader's worker.
+        super().__init__(file_name, video_id, frame_index, reason)
+        self.file_name = file_name
+        self.video_id = video_id
+        self.frame_index = frame_index
+        self.reason = reason
+
+    def __str__(self):
+        return (
+            f"Frame {self.frame_index} of clip {self.video_id} cannot be used: "
+            f"{self.file_name}: {self.reason}"
+        )
+
+
+class ClipMapper:
+    """
+    Maps the dataset dict of a frame to the model's input, as Detectron2's ``DatasetMapper`` does
+    at test time, with video_id, frame_index and labelled kept.
+    """
+
+    @configurable
+    def __init__(self, *, augmentations, image_format):
+        """
+        Args:
+            augmentations (list[Augmentation]): deterministic ones, applied to each frame.
+            image_format (str): one of the formats of ``detection_utils.read_image``.
+        """
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "augmentations": utils.build_augmentation(cfg, is_train=False),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict):
+        """
+        Args:
+            dataset_dict (dict): of one frame.
+
+        Returns:
+            dict: a copy with "image", a uint8 tensor (C, H, W), and without annotations. For a
+            frame that cannot be used only video_id, frame_index and "error", a
+            :class:`FrameReadError`: an exception would end the loader's worker and with it the
+            clips after this one. Who runs the frames logs it and skips the rest of the clip.
+        """
+        try:
+            image = self._read(dataset_dict)
+        except FrameReadError as error:
+            return {
+                "video_id": dataset_dict["video_id"],
+                "frame_index": dataset_dict["frame_index"],
+                "error": error,
+            }
+        augmented = T.AugInput(image)
+        self.augmentations(augmented)
+        image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        inputs = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        inputs["image"] = torch.as_tensor(image)
+        return inputs
+
+    def _read(self, dataset_dict):
+        identity = [dataset_dict[key] for key in ("file_name", "video_id", "frame_index")]
+        try:
+            image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        except FileNotFoundError as error:
+            raise FrameReadError(*identity, "no such file") from error
+        except Exception as error:
+            # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError,
+            # struct.error and more, depending on the byte that is wrong.
+            raise FrameReadError(*identity, f"not a readable image ({error})") from error
+        height, width = image.shape[:2]
+        if (height, width) != (dataset_dict["height"], dataset_dict["width"]):
+            raise FrameReadError(
+                *identity,
+                f"its size is {width}x{height}, the clip's is "
+                f"{dataset_dict['width']}x{dataset_dict['height']}",
+            )
+        return image
+
+
+class ClipSampler(Sampler):
+    """
+    Yields the indices of the frames of one rank's clips, in order. A clip is never split between
+    ranks, since its frames share one stream of features; every rank gets a contiguous share of
+    the clips, equal up to one.
+    """
+
+    def __init__(self, clip_lengths, *, rank=None, world_size=None):
+        """
+        Args:
+            clip_lengths (list[int]): frames of each clip of the data set, in order.
+            rank, world_size (int): default to those of the running job.
+        """
+        rank = comm.get_rank() if rank is None else rank
+        world_size = comm.get_world_size() if world_size is None else world_size
+        starts = [0, *itertools.accumulate(clip_lengths)]
+        clips = len(clip_lengths)
+        self._indices = range(
+            starts[clips * rank // world_size], starts[clips * (rank + 1) // world_size]
+        )
+
+    def __iter__(self):
+        return iter(self._indices)
+
+    def __len__(self):
+        return len(self._indices)
+
+
+def build_clip_loader(cfg, dataset_name, num_clips=None):
+    """
+    A loader of the frames of a video data set, for this rank, in order.
+
+    Args:
+        cfg (CfgNode): INPUT.CLIP.NUM_FRAMES is the most frames taken of a clip, the last ones
+            (they end with the labelled frame); they count from frame_index 0.
+        dataset_name (str): a registered data set whose dicts have a video_id.
+        num_clips (int): how many clips to take, from the first. 0: all. Default:
+            INPUT.CLIP.NUM_CLIPS.
+
+    Returns:
+        DataLoader: yields lists of one dict, see :class:`ClipMapper`. Workers read ahead.
+    """
+    num_clips = cfg.INPUT.CLIP.NUM_CLIPS if num_clips is None else num_clips
+    clips = _take_clips(dataset_name, num_clips, cfg.INPUT.CLIP.NUM_FRAMES)
+    lengths = [len(clip) for clip in clips]
+    logging.getLogger(__name__).info(
+        "%s: %d clips with %d frames", dataset_name, len(lengths), sum(lengths)
+    )
+    return build_detection_test_loader(
+        list(itertools.chain.from_iterable(clips)),
+        mapper=ClipMapper(cfg),
+        sampler=ClipSampler(lengths),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def _take_clips(dataset_name, num_clips, num_frames):
+    if num_clips < 0 or num_frames < 1:
+        raise ValueError(
+            f"Cannot take {num_clips} clips of {num_frames} frames from {dataset_name}: "
+            f"INPUT.CLIP.NUM_CLIPS must be at least 0, INPUT.CLIP.NUM_FRAMES at least 1."
+        )
+    dataset = DatasetCatalog.get(dataset_name)
+    if "video_id" not in dataset[0]:
+        raise ValueError(
+            f"{dataset_name} is a data set of single images: its dicts have no video_id. "
+            f"Choose one of video clips, such as streetclips_val."
+        )
+    clips = itertools.groupby(dataset, key=operator.itemgetter("video_id"))
+    clips = [list(frames)[-num_frames:] for _, frames in clips][: num_clips or None]
+    return [
+        [{**frame, "frame_index": index} for index, frame in enumerate(clip)] for clip in clips
+    ]
