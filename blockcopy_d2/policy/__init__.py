@@ -1,0 +1,40 @@
+"""The policy: which blocks of a frame are worth executing, and how it learns that online."""
+
+from .base import Decision, Policy
+from .baselines import AllBlocks, EveryKthFrame, FrameDifference, NoBlocks, RandomBlocks
+from .build import POLICY_REGISTRY, build_policy
+from .information_gain import (
+    DetectionMasks,
+    block_information_gain,
+    instance_block_gain,
+    instance_information_gain,
+    semantic_information_gain,
+)
+from .learned import LearnedPolicy
+from .network import PolicyNetwork
+from .observation import Observation, paint_output, rasterize_instances, resize_to_policy
+from .reinforce import OnlineLearner
+
+__all__ = [
+    "POLICY_REGISTRY",
+    "AllBlocks",
+    "Decision",
+    "DetectionMasks",
+    "EveryKthFrame",
+    "FrameDifference",
+    "LearnedPolicy",
+    "NoBlocks",
+    "Observation",
+    "OnlineLearner",
+    "Policy",
+    "PolicyNetwork",
+    "RandomBlocks",
+    "block_information_gain",
+    "build_policy",
+    "instance_block_gain",
+    "instance_information_gain",
+    "paint_output",
+    "rasterize_instances",
+    "resize_to_policy",
+    "semantic_information_gain",
+]

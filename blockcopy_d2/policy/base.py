@@ -1,0 +1,78 @@
+"""The interface of a policy.
+
+Shape shorthand: N streams, GH x GW blocks.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Decision", "Policy", "SeededUniform"]
+
+
+@dataclass
+class Decision:
+    """
+    Which blocks to execute, A_t of the paper.
+
+    Attributes:
+        active (Tensor): bool (N, GH, GW).
+        logits (Tensor or None): float (N, GH, GW), log-odds of execution that ``active`` was
+            drawn from; None from policies that do not draw. Part of an autograd graph if the
+            policy was called with gradients enabled.
+    """
+
+    active: Tensor
+    logits: Tensor | None = None
+
+
+class Policy(nn.Module, ABC):
+    """Picks the blocks of a frame worth executing. A stream's first frame runs without asking."""
+
+    # Whether an OnlineLearner can improve it.
+    learns = False
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        """
+        Args:
+            cfg (CfgNode):
+            num_classes (int): classes of the task network's output.
+        """
+        return {}
+
+    @abstractmethod
+    def forward(self, observation):
+        """
+        Args:
+            observation (Observation): of N streams.
+
+        Returns:
+            Decision:
+        """
+
+
+class SeededUniform:
+    """
+    Uniform random numbers that depend on nothing but a seed, on any device. They are not part of
+    a state dict: a resumed run draws from the start again.
+    """
+
+    def __init__(self, seed):
+        """
+        Args:
+            seed (int):
+        """
+        self.seed = seed
+        self._generator = None
+
+    def draw(self, shape, device):
+        """
+        Returns:
+            Tensor: float of ``shape``, in [0, 1).
+        """
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return torch.rand(shape, generator=self._generator, device=device)

@@ -1,0 +1,119 @@
+"""
+Policies that learn nothing, to compare with.
+
+Shape shorthand in this module:
+
+    N: streams
+    GH, GW: rows and columns of the block grid
+    h, w: policy resolution, 32 GH x 32 GW
+"""
+
+import torch
+from detectron2.config import configurable
+from torch.nn import functional as F
+
+from .base import Decision, Policy, SeededUniform
+from .build import POLICY_REGISTRY
+
+__all__ = ["AllBlocks", "EveryKthFrame", "FrameDifference", "NoBlocks", "RandomBlocks"]
+
+
+@POLICY_REGISTRY.register()
+class AllBlocks(Policy):
+    """Executes every block: the task network as it is."""
+
+    @configurable
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, observation):
+        return _same_everywhere(observation, True)
+
+
+@POLICY_REGISTRY.register()
+class NoBlocks(Policy):
+    """Executes nothing: the output of a stream's first frame stays."""
+
+    @configurable
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, observation):
+        return _same_everywhere(observation, False)
+
+
+@POLICY_REGISTRY.register()
+class RandomBlocks(Policy):
+    """Executes each block with the same probability, independently."""
+
+    @configurable
+    def __init__(self, *, target, seed=0):
+        """
+        Args:
+            target (float): tau, the probability.
+            seed (int): of the draws.
+        """
+        super().__init__()
+        self.target = target
+        self._uniform = SeededUniform(seed)
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        options = cfg.MODEL.BLOCKCOPY
+        return {"target": options.TARGET, "seed": options.POLICY.SEED}
+
+    def forward(self, observation):
+        grid = observation.grid[:, 0]
+        return Decision(active=self._uniform.draw(grid.shape, grid.device) < self.target)
+
+
+@POLICY_REGISTRY.register()
+class FrameDifference(Policy):
+    """Executes the blocks whose pixels differ most from when they were last executed."""
+
+    @configurable
+    def __init__(self, *, target):
+        """
+        Args:
+            target (float): tau, the fraction of the blocks of every frame, rounded.
+        """
+        super().__init__()
+        self.target = target
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        return {"target": cfg.MODEL.BLOCKCOPY.TARGET}
+
+    def forward(self, observation):
+        grid = observation.grid[:, 0]
+        difference = (observation.frame - observation.frame_state).abs().mean(dim=1, keepdim=True)
+        difference = F.adaptive_avg_pool2d(difference, grid.shape[1:]).flatten(1)
+        count = round(self.target * difference.shape[1])
+        active = torch.zeros_like(difference, dtype=torch.bool)
+        active.scatter_(1, difference.topk(count, dim=1).indices, True)
+        return Decision(active=active.view(grid.shape))
+
+
+@POLICY_REGISTRY.register()
+class EveryKthFrame(Policy):
+    """Executes every block of each k-th frame of a stream and none between: a lower frame rate."""
+
+    @configurable
+    def __init__(self, *, period):
+        """
+        Args:
+            period (int): k, at least 1.
+        """
+        super().__init__()
+        self.period = period
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        return {"period": cfg.MODEL.BLOCKCOPY.POLICY.PERIOD}
+
+    def forward(self, observation):
+        return _same_everywhere(observation, observation.frame_index % self.period == 0)
+
+
+def _same_everywhere(observation, execute):
+    return Decision(active=torch.full_like(observation.grid[:, 0], execute, dtype=torch.bool))

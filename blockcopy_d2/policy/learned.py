@@ -1,0 +1,58 @@
+"""The policy that is learned online.
+
+Shape shorthand: N streams, GH x GW blocks.
+"""
+
+import torch
+from detectron2.config import configurable
+
+from .base import Decision, Policy, SeededUniform
+from .build import POLICY_REGISTRY
+from .network import PolicyNetwork
+
+__all__ = ["LearnedPolicy"]
+
+
+@POLICY_REGISTRY.register()
+class LearnedPolicy(Policy):
+    """
+    Draws every block from the probability that the policy network gives it (eq. 3), while it is
+    learned and after. Taught by :class:`OnlineLearner`.
+    """
+
+    learns = True
+
+    @configurable
+    def __init__(self, *, num_classes, pixel_std=(1.0, 1.0, 1.0), seed=0):
+        """
+        Args:
+            num_classes (int): classes of the task network's output.
+            pixel_std (sequence[float]): of the task network's input normalization, see
+                :class:`PolicyNetwork`.
+            seed (int): of the draws.
+        """
+        super().__init__()
+        self.network = PolicyNetwork(num_classes=num_classes, pixel_std=pixel_std)
+        self._uniform = SeededUniform(seed)
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        return {
+            "num_classes": num_classes,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "seed": cfg.MODEL.BLOCKCOPY.POLICY.SEED,
+        }
+
+    def forward(self, observation):
+        """
+        Args:
+            observation (Observation): of N streams.
+
+        Returns:
+            Decision: all blocks of a stream whose logits are not finite.
+        """
+        logits = self.network(observation)
+        probabilities = logits.detach().sigmoid()
+        drawn = self._uniform.draw(logits.shape, logits.device) < probabilities
+        unusable = ~torch.isfinite(logits).flatten(1).all(1)
+        return Decision(active=drawn | unusable[:, None, None], logits=logits)

@@ -1,0 +1,207 @@
+"""
+What the policy looks at: frames and outputs at policy resolution.
+
+Shape shorthand in this module:
+
+    N: streams
+    B: side of a block in pixels of the network's input, a power of two
+    H, W: height and width of the network's input, padding included (the canvas)
+    GH, GW: rows and columns of the block grid, ceil(H / B) x ceil(W / B)
+    h, w: policy resolution, 32 GH x 32 GW
+    n: detections of a frame
+    K: classes
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockcopy_d2.sparse import num_blocks
+
+__all__ = ["Observation", "paint_output", "rasterize_instances", "resize_to_policy"]
+
+# Side of a block at policy resolution, and the total stride of the policy network: whatever the
+# block size, a block is 32 x 32 policy pixels and gets one logit. At B = 128 that is 1/4 scale.
+PIXELS_PER_BLOCK = 32
+
+
+@dataclass
+class Observation:
+    """
+    What the policy knows of N streams before it decides, S_t of eq. 2.
+
+    Attributes:
+        frame (Tensor): float (N, 3, h, w), normalized as the task network's input, I_t.
+        frame_state (Tensor): float (N, 3, h, w), the pixels of each block when it was last
+            executed, H_{t-1}.
+        output (Tensor): float (N, K, h, w) in [0, 1], the previous output, O_{t-1}.
+        grid (Tensor): float (N, 1, GH, GW), 1 where a block of the previous frame was
+            executed, A_{t-1}.
+        frame_index (int): number of the frame in its stream, from 0.
+    """
+
+    frame: Tensor
+    frame_state: Tensor
+    output: Tensor
+    grid: Tensor
+    frame_index: int
+
+
+def resize_to_policy(image, grid_shape):
+    """
+    Average the pixels of an image down to policy resolution. What the blocks cover beyond the
+    image counts as zero.
+
+    Args:
+        image (Tensor): float (N, C, H, W).
+        grid_shape (tuple[int, int]): GH, GW.
+
+    Returns:
+        Tensor: float (N, C, h, w).
+
+    Raises:
+        ValueError: if no block size gives this grid.
+    """
+    image_size = tuple(image.shape[-2:])
+    factor = _block_size(image_size, grid_shape) / PIXELS_PER_BLOCK
+    size = _policy_size(grid_shape)
+    if factor >= 1:
+        # Windows that overlap the border keep their full divisor: the rest of them is zero.
+        window = int(factor)
+        pooled = F.avg_pool2d(image, window, ceil_mode=True, divisor_override=window * window)
+        return _pad_to(pooled, size)
+    canvas = _pad_to(image, [round(length * factor) for length in size])
+    return F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)
+
+
+def rasterize_instances(instances, *, image_size, canvas_size, grid_shape):
+    """
+    Masks of detections at policy resolution. A policy pixel belongs to a detection if its centre
+    lies in the mask, or in the box where there are no masks.
+
+    Args:
+        instances (Instances): n detections after ``detector_postprocess``, at any output size;
+            with "pred_masks", bool (n, H_out, W_out), or "pred_boxes".
+        image_size (tuple[int, int]): of the network's input without its padding; the output shows
+            the same view.
+        canvas_size (tuple[int, int]): H, W.
+        grid_shape (tuple[int, int]): GH, GW.
+
+    Returns:
+        Tensor: bool (n, h, w).
+
+    Raises:
+        ValueError: if the masks are not at output size, or no block size gives this grid.
+    """
+    step = _block_size(canvas_size, grid_shape) / PIXELS_PER_BLOCK
+    size = _policy_size(grid_shape)
+    output_size = instances.image_size
+    has_masks = instances.has("pred_masks")
+    device = (instances.pred_masks if has_masks else instances.pred_boxes.tensor).device
+    rows = _centres(step, image_size[0], output_size[0], device)
+    columns = _centres(step, image_size[1], output_size[1], device)
+    if has_masks:
+        masks = _sample_masks(instances.pred_masks, output_size, rows, columns)
+    else:
+        x0, y0, x1, y1 = instances.pred_boxes.tensor[:, :, None].unbind(1)
+        in_rows = (rows >= y0) & (rows < y1)
+        in_columns = (columns >= x0) & (columns < x1)
+        masks = in_rows[:, :, None] & in_columns[:, None, :]
+    return _pad_to(masks, size)
+
+
+def paint_output(masks, scores, classes, num_classes):
+    """
+    Detections as one map per class: the highest score of the detections that cover a pixel.
+
+    Args:
+        masks (Tensor): bool (n, h, w).
+        scores (Tensor): float (n,).
+        classes (Tensor): int64 (n,), in [0, K).
+        num_classes (int): K.
+
+    Returns:
+        Tensor: float (K, h, w), zero where there is no detection.
+    """
+    return paint_maximum(masks, scores, classes, num_classes)
+
+
+def paint_maximum(masks, values, channels, num_channels):
+    """
+    Args:
+        masks (Tensor): bool (n, h, w).
+        values (Tensor): non-negative float (n,).
+        channels (Tensor): int64 (n,), the map that each mask is painted on.
+        num_channels (int):
+
+    Returns:
+        Tensor: float (num_channels, h, w), the highest value of the masks that cover a pixel; NaN
+        if one of them is.
+    """
+    # Painting ranks instead of values moves a byte per pixel and mask instead of four.
+    ranked, order = values.sort()
+    dtype = torch.uint8 if len(values) < 256 else torch.int16
+    ranks = torch.empty(len(values), dtype=dtype, device=values.device)
+    ranks[order] = torch.arange(1, len(values) + 1, dtype=dtype, device=values.device)
+    painted = torch.zeros(num_channels, *masks.shape[1:], dtype=dtype, device=masks.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="index_reduce", category=UserWarning)
+        painted.index_reduce_(0, channels, masks.to(dtype) * ranks[:, None, None], "amax")
+    value_of_rank = F.pad(ranked, (1, 0))
+    return value_of_rank.index_select(0, painted.flatten().int()).view(painted.shape)
+
+
+def _sample_masks(masks, output_size, rows, columns):
+    if masks.dtype != torch.bool or tuple(masks.shape[1:]) != tuple(output_size):
+        raise ValueError(
+            f"pred_masks is {masks.dtype} of shape {tuple(masks.shape)}; expected torch.bool of"
+            f" shape (n, {output_size[0]}, {output_size[1]}), as after detector_postprocess."
+        )
+    # Rounding must not carry the centre of the last pixel over the border.
+    rows = rows.long().clamp_(max=output_size[0] - 1)
+    columns = columns.long().clamp_(max=output_size[1] - 1)
+    pixels = (rows[:, None] * output_size[1] + columns).flatten()
+    sampled = torch.gather(masks.flatten(1), 1, pixels.expand(len(masks), -1))
+    return sampled.view(len(masks), len(rows), len(columns))
+
+
+def _centres(step, length, output_length, device):
+    """
+    Centres of the policy pixels that lie inside the image, along one axis, in output pixels.
+
+    Args:
+        step (float): network input pixels per policy pixel.
+        length, output_length (int): of the image, in network input pixels and in output pixels.
+    """
+    count = math.ceil(length / step - 0.5)
+    centres = torch.arange(count, dtype=torch.float32, device=device).add_(0.5)
+    return centres.mul_(step * output_length / length)
+
+
+def _block_size(canvas_size, grid_shape):
+    """
+    The block size that splits the canvas into this grid. Only one power of two does, except for a
+    grid of a single block, which any large enough one gives; that one counts as the smallest.
+    """
+    least = max(canvas_size[0] / grid_shape[0], canvas_size[1] / grid_shape[1])
+    block_size = 2 ** math.ceil(math.log2(least))
+    if num_blocks(block_size, canvas_size) != tuple(grid_shape):
+        raise ValueError(
+            f"No block size that is a power of two splits a canvas of {tuple(canvas_size)} pixels"
+            f" into {grid_shape[0]} x {grid_shape[1]} blocks."
+        )
+    return block_size
+
+
+def _policy_size(grid_shape):
+    return tuple(PIXELS_PER_BLOCK * blocks for blocks in grid_shape)
+
+
+def _pad_to(maps, size):
+    """Zeros below and to the right, up to (h, w)."""
+    bottom, right = size[0] - maps.shape[-2], size[1] - maps.shape[-1]
+    return F.pad(maps, (0, right, 0, bottom)) if bottom or right else maps

@@ -1,0 +1,209 @@
+"""
+Online learning of the policy by REINFORCE (section 3.5 of the paper).
+
+Shape shorthand: N streams, GH x GW blocks.
+"""
+
+import torch
+from detectron2.config import configurable
+from torch.nn import functional as F
+
+__all__ = ["OnlineLearner"]
+
+
+class OnlineLearner:
+    """
+    Teaches a policy which blocks are worth executing, from the information gain of every frame
+    and from how far the executed fraction is from its target. The call sequence per frame is
+
+    .. code-block:: python
+
+        with torch.set_grad_enabled(learner.wants_graph()):
+            decision = policy(observation)
+        ...  # execute decision.active, compute the information gain
+        metrics = learner.observe(decision, gain)
+
+    for all frames but the first of a stream, which executes all blocks whatever the policy.
+    A frame with values that are not finite changes no weight. Nothing here makes the host wait
+    for the device.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        policy,
+        *,
+        target,
+        cost_weight=5.0,
+        cost_momentum=0.9,
+        update_every=4,
+        learning_rate=1e-4,
+        weight_decay=1e-3,
+        cost_form="paper",
+    ):
+        """
+        Args:
+            policy (Policy): one that learns, on the device where it will stay.
+            target (float): tau, the wished fraction of executed blocks. May be changed at any time.
+            cost_weight (float): gamma of eq. 8.
+            cost_momentum (float): mu of eq. 11.
+            update_every (int): frames per update of the weights.
+            learning_rate, weight_decay (float): of RMSprop.
+            cost_form (str): "paper", or "code" for the authors' public code, where the cost
+                reward is (tau - M) |tau - M| and the loss the mean over blocks, not the sum.
+
+        Raises:
+            ValueError: if the policy does not learn, or the target or cost form is not allowed.
+        """
+        if not policy.learns:
+            raise ValueError(f"{type(policy).__name__} has nothing to learn; use LearnedPolicy.")
+        if cost_form not in ("paper", "code"):
+            raise ValueError(f"cost_form is {cost_form!r}; expected 'paper' or 'code'.")
+        self.target = target
+        self.cost_weight = cost_weight
+        self.cost_momentum = cost_momentum
+        self.update_every = update_every
+        self.cost_form = cost_form
+        self._parameters = list(policy.parameters())
+        self.optimizer = torch.optim.RMSprop(
+            self._parameters, lr=learning_rate, weight_decay=weight_decay
+        )
+        device = self._parameters[0].device
+        self._frames = 0
+        self._moving_cost = torch.tensor(float(target), device=device)
+        self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
+
+    @classmethod
+    def from_config(cls, cfg, policy):
+        options = cfg.MODEL.BLOCKCOPY
+        return {
+            "policy": policy,
+            "target": options.TARGET,
+            "cost_weight": options.LEARNER.COST_WEIGHT,
+            "cost_momentum": options.LEARNER.COST_MOMENTUM,
+            "update_every": options.LEARNER.UPDATE_EVERY,
+            "learning_rate": options.LEARNER.LR,
+            "weight_decay": options.LEARNER.WEIGHT_DECAY,
+            "cost_form": options.LEARNER.COST_FORM,
+        }
+
+    @property
+    def target(self):
+        """float: tau, the wished fraction of executed blocks."""
+        return self._target
+
+    @target.setter
+    def target(self, value):
+        if not 0 <= value <= 1:
+            raise ValueError(f"target is {value}; it is a fraction of blocks, within [0, 1].")
+        self._target = float(value)
+
+    def wants_graph(self):
+        """
+        Returns:
+            bool: whether the next frame updates the weights, so that the policy has to run with
+            gradients enabled.
+        """
+        return (self._frames + 1) % self.update_every == 0
+
+    def observe(self, decision, gain):
+        """
+        Learn from one frame.
+
+        Args:
+            decision (Decision): the policy's latest, of N streams.
+            gain (Tensor): float (N, GH, GW), information gain of every block, eq. 1.
+
+        Returns:
+            dict[str, Tensor]: scalars on the device: "reward", "gain" and "entropy" (nats), means
+            over blocks; "cost" (eq. 10), "moving_cost" (eq. 11), "loss", and "skipped_updates",
+            the updates so far that were left out because something was not finite.
+
+        Raises:
+            RuntimeError: if this frame updates the weights but has no autograd graph.
+        """
+        updates = self.wants_graph()
+        if updates and not decision.logits.requires_grad:
+            raise RuntimeError(
+                "This frame updates the policy, but its decision has no autograd graph. Call the"
+                " policy with gradients enabled where OnlineLearner.wants_graph() is true."
+            )
+        self._frames += 1
+        executed = decision.active.float()
+        cost = executed.mean()
+        self._moving_cost.lerp_(cost, 1 - self.cost_momentum)
+        reward = self._reward(decision.active, gain.detach())
+        with torch.enable_grad():
+            surprise = F.binary_cross_entropy_with_logits(
+                decision.logits, executed, reduction="none"
+            )
+            losses = reward * surprise
+            loss = losses.mean() if self.cost_form == "code" else losses.sum() / len(losses)
+        if updates:
+            self._update(loss)
+        logits = decision.logits.detach()
+        entropy = F.binary_cross_entropy_with_logits(logits, logits.sigmoid())
+        return {
+            "reward": reward.mean(),
+            "gain": gain.detach().mean(),
+            "entropy": entropy,
+            "cost": cost,
+            "moving_cost": self._moving_cost.clone(),
+            "loss": loss.detach(),
+            "skipped_updates": self._skipped_updates.clone(),
+        }
+
+    def state_dict(self):
+        """
+        Returns:
+            dict: all that learning depends on besides the weights of the policy and the settings
+            of this learner.
+        """
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "frames": self._frames,
+            "moving_cost": self._moving_cost.clone(),
+            "skipped_updates": self._skipped_updates.clone(),
+        }
+
+    def load_state_dict(self, state_dict):
+        """
+        Args:
+            state_dict (dict): of :meth:`state_dict`.
+        """
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self._frames = state_dict["frames"]
+        self._moving_cost.copy_(state_dict["moving_cost"])
+        self._skipped_updates.copy_(state_dict["skipped_updates"])
+
+    def _reward(self, active, gain):
+        """Eq. 8, 9 and 12: float (N, GH, GW)."""
+        shortfall = self.target - self._moving_cost
+        if self.cost_form == "code":
+            shortfall = shortfall * shortfall.abs()
+        value = gain + self.cost_weight * shortfall
+        return torch.where(active, value, -value)
+
+    def _update(self, loss):
+        """A step of RMSprop, taken back if anything about it was not finite."""
+        gradients = torch.autograd.grad(loss, self._parameters)
+        finite = torch.isfinite(torch.nn.utils.get_total_norm([loss.detach(), *gradients]))
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        before = [(x, x.detach().clone()) for x in self._what_a_step_changes()]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for tensor, saved in before:
+                tensor.copy_(torch.where(finite, tensor, saved))
+        self._skipped_updates += ~finite
+
+    def _what_a_step_changes(self):
+        state = self.optimizer.state
+        for parameter in self._parameters:
+            if not state[parameter]:
+                # As RMSprop does in its first step, which may be one to take back.
+                state[parameter]["step"] = torch.zeros(())
+                state[parameter]["square_avg"] = torch.zeros_like(parameter)
+            yield parameter
+            yield state[parameter]["square_avg"]
