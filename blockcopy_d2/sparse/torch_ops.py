@@ -75,8 +75,8 @@ class Execution:
             return self.tiles_of[index]
         if self.full:
             return self.map(index)
-        rows = self.grid.at_stride(value.stride).tile_rows(outside="read")
-        return self.gather(index, rows, level.tile, level.tile)
+        own = self.grid.at_stride(value.stride)
+        return self.gather(index, own.tile_rows(outside="read"), own.tile, own.tile)
 
     def same_blocks(self, index, level):
         """Whether value `index` has the same active blocks as `level`."""
@@ -223,6 +223,8 @@ def _transposed_convolution(op, run):
         y = F.conv_transpose2d(
             run.map(x), op.weight, op.bias, op.stride, op.padding, op.output_padding, op.groups
         )
+    elif not op.has_halo:
+        y = F.conv_transpose2d(run.tiles(x, level), op.weight, op.bias, op.stride, 0, 0, op.groups)
     else:
         # Output o collects input i where o = i * stride - padding + tap; see the first and last i.
         start, window, crop = [], [], []

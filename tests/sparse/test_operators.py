@@ -1,0 +1,154 @@
+"""Every block-sparse rule against the masked-dense oracle, one operator at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blockcopy_d2.sparse import (
+    BlockGrid,
+    BlockSparseModule,
+    MaskedDenseOracle,
+    StreamState,
+    block_sparse,
+    num_blocks,
+)
+
+
+class Function(nn.Module):
+    """A function of the features of two convolutions as a module."""
+
+    def __init__(self, function, channels=6):
+        super().__init__()
+        # The first convolution makes the tested input one that is negative, too, and computed.
+        self.conv = nn.Conv2d(3, channels, 3, stride=2, padding=1)
+        self.other = nn.Conv2d(3, channels, 1, stride=2)
+        self.register_buffer("gain", torch.linspace(0.5, 2, channels).view(1, -1, 1, 1))
+        self.register_buffer("weight", torch.randn(channels, 4, 4, 4))
+        self.register_buffer("asymmetric", torch.randn(4, channels, 5, 1))
+        self.register_buffer("weight2", torch.randn(channels, 4, 2, 2))
+        self.norm = nn.BatchNorm2d(channels)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+        self.group_norm = nn.GroupNorm(3, channels)
+        nn.init.normal_(self.group_norm.weight)
+        nn.init.normal_(self.group_norm.bias)
+        self.function = function
+
+    def forward(self, image):
+        return self.function(self, self.conv(image), self.other(image))
+
+
+def conv(kernel, **options):
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 6 // options.get("groups", 1), kernel, kernel)
+    weight, bias = torch.randn(shape, generator=generator), torch.randn(6, generator=generator)
+    return lambda m, x, y: F.conv2d(x, weight, bias, **options)
+
+
+CONV3X3 = conv(3, padding=1)
+
+CASES = {
+    "conv1x1": conv(1),
+    "conv1x1_stride2": conv(1, stride=2),
+    "conv1x1_padded": conv(1, padding=1, stride=2),
+    "conv3x3": conv(3, padding=1),
+    "conv3x3_stride2": conv(3, padding=1, stride=2),
+    "conv3x3_dilated": conv(3, padding=2, dilation=2),
+    "conv3x3_dilated6": conv(3, padding=6, dilation=6),
+    "conv3x3_grouped": conv(3, padding=1, groups=3),
+    "conv3x3_depthwise": conv(3, padding=1, groups=6),
+    "conv5x5": conv(5, padding=2),
+    "conv7x7_stride2": conv(7, padding=3, stride=2),
+    "conv_asymmetric": lambda m, x, y: F.conv2d(x, m.asymmetric, padding=(2, 0)),
+    "max_pool": lambda m, x, y: F.max_pool2d(x, 3, 2, 1),
+    "max_pool_2x2": lambda m, x, y: F.max_pool2d(F.pad(x, (0, 0)), 2, 2, ceil_mode=True),
+    "max_pool_subsample": lambda m, x, y: F.max_pool2d(x, 1, 2),
+    "max_pool_of_relu": lambda m, x, y: F.max_pool2d(F.relu(x), 3, 2, 1),
+    "avg_pool": lambda m, x, y: F.avg_pool2d(x, 3, 1, 1),
+    "avg_pool_border_excluded": lambda m, x, y: F.avg_pool2d(
+        x, 3, 1, 1, count_include_pad=False
+    ),
+    "nearest": lambda m, x, y: F.interpolate(F.max_pool2d(x, 1, 2), size=x.shape[-2:]),
+    "nearest_x2": lambda m, x, y: F.interpolate(x, scale_factor=2),
+    "bilinear_x2": lambda m, x, y: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "bilinear_corners": lambda m, x, y: F.interpolate(
+        x, scale_factor=2, mode="bilinear", align_corners=True
+    ),
+    "transposed_k4s2p1": lambda m, x, y: F.conv_transpose2d(x, m.weight, stride=2, padding=1),
+    "transposed_k2s2": lambda m, x, y: F.conv_transpose2d(x, m.weight2, stride=2),
+    "batch_norm_first": lambda m, x, y: F.relu(m.norm(F.relu(x) + y)),
+    "conv_batch_norm_add_relu": lambda m, x, y: F.relu(m.norm(x) + y),
+    "add_scaled": lambda m, x, y: torch.add(x, y, alpha=2),
+    "add_in_place": lambda m, x, y: F.relu_(x.add_(y)) + x,
+    "group_norm": lambda m, x, y: F.relu(m.group_norm(x)),
+    "group_norm_then_conv": lambda m, x, y: CONV3X3(m, F.relu(m.group_norm(x)), y),
+    "global_mean": lambda m, x, y: x * torch.sigmoid(F.adaptive_avg_pool2d(y, 1)),
+    "global_mean_dims": lambda m, x, y: x + y.mean((2, 3), keepdim=True),
+    "global_pool_upsampled": lambda m, x, y: torch.cat(
+        [x, F.interpolate(F.adaptive_avg_pool2d(y, 1), size=x.shape[-2:], mode="bilinear")], 1
+    ),
+    "cat_then_conv": lambda m, x, y: CONV3X3(m, torch.cat([x, y], 1)[:, 3:9], y),
+    "split": lambda m, x, y: torch.cat(x.split(2, 1)[::-1], 1),
+    "l2_norm": lambda m, x, y: x / (x.norm(dim=1, keepdim=True) + 1e-10) * m.gain,
+    "softmax": lambda m, x, y: x.softmax(1),
+    "silu": lambda m, x, y: F.silu(x) * F.leaky_relu(y, 0.1),
+    "relu6": lambda m, x, y: F.relu6(x) + F.hardswish(y),
+    "no_rule": lambda m, x, y: CONV3X3(m, x.flip(3), y) + y,
+}
+
+# Calls that have no block-sparse rule, and say so.
+DENSIFIED = {
+    "conv1x1_padded",  # its output is larger than the frame
+    "max_pool_2x2",
+    "avg_pool_border_excluded",
+    "bilinear_corners",
+    "global_mean",  # the sigmoid of a single pixel
+    "global_pool_upsampled",
+    "no_rule",
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size,block_size,batch", [((64, 96), 32, 1), ((45, 71), 16, 2)])
+@pytest.mark.parametrize("case", CASES)
+def test_rule(case, size, block_size, batch):
+    if case in ("nearest", "nearest_x2", "bilinear_x2", "transposed_k4s2p1", "transposed_k2s2"):
+        size = tuple(extent + -extent % 4 for extent in size)  # upsampled maps stay aligned
+    module = Function(CASES[case]).eval()
+    sparse, state = BlockSparseModule(module), StreamState()
+    shape = (batch, *num_blocks(block_size, size))
+    image = torch.randn(batch, 3, *size)
+    full = BlockGrid.full(block_size=block_size, image_size=size, batch=batch)
+    program = sparse.program((image,), {}, full)
+    assert bool(program.densified) == (case in DENSIFIED), program.densified
+    oracle = MaskedDenseOracle(module, (image,), unmasked=program.densified)
+    for fraction in (1.0, 0.3, 0.7, 0.0, 0.1):
+        image = torch.randn(batch, 3, *size)
+        active = torch.rand(shape) < fraction
+        grid = BlockGrid(active, block_size=block_size, image_size=size)
+        with block_sparse(sparse, grid, state):
+            found = sparse(image)
+        expected = oracle((image,), grid)
+        if grid.is_full:
+            torch.testing.assert_close(expected, module(image), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_group_norm_is_exact_on_the_composite_map():
+    """Large means, small variances: where sums of squares would cancel."""
+    module = Function(lambda m, x, y: m.group_norm(x * 0.01 + 100)).eval()
+    sparse, state = BlockSparseModule(module), StreamState()
+    size = (40, 56)
+    image = torch.randn(1, 3, *size)
+    program = sparse.program((image,), {}, BlockGrid.full(block_size=8, image_size=size))
+    assert not program.densified
+    oracle = MaskedDenseOracle(module.double(), (image.double(),))
+    module.float()
+    for fraction in (1.0, 0.4, 0.4):
+        image = torch.randn(1, 3, *size)
+        grid = BlockGrid(torch.rand(1, 5, 7) < fraction, block_size=8, image_size=size)
+        with block_sparse(sparse, grid, state), torch.no_grad():
+            found = sparse(image)
+        expected = oracle((image.double(),), grid).float()
+        assert (found - expected).abs().max() < 2e-2
