@@ -24,13 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockcopy_d2.config import base_config
-from blockcopy_d2.policy import (
-    Decision,
-    Observation,
-    block_information_gain,
-    build_policy,
-    resize_to_policy,
-)
+from blockcopy_d2.policy import Decision, Observation, build_policy, resize_to_policy
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_blocks
 from blockcopy_d2.sparse.grid import check_stride
 
@@ -49,6 +43,7 @@ class FrameResult:
 
     Attributes:
         output (dict): in Detectron2's format.
+        frame (Tensor): float (1, 3, h, w), normalized, at policy resolution.
         observation (Observation or None): what the policy saw; None where it was not asked.
         decision (Decision or None): of the policy; its logits are None on a first frame, which
             executes all blocks unasked. None where the caller gave the grid.
@@ -64,6 +59,7 @@ class FrameResult:
     """
 
     output: dict
+    frame: Tensor
     observation: Observation | None
     decision: Decision | None
     grid: BlockGrid
@@ -140,10 +136,11 @@ class BlockCopyVideoModel(nn.Module):
         base_cfg.defrost()
         base_cfg.MODEL.META_ARCHITECTURE = options.BASE_META_ARCHITECTURE
         base = META_ARCH_REGISTRY.get(options.BASE_META_ARCHITECTURE)(base_cfg)
+        task = build_task(base_config(cfg))
         return {
             "base": convert_heads(base),
-            "policy": build_policy(cfg),
-            "task": build_task(base_config(cfg)),
+            "policy": build_policy(cfg, num_classes=task.num_classes),
+            "task": task,
             "block_size": options.BLOCK_SIZE,
             "max_streams": options.MAX_STREAMS,
         }
@@ -218,6 +215,7 @@ class BlockCopyVideoModel(nn.Module):
             self._update(stream, frame, output, grid, image_size)
         return FrameResult(
             output=output,
+            frame=frame,
             observation=observation,
             decision=decision,
             grid=grid,
@@ -239,9 +237,10 @@ class BlockCopyVideoModel(nn.Module):
             Tensor: float (1, GH, GW), eq. 1. NaN where the frame was not finite, which tells the
             learner to leave it out.
         """
-        gain = self.task.information_gain(result.detections, result.previous_detections)
-        gain = block_information_gain(gain, result.grid.shape)[None]
-        return gain.masked_fill(result.broken, torch.nan)
+        gain = self.task.block_gain(
+            result.detections, result.previous_detections, result.grid.shape
+        )
+        return gain[None].masked_fill(result.broken, torch.nan)
 
     def _preprocess(self, image):
         """Normalizes and pads as the wrapped model does, then resizes to policy resolution."""
@@ -265,6 +264,7 @@ class BlockCopyVideoModel(nn.Module):
             frame_state=stream.frame_state,
             output=stream.painted,
             grid=stream.active[:, None].float(),
+            frame_index=stream.frames,
         )
         with torch.set_grad_enabled(learning):
             decision = self.policy(observation)
@@ -287,3 +287,4 @@ class BlockCopyVideoModel(nn.Module):
         stream.output = seen
         stream.active = grid.active
         stream.canvas_size = grid.image_size
+        stream.frames += 1

@@ -22,8 +22,8 @@ class VideoStream:
 
     Attributes:
         features (StreamState): feature caches of the block-sparse modules.
-        canvas_size (tuple[int, int] or None): padded size (H, W) of the frames so far; None
-            before the first frame.
+        frames (int): number of frames so far.
+        canvas_size (tuple[int, int] or None): their padded size (H, W).
         frame_state (Tensor): float (1, 3, h, w), the pixels of each block when it was last
             executed, H_t of eq. 2.
         painted (Tensor): float (1, K, h, w) in [0, 1], the last output as the policy sees it.
@@ -40,6 +40,7 @@ class VideoStream:
     def reset(self):
         """Forget the video; the next frame executes all blocks."""
         self.features.reset()
+        self.frames = 0
         self.canvas_size = None
         self.frame_state = None
         self.painted = None
@@ -49,7 +50,7 @@ class VideoStream:
 
     @property
     def started(self):
-        return self.canvas_size is not None
+        return self.frames > 0
 
 
 class StreamPool:

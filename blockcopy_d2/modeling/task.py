@@ -3,7 +3,8 @@ What the policy sees of an output, and how two outputs differ: one class per kin
 
 Shape shorthand in this module:
 
-    h, w: policy resolution
+    GH, GW: rows and columns of the block grid
+    h, w: policy resolution, 32 GH x 32 GW
     K: classes
     n: detections of a frame
 """
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from blockcopy_d2.policy import (
     DetectionMasks,
-    instance_information_gain,
+    block_information_gain,
+    instance_block_gain,
     paint_output,
     rasterize_instances,
     resize_to_policy,
@@ -47,7 +49,8 @@ class InstanceTask:
         masks = rasterize_instances(
             instances, image_size=image_size, canvas_size=canvas_size, grid_shape=grid_shape
         )
-        return DetectionMasks(masks, instances.scores, instances.pred_classes)
+        boxes = None if instances.has("pred_masks") else instances.pred_boxes.tensor
+        return DetectionMasks(masks, instances.scores, instances.pred_classes, boxes)
 
     def paint(self, seen):
         """
@@ -56,12 +59,12 @@ class InstanceTask:
         """
         return paint_output(seen.masks, seen.scores, seen.classes, self.num_classes)
 
-    def information_gain(self, current, previous):
+    def block_gain(self, current, previous, grid_shape):
         """
         Returns:
-            Tensor: float (h, w).
+            Tensor: float (GH, GW), eq. 1.
         """
-        return instance_information_gain(current, previous)
+        return instance_block_gain(current, previous, grid_shape)
 
 
 class SemanticTask:
@@ -94,12 +97,12 @@ class SemanticTask:
         """
         return seen
 
-    def information_gain(self, current, previous):
+    def block_gain(self, current, previous, grid_shape):
         """
         Returns:
-            Tensor: float (h, w).
+            Tensor: float (GH, GW), eq. 1.
         """
-        return semantic_information_gain(current, previous)
+        return block_information_gain(semantic_information_gain(current, previous), grid_shape)
 
 
 def build_task(cfg):
