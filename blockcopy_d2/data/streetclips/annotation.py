@@ -49,14 +49,14 @@ class Sprite:
     Attributes:
         left, top: position of its upper left pixel in the picture.
         colour: (h, w, 3) uint8, premultiplied by `alpha`.
-        alpha: (h, w) uint8 coverage.
+        alpha: (h, w) uint8 coverage; None if the object covers all of its polygon.
         polygon: (n, 2) int32 silhouette in picture pixels.
     """
 
     left: int
     top: int
     colour: np.ndarray
-    alpha: np.ndarray
+    alpha: Optional[np.ndarray]
     polygon: np.ndarray
 
 
@@ -127,8 +127,11 @@ class Canvas:
             slice(rows.start - sprite.top, rows.stop - sprite.top),
             slice(columns.start - sprite.left, columns.stop - sprite.left),
         )
-        keep = np.where(mask, sprite.alpha[inner], 0).astype(np.uint8)
         target = self.image[rows, columns]
+        if sprite.alpha is None:
+            np.copyto(target, sprite.colour[inner], where=mask[..., None])
+            return
+        keep = np.where(mask, sprite.alpha[inner], 0).astype(np.uint8)
         rest = cv2.merge([255 - keep] * 3)
         over = cv2.bitwise_and(sprite.colour[inner], cv2.merge([mask.astype(np.uint8) * 255] * 3))
         cv2.add(cv2.multiply(target, rest, scale=1 / 255), over, dst=target)

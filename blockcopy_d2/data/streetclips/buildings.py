@@ -1,18 +1,18 @@
 """Houses along the street: textured upright planes and sloping roofs."""
 
 from dataclasses import dataclass
-from typing import List
+from typing import List, Optional
 
 import cv2
 import numpy as np
 
-from .annotation import Canvas
+from .annotation import Sprite
 from .brush import Light
 from .camera import Camera, clip_to_picture
 from .street import BEHIND, FAR, Street
 from .textures import Colour, jitter, pick, scale_colour, smooth_noise
 
-PIXELS = 36  # texture pixels per metre
+PIXELS = 36  # texture pixels per metre of near house fronts
 WALLS = [(168, 196, 214), (150, 172, 196), (186, 206, 216), (140, 160, 178), (110, 128, 160),
          (86, 104, 150), (176, 184, 186), (150, 186, 204), (190, 200, 190), (132, 142, 148)]
 ROOFS = [(58, 66, 110), (70, 70, 76), (62, 58, 58), (66, 84, 120)]
@@ -28,7 +28,8 @@ class House:
         start, end: Z of its two ends.
         height: of the eaves in metres.
         roof: rise of the roof in metres.
-        front, gable: uint8 textures (PIXELS per metre) of the street front and of the end walls.
+        front, gable: uint8 textures of the street front and of the end walls, each at several
+            resolutions, halved from one to the next.
         roof_colour: colour of the roof.
     """
 
@@ -38,8 +39,8 @@ class House:
     end: float
     height: float
     roof: float
-    front: np.ndarray
-    gable: np.ndarray
+    front: List[np.ndarray]
+    gable: List[np.ndarray]
     roof_colour: Colour
 
     @property
@@ -49,96 +50,97 @@ class House:
         return np.array([[self.wall, self.start], [self.wall, self.end], [outer, self.end],
                          [outer, self.start]])
 
-    def paint(self, canvas: Canvas, camera: Camera, light: Light) -> None:
-        """Draws gable, roof and front, and annotates them as building."""
+    def sprites(self, camera: Camera, light: Light) -> List[Sprite]:
+        """The visible ones of gable, roof and front, in drawing order."""
         outer = self.wall + self.side * DEPTH
-        if camera.z < self.start:
-            self._plane(canvas, camera, light, self.gable, (self.wall, self.start),
-                        (outer, self.start), (0.0, 0.0, -1.0))
         ridge = self.wall + self.side * 4.0
-        slope = np.array([[self.wall, self.height, self.start], [self.wall, self.height, self.end],
-                          [ridge, self.height + self.roof, self.end],
-                          [ridge, self.height + self.roof, self.start]])
-        # A roof flatter than the line of sight is hidden by its own eaves.
-        rise = (self.height - camera.eye) / abs(self.wall - camera.x)
-        if self.roof / 4.0 > rise:
-            _flat(canvas, camera, light, slope, light.shade(self.roof_colour, np.array(
-                [-self.side * 0.6, 0.8, 0.0])))
+        top = self.height + self.roof
+        parts = []
         if camera.z < self.start:
-            gable = np.array([[self.wall, self.height, self.start],
-                              [ridge, self.height + self.roof, self.start],
-                              [outer, self.height, self.start]])
-            shade = light.shade(tuple(self.gable.mean(axis=(0, 1))), np.array([0.0, 0.0, -1.0]))
-            _flat(canvas, camera, light, gable, shade)
-        self._plane(canvas, camera, light, self.front, (self.wall, self.start),
-                    (self.wall, self.end), (-float(self.side), 0.0, 0.0))
+            parts.append(self._plane(camera, light, self.gable, (self.wall, self.start),
+                                     (outer, self.start), (0.0, 0.0, -1.0)))
+        # A roof flatter than the line of sight is hidden by its own eaves.
+        if self.roof / 4.0 > (self.height - camera.eye) / abs(self.wall - camera.x):
+            slope = np.array([[self.wall, self.height, self.start],
+                              [self.wall, self.height, self.end], [ridge, top, self.end],
+                              [ridge, top, self.start]])
+            normal = np.array([-self.side * 0.6, 0.8, 0.0])
+            parts.append(_flat(camera, light, slope, light.shade(self.roof_colour, normal)))
+        if camera.z < self.start:
+            peak = np.array([[self.wall, self.height, self.start], [ridge, top, self.start],
+                             [outer, self.height, self.start]])
+            colour = tuple(self.gable[-1].mean(axis=(0, 1)))
+            parts.append(_flat(camera, light, peak, light.shade(colour, np.array([0, 0, -1.0]))))
+        parts.append(self._plane(camera, light, self.front, (self.wall, self.start),
+                                 (self.wall, self.end), (-float(self.side), 0.0, 0.0)))
+        return [part for part in parts if part is not None]
 
-    def _plane(self, canvas, camera, light, texture, start, end, normal) -> None:
-        """Warps a texture onto the upright plane between two ground points."""
-        rows, columns = texture.shape[:2]
+    def _plane(self, camera, light, textures, start, end, normal) -> Optional[Sprite]:
+        """Warps one of `textures` onto the upright plane between two ground points."""
         corners = np.array([[start[0], 0.0, start[1]], [start[0], self.height, start[1]],
                             [end[0], self.height, end[1]], [end[0], 0.0, end[1]]])
-        polygon = camera.polygon(corners)
-        if polygon is not None:
-            polygon = clip_to_picture(polygon, camera.height, camera.width)
+        polygon = _in_picture(camera, corners)
         if polygon is None:
-            return
-        area, part, mask = canvas.annotate("building", polygon)
-        height, width = mask.shape
-        # Average the texture down to about the resolution at which it is seen.
+            return None
+        left, top = (int(v) for v in polygon.min(axis=0))
+        width, height = (int(v) + 1 for v in np.ptp(polygon, axis=0))
+        # The texture comes down to about the resolution at which it is seen, lengthways by its
+        # foreshortened width, so that far windows do not flicker.
         near = max(min(camera.depth(*start), camera.depth(*end)), 1.0)
-        across = min(1.0, 2.0 * width / columns)
-        down = min(1.0, 1.2 * camera.focal / near / PIXELS)
-        size = (max(int(columns * across), 2), max(int(rows * down), 2))
-        texture = cv2.resize(texture, size, interpolation=cv2.INTER_AREA)
+        stored = textures[0].shape[0] / self.height  # pixels per metre
+        down = min(1.0, 1.2 * camera.focal / near / stored)
+        level = min(int(-np.log2(down) + 0.01), len(textures) - 1)
+        rows, columns = textures[level].shape[:2]
+        size = (max(min(columns, 2 * width), 2), max(min(rows, int(1.2 * height)), 2))
+        texture = cv2.resize(textures[level], size, interpolation=cv2.INTER_AREA)
         first = np.array([end[0] - start[0], 0.0, end[1] - start[1]]) / size[0]
         second = np.array([0.0, -self.height / size[1], 0.0])
         matrix = camera.plane((start[0], self.height, start[1]), first, second)
-        shift = np.array([[1, 0, -part.start - 0.5], [0, 1, -area.start - 0.5], [0, 0, 1.0]])
+        shift = np.array([[1, 0, -left - 0.5], [0, 1, -top - 0.5], [0, 0, 1.0]])
         centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
         picture = cv2.warpPerspective(texture, shift @ matrix @ centre, (width, height),
                                       flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         gain = np.float32(light.shade((255.0, 255.0, 255.0), np.array(normal))) / 255.0
         middle = camera.depth((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
         fade = light.visibility(max(middle, near))
-        lut = np.arange(256, dtype=np.float32)[:, None] * gain * fade
-        lut = np.clip(lut + np.float32(light.haze) * (1 - fade), 0, 255).astype(np.uint8)
-        picture = cv2.LUT(picture, lut[None])
-        np.copyto(canvas.image[area, part], picture, where=mask[..., None])
+        table = np.arange(256, dtype=np.float32)[:, None] * gain * fade
+        table = np.clip(table + np.float32(light.haze) * (1 - fade), 0, 255).astype(np.uint8)
+        return Sprite(left, top, cv2.LUT(picture, table[None]), None, polygon)
 
 
-def _flat(canvas: Canvas, camera: Camera, light: Light, corners, colour: Colour) -> None:
-    """An evenly coloured surface."""
+def _in_picture(camera: Camera, corners: np.ndarray) -> Optional[np.ndarray]:
     polygon = camera.polygon(corners)
-    if polygon is not None:
-        polygon = clip_to_picture(polygon, camera.height, camera.width)
+    return None if polygon is None else clip_to_picture(polygon, camera.height, camera.width)
+
+
+def _flat(camera: Camera, light: Light, corners, colour: Colour) -> Optional[Sprite]:
+    """An evenly coloured surface."""
+    polygon = _in_picture(camera, corners)
     if polygon is None:
-        return
-    rows, columns, mask = canvas.annotate("building", polygon)
+        return None
     fade = light.visibility(camera.depth(*corners.mean(axis=0)[[0, 2]]))
     colour = np.float32(colour) * fade + np.float32(light.haze) * (1 - fade)
-    canvas.image[rows, columns][mask] = np.clip(colour, 0, 255).astype(np.uint8)
+    (left, top), (right, bottom) = polygon.min(axis=0), polygon.max(axis=0)
+    picture = np.empty((bottom - top + 1, right - left + 1, 3), np.uint8)
+    picture[:] = np.clip(colour, 0, 255).astype(np.uint8)
+    return Sprite(int(left), int(top), picture, None, polygon)
 
 
 def sample_houses(rng: np.random.Generator, street: Street) -> List[House]:
     """Rows of houses on both sides, with a gap at the side street and now and then another one."""
+    stretches = [(BEHIND, FAR * 0.8)]
+    if street.crossing is not None:
+        gap = street.crossing_half + 2.9
+        stretches = [(BEHIND, street.crossing - gap), (street.crossing + gap, FAR * 0.8)]
     houses = []
     for side, wall in ((-1, street.wall_left), (1, street.wall_right)):
-        z = BEHIND
-        while z < FAR * 0.8:
-            length = float(rng.uniform(9.0, 20.0)) if z < 70 else float(rng.uniform(20.0, 34.0))
-            end = z + length
-            if street.crossing is not None:
-                low, high = street.crossing - 7.5, street.crossing + 7.5
-                if z < low < end:
-                    end = low if low - z > 5 else z
-                if low - 1e-6 <= end <= high or low <= z < high:
-                    if end > z:
-                        houses.append(_house(rng, side, wall, z, end))
-                    z = high
-                    continue
-            houses.append(_house(rng, side, wall, z, end))
-            z = end + (float(rng.uniform(3.0, 7.0)) if rng.random() < 0.15 else 0.0)
+        for z, last in stretches:
+            while z < last - 6.0:
+                end = z + float(rng.uniform(9.0, 20.0) if z < 70 else rng.uniform(20.0, 34.0))
+                if end > last - 6.0:
+                    end = last
+                houses.append(_house(rng, side, wall, z, end))
+                z = end + (float(rng.uniform(3.0, 7.0)) if rng.random() < 0.12 else 0.0)
     return houses
 
 
@@ -146,16 +148,28 @@ def _house(rng: np.random.Generator, side: int, wall: float, start: float, end: 
     storeys = int(rng.integers(3, 6))
     height = 3.9 + storeys * float(rng.uniform(2.9, 3.3))
     colour = jitter(rng, pick(rng, WALLS), 10)
-    front = facade(rng, end - start, height, storeys, colour, True)
-    gable = facade(rng, DEPTH, height, storeys, scale_colour(colour, 0.94), False)
+    pixels = PIXELS if start < 30.0 else PIXELS // 2
+    front = facade(rng, end - start, height, storeys, colour, pixels, shops=True)
+    gable = facade(rng, DEPTH, height, storeys, scale_colour(colour, 0.94), PIXELS // 2, shops=False)
     wall = wall + side * float(rng.choice([0.0, 0.0, 0.4, 0.9]))
-    return House(side, wall, start, end, height, float(rng.uniform(2.0, 4.5)), front, gable,
+    return House(side, wall, start, end, height, float(rng.uniform(2.0, 4.5)), _pyramid(front),
+                 _pyramid(gable),
                  jitter(rng, pick(rng, ROOFS)))
+
+
+def _pyramid(texture: np.ndarray) -> List[np.ndarray]:
+    """The texture at 1, 1/2, 1/4 and 1/8 of its resolution."""
+    levels = [texture]
+    for _ in range(3):
+        rows, columns = levels[-1].shape[:2]
+        half = (max(columns // 2, 2), max(rows // 2, 2))
+        levels.append(cv2.resize(levels[-1], half, interpolation=cv2.INTER_AREA))
+    return levels
 
 
 def facade(
     rng: np.random.Generator, length: float, height: float, storeys: int, colour: Colour,
-    shops: bool,
+    pixels: int, *, shops: bool,
 ) -> np.ndarray:
     """
     Paints a house front.
@@ -164,19 +178,20 @@ def facade(
         length, height: in metres.
         storeys: rows of windows above the ground floor.
         colour: of the plaster.
+        pixels: per metre.
         shops: whether shop windows fill the ground floor.
 
     Returns:
-        uint8 texture of PIXELS pixels per metre, row 0 at the eaves.
+        uint8 texture, row 0 at the eaves.
     """
-    rows, columns = int(height * PIXELS), int(length * PIXELS)
+    rows, columns = int(height * pixels), int(length * pixels)
     noise = smooth_noise(rng, (rows // 4, columns // 4), (6, 16, 40, 90))
     noise = cv2.resize(noise, (columns, rows), interpolation=cv2.INTER_LINEAR)
     wall = np.clip(np.float32(colour) * (1.0 + 0.028 * noise[..., None]), 0, 255).astype(np.uint8)
 
     def box(x: float, y: float, width: float, tall: float, paint: Colour) -> None:
-        corner = (int(x * PIXELS), rows - int((y + tall) * PIXELS))
-        opposite = (int((x + width) * PIXELS) - 1, rows - int(y * PIXELS) - 1)
+        corner = (int(x * pixels), rows - int((y + tall) * pixels))
+        opposite = (int((x + width) * pixels) - 1, rows - int(y * pixels) - 1)
         cv2.rectangle(wall, corner, opposite, paint, -1)
 
     ground = 3.9

@@ -1,6 +1,6 @@
 """One clip: any of its frames can be drawn alone, at any picture size."""
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -57,6 +57,7 @@ class Clip:
             look_rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 0.7) * 0.035
         self._effects = Effects(effect_rng, scene.distractors)
         self._behind: Optional[Canvas] = None
+        self._house_cache: Dict[int, List[Sprite]] = {}
         self._sprites: Dict[Tuple[int, int], Optional[Sprite]] = {}
 
     def camera(self, frame: int) -> Camera:
@@ -92,7 +93,8 @@ class Clip:
             if position < len(things):
                 self._paint_thing(canvas, camera, position, time, still)
             elif position < len(things) + len(houses):
-                houses[position - len(things)].paint(canvas, camera, self.scene.light)
+                for sprite in self._house_sprites(position - len(things), camera):
+                    canvas.paint("building", sprite)
             else:
                 tree = self._trees[position - len(things) - len(houses)]
                 sprite = tree.sprite(camera, self.scene.light, time, self.scene.distractors.wind)
@@ -111,6 +113,15 @@ class Clip:
         if self.scene.camera.static:
             self._behind = canvas.copy()
         return canvas
+
+    def _house_sprites(self, position: int, camera: Camera) -> List[Sprite]:
+        """Pictures of a house; drawn once if the camera stands."""
+        if position in self._house_cache:
+            return self._house_cache[position]
+        sprites = self._houses[position].sprites(camera, self.scene.light)
+        if self.scene.camera.static:
+            self._house_cache[position] = sprites
+        return sprites
 
     def _paint_thing(
         self, canvas: Canvas, camera: Camera, position: int, time: float, still: bool

@@ -1,6 +1,6 @@
 """Painter's order: which of two objects on the ground stands before the other."""
 
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -27,9 +27,9 @@ def paint_order(footprints: Sequence[np.ndarray], camera: Camera) -> List[int]:
         depth = offset[:, 0] * sin + offset[:, 1] * cos
         across = offset[:, 0] * cos - offset[:, 1] * sin
         clipped = np.maximum(depth, 0.1)
-        spans.append(((across / clipped).min(), (across / clipped).max()))
-        depths.append((depth.min(), depth.max()))
-        corners.append(np.stack([across, depth], axis=1))
+        spans.append((float((across / clipped).min()), float((across / clipped).max())))
+        depths.append((float(depth.min()), float(depth.max())))
+        corners.append(list(zip(across.tolist(), depth.tolist())))
     seen = [i for i in range(len(footprints)) if depths[i][1] > 0.3]
     seen.sort(key=lambda i: -depths[i][0])
     behind = {i: set() for i in seen}  # what must be painted before i
@@ -57,13 +57,14 @@ def paint_order(footprints: Sequence[np.ndarray], camera: Camera) -> List[int]:
     return order
 
 
-def _entry(corners: np.ndarray, sight: float) -> float:
+def _entry(corners: List[Tuple[float, float]], sight: float) -> float:
     """Depth at which the line of sight across = sight * depth enters a footprint."""
-    side = corners[:, 0] - sight * corners[:, 1]
-    following = np.roll(side, -1)
-    crossing = (side < 0) != (following < 0)
-    if not crossing.any():
-        return float(corners[:, 1].mean())
-    share = side[crossing] / (side[crossing] - following[crossing])
-    depth = corners[:, 1]
-    return float((depth[crossing] + share * (np.roll(depth, -1) - depth)[crossing]).min())
+    entry = float("inf")
+    x0, z0 = corners[-1]
+    side0 = x0 - sight * z0
+    for x1, z1 in corners:
+        side1 = x1 - sight * z1
+        if (side0 < 0) != (side1 < 0):
+            entry = min(entry, z0 + (z1 - z0) * side0 / (side0 - side1))
+        z0, side0 = z1, side1
+    return entry if entry < float("inf") else sum(z for _, z in corners) / len(corners)

@@ -17,23 +17,25 @@ from .textures import pick
 from .thing import Thing
 from .two_wheelers import Bicycle, Motorcycle
 
-ATTEMPTS = 40  # draws per wanted thing before it is given up
+TIMES = (0.0, LABEL_TIME / 2, LABEL_TIME)  # at which collisions are looked for
+ATTEMPTS = 80  # draws per wanted thing before it is given up
 CHECK_SIZE = (128, 256)  # coarse picture in which visibility is estimated
-SEEN = 0.4  # share of its box that every thing keeps visible at the labelled frame
+SEEN = 0.32  # share of its box that every thing keeps visible at the labelled frame
 LEAST = 3.5  # square root of the smallest box in pixels of the coarse picture
 
-# Numbers wanted per clip; the clip's index picks the column.
-COUNTS = {
-    "train": (1, 1, 1, 1),
-    "bus": (1, 1, 2, 1),
-    "truck": (1, 2, 1, 1),
-    "car": (5, 4, 5, 6),
-    "bicycle": (2, 1, 2, 2),  # without a rider
-    "motorcycle": (1, 2, 1, 1),  # without a rider
-    "cyclist": (1, 2, 1, 2),
-    "motorcyclist": (1, 1, 1, 1),
-    "person": (5, 4, 4, 5),
-}
+# Numbers wanted per clip in the order of placing; the clip's index picks the column.
+COUNTS = (
+    ("train", (1, 1, 1, 1)),
+    ("bus", (1, 1, 2, 1)),
+    ("truck", (1, 2, 1, 1)),
+    ("car", (3, 2, 3, 3)),
+    ("motorcyclist", (1, 1, 1, 1)),
+    ("cyclist", (1, 2, 1, 2)),
+    ("motorcycle", (1, 2, 1, 1)),  # without a rider
+    ("bicycle", (2, 1, 2, 2)),  # without a rider
+    ("person", (4, 4, 4, 5)),
+    ("car", (4, 4, 4, 4)),
+)
 
 
 class Placer:
@@ -48,7 +50,12 @@ class Placer:
                              0.0, path.yaw)
         self.path = path
         self.things: List[Thing] = []
+        self._footprints: List[List[np.ndarray]] = []  # of each thing at each of TIMES
         self._boxes: List[Tuple[float, Tuple[int, int, int, int]]] = []
+        # Nothing may drive through the camera either.
+        body = np.array([[-1.2, -3.0], [1.2, -3.0], [1.2, 2.5], [-1.2, 2.5]])
+        self._camera_space = [
+            body + [path.x, path.speed * (time - LABEL_TIME)] for time in TIMES]
 
     def populate(self, index: int, screens: bool) -> List[Thing]:
         """Draws all things of the clip with this index."""
@@ -57,7 +64,7 @@ class Placer:
             "bicycle": self._bicycle, "motorcycle": self._motorcycle, "cyclist": self._cyclist,
             "motorcyclist": self._motorcyclist, "person": self._person,
         }
-        for name, counts in COUNTS.items():
+        for name, counts in COUNTS:
             for _ in range(counts[index % len(counts)]):
                 self._try(sample[name])
         self._furnish(screens)
@@ -85,8 +92,12 @@ class Placer:
             if seen[i] < SEEN * (right - left) * (bottom - top):
                 return False
         self._boxes = boxes
-        self.things.append(thing)
+        self._add(thing)
         return True
+
+    def _add(self, thing: Thing) -> None:
+        self.things.append(thing)
+        self._footprints.append([thing.footprint(time) for time in TIMES])
 
     def _box(self, thing) -> Optional[Tuple[float, Tuple[int, int, int, int]]]:
         """Depth and coarse picture box at the labelled frame; None if out of view or too small."""
@@ -107,18 +118,10 @@ class Placer:
             return None
         return depth, (left, top, right, bottom)
 
-    def _collides(self, thing) -> bool:
-        for time in (0.0, LABEL_TIME / 2, LABEL_TIME):
-            mine = thing.footprint(time)
-            # Nothing may drive through the camera either.
-            at = self.path.speed * (time - LABEL_TIME)
-            camera = np.array([[-1.2, -3.0], [1.2, -3.0], [1.2, 2.5], [-1.2, 2.5]])
-            if _overlap(mine, camera + [self.path.x, at]):
-                return True
-            for other in self.things:
-                if _overlap(mine, other.footprint(time)):
-                    return True
-        return False
+    def _collides(self, thing: Thing) -> bool:
+        mine = [thing.footprint(time) for time in TIMES]
+        return _meets(mine, self._camera_space) or any(
+            _meets(mine, other) for other in self._footprints)
 
     # Where things of each class may be. Far places are likelier than uniform in Z would make them:
     # streets hold many small objects.
@@ -184,7 +187,7 @@ class Placer:
         return self._make("truck", Truck.sample(self.rng, speed > 0), x, z, heading, speed)
 
     def _car(self):
-        x, z, heading, speed = self._lane(7.0, 58.0)
+        x, z, heading, speed = self._lane(8.0, 60.0)
         return self._make("car", Car.sample(self.rng, speed > 0), x, z, heading, speed)
 
     def _pavement(self) -> float:
@@ -280,25 +283,29 @@ class Placer:
         for model, x, z, heading in places:
             plays = isinstance(model, TrafficLight) or getattr(model, "rate", 0.0) > 0
             thing = Thing(((model.label, model),), Track(float(x), float(z), heading), plays)
-            near = [self._collide_still(thing, other) for other in self.things]
-            if not any(near) and (street.crossing is None or abs(z - street.crossing) > 5.5):
-                self.things.append(thing)
-
-    @staticmethod
-    def _collide_still(thing, other) -> bool:
-        times = (0.0, LABEL_TIME / 2, LABEL_TIME)
-        core = _shrink(thing.footprint(0.0), 0.35)
-        return any(_overlap(core, other.footprint(time)) for time in times)
+            # Lamps reach out over the road; what must stand free is their foot.
+            foot = [_shrink(thing.footprint(0.0), 0.35)] * len(TIMES)
+            free = not any(_meets(foot, other) for other in self._footprints)
+            if free and (street.crossing is None or abs(z - street.crossing) > 5.5):
+                self._add(thing)
 
 
 def _shrink(corners: np.ndarray, share: float) -> np.ndarray:
-    """The middle of a footprint: lamps reach out over the road, their foot does not."""
+    """The middle of a footprint."""
     centre = corners.mean(axis=0)
     return centre + (corners - centre) * share
 
 
+def _meets(first: List[np.ndarray], second: List[np.ndarray]) -> bool:
+    """Whether two things, given by their footprints at TIMES, overlap at any of these."""
+    return any(_overlap(a, b) for a, b in zip(first, second))
+
+
 def _overlap(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two convex quadrilaterals (4, 2) meet: no edge direction separates them."""
+    if (first.min(axis=0) > second.max(axis=0)).any() or (
+            second.min(axis=0) > first.max(axis=0)).any():
+        return False
     for corners in (first, second):
         edges = np.roll(corners, -1, axis=0) - corners
         for normal in edges[:2, ::-1] * [1.0, -1.0]:
