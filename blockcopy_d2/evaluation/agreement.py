@@ -1,0 +1,147 @@
+"""How far one stream of instances is from another one, without ground truth."""
+
+import contextlib
+import io
+import itertools
+import logging
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+# Instances of a frame and class that count, by score, as in COCO.
+_MAX_DETECTIONS = 100
+
+
+class InstanceAgreement(DatasetEvaluator):
+    """
+    COCO AP of the accelerated outputs against the outputs of a reference, such as the dense
+    model on the same frames, as pseudo ground truth. Identical streams score 100.
+
+    Made for streams: of each frame only boxes or run-length encoded masks are kept.
+    """
+
+    def __init__(self, *, score_threshold=0.5):
+        """
+        Args:
+            score_threshold (float): reference instances below it are no ground truth. The
+                accelerated ones all count, ranked by their scores.
+        """
+        self._score_threshold = score_threshold
+        self._logger = logging.getLogger(__name__)
+        self.reset()
+
+    def reset(self):
+        self._frames = []
+
+    def process(self, references, outputs):
+        """
+        Args:
+            references (list[dict]): outputs of the reference model: "instances" with scores,
+                pred_classes, and pred_masks (N, H, W) bool or else pred_boxes.
+            outputs (list[dict]): the accelerated model's, for the same frames.
+
+        Raises:
+            ValueError: the two instances of a frame are of different sizes, or only one of them
+                has masks.
+        """
+        for reference, output in zip(references, outputs, strict=True):
+            reference, instances = reference["instances"], output["instances"]
+            if reference.image_size != instances.image_size:
+                raise ValueError(
+                    f"The reference is of size {reference.image_size}, the output of size "
+                    f"{instances.image_size}; expected instances of the same frame."
+                )
+            if reference.has("pred_masks") != instances.has("pred_masks"):
+                raise ValueError("Either both or none of reference and output must have masks.")
+            reference = reference[reference.scores >= self._score_threshold]
+            self._frames.append(
+                (instances.image_size, _annotations(reference), _annotations(instances))
+            )
+
+    def evaluate(self):
+        """
+        Returns:
+            dict: ``{"agreement": {"AP", "AP50"}}`` in percent on the main process, NaN where the
+            reference has no instances at all; None on the other ranks.
+        """
+        comm.synchronize()
+        gathered = comm.gather(self._frames)
+        if not comm.is_main_process():
+            return None
+        frames = list(itertools.chain.from_iterable(gathered))
+        if not any(reference for _, reference, _ in frames):
+            self._logger.warning(
+                "No reference instance has a score of %s or more: there is nothing to compare.",
+                self._score_threshold,
+            )
+            return {"agreement": {"AP": float("nan"), "AP50": float("nan")}}
+        precision = _coco_precision(frames)
+        return {"agreement": {"AP": _percent(precision), "AP50": _percent(precision[:1])}}
+
+
+def _annotations(instances):
+    """Instances on any device to COCO annotations, but for the ids."""
+    instances = instances.to("cpu")
+    if instances.has("pred_masks"):
+        masks = [np.asfortranarray(mask, dtype=np.uint8) for mask in instances.pred_masks.numpy()]
+        shapes = [{"segmentation": mask_util.encode(mask)} for mask in masks]
+        areas = [float(mask_util.area(shape["segmentation"])) for shape in shapes]
+    else:
+        boxes = instances.pred_boxes.tensor
+        boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+        shapes = [{"bbox": box} for box in boxes]
+        areas = instances.pred_boxes.area().tolist()
+    categories, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return [
+        {"category_id": category, "score": score, "area": area, "iscrowd": 0, **shape}
+        for category, score, area, shape in zip(categories, scores, areas, shapes, strict=True)
+    ]
+
+
+def _coco_precision(frames):
+    """Precision (T, R, K): by IoU threshold .5 to .95, recall level and class; -1: undefined."""
+    references = [reference for _, reference, _ in frames]
+    iou_type = "segm" if "segmentation" in next(filter(None, references))[0] else "bbox"
+    images = [
+        {"id": index, "height": height, "width": width}
+        for index, ((height, width), _, _) in enumerate(frames)
+    ]
+    # pycocotools reports its progress on stdout.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(
+            _coco(images, references), _coco(images, [out for _, _, out in frames]), iou_type
+        )
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, float("inf")]], ["all"]
+        evaluation.params.maxDets = [_MAX_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, :, 0, 0]
+
+
+def _coco(images, annotations):
+    """A COCO data set of the annotations of each image."""
+    flat = [
+        {**annotation, "image_id": image["id"]}
+        for image, group in zip(images, annotations, strict=True)
+        for annotation in group
+    ]
+    # COCOeval takes id 0 for "unmatched".
+    for index, annotation in enumerate(flat, start=1):
+        annotation["id"] = index
+    coco = COCO()
+    coco.dataset = {
+        "images": images,
+        "annotations": flat,
+        "categories": [{"id": index} for index in sorted({a["category_id"] for a in flat})],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _percent(precision):
+    return 100 * float(precision[precision > -1].mean())
