@@ -38,8 +38,8 @@ def register_all_streetclips(root):
         path = os.path.join(root, folder)
         for split in ("train", "val"):
             origin = (
-                f"StreetClips is drawn by `python -m blockcopy_d2.data.streetclips "
-                f"--output {path} --split {split}` (here at {size} pixels; see --help)."
+                f"StreetClips is drawn by: python -m blockcopy_d2.data.streetclips "
+                f"--output {path} --split {split} --size {size} --clips N."
             )
             name = f"{folder}_{split}"
             register_cityscapes_video(name, path, split, origin=origin)

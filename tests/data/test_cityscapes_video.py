@@ -182,5 +182,6 @@ for name in ("cityscapes_video_fine_instance_seg_val", "streetclips_full_train")
     assert "https://www.cityscapes-dataset.com" in cityscapes
     assert "leftImg8bit_sequence_trainvaltest.zip" in cityscapes
     assert f"{tmp_path}/cityscapes/leftImg8bit_sequence/val is missing" in cityscapes
-    assert f"blockcopy_d2.data.streetclips --output {tmp_path}/streetclips_full" in streetclips
+    command = f"--output {tmp_path}/streetclips_full --split train --size 1024x2048 --clips N"
+    assert f"python -m blockcopy_d2.data.streetclips {command}" in streetclips
     assert not list(tmp_path.iterdir())
