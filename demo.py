@@ -1,0 +1,306 @@
+#!/usr/bin/env python3
+"""
+Runs a Detectron2 model with BlockCopy on a video of any length, and draws what it finds:
+
+    python demo.py --config-file maskrcnn_blockcopy.yaml --video-input in.mp4 --output out.mp4
+
+The flags are those of Detectron2's own demo, and a few more. The policy learns on the video
+itself. Ctrl-C ends the run early and leaves a playable video.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
+
+from blockcopy_d2.config import base_config
+from blockcopy_d2.data import FrameReadError, VideoFrames
+from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
+from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.engine.predictor import VideoPredictor
+from blockcopy_d2.evaluation import InstanceAgreement
+from blockcopy_d2.resources import config_path
+from blockcopy_d2.visualization import VideoWriter, draw_frame
+
+CAMERA = "/dev/video0"
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default="maskrcnn_blockcopy.yaml",
+        metavar="FILE",
+        help="a file, a config of this project or of Detectron2's model zoo (%(default)s)",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--webcam", action="store_true", help="take frames from the first camera")
+    source.add_argument(
+        "--video-input", metavar="FILE", help="a video file, an address, or a folder of frames"
+    )
+    source.add_argument(
+        "--input", nargs="+", metavar="FILE", help="single pictures, each run for itself and dense"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="the video to write (.mp4, .mkv); with --input a folder, or a file for one picture."
+        " Without it nothing is drawn",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=fraction,
+        default=0.5,
+        metavar="SCORE",
+        help="minimum score of the instances to show (%(default)s)",
+    )
+    parser.add_argument(
+        "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
+    )
+    parser.add_argument("--dense", action="store_true", help="BlockCopy off: Detectron2 as it is")
+    parser.add_argument(
+        "--compare-dense",
+        action="store_true",
+        help="run the dense model beside, on the same frames, and tell how far its output is",
+    )
+    parser.add_argument(
+        "--max-frames", type=positive, metavar="N", help="stop after that many frames"
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="override config keys",
+    )
+    return parser
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
+    return value
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def build_config(args):
+    opts = ["MODEL.BLOCKCOPY.ENABLED", str(not args.dense), *args.opts]
+    if args.target is not None:
+        opts += ["MODEL.BLOCKCOPY.TARGET", str(args.target)]
+    cfg = load_config(config_path(args.config_file), opts)
+    cfg.freeze()
+    return cfg
+
+
+class Clock:
+    """Calls a predictor and times it, preprocessing and learning included."""
+
+    def __init__(self, predictor):
+        self.predictor = predictor
+        self.seconds = 0.0
+        self._calls = 0
+        self._total = 0.0
+
+    def __call__(self, image):
+        start = time.perf_counter()
+        result = self.predictor(image)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - start
+        # The first call of a network warms up caches and captures it.
+        self._total += self.seconds if self._calls else 0.0
+        self._calls += 1
+        return result
+
+    @property
+    def milliseconds(self):
+        """Per frame, averaged over all frames after the first."""
+        return 1000 * self._total / max(1, self._calls - 1)
+
+
+def dense_predictor(cfg):
+    """Detectron2's own predictor and model, with weights that must fit."""
+    cfg = base_config(cfg)
+    weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
+    predictor = DefaultPredictor(cfg)
+    WeightsCheckpointer(predictor.model).load(weights)
+    return predictor
+
+
+def shown_instances(output, threshold):
+    instances = output.get("instances")
+    return None if instances is None else instances[instances.scores >= threshold]
+
+
+def run_pictures(args, cfg):
+    predictor = dense_predictor(cfg)
+    if args.output is None or (len(args.input) > 1 and not os.path.isdir(args.output)):
+        raise ValueError(f"{len(args.input)} pictures need --output FOLDER, one that exists.")
+    for path in tqdm(args.input, unit="picture"):
+        image = read_image(path, format="BGR")
+        instances = shown_instances(predictor(image), args.confidence_threshold)
+        picture = draw_frame(image, instances, metadata=predictor.metadata)
+        name = os.path.basename(path)
+        target = os.path.join(args.output, name) if os.path.isdir(args.output) else args.output
+        Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(target)
+
+
+class VideoRun:
+    """One video through BlockCopy, through the dense model, or through both."""
+
+    def __init__(self, args, cfg):
+        """
+        Args:
+            args (Namespace): of the command line.
+            cfg (CfgNode):
+
+        Raises:
+            OSError, ValueError: an input, output or weights that cannot be used.
+        """
+        self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
+        self.max_frames = args.max_frames
+        self.threshold = args.confidence_threshold
+        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        self.block_size = cfg.MODEL.BLOCKCOPY.BLOCK_SIZE
+        self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
+        self.dense = self.agreement = None
+        if args.dense or args.compare_dense:
+            self.dense = Clock(dense_predictor(cfg))
+        if self.blockcopy and self.dense:
+            self.agreement = InstanceAgreement(score_threshold=self.threshold)
+        self.frames = 0
+        self._executed = 0.0
+
+    def run(self, writer):
+        """
+        Run the frames until the video ends, breaks or is interrupted.
+
+        Args:
+            writer (VideoWriter or None): where to draw them.
+
+        Returns:
+            FrameReadError or None: what broke the video.
+        """
+        known = [n for n in (self.video.num_frames, self.max_frames) if n]
+        frames = itertools.islice(self.video, self.max_frames)
+        with tqdm(frames, total=min(known, default=None), unit="frame") as progress:
+            try:
+                for image in progress:
+                    draw = self._step(image)
+                    if writer:
+                        writer.write(draw())
+                    if self.blockcopy:
+                        progress.set_postfix_str(f"executed {self.executed:.0%}", refresh=False)
+            except KeyboardInterrupt:
+                progress.write("Interrupted.", file=sys.stderr)
+            except FrameReadError as error:
+                return error
+
+    def _step(self, image):
+        """Runs one frame and returns a function that draws it."""
+        expected = self.dense(image) if self.dense else None
+        if self.blockcopy is None:
+            self.frames += 1
+            return lambda: self._draw(image, expected, self.dense.seconds, "dense")
+        result = self.blockcopy(image)
+        executed = result.grid.fraction
+        # A first frame executes all blocks whatever the policy.
+        self._executed += executed if self.frames else 0.0
+        self.frames += 1
+        if self.agreement:
+            self.agreement.process([expected], [result.output])
+        return lambda: self._draw(
+            image,
+            result.output,
+            self.blockcopy.seconds,
+            f"executed {executed:.0%}",
+            active=result.grid.active[0].cpu(),
+            scale=self.blockcopy.predictor.scale,
+        )
+
+    def _draw(self, image, output, seconds, what, **blocks):
+        return draw_frame(
+            image,
+            shown_instances(output, self.threshold),
+            metadata=self.metadata,
+            block_size=self.block_size,
+            caption=(f"frame {self.frames - 1}", what, f"{1000 * seconds:.0f} ms"),
+            **blocks,
+        )
+
+    @property
+    def executed(self):
+        """float: executed share of the blocks of all frames after the first."""
+        return self._executed / max(1, self.frames - 1)
+
+    def report(self):
+        """
+        Returns:
+            str: a table of the models that ran.
+        """
+        table = {"": [], "executed": [], "ms per frame": []}
+        if self.dense:
+            table[""].append("dense")
+            table["executed"].append("100.0%")
+            table["ms per frame"].append(f"{self.dense.milliseconds:.1f}")
+        if self.blockcopy:
+            table[""].append("BlockCopy")
+            table["executed"].append(f"{self.executed:.1%}")
+            table["ms per frame"].append(f"{self.blockcopy.milliseconds:.1f}")
+        if self.agreement:
+            ratio = self.dense.milliseconds / self.blockcopy.milliseconds
+            table["times faster"] = ["1.00", f"{ratio:.2f}"]
+            for name, value in self.agreement.evaluate()["agreement"].items():
+                table[f"{name} to dense"] = ["", f"{value:.1f}"]
+        return tabulate(table, headers="keys", disable_numparse=True, stralign="right")
+
+
+def main():
+    args = get_parser().parse_args()
+    setup_logger(name="blockcopy_d2")
+    setup_logger(name="fvcore")
+    with contextlib.ExitStack() as stack:
+        try:
+            cfg = build_config(args)
+            if args.input:
+                return run_pictures(args, cfg)
+            job = VideoRun(args, cfg)
+            writer = None
+            if args.output:
+                writer = stack.enter_context(VideoWriter(args.output, job.video.fps))
+        except (FrameReadError, OSError, ValueError, KeyError) as error:
+            message = error.args[0] if isinstance(error, KeyError) else error
+            raise SystemExit(f"error: {message}") from error
+        broken = job.run(writer)
+    if job.frames:
+        print(f"\n{job.video.name}: {job.frames} frames; means over all but the first\n")
+        print(job.report())
+    if writer and writer.frames:
+        print(f"\nWrote {writer.frames} frames to {args.output}")
+    if broken:
+        raise SystemExit(f"error: {broken}")
+
+
+if __name__ == "__main__":
+    main()
