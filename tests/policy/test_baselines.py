@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from blockcopy_d2.policy import (
+    AllBlocks,
+    EveryKthFrame,
+    FrameDifference,
+    NoBlocks,
+    Observation,
+    RandomBlocks,
+)
+
+
+def observation(grid_shape=(4, 8), streams=1, frame_index=1):
+    rows, columns = grid_shape
+    frame = torch.zeros(streams, 3, 32 * rows, 32 * columns)
+    return Observation(
+        frame=frame,
+        frame_state=frame.clone(),
+        output=torch.zeros(streams, 1, *frame.shape[2:]),
+        grid=torch.zeros(streams, 1, rows, columns),
+        frame_index=frame_index,
+    )
+
+
+@pytest.mark.parametrize("policy, expected", [(AllBlocks(), True), (NoBlocks(), False)])
+def test_all_and_none(policy, expected):
+    decision = policy(observation((2, 3), streams=2))
+    assert decision.active.shape == (2, 2, 3)
+    assert decision.active.dtype == torch.bool
+    assert (decision.active == expected).all()
+    assert decision.logits is None
+    assert not policy.learns
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_random_blocks_meet_the_target_on_average(target):
+    policy, again = RandomBlocks(target=target, seed=5), RandomBlocks(target=target, seed=5)
+    seen = observation((16, 16))
+    runs = torch.cat([policy(seen).active for _ in range(20)])
+    assert abs(runs.float().mean() - target) < 0.03
+    assert torch.equal(runs, torch.cat([again(seen).active for _ in range(20)]))
+
+
+@pytest.mark.parametrize("target, count", [(0.0, 0), (0.1, 3), (0.5, 16), (1.0, 32)])
+def test_frame_difference_picks_what_changed_most(target, count):
+    seen = observation(streams=2)
+    change = torch.rand(2, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    sign = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    seen.frame += (sign * change).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    active = FrameDifference(target=target)(seen).active
+    for stream in range(2):
+        picked = change[stream, 0][active[stream]]
+        left = change[stream, 0][~active[stream]]
+        assert len(picked) == count
+        assert count in (0, 32) or picked.min() > left.max()
+
+
+def test_every_kth_frame():
+    policy = EveryKthFrame(period=3)
+    ran = [policy(observation(frame_index=i)).active.all().item() for i in range(7)]
+    assert ran == [True, False, False, True, False, False, True]
+    assert not policy(observation(frame_index=4)).active.any()

@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+
+from blockcopy_d2.policy import LearnedPolicy, Observation, PolicyNetwork
+
+
+def observation(grid_shape=(2, 3), num_classes=2, streams=1, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = grid_shape
+    size = (streams, 3, 32 * rows, 32 * columns)
+    return Observation(
+        frame=scale * torch.randn(size, generator=generator),
+        frame_state=scale * torch.randn(size, generator=generator),
+        output=torch.rand(streams, num_classes, *size[2:], generator=generator),
+        grid=(torch.rand(streams, 1, rows, columns, generator=generator) > 0.5).float(),
+        frame_index=1,
+    )
+
+
+class Stacked(torch.nn.Module):
+    """The convolutions alone, for fvcore, which counts calls on tensors."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.backbone, self.head = network.backbone, network.head
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+def test_size_and_cost_are_the_papers():
+    network = PolicyNetwork(num_classes=1)
+    assert sum(p.numel() for p in network.parameters()) == 605_377
+    flops = FlopCountAnalysis(Stacked(network), torch.zeros(1, 8, 256, 512))
+    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    gmacs = flops.by_operator()["conv"] / 1e9
+    # Of the 20 frames of a clip, the first does not ask the policy.
+    assert round(gmacs * 19 / 20, 1) == 6.5
+
+
+@pytest.mark.parametrize("num_classes", [1, 8, 19])
+def test_one_logit_per_block(num_classes):
+    policy = LearnedPolicy(num_classes=num_classes)
+    weight = policy.network.backbone[0].weight
+    assert weight.shape[1] == 7 + num_classes
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    decision = policy(observation((3, 5), num_classes, streams=2))
+    assert decision.logits.shape == decision.active.shape == (2, 3, 5)
+    assert decision.active.dtype == torch.bool
+
+
+def test_the_mode_changes_nothing():
+    policies = [LearnedPolicy(num_classes=2)]
+    policies.append(copy.deepcopy(policies[0]).eval())
+    seen = observation()
+    training, inference = (policy(seen) for policy in policies)
+    assert torch.equal(training.logits, inference.logits)
+    assert torch.equal(training.active, inference.active)
+    for a, b in zip(policies[0].buffers(), policies[1].buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_running_statistics_move_by_the_momentum():
+    network = PolicyNetwork(num_classes=2).eval()
+    seen = observation()
+    network(seen)
+    norm = network.backbone[0].norm
+    with torch.no_grad():
+        x = network.backbone[0]._conv_forward(
+            network._stack(seen), network.backbone[0].weight, None
+        )
+    expected = 0.02 * x.mean(dim=(0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected)
+
+
+def test_the_graph_follows_grad_mode():
+    policy = LearnedPolicy(num_classes=2)
+    assert policy(observation()).logits.requires_grad
+    with torch.no_grad():
+        assert not policy(observation()).logits.requires_grad
+
+
+def test_the_unit_of_pixels_does_not_matter():
+    """The frames of Detectron2's two normalizations give the same logits."""
+    torch.manual_seed(0)
+    std = (57.0, 57.0, 58.0)
+    unscaled = PolicyNetwork(num_classes=2)
+    scaled = PolicyNetwork(num_classes=2, pixel_std=std)
+    scaled.load_state_dict(unscaled.state_dict())
+    raw = observation(scale=60.0)
+    divisor = torch.tensor(std).view(1, 3, 1, 1)
+    divided = Observation(
+        raw.frame / divisor, raw.frame_state / divisor, raw.output, raw.grid, raw.frame_index
+    )
+    torch.testing.assert_close(unscaled(raw), scaled(divided))
+    assert unscaled._stack(raw)[:, :6].std() < 1.5
+
+
+def test_draws_follow_the_probabilities():
+    logits = torch.tensor([[-30.0, -1.0, 0.0], [1.0, 30.0, 2.0]])
+    policy = LearnedPolicy(num_classes=2)
+    policy.network.register_forward_hook(lambda *_: logits.expand(4000, 2, 3))
+    drawn = policy(observation()).active.float().mean(dim=0)
+    torch.testing.assert_close(drawn, logits.sigmoid(), atol=0.03, rtol=0)
+
+
+def test_draws_depend_on_the_seed_alone():
+    policies = [LearnedPolicy(num_classes=2, seed=seed) for seed in (3, 3, 4)]
+    for policy in policies[1:]:
+        policy.load_state_dict(policies[0].state_dict())
+    seen = observation((8, 8))
+    torch.rand(7)
+    runs = [torch.cat([policy(seen).active for _ in range(3)]) for policy in policies]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
+@pytest.mark.parametrize("field", ["frame", "output"])
+def test_a_broken_frame_runs_all_blocks_and_leaves_the_statistics(value, field):
+    policy = LearnedPolicy(num_classes=2)
+    policy(observation())
+    broken = observation(seed=1)
+    getattr(broken, field)[0, 0, 5, 5] = value
+    decision = policy(broken)
+    if torch.isfinite(decision.logits).all():
+        assert value == 1e38
+    else:
+        assert decision.active.all()
+    assert all(torch.isfinite(buffer).all() for buffer in policy.buffers())
+    assert torch.isfinite(policy(observation(seed=2)).logits).all()
+
+
+def test_autocast_leaves_the_policy_in_full_precision():
+    policy = LearnedPolicy(num_classes=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert policy(observation()).logits.dtype == torch.float32
