@@ -1,7 +1,8 @@
 """
 Draws one object, given in its own coordinates, into a supersampled patch of the picture.
 
-Object coordinates in metres: (u, w, v) = (forward, to the object's right, up), origin on the ground.
+Object coordinates in metres: (u, w, v) = (forward, to the object's right, up), with the origin on
+the ground.
 """
 
 from dataclasses import dataclass
@@ -212,10 +213,11 @@ class Brush:
         if polygon is None:
             return None
         ramp = np.linspace(*gradient, self.height, dtype=np.float32)[:, None]
+        solidity = alpha.astype(np.float32)[..., None] / 255.0
         shading = ramp * (1.0 + texture_window(grain, self.height, self.width))
         fade = self.light.visibility(self.depth)
-        colour = paint[..., :3] * (shading * fade)[..., None]
-        colour += (alpha * np.float32((1.0 - fade) / 255.0))[..., None] * np.float32(self.light.haze)
+        colour = paint[..., :3] * (shading * np.float32(fade))[..., None]
+        colour += solidity * (np.float32(self.light.haze) * np.float32(1.0 - fade))
         colour = np.minimum(colour, 255.0).astype(np.uint8)
         return Sprite(self.left, self.top, colour, alpha, polygon)
 

@@ -1,7 +1,7 @@
 """Houses along the street: textured upright planes and sloping roofs."""
 
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,31 @@ ROOFS = [(58, 66, 110), (70, 70, 76), (62, 58, 58), (66, 84, 120)]
 DEPTH = 14.0  # metres that a house reaches back from the street
 
 
+class Ripmap:
+    """A texture at resolutions halved separately across and down, made when they are asked for."""
+
+    def __init__(self, texture: np.ndarray):
+        self._levels: Dict[Tuple[int, int], np.ndarray] = {(0, 0): texture}
+        self.shape = texture.shape
+
+    def level(self, across: int, down: int) -> np.ndarray:
+        """The texture with its columns halved `across` times and its rows `down` times."""
+        if (across, down) not in self._levels:
+            if across:
+                finer, halve = self.level(across - 1, down), (2, 1)
+            else:
+                finer, halve = self.level(0, down - 1), (1, 2)
+            size = (max(finer.shape[1] // halve[0], 1), max(finer.shape[0] // halve[1], 1))
+            self._levels[across, down] = cv2.resize(finer, size, interpolation=cv2.INTER_AREA)
+        return self._levels[across, down]
+
+    def fitting(self, columns: float, rows: float) -> np.ndarray:
+        """The coarsest level with at least so many columns and rows."""
+        across = int(max(np.log2(self.shape[1] / max(columns, 1.0)), 0.0))
+        down = int(max(np.log2(self.shape[0] / max(rows, 1.0)), 0.0))
+        return self.level(min(across, 7), min(down, 5))
+
+
 @dataclass(frozen=True)
 class House:
     """
@@ -28,8 +53,7 @@ class House:
         start, end: Z of its two ends.
         height: of the eaves in metres.
         roof: rise of the roof in metres.
-        front, gable: uint8 textures of the street front and of the end walls, each at several
-            resolutions, halved from one to the next.
+        front, gable: textures of the street front and of the end walls.
         roof_colour: colour of the roof.
     """
 
@@ -39,8 +63,8 @@ class House:
     end: float
     height: float
     roof: float
-    front: List[np.ndarray]
-    gable: List[np.ndarray]
+    front: Ripmap
+    gable: Ripmap
     roof_colour: Colour
 
     @property
@@ -69,14 +93,14 @@ class House:
         if camera.z < self.start:
             peak = np.array([[self.wall, self.height, self.start], [ridge, top, self.start],
                              [outer, self.height, self.start]])
-            colour = tuple(self.gable[-1].mean(axis=(0, 1)))
+            colour = tuple(float(c) for c in self.gable.level(7, 5).mean(axis=(0, 1)))
             parts.append(_flat(camera, light, peak, light.shade(colour, np.array([0, 0, -1.0]))))
         parts.append(self._plane(camera, light, self.front, (self.wall, self.start),
                                  (self.wall, self.end), (-float(self.side), 0.0, 0.0)))
         return [part for part in parts if part is not None]
 
-    def _plane(self, camera, light, textures, start, end, normal) -> Optional[Sprite]:
-        """Warps one of `textures` onto the upright plane between two ground points."""
+    def _plane(self, camera, light, texture, start, end, normal) -> Optional[Sprite]:
+        """Warps a texture onto the upright plane between two ground points."""
         corners = np.array([[start[0], 0.0, start[1]], [start[0], self.height, start[1]],
                             [end[0], self.height, end[1]], [end[0], 0.0, end[1]]])
         polygon = _in_picture(camera, corners)
@@ -87,14 +111,10 @@ class House:
         # The texture comes down to about the resolution at which it is seen, lengthways by its
         # foreshortened width, so that far windows do not flicker.
         near = max(min(camera.depth(*start), camera.depth(*end)), 1.0)
-        stored = textures[0].shape[0] / self.height  # pixels per metre
-        down = min(1.0, 1.2 * camera.focal / near / stored)
-        level = min(int(-np.log2(down) + 0.01), len(textures) - 1)
-        rows, columns = textures[level].shape[:2]
-        size = (max(min(columns, 2 * width), 2), max(min(rows, int(1.2 * height)), 2))
-        texture = cv2.resize(textures[level], size, interpolation=cv2.INTER_AREA)
-        first = np.array([end[0] - start[0], 0.0, end[1] - start[1]]) / size[0]
-        second = np.array([0.0, -self.height / size[1], 0.0])
+        texture = texture.fitting(1.4 * width, 1.2 * self.height * camera.focal / near)
+        rows, columns = texture.shape[:2]
+        first = np.array([end[0] - start[0], 0.0, end[1] - start[1]]) / columns
+        second = np.array([0.0, -self.height / rows, 0.0])
         matrix = camera.plane((start[0], self.height, start[1]), first, second)
         shift = np.array([[1, 0, -left - 0.5], [0, 1, -top - 0.5], [0, 0, 1.0]])
         centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
@@ -150,21 +170,12 @@ def _house(rng: np.random.Generator, side: int, wall: float, start: float, end: 
     colour = jitter(rng, pick(rng, WALLS), 10)
     pixels = PIXELS if start < 30.0 else PIXELS // 2
     front = facade(rng, end - start, height, storeys, colour, pixels, shops=True)
-    gable = facade(rng, DEPTH, height, storeys, scale_colour(colour, 0.94), PIXELS // 2, shops=False)
+    darker = scale_colour(colour, 0.94)
+    gable = facade(rng, DEPTH, height, storeys, darker, PIXELS // 2, shops=False)
     wall = wall + side * float(rng.choice([0.0, 0.0, 0.4, 0.9]))
-    return House(side, wall, start, end, height, float(rng.uniform(2.0, 4.5)), _pyramid(front),
-                 _pyramid(gable),
+    return House(side, wall, start, end, height, float(rng.uniform(2.0, 4.5)), Ripmap(front),
+                 Ripmap(gable),
                  jitter(rng, pick(rng, ROOFS)))
-
-
-def _pyramid(texture: np.ndarray) -> List[np.ndarray]:
-    """The texture at 1, 1/2, 1/4 and 1/8 of its resolution."""
-    levels = [texture]
-    for _ in range(3):
-        rows, columns = levels[-1].shape[:2]
-        half = (max(columns // 2, 2), max(rows // 2, 2))
-        levels.append(cv2.resize(levels[-1], half, interpolation=cv2.INTER_AREA))
-    return levels
 
 
 def facade(
@@ -258,6 +269,7 @@ def _ground_floor(rng, box, length, colour) -> None:
             box(x + 0.15 + i * 0.5, 0.5, 0.36, float(rng.uniform(0.4, 1.3)), item)
         box(x + width / 2 - 0.05, 0.35, 0.1, 2.4, (54, 50, 48))
         box(x - 0.1, 2.85, width + 0.2, 0.6, sign)
+        letters = scale_colour(sign, 1.9 if sum(sign) < 380 else 0.4)
         for i in range(int(width / 0.45) - 1):
-            box(x + 0.25 + i * 0.45, 3.02, 0.25, 0.26, scale_colour(sign, 1.9 if sum(sign) < 380 else 0.4))
+            box(x + 0.25 + i * 0.45, 3.02, 0.25, 0.26, letters)
         x += width + float(rng.uniform(0.4, 1.0))

@@ -46,7 +46,8 @@ class Car:
         paints, weights = zip(*CAR_PAINTS)
         kind = pick(rng, list(KINDS), (0.3, 0.25, 0.18, 0.17, 0.1))
         rim = jitter(rng, pick(rng, [(178, 176, 174), (120, 118, 116), (70, 68, 66)]))
-        return cls(kind, jitter(rng, pick(rng, paints, weights)), rim, moving and rng.random() < 0.25)
+        paint = jitter(rng, pick(rng, paints, weights))
+        return cls(kind, paint, rim, moving and bool(rng.random() < 0.25))
 
     @property
     def size(self):

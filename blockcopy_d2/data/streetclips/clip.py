@@ -41,8 +41,8 @@ class Clip:
             raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
         if width != 2 * height or height < 64:
             raise ValueError(
-                f"picture size {height}x{width} is not possible; the width must be twice the height "
-                "and the height at least 64, e.g. 512x1024"
+                f"picture size {height}x{width} is not possible; the width must be twice the "
+                "height and the height at least 64, e.g. 512x1024"
             )
         self.height, self.width = height, width
         scene_rng, look_rng, effect_rng = (

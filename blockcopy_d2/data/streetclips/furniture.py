@@ -11,7 +11,7 @@ import numpy as np
 
 from .brush import Brush
 from .solids import box_profile, extrude, panel
-from .textures import Colour, jitter, pick, scale_colour
+from .textures import Colour, jitter, mix, pick, scale_colour
 
 STEEL = (104.0, 102.0, 100.0)
 
@@ -59,7 +59,7 @@ class Sign:
                 paint = {0.36: (160.0, 96.0, 36.0), 0.27: (226.0, 226.0, 224.0),
                          0.1: (160.0, 96.0, 36.0)}[radius]
                 colour = paint if self.kind == "square" else {
-                    0.36: (60.0, 150.0, 60.0), 0.27: (60.0, 196.0, 226.0), 0.1: (60.0, 150.0, 60.0),
+                    0.36: (70.0, 124.0, 60.0), 0.27: (84.0, 184.0, 208.0), 0.1: (70.0, 124.0, 60.0),
                 }[radius]
                 points = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * radius * 0.9
             else:
@@ -107,8 +107,9 @@ class Bin:
         extrude(brush, box_profile(-0.2, 0.2, 0.0, self.tall), lambda u, v: 0.22, self.paint)
         extrude(brush, box_profile(-0.23, 0.23, self.tall, self.tall + 0.1), lambda u, v: 0.25,
                 scale_colour(self.paint, 0.6))
-        panel(brush, 0.24, 1.0, -0.15, 0.15, self.tall - 0.3, self.tall - 0.18, (20.0, 20.0, 20.0))
-        panel(brush, -0.24, -1.0, -0.15, 0.15, self.tall - 0.3, self.tall - 0.18, (20.0, 20.0, 20.0))
+        for sign in (-1.0, 1.0):  # the slot
+            panel(brush, 0.24 * sign, sign, -0.15, 0.15, self.tall - 0.3, self.tall - 0.18,
+                  (20.0, 20.0, 20.0))
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,11 @@ class AdvertPanel:
 
 def sample_advert(rng: np.random.Generator, playing: bool) -> AdvertPanel:
     """A poster, or a screen if `playing`."""
-    palette = tuple(jitter(rng, (float(b), float(g), float(r)), 10)
-                    for b, g, r in rng.integers(50, 235, (6, 3)))
+    # Printed colours, not those of a paint box: each is drawn towards grey.
+    palette = tuple(
+        mix(jitter(rng, tuple(map(float, colour)), 10), (float(np.mean(colour)),) * 3, 0.45)
+        for colour in rng.integers(50, 225, (6, 3))
+    )
     return AdvertPanel(palette, float(rng.uniform(4.0, 12.0)) if playing else 0.0,
                        int(rng.integers(1 << 30)))
 

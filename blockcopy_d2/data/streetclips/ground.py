@@ -66,10 +66,9 @@ class Ground:
         street = self.street
 
         def bar(x0: float, x1: float, z0: float, z1: float, colour: Colour) -> None:
-            columns = slice(max(round((x0 + HALF) / ACROSS), 0), max(round((x1 + HALF) / ACROSS), 0))
-            top = max(round((z0 - BEHIND) / step), 0)
-            plan[top : max(round((z1 - BEHIND) / step), 0), columns] = np.uint8(
-                np.clip(colour, 0, 255))
+            left, right = (max(round((x + HALF) / ACROSS), 0) for x in (x0, x1))
+            top, bottom = (max(round((z - BEHIND) / step), 0) for z in (z0, z1))
+            plan[top:bottom, left:right] = np.uint8(np.clip(colour, 0, 255))
 
         seam = scale_colour(self.pavement, 0.84)
         if step <= 0.05:
@@ -125,7 +124,8 @@ class Ground:
             concrete = (118.0, 120.0, 122.0)
             bar(street.tram - 1.35, street.tram + 1.35, BEHIND, FAR, concrete)
             for z in np.arange(BEHIND, FAR, 2.4):
-                bar(street.tram - 1.35, street.tram + 1.35, z, z + 0.06, scale_colour(concrete, 0.8))
+                bar(street.tram - 1.35, street.tram + 1.35, z, z + 0.06,
+                    scale_colour(concrete, 0.8))
             for x in (-0.72, 0.72):
                 bar(street.tram + x - 0.13, street.tram + x + 0.13, BEHIND, FAR,
                     scale_colour(concrete, 0.7))
@@ -168,7 +168,7 @@ class Ground:
         haze = (1.0 - fade) * np.float32(light.haze)
         if self.wet:  # the road mirrors the sky, more so farther away
             mirror = np.clip(depth / 60.0, 0.05, 0.5).astype(np.float32)[:, None, None]
-            haze = haze + tinted * 0.0 + mirror * 0.45 * np.float32(light.haze)
+            haze = haze + mirror * 0.45 * np.float32(light.haze)
             tinted = tinted * (1.0 - mirror * 0.5)
         canvas.image[first:] = np.clip(ground * tinted + haze, 0, 255).astype(np.uint8)
         self._annotate(canvas, camera, first)

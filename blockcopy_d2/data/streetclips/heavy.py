@@ -50,8 +50,8 @@ class Truck:
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Truck":
         kind = pick(rng, ["box", "tarpaulin", "tipper"], (0.5, 0.3, 0.2))
-        cab = pick(rng, [(224, 224, 222), (44, 40, 158), (134, 84, 40), (46, 130, 196), (62, 96, 52),
-                         (190, 190, 60)], (6, 3, 3, 2, 2, 1))
+        cab = pick(rng, [(224, 224, 222), (44, 40, 158), (134, 84, 40), (46, 130, 196),
+                         (62, 96, 52), (190, 190, 60)], (6, 3, 3, 2, 2, 1))
         loads = {
             "box": [(232, 232, 230), (206, 206, 204), (226, 218, 190)],
             "tarpaulin": [(122, 70, 38), (52, 48, 140), (66, 104, 62), (190, 190, 190)],
@@ -123,7 +123,8 @@ class Truck:
             w = sign * (half + 0.01)
             paint = brush.shade(self.load, (0.0, sign, 0.0))
             side_panel(brush, w, rear, end, bottom, bottom + 0.12, scale_colour(paint, 0.55))
-            side_panel(brush, w, rear, end, self.height - 0.1, self.height, scale_colour(paint, 1.1))
+            side_panel(brush, w, rear, end, self.height - 0.1, self.height,
+                       scale_colour(paint, 1.1))
             if self.kind == "box":
                 span = end - rear
                 side_panel(brush, w, rear + span * 0.15, rear + span * 0.85, bottom + 0.75,

@@ -11,7 +11,7 @@ from .brush import Light
 from .camera import Camera
 from .textures import Colour, jitter, pick, smooth_noise
 
-SIZE = 256  # pixels of a stored tree, square
+SIZE = 320  # pixels of a stored tree, square
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Tree:
         if scale < 0.6:  # seen from afar: average first, or the leaves would flicker
             size = max(int(SIZE * scale * 1.3), 8)
             source = cv2.resize(source, (size, size), interpolation=cv2.INTER_AREA)
-            columns, rows = (columns + 0.5) * (size / SIZE) - 0.5, (rows + 0.5) * (size / SIZE) - 0.5
+            columns = (columns + 0.5) * np.float32(size / SIZE) - 0.5
+            rows = (rows + 0.5) * np.float32(size / SIZE) - 0.5
         paint = cv2.remap(source, columns, rows, cv2.INTER_LINEAR)
         alpha = np.ascontiguousarray(paint[..., 3])
         polygon = outline(alpha > 127, left, top, 1.0)
@@ -91,8 +92,9 @@ class Tree:
             return None
         fade = light.visibility(depth)
         gain = np.float32(light.shade((255.0, 255.0, 255.0), np.array([0.0, 0.8, -0.6]))) / 255.0
-        colour = paint[..., :3] * (gain * fade)
-        colour += (alpha * np.float32((1 - fade) / 255))[..., None] * np.float32(light.haze)
+        colour = paint[..., :3] * (gain * np.float32(fade))
+        solidity = alpha.astype(np.float32)[..., None] / 255.0
+        colour += solidity * (np.float32(light.haze) * np.float32(1.0 - fade))
         return Sprite(left, top, np.minimum(colour, 255).astype(np.uint8), alpha, polygon)
 
 
@@ -117,13 +119,12 @@ def _paint(rng: np.random.Generator, leaf: Colour) -> np.ndarray:
     for x, y in centres[:7]:
         cv2.line(paint, (middle, size * 3 // 5), (int(x), int(y)), bark, 7)
     # From the dark lower back to the bright upper front.
-    for shade, lift, grow in ((0.55, 16, 1.0), (0.78, 4, 0.84), (1.0, -10, 0.62), (1.22, -20, 0.36)):
-        for x, y in centres:
-            level = shade * (1.14 - 0.34 * (y / size))
-            for _ in range(9):
-                dx, dy = rng.normal(0.0, 0.045 * size, 2)
-                radius = int(rng.uniform(0.016, 0.036) * size * grow) + 2
-                colour = [float(np.clip(c * level * rng.uniform(0.86, 1.14), 0, 255)) for c in leaf]
-                cv2.circle(paint, (int(x + dx * grow), int(y + dy * grow + lift)), radius,
-                           (*colour, 255), -1)
+    for shade, lift, grow in ((0.55, 16, 1.0), (0.78, 4, 0.84), (1.0, -10, 0.62), (1.2, -20, 0.4)):
+        places = np.repeat(np.array(centres), 20, axis=0)
+        level = shade * (1.14 - 0.34 * places[:, 1] / size) * rng.uniform(0.84, 1.16, len(places))
+        places += rng.normal(0.0, 0.046 * size * grow, places.shape) + [0.0, lift]
+        radii = rng.uniform(0.008, 0.024, len(places)) * size * grow + 2
+        colours = np.clip(np.outer(level, leaf), 0, 255)
+        for (x, y), radius, colour in zip(places.tolist(), radii.tolist(), colours.tolist()):
+            cv2.circle(paint, (int(x), int(y)), int(radius), (*colour, 255), -1)
     return cv2.resize(paint, (SIZE, SIZE), interpolation=cv2.INTER_AREA)

@@ -13,7 +13,8 @@ THIGH, SHIN, UPPER_ARM, FOREARM = 0.44, 0.42, 0.29, 0.27
 SKINS = [(150, 178, 222), (128, 160, 210), (96, 130, 184), (70, 98, 146), (48, 66, 100)]
 HAIRS = [(28, 26, 26), (34, 44, 60), (52, 72, 100), (96, 140, 176), (150, 150, 150)]
 TOPS = [(40, 38, 38), (200, 200, 198), (58, 54, 150), (130, 84, 44), (74, 110, 66), (110, 110, 108),
-        (66, 130, 190), (50, 150, 196), (150, 120, 150), (88, 62, 40), (70, 90, 120), (180, 150, 110)]
+        (66, 130, 190), (50, 150, 196), (150, 120, 150), (88, 62, 40), (70, 90, 120),
+        (180, 150, 110)]
 LEGS = [(44, 40, 38), (98, 66, 44), (120, 88, 62), (70, 68, 66), (96, 120, 140), (50, 60, 74)]
 
 Joint = np.ndarray
@@ -70,7 +71,8 @@ class Person:
         return cls(
             tall, rng.uniform(0.9, 1.15), jitter(rng, pick(rng, SKINS, (4, 4, 2, 1, 1))),
             jitter(rng, pick(rng, HAIRS)), jitter(rng, pick(rng, TOPS), 12),
-            jitter(rng, pick(rng, LEGS), 8), pick(rng, [(30, 28, 28), (60, 70, 84), (210, 210, 208)]),
+            jitter(rng, pick(rng, LEGS), 8),
+            pick(rng, [(30, 28, 28), (60, 70, 84), (210, 210, 208)]),
             outfit, bool(rng.random() < 0.4),
             pick(rng, [None, "backpack", "handbag"], (0.55, 0.25, 0.2)), umbrella, helmet,
             rng.uniform(0.38, 0.52) if moving else 0.0, seat,
@@ -86,12 +88,12 @@ class Person:
         """Draws the person; `phase` in radians is where in the step or the pedalling it is."""
         pose = self._ride(phase) if self.seat else self._walk(phase)
         face = brush.eye[:2] / max(float(np.linalg.norm(brush.eye[:2])), 1e-6)
-        # The side of the body that looks at the camera, to light one edge and darken the other.
-        parts = []
+        parts = []  # (how near, drawing), as the camera sees it
         for sign, side in ((-1.0, "left"), (1.0, "right")):
             nearer = sign * float(face[1])
             parts.append((nearer - 0.1, lambda s=side: self._leg(brush, pose, s)))
-            parts.append((nearer + 0.05 * np.sign(nearer), lambda s=side: self._arm(brush, pose, s)))
+            outward = nearer + 0.05 * np.sign(nearer)
+            parts.append((outward, lambda s=side: self._arm(brush, pose, s)))
         parts.append((0.0, lambda: self._torso(brush, pose, face)))
         parts.append((0.01, lambda: self._head(brush, pose, face)))
         if self.bag == "backpack":
@@ -121,7 +123,8 @@ class Person:
                 elbow = shoulder + np.array([0.1, 0.05, -0.24])
                 hand = elbow + np.array([0.2, -0.05, 0.16])
             pose.update({f"{side} hip": hip, f"{side} knee": knee, f"{side} ankle": ankle,
-                         f"{side} shoulder": shoulder, f"{side} elbow": elbow, f"{side} hand": hand})
+                         f"{side} shoulder": shoulder, f"{side} elbow": elbow,
+                         f"{side} hand": hand})
             lowest = min(lowest, ankle[2])
         pose["head"] = np.array([0.04, 0.0, 1.62])
         drop = np.array([0.0, 0.0, lowest - 0.08])

@@ -1,4 +1,4 @@
-"""Places vehicles, people and roadside things on a street so that they neither collide nor vanish."""
+"""Places vehicles, people and roadside things so that they neither collide nor hide each other."""
 
 from typing import Callable, List, Optional, Tuple
 
@@ -167,7 +167,7 @@ class Placer:
         return x + offset, z, heading, 0.0
 
     def _tram(self):
-        z = self._depth(24.0, 62.0)
+        z = self._depth(28.0, 72.0)
         ahead = self.rng.random() < 0.5
         speed = 0.0 if self.rng.random() < 0.35 else float(self.rng.uniform(3.0, 9.0))
         model = Tram.sample(self.rng, speed > 0)
@@ -179,15 +179,15 @@ class Placer:
                                                       speed))
 
     def _bus(self):
-        x, z, heading, speed = self._lane(16.0, 60.0, parked=False)
+        x, z, heading, speed = self._lane(21.0, 70.0, parked=False)
         return self._make("bus", Bus.sample(self.rng, speed > 0), x, z, heading, speed)
 
     def _truck(self):
-        x, z, heading, speed = self._lane(13.0, 52.0)
+        x, z, heading, speed = self._lane(17.0, 62.0)
         return self._make("truck", Truck.sample(self.rng, speed > 0), x, z, heading, speed)
 
     def _car(self):
-        x, z, heading, speed = self._lane(8.0, 60.0)
+        x, z, heading, speed = self._lane(10.0, 64.0)
         return self._make("car", Car.sample(self.rng, speed > 0), x, z, heading, speed)
 
     def _pavement(self) -> float:
@@ -200,7 +200,7 @@ class Placer:
     def _bicycle(self):
         heading = float(self.rng.choice([0.0, np.pi, 0.5 * np.pi, -0.5 * np.pi, 0.9, -0.9]))
         return self._make("bicycle", Bicycle.sample(self.rng, False), self._pavement(),
-                          self._depth(6.0, 28.0), heading)
+                          self._depth(7.5, 28.0), heading)
 
     def _motorcycle(self):
         street, rng = self.street, self.rng
@@ -209,7 +209,7 @@ class Placer:
         if rng.random() < 0.4:
             x = self._pavement()
         heading = float(rng.choice([0.6, -0.6, 1.2, -1.2, 2.2, -2.2]))
-        return self._make("motorcycle", Motorcycle.sample(rng, False), x, self._depth(7.0, 32.0),
+        return self._make("motorcycle", Motorcycle.sample(rng, False), x, self._depth(8.5, 32.0),
                           heading)
 
     def _riding(self, low: float, high: float, slow: float, fast: float):
@@ -226,19 +226,19 @@ class Placer:
         return street.oncoming - 1.2 + float(rng.normal(0, 0.15)), z, np.pi, speed
 
     def _cyclist(self):
-        x, z, heading, speed = self._riding(6.5, 34.0, 2.5, 6.0)
+        x, z, heading, speed = self._riding(8.5, 36.0, 2.5, 6.0)
         return self._make("bicycle", Bicycle.sample(self.rng, True), x, z, heading, speed, 1.6,
                           rider=Person.sample(self.rng, True, seat="bicycle"))
 
     def _motorcyclist(self):
-        x, z, heading, speed = self._riding(8.0, 40.0, 3.0, 10.0)
-        return self._make("motorcycle", Motorcycle.sample(self.rng, True), x, z, heading, speed, 1.0,
-                          rider=Person.sample(self.rng, True, seat="motorcycle"))
+        x, z, heading, speed = self._riding(10.0, 42.0, 3.0, 10.0)
+        return self._make("motorcycle", Motorcycle.sample(self.rng, True), x, z, heading, speed,
+                          1.0, rider=Person.sample(self.rng, True, seat="motorcycle"))
 
     def _person(self):
         street, rng = self.street, self.rng
         kind = rng.random()
-        z = self._depth(6.0, 40.0)
+        z = self._depth(7.5, 40.0)
         speed = float(rng.uniform(0.9, 1.7))
         if kind < 0.25 and street.zebra is not None:
             x = float(rng.uniform(street.kerb_left, street.kerb_right))

@@ -1,4 +1,4 @@
-"""Who and what is in a clip: the random draw of a street, its weather, its traffic and its people."""
+"""Who and what is in a clip: a random street, its weather, its traffic and its people."""
 
 from dataclasses import dataclass
 from typing import List, Tuple
@@ -75,7 +75,7 @@ def _sample_light(rng: np.random.Generator, weather: str):
     )
     if weather == "sunny":
         haze, zenith, clouds = (226, 214, 200), (206, 152, 96), rng.uniform(0.2, 0.5)
-        ambient, diffuse, reach = 0.72, 0.42, 320.0
+        ambient, diffuse, reach = 0.78, 0.38, 320.0
         tint = (0.96, 0.99, 1.03)
     elif weather == "overcast":
         haze, zenith, clouds = (216, 212, 206), (190, 180, 168), rng.uniform(0.6, 0.9)
@@ -93,8 +93,8 @@ def _sample_light(rng: np.random.Generator, weather: str):
     evening = float(rng.uniform(0.0, 0.35)) if rng.random() < 0.25 else 0.0
     haze = mix(jitter(rng, haze, 6), (150, 176, 222), evening)
     light = Light(
-        direction, ambient * exposure * (1 - 0.4 * evening), diffuse * exposure,
+        direction, ambient * exposure * (1 - 0.15 * evening), diffuse * exposure,
         tuple(c * min(exposure, 1.0) * (1 - 0.2 * evening) for c in haze), reach,
-        (tint[0] * (1 - 0.3 * evening), tint[1] * (1 - 0.1 * evening), tint[2]),
+        (tint[0] * (1 - 0.25 * evening), tint[1] * (1 - 0.08 * evening), tint[2]),
     )
     return light, mix(jitter(rng, zenith, 6), (140, 120, 120), evening), float(clouds)

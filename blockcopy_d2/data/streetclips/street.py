@@ -1,4 +1,4 @@
-"""The plan of a street: where lanes, pavements, tracks and houses run. Metres, camera near X = 0."""
+"""The plan of a street: where lanes, pavements, tracks and houses run. Metres throughout."""
 
 from dataclasses import dataclass
 from typing import Optional

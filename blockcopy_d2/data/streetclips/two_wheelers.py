@@ -25,8 +25,8 @@ class Bicycle:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Bicycle":
-        paint = pick(rng, [(40, 38, 36), (44, 40, 170), (150, 96, 46), (200, 200, 198), (80, 130, 70),
-                           (60, 150, 200), (160, 150, 90)])
+        paint = pick(rng, [(40, 38, 36), (44, 40, 170), (150, 96, 46), (200, 200, 198),
+                           (80, 130, 70), (60, 150, 200), (160, 150, 90)])
         return cls(jitter(rng, paint), bool(rng.random() < 0.4))
 
     @property
@@ -135,8 +135,8 @@ class Motorcycle:
         extrude(brush, tank, lambda u, v: 0.17, body)
         fairing = [(0.36, 0.66), (0.4, 1.12), (0.5, 1.16), (0.66, 0.9), (0.62, 0.74)]
         extrude(brush, fairing, lambda u, v: 0.19, scale_colour(body, 0.92))
-        guard = [(front - 0.3, 2 * radius), (front, 2 * radius + 0.07), (front + 0.3, 2 * radius - 0.1),
-                 (front, 2 * radius - 0.02)]
+        guard = [(front - 0.3, 2 * radius), (front, 2 * radius + 0.07),
+                 (front + 0.3, 2 * radius - 0.1), (front, 2 * radius - 0.02)]
         extrude(brush, guard, lambda u, v: 0.09, body)
 
     def _draw_scooter(self, brush, rear, front, radius) -> None:
@@ -151,6 +151,6 @@ class Motorcycle:
                 lambda u, v: 0.2, scale_colour(body, 0.6))
         shield = [(0.34, 0.3), (0.32, 0.98), (0.46, 1.08), (0.58, 0.86), (0.5, 0.4)]
         extrude(brush, shield, lambda u, v: 0.23, body)
-        guard = [(front - 0.26, 2 * radius), (front, 2 * radius + 0.08), (front + 0.24, 2 * radius - 0.1),
-                 (front, 2 * radius - 0.02)]
+        guard = [(front - 0.26, 2 * radius), (front, 2 * radius + 0.08),
+                 (front + 0.24, 2 * radius - 0.1), (front, 2 * radius - 0.02)]
         extrude(brush, guard, lambda u, v: 0.1, body)

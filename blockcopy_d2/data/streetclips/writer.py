@@ -21,13 +21,13 @@ from .annotation import Annotation
 from .clip import SPLITS, Clip
 from .motion import FRAMES, LABELLED
 
-CITIES = {"train": "ahornstadt", "val": "birkenau", "test": "cedernfeld"}
+CITIES = {"train": "ahornstadt", "val": "buchenfeld", "test": "cedernfeld"}
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 ID_IMAGES = ("labelTrainIds", "labelIds", "instanceIds")  # the last one completes a clip
 
 
 def clip_name(split: str, index: int, frame: int) -> str:
-    """Stem that all files of a frame share, e.g. birkenau_000003_000019."""
+    """Stem that all files of a frame share, e.g. buchenfeld_000003_000019."""
     return f"{CITIES[split]}_{index:06d}_{frame:06d}"
 
 
@@ -163,8 +163,8 @@ def _write_annotation(paths: dict, annotation: Annotation) -> None:
     images = {
         "labelTrainIds": createLabelImage(read, "trainIds"),
         "labelIds": createLabelImage(read, "ids"),
-        # json2instanceImg saves mode "I" as it is, which Pillow from version 13 on refuses; in 16 bits
-        # the file is the same.
+        # json2instanceImg saves mode "I" as it is, which Pillow refuses from version 13 on; saved
+        # as 16 bits the file is the same.
         "instanceIds": createInstanceImage(read, "ids").convert("I;16"),
     }
     for kind in ID_IMAGES:

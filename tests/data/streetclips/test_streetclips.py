@@ -36,7 +36,7 @@ def test_id_images_agree_with_the_object_index(tmp_path, index):
     write_split(tmp_path, "val", num_clips=index + 1, seed=3, workers=1, labelled_only=True, **SIZE)
     _, annotation = Clip(3, "val", index, **SIZE).render(LABELLED)
     labels, instances = expected_ids(annotation)
-    stem = tmp_path / "gtFine/val/birkenau" / f"birkenau_{index:06d}_000019_gtFine"
+    stem = tmp_path / "gtFine/val/buchenfeld" / f"buchenfeld_{index:06d}_000019_gtFine"
     assert (np.asarray(Image.open(f"{stem}_labelIds.png")) == labels).all()
     assert (np.asarray(Image.open(f"{stem}_instanceIds.png")) == instances).all()
     train_ids = np.asarray(Image.open(f"{stem}_labelTrainIds.png"))
@@ -68,10 +68,10 @@ def test_an_object_paints_exactly_its_annotated_pixels(monkeypatch):
 
 def test_frames_can_be_drawn_alone_and_again():
     whole = Clip(5, "train", 3, **SIZE)
-    frames = [whole.render(frame)[0] for frame in range(FRAMES)]
+    frames = [whole.render(frame)[0] for frame in (0, 10, 11, 19)]
     image, _ = Clip(5, "train", 3, **SIZE).render(11)
-    assert (image == frames[11]).all()
-    assert (frames[10] != frames[11]).any()
+    assert (image == frames[2]).all()
+    assert (frames[1] != frames[2]).any()
 
 
 @pytest.mark.parametrize("other", [(6, "train", 3), (5, "val", 3), (5, "train", 4)])
