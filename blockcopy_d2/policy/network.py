@@ -9,6 +9,8 @@ Shape shorthand in this module:
     K: classes of the task network's output
 """
 
+from functools import partial
+
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.layers import Conv2d
@@ -16,29 +18,14 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["FrameBatchNorm2d", "PolicyNetwork"]
+__all__ = ["PolicyNetwork"]
 
 # Standard deviation of natural images in pixel values (0 to 255).
 _NATURAL_PIXEL_STD = 58.0
 
-
-class FrameBatchNorm2d(nn.BatchNorm2d):
-    """
-    Batch normalization by the statistics of the frame itself, in training and inference mode
-    alike: the policy learns while the task network around it is in inference mode. The running
-    statistics are kept but not used; a frame that is not finite leaves them as they are.
-    """
-
-    def __init__(self, num_features):
-        super().__init__(num_features, momentum=0.02)
-
-    def forward(self, x):
-        mean, var = self.running_mean.clone(), self.running_var.clone()
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        finite = torch.isfinite(mean) & torch.isfinite(var)
-        self.running_mean.copy_(torch.where(finite, mean, self.running_mean))
-        self.running_var.copy_(torch.where(finite, var, self.running_var))
-        return y
+# Normalizes by the statistics of the frame itself, in training and inference mode alike: the
+# policy learns while the task network around it is in inference mode.
+_FrameBatchNorm2d = partial(nn.BatchNorm2d, track_running_stats=False)
 
 
 class PolicyNetwork(nn.Module):
@@ -64,9 +51,9 @@ class PolicyNetwork(nn.Module):
         self.register_buffer("pixel_scale", scale.view(1, -1, 1, 1), persistent=False)
         self.backbone = nn.Sequential(
             _conv_norm_relu(2 * len(pixel_std) + num_classes + 1, 32),
-            BasicBlock(32, 32, stride=1, norm=FrameBatchNorm2d),
-            BasicBlock(32, 64, stride=2, norm=FrameBatchNorm2d),
-            BasicBlock(64, 128, stride=2, norm=FrameBatchNorm2d),
+            BasicBlock(32, 32, stride=1, norm=_FrameBatchNorm2d),
+            BasicBlock(32, 64, stride=2, norm=_FrameBatchNorm2d),
+            BasicBlock(64, 128, stride=2, norm=_FrameBatchNorm2d),
         )
         self.head = nn.Sequential(
             _conv_norm_relu(128, 128, stride=2),
@@ -112,7 +99,7 @@ def _conv_norm_relu(in_channels, out_channels, stride=1):
         stride=stride,
         padding=1,
         bias=False,
-        norm=FrameBatchNorm2d(out_channels),
+        norm=_FrameBatchNorm2d(out_channels),
         activation=F.relu_,
     )
     weight_init.c2_msra_fill(conv)

