@@ -5,12 +5,10 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 
 from blockcopy_d2.modeling import VideoStream
-from blockcopy_d2.policy import OnlineLearner
 
-from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
+from .runs import build_video_model
 
 __all__ = ["VideoPredictor"]
 
@@ -60,14 +58,7 @@ class VideoPredictor:
             cfg (CfgNode): with BlockCopy enabled, see
                 :func:`blockcopy_d2.engine.defaults.load_config`.
         """
-        options = cfg.MODEL.BLOCKCOPY
-        model = build_model(cfg)
-        WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-        learner = None
-        if options.LEARNER.ENABLED and model.policy.learns:
-            learner = OnlineLearner(cfg, model.policy)
-        if options.POLICY.WEIGHTS:
-            PolicyCheckpointer(model.policy, learner=learner).load(options.POLICY.WEIGHTS)
+        model, learner = build_video_model(cfg)
         return {
             "model": model,
             "learner": learner,
