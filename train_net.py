@@ -10,9 +10,17 @@ weights of the detector stay as they are: training warms the policy on the clips
 import os
 
 from detectron2.engine import DefaultTrainer, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
 
 import blockcopy_d2.data  # noqa: F401  registers the data sets
-from blockcopy_d2.engine import default_argument_parser, setup
+from blockcopy_d2.engine import (
+    WeightsCheckpointer,
+    default_argument_parser,
+    evaluate_clips,
+    setup,
+    warm_policy,
+)
 from blockcopy_d2.evaluation import build_evaluator
 
 
@@ -26,6 +34,20 @@ class Trainer(DefaultTrainer):
 
 def main(args):
     cfg = setup(args)
+    if args.eval_only:
+        if cfg.MODEL.BLOCKCOPY.ENABLED:
+            results = evaluate_clips(cfg, resume=args.resume)
+        else:
+            model = Trainer.build_model(cfg)
+            WeightsCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+                cfg.MODEL.WEIGHTS, resume=args.resume
+            )
+            results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    if cfg.MODEL.BLOCKCOPY.ENABLED:
+        return warm_policy(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -35,12 +35,10 @@ def _model_defaults():
     _C.BASE_BACKBONE = ""
     _C.BASE_RPN_HEAD = ""
 
-    # Side of a block in pixels of the network's input; a multiple of the largest stride in use
+    # Side of a block in pixels of the network's input, a power of two
     _C.BLOCK_SIZE = 128
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3
-    # Operators of the engine: "auto" picks by device, "torch" runs on any
-    _C.BACKEND = "auto"
     # Streams whose features are kept; beyond it the least recently used one is dropped
     _C.MAX_STREAMS = 8
 
@@ -156,9 +154,8 @@ def check_blockcopy_config(cfg):
         "MODEL.BLOCKCOPY.BLOCK_SIZE",
         options.BLOCK_SIZE,
         options.BLOCK_SIZE > 0 and options.BLOCK_SIZE & (options.BLOCK_SIZE - 1) == 0,
-        "a power of two such as 32, 64 or 128, so that the strides of the network divide it",
+        "a power of two, such as 64 or 128, to align with the strides of the network",
     )
-    _require_one_of("MODEL.BLOCKCOPY.BACKEND", options.BACKEND, ("auto", "torch"))
     _require(
         "MODEL.BLOCKCOPY.MAX_STREAMS", options.MAX_STREAMS, options.MAX_STREAMS >= 1, "at least 1"
     )
@@ -172,7 +169,9 @@ def check_blockcopy_config(cfg):
         "at least 1",
     )
     _require(
-        "INPUT.CLIP.NUM_FRAMES", cfg.INPUT.CLIP.NUM_FRAMES, cfg.INPUT.CLIP.NUM_FRAMES >= 1,
+        "INPUT.CLIP.NUM_FRAMES",
+        cfg.INPUT.CLIP.NUM_FRAMES,
+        cfg.INPUT.CLIP.NUM_FRAMES >= 1,
         "at least 1",
     )
     for name in cfg.TEST.BLOCKCOPY.COMPARE:

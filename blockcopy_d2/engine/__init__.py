@@ -1,3 +1,6 @@
-from .defaults import default_argument_parser, setup
+from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
+from .defaults import default_argument_parser, load_config, setup
+from .loop import EvaluationLoop
+from .runs import build_video_model, evaluate_clips, warm_policy
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

@@ -8,8 +8,11 @@ import re
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
+from blockcopy_d2.policy import POLICY_REGISTRY
 from blockcopy_d2.resources import config_path
 
 __all__ = ["default_argument_parser", "load_config", "setup"]
@@ -29,6 +32,8 @@ def setup(args):
     path = config_path(args.config_file) if args.config_file else ""
     cfg = load_config(path, args.opts)
     cfg.freeze()
+    # Detectron2 sets up its own loggers only.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="blockcopy_d2")
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
 
@@ -60,6 +65,7 @@ def load_config(path="", opts=()):
         raise KeyError(_unknown_key_message(unknown.group(1), cfg)) from error
     enable_blockcopy(cfg)
     check_blockcopy_config(cfg)
+    _check_policy_name(cfg.MODEL.BLOCKCOPY.POLICY.NAME)
     _follow_the_machine(cfg)
     return cfg
 
@@ -79,6 +85,12 @@ def _full_keys(node, prefix=""):
         yield prefix + key
         if isinstance(value, CfgNode):
             yield from _full_keys(value, f"{prefix}{key}.")
+
+
+def _check_policy_name(name):
+    if name not in POLICY_REGISTRY:
+        known = ", ".join(sorted(known for known, _ in POLICY_REGISTRY))
+        raise ValueError(f"MODEL.BLOCKCOPY.POLICY.NAME is {name!r}; it must be one of {known}.")
 
 
 def _follow_the_machine(cfg):

@@ -54,7 +54,7 @@ class VideoStream:
 
 
 class StreamPool:
-    """The streams a model keeps, by video id; beyond ``max_streams`` the least recently used goes."""
+    """The streams a model keeps, by video id. The least recently used one goes first."""
 
     def __init__(self, max_streams):
         """

@@ -62,9 +62,7 @@ def timed_modules(timer, name, modules):
     starts = []
     handles = []
     for module in modules:
-        handles.append(
-            module.register_forward_pre_hook(lambda *_: starts.append(timer.now()))
-        )
+        handles.append(module.register_forward_pre_hook(lambda *_: starts.append(timer.now())))
         handles.append(module.register_forward_hook(lambda *_: timer.add(name, starts.pop())))
     try:
         yield

@@ -1,0 +1,230 @@
+"""
+Hooks of the :class:`EvaluationLoop`. They work on ``trainer.runs`` of the current frame; the order
+in which they are registered matters where they say so.
+"""
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from tqdm import tqdm
+
+from blockcopy_d2.evaluation.efficiency import MacCounter
+from blockcopy_d2.modeling import StageTimer, StreamPool
+from blockcopy_d2.sparse import BlockGrid
+
+from .loop import ModelRun
+
+__all__ = [
+    "ComparisonHook",
+    "EfficiencyHook",
+    "GainShareHook",
+    "OnlinePolicyHook",
+    "ProgressHook",
+    "ScoringHook",
+]
+
+
+class OnlinePolicyHook(HookBase):
+    """
+    Teaches the policy from the information gain of every frame. Its time is part of the frame's.
+    First frames, which the policy did not decide, teach nothing.
+    """
+
+    def __init__(self, learner):
+        """
+        Args:
+            learner (OnlineLearner): that of the loop.
+        """
+        self._learner = learner
+
+    def after_step(self):
+        run = self.trainer.runs.get("blockcopy")
+        if run is None or run.result.decision.logits is None:
+            return
+        result = run.result
+        with result.timer.stage("information_gain"):
+            gain = self.trainer.model.information_gain(result)
+        with result.timer.stage("policy_update"):
+            metrics = self._learner.observe(result.decision, gain)
+        self.trainer.storage.put_scalars(
+            **{f"policy/{name}": value.item() for name, value in metrics.items()}
+        )
+
+
+class ComparisonHook(HookBase):
+    """
+    Runs other models on the frame that BlockCopy just ran, so that whatever else the machine does
+    hits all of them alike: "dense", this engine with all blocks and no policy, and "stock", a
+    model that has no BlockCopy in it.
+    """
+
+    def __init__(self, *, dense, stock=None):
+        """
+        Args:
+            dense (bool): run the dense engine.
+            stock (nn.Module or None): a Detectron2 model in inference mode.
+        """
+        self._dense = dense
+        self._stock = stock
+        self._streams = StreamPool(max_streams=1)
+        self._warm = False
+
+    @torch.no_grad()
+    def after_step(self):
+        trainer = self.trainer
+        if "blockcopy" not in trainer.runs:
+            return
+        if self._stock is not None:
+            if not self._warm:
+                self._stock([trainer.inputs])
+                self._warm = True
+            trainer.runs["stock"] = self._run_stock(trainer.model.device, trainer.inputs)
+        if self._dense:
+            image_size = trainer.runs["blockcopy"].result.grid.image_size
+            trainer.runs["dense"] = self._run_dense(trainer.model, trainer.inputs, image_size)
+
+    def _run_stock(self, device, inputs):
+        timer = StageTimer(device)
+        with timer.stage("frame"):
+            output = self._stock([inputs])[0]
+        return ModelRun(output=output, macs=0, seconds=timer.seconds)
+
+    def _run_dense(self, model, inputs, image_size):
+        grid = BlockGrid.full(
+            block_size=model.block_size, image_size=image_size, device=model.device
+        )
+        stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
+        with MacCounter(model) as counter:
+            result = model.step(inputs, stream, grid=grid)
+
+        def seconds():
+            # The other stages serve a policy, which there is none of.
+            stages = result.seconds
+            return {name: stages[name] for name in ("network", "heads")}
+
+        return ModelRun(
+            output=result.output,
+            macs=result.macs + counter.macs,
+            seconds=seconds,
+            result=result,
+        )
+
+
+class ScoringHook(HookBase):
+    """Scores the outputs of the models that have an evaluator, each with its own."""
+
+    def __init__(self, evaluators):
+        """
+        Args:
+            evaluators (dict[str, DatasetEvaluator]): by model.
+        """
+        self._evaluators = evaluators
+        self.scores = {}
+
+    def before_train(self):
+        for evaluator in self._evaluators.values():
+            evaluator.reset()
+
+    def after_step(self):
+        for name, run in self.trainer.runs.items():
+            if name in self._evaluators:
+                self._evaluators[name].process([self.trainer.inputs], [run.output])
+
+    def after_train(self):
+        if self.trainer.iter == self.trainer.max_iter:
+            self.scores = {
+                name: evaluator.evaluate() for name, evaluator in self._evaluators.items()
+            }
+
+
+class EfficiencyHook(HookBase):
+    """
+    Records time, multiply-accumulates and executed blocks of every frame. Comes after the hooks
+    that run models or take time of a frame.
+    """
+
+    def __init__(self, record):
+        """
+        Args:
+            record (RunRecord):
+        """
+        self._record = record
+
+    def after_step(self):
+        trainer, record = self.trainer, self._record
+        if not trainer.runs:
+            return
+        for name, run in trainer.runs.items():
+            seconds = run.seconds()
+            record.meter(name).add(seconds, run.macs)
+            trainer.storage.put_scalar(f"{name}/ms", 1000 * sum(seconds.values()))
+            if run.macs:
+                trainer.storage.put_scalar(f"{name}/gmacs", run.macs / 1e9)
+            if name == "blockcopy":
+                trainer.storage.put_scalars(
+                    **{f"ms/{stage}": 1000 * value for stage, value in seconds.items()}
+                )
+        result = trainer.runs["blockcopy"].result
+        if result.previous_detections is None:
+            record.clips += 1
+        else:
+            record.executed.append(result.grid.fraction)
+            trainer.storage.put_scalar("executed_fraction", result.grid.fraction)
+
+    def after_train(self):
+        self._record.failures = [str(error) for error in self.trainer.failures]
+
+
+class GainShareHook(HookBase):
+    """Compares the executed blocks with where dense outputs change. Needs the "dense" run."""
+
+    def __init__(self, gain_share):
+        """
+        Args:
+            gain_share (GainShare):
+        """
+        self._gain_share = gain_share
+
+    def after_step(self):
+        if "dense" not in self.trainer.runs:
+            return
+        result = self.trainer.runs["blockcopy"].result
+        dense = self.trainer.runs["dense"].result
+        frame = result.frame.nan_to_num()
+        if dense.previous_detections is None:
+            self._gain_share.start(frame)
+        else:
+            gain = self.trainer.model.information_gain(dense)
+            self._gain_share.update(frame, result.grid.active, gain)
+
+
+class ProgressHook(HookBase):
+    """A progress bar over the frames, with the executed fraction and the speed of BlockCopy."""
+
+    def __init__(self, title):
+        """
+        Args:
+            title (str): shown in front of the bar.
+        """
+        self._title = title
+        self._bar = None
+
+    def before_train(self):
+        self._bar = tqdm(
+            desc=self._title,
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            unit="frame",
+            disable=not comm.is_main_process(),
+        )
+
+    def after_step(self):
+        histories = self.trainer.storage.histories()
+        if "executed_fraction" in histories and "blockcopy/ms" in histories:
+            executed = histories["executed_fraction"].avg(50)
+            milliseconds = histories["blockcopy/ms"].avg(50)
+            self._bar.set_postfix_str(f"{executed:.0%} executed, {milliseconds:.0f} ms")
+        self._bar.update()
+
+    def after_train(self):
+        self._bar.close()

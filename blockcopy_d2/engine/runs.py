@@ -1,0 +1,197 @@
+"""The two jobs of train_net.py with BlockCopy on: warming a policy, evaluating on clips."""
+
+import os
+
+from detectron2.data import MetadataCatalog
+from detectron2.engine import hooks as d2_hooks
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
+
+import blockcopy_d2.modeling  # noqa: F401  registers the model
+from blockcopy_d2.config import base_config
+from blockcopy_d2.data import build_clip_loader
+from blockcopy_d2.evaluation import build_evaluator
+from blockcopy_d2.evaluation.summary import RunRecord
+from blockcopy_d2.policy import OnlineLearner
+
+from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
+from .hooks import (
+    ComparisonHook,
+    EfficiencyHook,
+    GainShareHook,
+    OnlinePolicyHook,
+    ProgressHook,
+    ScoringHook,
+)
+from .loop import EvaluationLoop
+from .reporting import OverlayHook, SummaryHook
+
+__all__ = ["build_video_model", "evaluate_clips", "warm_policy"]
+
+
+def build_video_model(cfg):
+    """
+    Build the model that ``cfg`` describes, with the weights it names.
+
+    Args:
+        cfg (CfgNode): with BlockCopy enabled.
+
+    Returns:
+        tuple[BlockCopyVideoModel, OnlineLearner or None]: the learner of the model's policy, if
+        there is anything to learn.
+    """
+    options = cfg.MODEL.BLOCKCOPY
+    model = build_model(cfg)
+    WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    learner = None
+    if options.LEARNER.ENABLED and model.policy.learns:
+        learner = OnlineLearner(cfg, model.policy)
+    if options.POLICY.WEIGHTS and model.policy.learns:
+        PolicyCheckpointer(model.policy, learner=learner).load(options.POLICY.WEIGHTS)
+    return model, learner
+
+
+def warm_policy(cfg, *, resume=False):
+    """
+    Let a policy learn on ``INPUT.CLIP.NUM_CLIPS`` clips of the data set in ``cfg.DATASETS.TRAIN``
+    and save it with its learner as policy_final.pth in ``cfg.OUTPUT_DIR``, for
+    ``MODEL.BLOCKCOPY.POLICY.WEIGHTS``.
+
+    Args:
+        cfg (CfgNode): with BlockCopy enabled.
+        resume (bool): go on from the last checkpoint in ``cfg.OUTPUT_DIR``.
+
+    Returns:
+        OnlineLearner:
+    """
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ValueError(
+            f"A policy is warmed on one data set of clips; DATASETS.TRAIN is {cfg.DATASETS.TRAIN}."
+        )
+    model, learner = build_video_model(cfg)
+    if learner is None:
+        raise ValueError(
+            f"There is nothing to warm: {cfg.MODEL.BLOCKCOPY.POLICY.NAME} does not learn, or"
+            " MODEL.BLOCKCOPY.LEARNER.ENABLED is off."
+        )
+    checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
+    start = 0
+    if resume and checkpointer.has_checkpoint():
+        start = checkpointer.load(checkpointer.get_checkpoint_file())["iteration"] + 1
+    (name,) = cfg.DATASETS.TRAIN
+    loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
+    loop.register_hooks(
+        [
+            OnlinePolicyHook(learner),
+            EfficiencyHook(RunRecord()),
+            *_common_hooks(cfg, checkpointer, cfg.OUTPUT_DIR, title=f"Warming on {name}"),
+        ]
+    )
+    loop.train(start)
+    return learner
+
+
+def evaluate_clips(cfg, *, resume=False):
+    """
+    Run and score the clips of every data set in ``cfg.DATASETS.TEST``. The policy goes on learning,
+    from one data set to the next as well. Leaves blockcopy_summary.json, metrics.json, TensorBoard
+    events and, if asked for, overlay.mp4 in ``cfg.OUTPUT_DIR``, or in a folder per data set if
+    there are several.
+
+    Args:
+        cfg (CfgNode): with BlockCopy enabled.
+        resume (bool): take the policy from the last checkpoint in ``cfg.OUTPUT_DIR``.
+
+    Returns:
+        dict: {data set: {task: {metric: value}}} of BlockCopy; with one data set only its part.
+        Empty on ranks other than the first.
+    """
+    model, learner = build_video_model(cfg)
+    checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+    stock = _build_stock(cfg) if "stock" in cfg.TEST.BLOCKCOPY.COMPARE else None
+    results = {}
+    for name in cfg.DATASETS.TEST:
+        several = len(cfg.DATASETS.TEST) > 1
+        output_dir = os.path.join(cfg.OUTPUT_DIR, name) if several else cfg.OUTPUT_DIR
+        PathManager.mkdirs(output_dir)
+        record = RunRecord()
+        scoring = ScoringHook(_build_evaluators(cfg, name, output_dir))
+        loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
+        loop.register_hooks(
+            [
+                OnlinePolicyHook(learner) if learner else None,
+                *_comparison_hooks(cfg, record, stock),
+                EfficiencyHook(record),
+                scoring,
+                _build_overlay(cfg, name, output_dir),
+                *_common_hooks(
+                    cfg, checkpointer if learner else None, output_dir, title=f"Running {name}"
+                ),
+                SummaryHook(
+                    record,
+                    scoring=scoring,
+                    target=cfg.MODEL.BLOCKCOPY.TARGET,
+                    output_dir=output_dir,
+                ),
+            ]
+        )
+        loop.train()
+        results[name] = scoring.scores.get("blockcopy") or {}
+    return results if len(results) > 1 else next(iter(results.values()), {})
+
+
+def _build_stock(cfg):
+    stock = build_model(base_config(cfg)).eval()
+    WeightsCheckpointer(stock).load(cfg.MODEL.WEIGHTS)
+    return stock
+
+
+def _build_evaluators(cfg, dataset_name, output_dir):
+    names = ["blockcopy"] + ["dense"] * ("dense" in cfg.TEST.BLOCKCOPY.COMPARE)
+    return {
+        name: build_evaluator(cfg, dataset_name, os.path.join(output_dir, "inference", name))
+        for name in names
+    }
+
+
+def _comparison_hooks(cfg, record, stock):
+    compare = cfg.TEST.BLOCKCOPY.COMPARE
+    if not compare:
+        return []
+    dense = "dense" in compare
+    return [
+        ComparisonHook(dense=dense, stock=stock),
+        GainShareHook(record.gain_share) if dense else None,
+    ]
+
+
+def _build_overlay(cfg, dataset_name, output_dir):
+    options = cfg.TEST.BLOCKCOPY
+    if not options.OVERLAY_CLIPS or not comm.is_main_process():
+        return None
+    return OverlayHook(
+        os.path.join(output_dir, "overlay.mp4"),
+        num_clips=options.OVERLAY_CLIPS,
+        fps=options.OVERLAY_FPS,
+        metadata=MetadataCatalog.get(dataset_name),
+        image_format=cfg.INPUT.FORMAT,
+        score_threshold=options.OVERLAY_THRESHOLD,
+    )
+
+
+def _common_hooks(cfg, checkpointer, output_dir, *, title):
+    hooks = [ProgressHook(title)]
+    if comm.is_main_process():
+        if checkpointer is not None:
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            hooks.append(d2_hooks.PeriodicCheckpointer(checkpointer, period, file_prefix="policy"))
+        writers = [
+            JSONWriter(os.path.join(output_dir, "metrics.json")),
+            TensorboardXWriter(output_dir),
+        ]
+        hooks.append(d2_hooks.PeriodicWriter(writers, period=20))
+    return hooks
