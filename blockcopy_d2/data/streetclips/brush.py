@@ -213,13 +213,18 @@ class Brush:
         if polygon is None:
             return None
         ramp = np.linspace(*gradient, self.height, dtype=np.float32)[:, None]
-        solidity = alpha.astype(np.float32)[..., None] / 255.0
         shading = ramp * (1.0 + texture_window(grain, self.height, self.width))
         fade = self.light.visibility(self.depth)
-        colour = paint[..., :3] * (shading * np.float32(fade))[..., None]
-        colour += solidity * (np.float32(self.light.haze) * np.float32(1.0 - fade))
-        colour = np.minimum(colour, 255.0).astype(np.uint8)
+        colour = cv2.multiply(
+            paint[..., :3], cv2.merge([shading * np.float32(fade)] * 3), dtype=cv2.CV_8U)
+        colour = cv2.add(colour, veil(alpha, self.light.haze, fade))
         return Sprite(self.left, self.top, colour, alpha, polygon)
+
+
+def veil(alpha: np.ndarray, haze: Colour, fade: float) -> np.ndarray:
+    """(h, w, 3) uint8 haze before an object of coverage `alpha` that keeps `fade` of its colour."""
+    table = np.arange(256)[:, None] / 255.0 * np.array(haze) * (1.0 - fade)
+    return cv2.LUT(cv2.merge([alpha] * 3), np.rint(table).astype(np.uint8)[None])
 
 
 def texture_window(texture: np.ndarray, height: int, width: int) -> np.ndarray:

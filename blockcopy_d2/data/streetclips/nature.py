@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from .annotation import Sprite, outline
-from .brush import Light
+from .brush import Light, veil
 from .camera import Camera
 from .textures import Colour, jitter, pick, smooth_noise
 
@@ -58,27 +58,27 @@ class Tree:
         depth = camera.depth(self.x, self.z)
         if depth < 1.5:
             return None
-        foot = camera.polygon([(self.x, 0.0, self.z)] * 3)[0]
-        scale = self.height * camera.focal / depth / SIZE  # picture pixels per stored pixel
+        foot = camera.polygon([(self.x, 0.0, self.z)] * 3)[0].tolist()
+        scale = float(self.height * camera.focal / depth / SIZE)  # picture pixels per stored pixel
         extent = SIZE * scale
         left = max(int(foot[0] - extent / 2) - 2, 0)
         right = min(int(foot[0] + extent / 2) + 3, camera.width)
         top, bottom = max(int(foot[1] - extent) - 2, 0), min(int(foot[1]) + 2, camera.height)
         if right - left < 4 or bottom - top < 4:
             return None
-        columns = (np.arange(left, right, dtype=np.float32) + 0.5 - foot[0]) / scale + SIZE / 2
-        rows = (np.arange(top, bottom, dtype=np.float32) + 0.5 - foot[1]) / scale + SIZE
-        columns, rows = np.meshgrid(columns - 0.5, rows - 0.5)
+        columns = (np.arange(left, right) + 0.5 - foot[0]) / scale + SIZE / 2 - 0.5
+        rows = (np.arange(top, bottom) + 0.5 - foot[1]) / scale + SIZE - 0.5
+        columns, rows = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
         if wind > 0:
             lift = np.clip(1.0 - rows / SIZE, 0.0, 1.0) ** 1.4
             swing = np.sin(self.rate * time + self.offset) + 0.4 * np.sin(
                 2.3 * self.rate * time + 2 * self.offset)
-            columns -= (0.03 * SIZE * wind * swing) * lift
+            columns -= np.float32(0.03 * SIZE * wind * swing) * lift
             # Leaves shiver faster than the crown swings.
             patterns = [cv2.remap(p, columns, rows, cv2.INTER_LINEAR) for p in self.flutter]
             shiver = np.sin(np.float32(9.0 * time + self.offset) + 2.0 * patterns[1])
-            columns += (1.9 * wind) * shiver * patterns[0] * (lift > 0.1)
-            rows += (1.2 * wind) * shiver * (lift > 0.1)
+            columns += float(1.9 * wind) * shiver * patterns[0] * (lift > 0.1)
+            rows += float(1.2 * wind) * shiver * (lift > 0.1)
         source = self.picture
         if scale < 0.6:  # seen from afar: average first, or the leaves would flicker
             size = max(int(SIZE * scale * 1.3), 8)
@@ -91,11 +91,11 @@ class Tree:
         if polygon is None:
             return None
         fade = light.visibility(depth)
-        gain = np.float32(light.shade((255.0, 255.0, 255.0), np.array([0.0, 0.8, -0.6]))) / 255.0
-        colour = paint[..., :3] * (gain * np.float32(fade))
-        solidity = alpha.astype(np.float32)[..., None] / 255.0
-        colour += solidity * (np.float32(light.haze) * np.float32(1.0 - fade))
-        return Sprite(left, top, np.minimum(colour, 255).astype(np.uint8), alpha, polygon)
+        gain = np.array(light.shade((255.0, 255.0, 255.0), np.array([0.0, 0.8, -0.6]))) / 255.0
+        table = np.clip(np.arange(256)[:, None] * gain * fade, 0, 255)
+        colour = cv2.LUT(paint[..., :3], np.rint(table).astype(np.uint8)[None])
+        colour = cv2.add(colour, veil(alpha, light.haze, fade))
+        return Sprite(left, top, colour, alpha, polygon)
 
 
 def _paint(rng: np.random.Generator, leaf: Colour) -> np.ndarray:
