@@ -16,6 +16,7 @@ from .camera import NEAR, Camera, project
 from .textures import Colour
 
 _SHIFT = 4  # fractional bits of the vertices given to OpenCV
+_LIMIT = 1 << 24  # farther outside the patch OpenCV's fixed point numbers would overflow
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,13 @@ class Brush:
 
     def fill_pixels(self, pixels: np.ndarray, colour: Colour) -> None:
         """Fills a polygon (n, 2) given in patch coordinates."""
-        # Far outside the patch OpenCV's fixed point numbers would overflow.
-        fixed = np.clip(np.rint(pixels * (1 << _SHIFT)), -(1 << 24), 1 << 24).astype(np.int32)
-        cv2.fillPoly(self._paint, [fixed], (*colour, 255), cv2.LINE_8, _SHIFT)
+        cv2.fillPoly(self._paint, [_fixed(pixels)], (*colour, 255), cv2.LINE_8, _SHIFT)
 
     def hull(self, points) -> None:
         """Counts a polygon (n, 3) as part of the silhouette without painting it."""
         pixels = self.pixels(points)
         if pixels is not None and len(pixels) >= 3:
-            fixed = np.rint(pixels * (1 << _SHIFT)).astype(np.int32)
-            cv2.fillPoly(self._hull, [fixed], 255, cv2.LINE_8, _SHIFT)
+            cv2.fillPoly(self._hull, [_fixed(pixels)], 255, cv2.LINE_8, _SHIFT)
 
     def radius(self, point, metres: float) -> float:
         """Length in patch pixels of `metres` at an object point, seen face on."""
@@ -160,13 +158,16 @@ class Brush:
 
     def limb(self, start, end, first: float, second: float, colour: Colour) -> None:
         """A rounded stick between two object points, with a radius in metres at each end."""
-        pixels = self.pixels([start, end])
-        if pixels is None or len(pixels) != 2:
+        ends = np.array([start, end], float) @ self._matrix[:, :3].T + self._matrix[:, 3]
+        if ends[:, 2].min() < NEAR:
             return
-        a, b = pixels
-        ra, rb = max(self.radius(start, first), 0.6), max(self.radius(end, second), 0.6)
+        a, b = (ends[:, :2] / ends[:, 2:] - [self.left, self.top]) * self.scale - 0.5
+        ra, rb = (
+            max(metres * self.focal * self.scale / depth, 0.6)
+            for metres, depth in ((first, ends[0, 2]), (second, ends[1, 2]))
+        )
         along = b - a
-        length = float(np.hypot(*along))
+        length = float(np.hypot(along[0], along[1]))
         if length > 1e-3:
             across = np.array([-along[1], along[0]]) / length
             self.fill_pixels(
@@ -178,7 +179,7 @@ class Brush:
 
     def circle(self, centre: np.ndarray, radius: float, colour: Colour) -> None:
         """A disc in patch pixels."""
-        x, y = (int(v) for v in np.clip(np.rint(centre * 16), -(1 << 24), 1 << 24))
+        x, y = (min(max(round(float(v) * 16), -_LIMIT), _LIMIT) for v in centre)
         cv2.circle(
             self._paint, (x, y), int(max(radius, 0.5) * 16), (*colour, 255), -1, cv2.LINE_8, _SHIFT
         )
@@ -189,9 +190,8 @@ class Brush:
         if pixels is None or len(pixels) < 3:
             return
         thickness = max(int(round(self.radius(np.mean(points, axis=0), metres))), 2)
-        fixed = np.rint(pixels * (1 << _SHIFT)).astype(np.int32)
         cv2.polylines(
-            self._paint, [fixed], True, (*colour, 255), thickness, cv2.LINE_8, _SHIFT
+            self._paint, [_fixed(pixels)], True, (*colour, 255), thickness, cv2.LINE_8, _SHIFT
         )
 
     def finish(self, grain: np.ndarray, gradient: Tuple[float, float]) -> Optional[Sprite]:
@@ -219,6 +219,11 @@ class Brush:
             paint[..., :3], cv2.merge([shading * np.float32(fade)] * 3), dtype=cv2.CV_8U)
         colour = cv2.add(colour, veil(alpha, self.light.haze, fade))
         return Sprite(self.left, self.top, colour, alpha, polygon)
+
+
+def _fixed(pixels: np.ndarray) -> np.ndarray:
+    """Patch coordinates as the fixed point numbers that OpenCV takes."""
+    return np.rint(pixels * (1 << _SHIFT)).clip(-_LIMIT, _LIMIT).astype(np.int32)
 
 
 def veil(alpha: np.ndarray, haze: Colour, fade: float) -> np.ndarray:
