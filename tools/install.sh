@@ -21,8 +21,8 @@ fi
 if [ ! -x "$python" ]; then
     interpreter=${PYTHON:-python3}
     "$interpreter" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
-        fail "'$interpreter' is $("$interpreter" --version 2>&1 || true); Python 3.10 or newer is" \
-            "needed. Name one: make PYTHON=/path/to/python3.11"
+        fail "'$interpreter' is $("$interpreter" --version 2>/dev/null || echo 'not found'); Python" \
+            "3.10 or newer is needed. Name one: make PYTHON=/path/to/python3.11"
     say "Making $venv with $("$interpreter" --version)"
     "$interpreter" -m venv "$venv"
 fi
