@@ -71,8 +71,9 @@ def get_parser():
     parser.add_argument(
         "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
     )
-    parser.add_argument("--dense", action="store_true", help="BlockCopy off: Detectron2 as it is")
-    parser.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dense", action="store_true", help="BlockCopy off: Detectron2 as it is")
+    mode.add_argument(
         "--compare-dense",
         action="store_true",
         help="run the dense model beside, on the same frames, and tell how far its output is",
@@ -178,6 +179,8 @@ class VideoRun:
         Raises:
             OSError, ValueError: an input, output or weights that cannot be used.
         """
+        if args.compare_dense and base_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+            raise ValueError("--compare-dense compares instances; a SemanticSegmentor finds none.")
         self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold

@@ -136,6 +136,11 @@ def test_pictures_are_run_for_themselves(run, tmp_path):
         (["--video-input", "CLIP"], ["MODEL.BLOCKCOPY.TARGTE", "1"], "MODEL.BLOCKCOPY.TARGET"),
         (["--video-input", "CLIP"], ["MODEL.WEIGHTS", "missing.pth"], "missing.pth do not exist"),
         (["--video-input", "CLIP", "--dense"], ["MODEL.WEIGHTS", "no.pth"], "no.pth do not exist"),
+        (
+            ["--video-input", "CLIP", "--compare-dense"],
+            ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
+            "SemanticSegmentor finds none",
+        ),
         (["--input", "a.png", "b.png"], [], "2 pictures need --output FOLDER"),
     ],
 )
@@ -145,7 +150,10 @@ def test_bad_input_is_named(run, clip, args, opts, message):
         run(*args, opts=opts)
 
 
-@pytest.mark.parametrize("args", [["--target", "1.5"], ["--max-frames", "0"], []])
+@pytest.mark.parametrize(
+    "args",
+    [["--target", "1.5"], ["--max-frames", "0"], ["--compare-dense", "--dense"], []],
+)
 def test_bad_arguments_are_refused(run, clip, args, capsys):
     source = ["--video-input", clip] if args else []
     with pytest.raises(SystemExit):
