@@ -31,7 +31,7 @@ fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say "Installing requirements.txt (torch with its CUDA libraries takes about 5 GB and a few minutes)"
-"$python" -m pip install -r requirements.txt | { grep -v 'already satisfied' || true; }
+"$python" -m pip install -r requirements.txt | { grep -vE 'already satisfied|^Ignoring ' || true; }
 
 say "Checking torch and torchvision"
 "$python" -c 'import torch, torchvision; print(f"    torch {torch.__version__}, torchvision" \
