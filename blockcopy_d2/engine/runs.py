@@ -76,6 +76,7 @@ def warm_policy(cfg, *, resume=False):
             f"There is nothing to warm: {cfg.MODEL.BLOCKCOPY.POLICY.NAME} does not learn, or"
             " MODEL.BLOCKCOPY.LEARNER.ENABLED is off."
         )
+    PathManager.mkdirs(cfg.OUTPUT_DIR)
     checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
     start = 0
     if resume and checkpointer.has_checkpoint():

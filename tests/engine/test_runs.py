@@ -1,0 +1,243 @@
+"""Warming and evaluating, from config to files, on a tiny data set in Cityscapes' layout."""
+
+import json
+import math
+
+import av
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from PIL import Image
+
+from blockcopy_d2.data import build_clip_loader, register_cityscapes_video
+from blockcopy_d2.engine import (
+    EvaluationLoop,
+    build_video_model,
+    evaluate_clips,
+    load_config,
+    warm_policy,
+)
+from blockcopy_d2.engine.hooks import ComparisonHook, OnlinePolicyHook
+from blockcopy_d2.resources import config_path
+from tests.data.cityscapes_tree import write_clip
+from tests.small_model import CONFIG, small_model_opts
+
+CLIPS, FRAMES = 3, 6
+DATASET = "tiny_clips"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def dataset(tmp_path):
+    """Three clips of six frames, the last one labelled."""
+    for clip in range(CLIPS):
+        write_clip(tmp_path / "clips", f"aachen_{clip:06d}", num_frames=FRAMES)
+    register_cityscapes_video(DATASET, str(tmp_path / "clips"), "val")
+    yield tmp_path / "clips"
+    DatasetCatalog.remove(DATASET)
+    MetadataCatalog.remove(DATASET)
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    def build(*opts):
+        return load_config(
+            config_path(CONFIG),
+            [
+                *small_model_opts(folder),
+                "MODEL.BLOCKCOPY.ENABLED", "True",
+                "MODEL.BLOCKCOPY.BLOCK_SIZE", "64",
+                "DATASETS.TRAIN", f"('{DATASET}',)",
+                "DATASETS.TEST", f"('{DATASET}',)",
+                "DATALOADER.NUM_WORKERS", "0",
+                "INPUT.CLIP.NUM_FRAMES", str(FRAMES),
+                "OUTPUT_DIR", str(tmp_path / "output"),
+                *opts,
+            ],
+        )  # fmt: skip
+
+    return build
+
+
+def frame_file(root, clip, number):
+    (file,) = (root / "leftImg8bit_sequence").rglob(f"aachen_{clip:06d}_{number:06d}_*.png")
+    return file
+
+
+def read_summary(tmp_path):
+    return json.loads((tmp_path / "output" / "blockcopy_summary.json").read_text())
+
+
+def read_metrics(folder):
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_evaluation_compares_scores_and_reports(config, tmp_path):
+    results = evaluate_clips(
+        config("TEST.BLOCKCOPY.COMPARE", "['stock', 'dense']", "TEST.BLOCKCOPY.OVERLAY_CLIPS", "2")
+    )
+    assert set(results) == {"segm"}
+    summary = read_summary(tmp_path)
+    assert summary["frames"] == CLIPS * FRAMES and summary["clips"] == CLIPS
+    assert summary["target"] == 0.3 and 0 <= summary["executed_fraction"] <= 1
+    for name in ("dense", "blockcopy"):
+        assert set(summary[name]) == {"AP", "AP50", "gmacs", "seconds_per_frame"}
+        assert summary[name]["AP"] is not None and summary[name]["seconds_per_frame"] > 0
+    assert set(summary["stock"]) == {"seconds_per_frame"}
+    shares = summary["policy"]
+    assert shares["gain_share_oracle"] is None or shares["gain_share_oracle"] >= max(
+        shares["gain_share"], shares["gain_share_frame_difference"]
+    )
+    assert summary["blockcopy"]["AP"] == results["segm"]["AP"]
+    assert "failed_clips" not in summary
+
+    with av.open(str(tmp_path / "output" / "overlay.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 2 * FRAMES
+        assert video.streams.video[0].codec_context.pix_fmt == "yuv420p"
+    metrics = read_metrics(tmp_path / "output")[-1]
+    for key in ("executed_fraction", "policy/reward", "policy/entropy", "ms/network", "stock/ms"):
+        assert key in metrics
+    assert list((tmp_path / "output").glob("events.out.tfevents*"))
+    assert (tmp_path / "output" / "policy_final.pth").exists()
+
+
+def test_all_blocks_score_and_cost_as_dense(config, tmp_path):
+    evaluate_clips(
+        config("MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks", "TEST.BLOCKCOPY.COMPARE", "['dense']")
+    )
+    summary = read_summary(tmp_path)
+    assert summary["executed_fraction"] == 1
+    for key in ("AP", "AP50", "gmacs"):
+        assert summary["blockcopy"][key] == pytest.approx(summary["dense"][key])
+    assert summary["stock"] is None
+    assert not (tmp_path / "output" / "policy_final.pth").exists(), "there is nothing to keep"
+
+
+def test_a_policy_that_does_nothing_costs_first_frames_and_heads(config, tmp_path):
+    evaluate_clips(
+        config("MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks", "TEST.BLOCKCOPY.COMPARE", "['dense']")
+    )
+    summary = read_summary(tmp_path)
+    assert summary["executed_fraction"] == 0
+    assert summary["blockcopy"]["gmacs"] < 0.5 * summary["dense"]["gmacs"]
+
+
+def test_a_clip_that_fails_leaves_the_others(config, tmp_path, dataset, caplog):
+    frame_file(dataset, 1, 2).write_bytes(b"broken")
+    evaluate_clips(config("TEST.BLOCKCOPY.COMPARE", "['dense']"))
+    summary = read_summary(tmp_path)
+    assert summary["frames"] == (CLIPS - 1) * FRAMES + 2 and summary["clips"] == CLIPS
+    (failure,) = summary["failed_clips"]
+    assert "aachen_000001_000002" in failure and "aachen_000001_000005" in failure
+    assert "The rest of the clip is skipped" in caplog.text
+    assert summary["blockcopy"]["AP"] is not None
+
+
+def test_a_frame_of_another_size_ends_its_clip(config, tmp_path, dataset):
+    Image.new("RGB", (64, 64)).save(frame_file(dataset, 0, 4))
+    evaluate_clips(config())
+    summary = read_summary(tmp_path)
+    assert summary["frames"] == CLIPS * FRAMES - 2
+    assert "64x64" in summary["failed_clips"][0]
+
+
+def test_when_no_frame_can_be_read_it_says_so(config, tmp_path, dataset, caplog):
+    for clip in range(CLIPS):
+        frame_file(dataset, clip, 0).unlink()
+    evaluate_clips(config())
+    assert "No frame could be run" in caplog.text and "no such file" in caplog.text
+    assert not (tmp_path / "output" / "blockcopy_summary.json").exists()
+
+
+def test_a_warmed_policy_is_saved_and_used(config, tmp_path):
+    learner = warm_policy(config())
+    path = tmp_path / "output" / "policy_final.pth"
+    saved = torch.load(path, weights_only=True)
+    # First frames teach nothing.
+    assert saved["learner"]["frames"] == CLIPS * (FRAMES - 1)
+    assert saved["iteration"] == CLIPS * FRAMES - 1
+    assert saved["learner"]["moving_cost"] == learner.state_dict()["moving_cost"]
+    assert not any(key.startswith("backbone.bottom_up") for key in saved["model"])
+
+    fresh, _ = build_video_model(config())
+    model, loaded = build_video_model(config("MODEL.BLOCKCOPY.POLICY.WEIGHTS", str(path)))
+    assert loaded.state_dict()["frames"] == CLIPS * (FRAMES - 1)
+    for key, value in model.policy.state_dict().items():
+        assert torch.equal(value, saved["model"][key]), key
+    weight = "network.head.2.weight"
+    assert not torch.equal(fresh.policy.state_dict()[weight], saved["model"][weight])
+
+
+def test_warming_resumes_where_it_stopped(config, tmp_path):
+    warm_policy(config("SOLVER.CHECKPOINT_PERIOD", "7"))
+    output = tmp_path / "output"
+    (output / "last_checkpoint").write_text("policy_0000006.pth")
+    (output / "metrics.json").unlink()
+    warm_policy(config("SOLVER.CHECKPOINT_PERIOD", "7"), resume=True)
+    saved = torch.load(output / "policy_final.pth", weights_only=True)
+    # Seven frames before, two first ones among them; the eighth is a clip's second, but the first
+    # this run sees of it.
+    assert saved["learner"]["frames"] == 5 + (CLIPS * FRAMES - 7 - 2)
+    assert read_metrics(output)[0]["iteration"] >= 7
+
+
+def test_there_may_be_nothing_to_warm(config):
+    with pytest.raises(ValueError, match="RandomBlocks does not learn"):
+        warm_policy(config("MODEL.BLOCKCOPY.POLICY.NAME", "RandomBlocks"))
+    with pytest.raises(ValueError, match="DATASETS.TRAIN"):
+        warm_policy(config("DATASETS.TRAIN", "()"))
+
+
+def test_frames_that_are_not_finite_never_reach_the_policy(config):
+    model, learner = build_video_model(config())
+
+    class SpoiledLoader(list):
+        pass
+
+    frames = SpoiledLoader(build_clip_loader(config(), DATASET))
+    for index in (3, 9):
+        inputs = frames[index][0]
+        frames[index] = [{**inputs, "image": inputs["image"].float() * torch.nan}]
+    loop = EvaluationLoop(model, frames, learner=learner)
+    loop.register_hooks([OnlinePolicyHook(learner)])
+    loop.train()
+    assert all(torch.isfinite(value).all() for value in model.policy.state_dict().values())
+    assert learner.state_dict()["skipped_updates"] > 0
+    assert math.isfinite(learner.state_dict()["moving_cost"])
+
+
+def test_stock_has_no_blockcopy_in_it_and_dense_repeats_it(config):
+    from blockcopy_d2.engine.runs import _build_stock
+
+    cfg = config()
+    stock = _build_stock(cfg)
+    assert not any("blockcopy" in type(module).__module__ for module in stock.modules())
+    model, learner = build_video_model(cfg)
+    seen = []
+
+    class Compare(HookBase):
+        def after_step(self):
+            runs = self.trainer.runs
+            assert list(runs) == ["blockcopy", "stock", "dense"]
+            first, second = (runs[name].output["instances"] for name in ("stock", "dense"))
+            torch.testing.assert_close(second.scores, first.scores, rtol=1e-3, atol=1e-4)
+            seen.append(len(first))
+
+    loop = EvaluationLoop(model, build_clip_loader(cfg, DATASET), learner=learner)
+    loop.register_hooks(
+        [OnlinePolicyHook(learner), ComparisonHook(dense=True, stock=stock), Compare()]
+    )
+    loop.train()
+    assert len(seen) == CLIPS * FRAMES and sum(seen) > 0
+
+
+def test_missing_data_names_the_folder(config, dataset):
+    (dataset / "leftImg8bit_sequence").rename(dataset / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="leftImg8bit_sequence"):
+        evaluate_clips(config())
