@@ -1,0 +1,124 @@
+"""Running several methods side by side, frame by frame."""
+
+import statistics
+from dataclasses import dataclass, field
+
+from detectron2.engine import HookBase
+
+from blockcopy_d2.engine import EvaluationLoop
+from blockcopy_d2.engine.hooks import ScoringHook
+from blockcopy_d2.evaluation.efficiency import EfficiencyMeter
+from blockcopy_d2.evaluation.gain_share import GainShare
+
+__all__ = ["Measurement", "MeasurementHook", "PartialScoringHook", "ProtocolLoop"]
+
+
+class ProtocolLoop(EvaluationLoop):
+    """
+    Runs every method on a frame before it goes on to the next one, so that whatever else the
+    machine does hits all methods alike. ``runs`` has an entry per method, by its name.
+    """
+
+    def __init__(self, model, data_loader, methods):
+        """
+        Args:
+            model (BlockCopyVideoModel): the network that the methods share.
+            data_loader (iterable): see :func:`blockcopy_d2.data.build_clip_loader`.
+            methods (list[Method]):
+        """
+        super().__init__(model, data_loader)
+        self.methods = methods
+
+    def run_step(self):
+        self.runs = {}
+        self.inputs = self._next_frame()
+        if self.inputs is None:
+            return
+        if not self._warm:
+            self._warm_up()
+        for method in self.methods:
+            self.runs[method.name] = method.run(self.model, self.inputs)
+
+
+@dataclass
+class Measurement:
+    """
+    What was measured of one method.
+
+    Attributes:
+        meter (EfficiencyMeter): averages over all frames, the first ones of clips included.
+        milliseconds (list[float]): of every frame.
+        executed (list[float]): executed fraction of every frame but the first ones of clips.
+        gain_share (GainShare): against dense outputs.
+    """
+
+    meter: EfficiencyMeter = field(default_factory=EfficiencyMeter)
+    milliseconds: list = field(default_factory=list)
+    executed: list = field(default_factory=list)
+    gain_share: GainShare = field(default_factory=GainShare)
+
+    def add(self, run, dense_gain):
+        """
+        Args:
+            run (ModelRun): of one frame.
+            dense_gain (Tensor or None): information gain between this frame's dense output and
+                the last one's; None on a first frame.
+        """
+        seconds = run.seconds()
+        self.meter.add(seconds, run.macs)
+        self.milliseconds.append(1000 * sum(seconds.values()))
+        frame = run.result.frame.nan_to_num()
+        if dense_gain is None:
+            self.gain_share.start(frame)
+        else:
+            self.executed.append(run.result.grid.fraction)
+            self.gain_share.update(frame, run.result.grid.active, dense_gain)
+
+    def summary(self):
+        """
+        Returns:
+            dict: for JSON; None where there was nothing to average.
+        """
+        if not self.milliseconds:
+            return {}
+        shares = self.gain_share.shares()
+        return {
+            "executed_fraction": statistics.fmean(self.executed) if self.executed else None,
+            "gmacs": self.meter.gmacs,
+            "ms_median": statistics.median(self.milliseconds),
+            "ms_mean": statistics.fmean(self.milliseconds),
+            "ms_per_stage": {
+                stage: 1000 * value for stage, value in self.meter.seconds_per_stage.items()
+            },
+            "gain_share": shares.pop("policy"),
+            "gain_share_others": shares,
+        }
+
+
+class MeasurementHook(HookBase):
+    """Measures every method, with the dense method's outputs as reference for the gain shares."""
+
+    def __init__(self, measurements):
+        """
+        Args:
+            measurements (dict[str, Measurement]): to fill, by the name of the method.
+        """
+        self._measurements = measurements
+
+    def after_step(self):
+        runs = self.trainer.runs
+        if not runs:
+            return
+        dense = runs["dense"].result
+        gain = None
+        if dense.previous_detections is not None:
+            gain = self.trainer.model.information_gain(dense)
+        for name, run in runs.items():
+            self._measurements[name].add(run, gain)
+
+
+class PartialScoringHook(ScoringHook):
+    """Scores the methods even if the run ends early: what it got done is worth knowing."""
+
+    def after_train(self):
+        self.scores = {name: e.evaluate() for name, e in self._evaluators.items()}

@@ -1,0 +1,73 @@
+"""Accuracy against cost, one curve per kind of method."""
+
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["TITLES", "plot_trade_off"]
+
+# What a kind of method is called.
+TITLES = {
+    "dense": "dense",
+    "blockcopy": "BlockCopy",
+    "frame_difference": "frame difference",
+    "random": "random blocks",
+}
+
+# Colours of Okabe and Ito, which also the colour-blind can tell apart.
+_STYLES = {
+    "dense": {"color": "#000000", "marker": "*", "markersize": 13, "linestyle": "none"},
+    "blockcopy": {"color": "#0072B2", "marker": "o", "markersize": 7, "linewidth": 2.2},
+    "frame_difference": {"color": "#D55E00", "marker": "s", "markersize": 5.5},
+    "random": {"color": "#8C8C8C", "marker": "^", "markersize": 6},
+}
+
+
+def plot_trade_off(results, cost, label, path):
+    """
+    Draw AP against a cost.
+
+    Args:
+        results (dict): of results.json. Rows without AP or cost are left out.
+        cost (str): the key of the cost in a row, such as "gmacs".
+        label (str): what the cost is, with its unit.
+        path (str or Path): of the PNG file.
+    """
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for kind, style in _STYLES.items():
+        points = sorted(
+            (row[cost], row["AP"], row["target"])
+            for row in results["rows"]
+            if row["method"] == kind and row.get(cost) is not None and row["AP"] is not None
+        )
+        if not points:
+            continue
+        costs, accuracies, targets = zip(*points)
+        on_top = 3 if kind in ("dense", "blockcopy") else 2
+        axes.plot(costs, accuracies, label=TITLES[kind], zorder=on_top, **style)
+        if kind == "dense":
+            axes.axhline(accuracies[0], color=style["color"], linestyle=":", linewidth=1, alpha=0.6)
+        for x, y, target in zip(costs, accuracies, targets) if kind == "blockcopy" else ():
+            axes.annotate(
+                f"$\\tau$ = {target:g}",
+                (x, y),
+                xytext=(0, 9),
+                textcoords="offset points",
+                ha="center",
+                color=style["color"],
+                fontsize=9,
+                zorder=4,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )
+    axes.set_xlabel(label)
+    axes.set_ylabel("mask AP")
+    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.grid(color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title(f"{results['dataset']}, {results['clips']} clips", fontsize=10, loc="left")
+    figure.savefig(path)

@@ -1,0 +1,160 @@
+"""What a run of the protocol measured, with what it takes to read and to repeat it."""
+
+import datetime
+import json
+import math
+import os
+import platform
+
+import detectron2
+import numpy as np
+import torch
+import yaml
+from detectron2.engine import HookBase
+
+import blockcopy_d2
+
+from .report import write_report
+
+__all__ = ["ResultsHook", "describe_run", "read_results"]
+
+
+class ResultsHook(HookBase):
+    """
+    Writes results.json at the end of every clip, so that a run that is killed leaves the cost of
+    the clips before. The end, be it an early one, adds accuracy, results.md and the plots. Comes
+    after the hooks that measure and score.
+
+    Attributes:
+        results (dict): what was written last.
+    """
+
+    def __init__(self, output_dir, methods, measurements, scoring, *, description):
+        """
+        Args:
+            output_dir (str): where the files go.
+            methods (list[Method]): a row each.
+            measurements (dict[str, Measurement]): by the name of the method.
+            scoring (PartialScoringHook):
+            description (dict): of :func:`describe_run`.
+        """
+        self.results = None
+        self._output_dir = output_dir
+        self._methods = methods
+        self._measurements = measurements
+        self._scoring = scoring
+        self._description = description
+        self._frames = 0
+        self._clips = 0
+
+    def after_step(self):
+        trainer = self.trainer
+        if trainer.runs:
+            self._frames += 1
+            if trainer.inputs["labelled"]:
+                self._clips += 1
+                self._write(complete=False)
+
+    def after_train(self):
+        self._write(complete=self.trainer.iter == self.trainer.max_iter)
+        write_report(self.results, self._output_dir)
+
+    def _write(self, complete):
+        self.results = {
+            **self._description,
+            "complete": complete,
+            "clips": self._clips,
+            "frames": self._frames,
+            "failed_clips": [str(error) for error in self.trainer.failures],
+            "rows": [self._row(method) for method in self._methods],
+        }
+        # A run that ends while writing leaves the file of the clip before.
+        path = os.path.join(self._output_dir, "results.json")
+        with open(f"{path}.partial", "w") as f:
+            json.dump(self.results, f, indent=2)
+        os.replace(f"{path}.partial", path)
+
+    def _row(self, method):
+        scores = self._scoring.scores.get(method.name, {}).get("segm", {})
+        return {
+            "method": method.kind,
+            "target": method.target,
+            **{metric: _finite(scores.get(metric)) for metric in ("AP", "AP50")},
+            **self._measurements[method.name].summary(),
+        }
+
+
+def describe_run(cfg, args):
+    """
+    Args:
+        cfg (CfgNode): of the run.
+        args (Namespace): the command line.
+
+    Returns:
+        dict: for JSON: config, data sets, date, machine and versions.
+    """
+    options = cfg.MODEL.BLOCKCOPY
+    return {
+        "config_file": args.config_file,
+        "opts": args.opts,
+        "dataset": cfg.DATASETS.TEST[0],
+        "train_dataset": cfg.DATASETS.TRAIN[0],
+        "weights": cfg.MODEL.WEIGHTS,
+        "policy_weights": options.POLICY.WEIGHTS,
+        "warm_clips": args.warm_clips,
+        "blockcopy": yaml.safe_load(options.dump()),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": _device(cfg.MODEL.DEVICE),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "detectron2": detectron2.__version__,
+            "blockcopy_d2": blockcopy_d2.__version__,
+        },
+    }
+
+
+def read_results(path):
+    """
+    Args:
+        path (str): of results.json.
+
+    Returns:
+        dict:
+
+    Raises:
+        OSError, ValueError: there is no such file, or it is not one of the protocol's.
+    """
+    with open(path) as f:
+        try:
+            results = json.load(f)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(results, dict) or not results.get("rows"):
+        raise ValueError(f'{path} has no "rows": it is not a results.json of run_protocol.py.')
+    return results
+
+
+def _finite(value):
+    """JSON has no NaN, which evaluators give where there was nothing to score."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _processor():
+    if os.path.isfile("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            for line in f:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device(name):
+    device = torch.device(name)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

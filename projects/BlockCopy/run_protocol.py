@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""
+Runs the paper's protocol for Mask R-CNN: warms a policy per target on training clips, then runs the
+clips of DATASETS.TEST with every method side by side and scores their last, labelled frames:
+
+    python projects/BlockCopy/run_protocol.py --warm-clips 20 --clips 20 --targets 0.3 0.5 0.7
+
+Leaves results.json, results.md and two plots. Ctrl-C ends the run early and scores what was run.
+"""
+
+import argparse
+import logging
+import os
+import signal
+
+from blockcopy_protocol.loop import (
+    Measurement,
+    MeasurementHook,
+    PartialScoringHook,
+    ProtocolLoop,
+)
+from blockcopy_protocol.methods import BASELINES, build_methods
+from blockcopy_protocol.report import markdown_table
+from blockcopy_protocol.results import ResultsHook, describe_run
+
+from blockcopy_d2.data import build_clip_loader
+from blockcopy_d2.engine import PolicyCheckpointer, build_video_model, setup
+from blockcopy_d2.engine.hooks import ProgressHook
+from blockcopy_d2.evaluation import build_evaluator
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default="maskrcnn_blockcopy.yaml",
+        metavar="FILE",
+        help="a file, a config of this project or of Detectron2's model zoo (%(default)s)",
+    )
+    parser.add_argument(
+        "--warm-clips",
+        type=count,
+        default=20,
+        metavar="N",
+        help="clips of DATASETS.TRAIN on which the policy of each target learns first, from the"
+        " weights that MODEL.BLOCKCOPY.POLICY.WEIGHTS names. 0: those weights as they are"
+        " (%(default)s)",
+    )
+    parser.add_argument(
+        "--clips",
+        type=positive,
+        metavar="M",
+        help="clips of DATASETS.TEST to run (INPUT.CLIP.NUM_CLIPS of the config)",
+    )
+    parser.add_argument(
+        "--targets",
+        type=fraction,
+        nargs="+",
+        default=[0.3, 0.5, 0.7],
+        metavar="TAU",
+        help="wished fractions of executed blocks (0.3 0.5 0.7)",
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="*",
+        choices=list(BASELINES),
+        default=list(BASELINES),
+        help="policies to compare with at every target (both)",
+    )
+    parser.add_argument(
+        "--output", default="./output/protocol", metavar="DIR", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="take the policies from DIR, where an earlier run warmed them",
+    )
+    parser.add_argument(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="override config keys",
+    )
+    return parser
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
+    return value
+
+
+def count(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def build_config(args):
+    opts = ["MODEL.BLOCKCOPY.ENABLED", "True", "OUTPUT_DIR", args.output, *args.opts]
+    cfg = setup(argparse.Namespace(**{**vars(args), "opts": opts, "eval_only": True}))
+    for key in ("TRAIN", "TEST"):
+        if len(cfg.DATASETS[key]) != 1:
+            raise ValueError(
+                f"DATASETS.{key} is {cfg.DATASETS[key]}; the protocol takes one data set of clips."
+            )
+    if not cfg.MODEL.MASK_ON:
+        raise ValueError("MODEL.MASK_ON is off; the protocol scores the masks of instances.")
+    if args.warm_clips and not cfg.MODEL.BLOCKCOPY.LEARNER.ENABLED:
+        raise ValueError(
+            "MODEL.BLOCKCOPY.LEARNER.ENABLED is off, so no policy can be warmed: use --warm-clips 0"
+            " to run them as their weights are."
+        )
+    return cfg
+
+
+def warm_policies(cfg, model, methods, loader):
+    """Let every policy that learns do so on training clips, and save it in the output folder."""
+    loop = ProtocolLoop(model, loader, [m for m in methods if m.learner is not None])
+    loop.register_hooks([ProgressHook(f"Warming {len(loop.methods)} policies")])
+    loop.train()
+    for method in loop.methods:
+        checkpointer = PolicyCheckpointer(method.policy, cfg.OUTPUT_DIR, learner=method.learner)
+        checkpointer.save(f"policy_{method.target:g}")
+
+
+def load_policies(cfg, methods):
+    """Take the policies that an earlier run warmed."""
+    for method in methods:
+        if method.kind == "blockcopy":
+            path = os.path.join(cfg.OUTPUT_DIR, f"policy_{method.target:g}.pth")
+            PolicyCheckpointer(method.policy, learner=method.learner).load(path)
+
+
+def run_methods(cfg, model, methods, loader, description):
+    """Run and score all methods on the test clips; the policies go on learning."""
+    (name,) = cfg.DATASETS.TEST
+    measurements = {method.name: Measurement() for method in methods}
+    scoring = PartialScoringHook(
+        {method.name: build_evaluator(cfg, name, cfg.OUTPUT_DIR) for method in methods}
+    )
+    results = ResultsHook(cfg.OUTPUT_DIR, methods, measurements, scoring, description=description)
+    loop = ProtocolLoop(model, loader, methods)
+    progress = ProgressHook(f"Running {len(methods)} methods")
+    loop.register_hooks([MeasurementHook(measurements), scoring, progress, results])
+    loop.train()
+    logging.getLogger("blockcopy_d2").info(
+        "Results, to be found in %s:\n\n%s", cfg.OUTPUT_DIR, markdown_table(results.results)
+    )
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    warm = args.warm_clips > 0 and not args.resume
+    try:
+        cfg = build_config(args)
+        test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
+        if warm:
+            train_loader = build_clip_loader(cfg, cfg.DATASETS.TRAIN[0], args.warm_clips)
+        model, _ = build_video_model(cfg)
+        methods = build_methods(
+            cfg,
+            model,
+            targets=sorted(set(args.targets)),
+            baselines=dict.fromkeys(args.baselines),
+        )
+        if args.resume:
+            load_policies(cfg, methods)
+    except (OSError, ValueError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        raise SystemExit(f"error: {message}") from error
+    if warm:
+        warm_policies(cfg, model, methods, train_loader)
+    try:
+        run_methods(cfg, model, methods, test_loader, describe_run(cfg, args))
+    except KeyboardInterrupt:
+        raise SystemExit(f"Interrupted: {cfg.OUTPUT_DIR} has what was run.") from None
+
+
+if __name__ == "__main__":
+    # What ends jobs that take too long should leave results too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()
