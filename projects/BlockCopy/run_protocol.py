@@ -181,9 +181,9 @@ def main(argv=None):
     except (OSError, ValueError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"error: {message}") from error
-    if warm:
-        warm_policies(cfg, model, methods, train_loader)
     try:
+        if warm:
+            warm_policies(cfg, model, methods, train_loader)
         run_methods(cfg, model, methods, test_loader, describe_run(cfg, args))
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted: {cfg.OUTPUT_DIR} has what was run.") from None
