@@ -29,6 +29,7 @@ from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_
 from blockcopy_d2.sparse.grid import check_stride
 
 from .heads import convert_heads
+from .roi_features import planar_features
 from .stream import StreamPool
 from .task import build_task
 from .timing import StageTimer, timed_modules
@@ -207,6 +208,7 @@ class BlockCopyVideoModel(nn.Module):
         with (
             timer.stage("inference"),
             timed_modules(timer, "network", sparse_modules),
+            planar_features(self.base, stream.roi_features, grid),
             block_sparse(self.base, grid, stream.features) as work,
         ):
             output = self.base([inputs])[0]

@@ -14,6 +14,8 @@ import torch
 
 from blockcopy_d2.sparse import StreamState
 
+from .roi_features import PlanarFeatures
+
 
 class VideoStream:
     """
@@ -22,6 +24,7 @@ class VideoStream:
 
     Attributes:
         features (StreamState): feature caches of the block-sparse modules.
+        roi_features (PlanarFeatures): the backbone's features as RoI heads read them.
         frames (int): number of frames so far.
         canvas_size (tuple[int, int] or None): their padded size (H, W).
         frame_state (Tensor): float (1, 3, h, w), the pixels of each block when it was last
@@ -35,11 +38,13 @@ class VideoStream:
 
     def __init__(self):
         self.features = StreamState()
+        self.roi_features = PlanarFeatures()
         self.reset()
 
     def reset(self):
         """Forget the video; the next frame executes all blocks."""
         self.features.reset()
+        self.roi_features.reset()
         self.frames = 0
         self.canvas_size = None
         self.frame_state = None
