@@ -45,7 +45,7 @@ def test_cityscapes_config_runs_at_full_size(dataset, tmp_path):
     evaluate_clips(cfg)
     summary = json.loads((tmp_path / "output" / "blockcopy_summary.json").read_text())
     assert summary["frames"] == 3 and "failed_clips" not in summary
-    # Backbone and RPN take 370 of them; how many the heads take depends on the random weights.
-    assert summary["dense"]["gmacs"] > 350
+    # Backbone and RPN take 384 of them; how many the heads take depends on the random weights.
+    assert summary["dense"]["gmacs"] > 384
     assert summary["blockcopy"]["gmacs"] < summary["dense"]["gmacs"]
     assert (tmp_path / "output" / "overlay.mp4").stat().st_size > 0
