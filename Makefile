@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-CLIPS ?= 10
+CLIPS ?= 8
 DETECTRON2_DATASETS ?= datasets
 BIN := $(VENV)/bin
 

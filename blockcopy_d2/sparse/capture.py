@@ -116,7 +116,8 @@ def capture(module, args, kwargs=None):
                 values[leaf] if isinstance(leaf, torch.fx.Node) else leaf for leaf in node.args[0]
             ]
         else:
-            raise CaptureError(f"{type(module).__name__}: unexpected graph node {node.format_node()}")
+            name = type(module).__name__
+            raise CaptureError(f"{name}: unexpected graph node {node.format_node()}")
     return CapturedModule(inputs, shapes, calls, outputs, exported.call_spec.out_spec)
 
 
@@ -141,7 +142,8 @@ def _record(node, index, values):
     if not isinstance(target, torch._ops.OpOverload):
         # operator.getitem of a call with several results.
         source, item = node.args
-        return Call(index, node.name, _item, {"results": values[source], "item": item}, _shape(node))
+        arguments = {"results": values[source], "item": item}
+        return Call(index, node.name, _item, arguments, _shape(node))
     given = dict(zip((argument.name for argument in target._schema.arguments), node.args))
     given.update(node.kwargs)
     for argument in target._schema.arguments:

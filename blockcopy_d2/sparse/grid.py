@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 # A convolution library prepares a new primitive for every new batch size. Repeating the last active
-# block up to a multiple of this keeps the number of different sizes, and the waste, small.
-_ROUND_BLOCKS_TO = 4
+# block up to a multiple of 1 / _BATCH_SIZES of all blocks keeps the number of sizes small.
+_BATCH_SIZES = 32
 
 
 def num_blocks(block_size, image_size):
-    """(GH, GW): the number of blocks that cover an image of (H, W) pixels, border blocks clipped."""
+    """(GH, GW): how many blocks cover an image of (H, W) pixels, border blocks clipped."""
     height, width = image_size
     return -(-height // block_size), -(-width // block_size)
 
@@ -134,7 +134,8 @@ class BlockSelection:
         self.active = active
         stream, row, column = torch.nonzero(active, as_tuple=True)
         self.count = len(row)
-        rounded = min(-(-self.count // _ROUND_BLOCKS_TO) * _ROUND_BLOCKS_TO, active.numel())
+        step = max(active.numel() // _BATCH_SIZES, 1)
+        rounded = min(-(-self.count // step) * step, active.numel())
         if rounded > self.count:
             last = (rounded - self.count,)
             stream, row, column = (

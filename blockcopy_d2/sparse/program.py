@@ -5,7 +5,7 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, KH x KW kernel.
 
 import dataclasses
 import functools
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -25,7 +25,7 @@ class Value:
 
     index: int
     shape: tuple
-    stride: Optional[int] = None
+    stride: int | None = None
     nonnegative: bool = False
     persistent: bool = False
 
@@ -37,7 +37,7 @@ class Value:
 
 @dataclasses.dataclass
 class Activation:
-    """An activation function that closes an operator: an in-place ATen function and its arguments."""
+    """An activation that closes an operator: an in-place ATen function and its arguments."""
 
     name: str
     arguments: tuple = ()
@@ -53,7 +53,7 @@ class Operator:
     name: str
     inputs: list
     output: int
-    activation: Optional[Activation] = dataclasses.field(default=None, kw_only=True)
+    activation: Activation | None = dataclasses.field(default=None, kw_only=True)
 
     # Whether an executed output pixel reads input pixels beyond those of its own block.
     has_halo = False
@@ -66,12 +66,12 @@ class Convolution(Operator):
     """conv2d(x, weight) + bias (+ residual), then the activation. Batch norm is folded in."""
 
     weight: torch.Tensor  # (C_out, C_in / groups, KH, KW)
-    bias: Optional[torch.Tensor]
+    bias: torch.Tensor | None
     stride: tuple
     padding: tuple
     dilation: tuple
     groups: int
-    residual: Optional[int] = None
+    residual: int | None = None
 
     @property
     def kernel(self):
@@ -96,7 +96,7 @@ class TransposedConvolution(Operator):
     """conv_transpose2d(x, weight) + bias, then the activation."""
 
     weight: torch.Tensor  # (C_in, C_out / groups, KH, KW)
-    bias: Optional[torch.Tensor]
+    bias: torch.Tensor | None
     stride: tuple
     padding: tuple
     output_padding: tuple
@@ -148,8 +148,8 @@ class GroupNorm(Operator):
     """Group normalisation over the whole map, from partial sums per block."""
 
     groups: int
-    weight: Optional[torch.Tensor]
-    bias: Optional[torch.Tensor]
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
     eps: float
 
 

@@ -1,4 +1,4 @@
-"""BlockSparseModule: same weights, same names, same answers where nothing is bound; clear errors."""
+"""BlockSparseModule: same weights, same names, same answers where nothing is bound."""
 
 import copy
 

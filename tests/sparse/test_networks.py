@@ -1,7 +1,7 @@
 """The invariants of block-sparse execution, for Detectron2's networks.
 
-All blocks active is the stock network; any active set is the masked-dense oracle; no block active is
-the previous output, bit for bit; interleaved streams do not mix.
+All blocks active is the stock network; any active set is the masked-dense oracle; no block active
+is the previous output, bit for bit; interleaved streams do not mix.
 """
 
 import pytest
@@ -17,7 +17,6 @@ from blockcopy_d2.sparse import (
     block_sparse,
     num_blocks,
 )
-
 from tests.sparse.networks import ZOO, Network, build
 
 TOLERANCE = 2e-5

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from typing import List, Optional
 
 from .writer import write_split
 
@@ -37,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     options = parser()
     args = options.parse_args(arguments)

@@ -7,7 +7,6 @@ paint, hence annotation and picture agree pixel by pixel, also where objects hid
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -28,11 +27,11 @@ class Annotation:
 
     height: int
     width: int
-    labels: List[str] = field(default_factory=list)
-    polygons: List[List[Tuple[int, int]]] = field(default_factory=list)
-    index: Optional[np.ndarray] = None
+    labels: list[str] = field(default_factory=list)
+    polygons: list[list[tuple[int, int]]] = field(default_factory=list)
+    index: np.ndarray | None = None
 
-    def to_json(self) -> Dict:
+    def to_json(self) -> dict:
         """The contents of a Cityscapes `*_gtFine_polygons.json`."""
         objects = [
             {"label": label, "polygon": [list(point) for point in polygon]}
@@ -56,11 +55,11 @@ class Sprite:
     left: int
     top: int
     colour: np.ndarray
-    alpha: Optional[np.ndarray]
+    alpha: np.ndarray | None
     polygon: np.ndarray
 
 
-def outline(mask: np.ndarray, left: int, top: int, tolerance: float) -> Optional[np.ndarray]:
+def outline(mask: np.ndarray, left: int, top: int, tolerance: float) -> np.ndarray | None:
     """
     Outer contour of the largest region of a mask.
 
@@ -86,8 +85,8 @@ class Canvas:
 
     def __init__(self, height: int, width: int):
         self.image = np.zeros((height, width, 3), np.uint8)
-        self.labels: List[str] = []
-        self.polygons: List[List[Tuple[int, int]]] = []
+        self.labels: list[str] = []
+        self.polygons: list[list[tuple[int, int]]] = []
         self._index = Image.new("I", (width, height), -1)
         self._drawer = ImageDraw.Draw(self._index)
 
@@ -100,7 +99,7 @@ class Canvas:
         other._index.paste(self._index)
         return other
 
-    def annotate(self, label: str, polygon: np.ndarray) -> Tuple[slice, slice, np.ndarray]:
+    def annotate(self, label: str, polygon: np.ndarray) -> tuple[slice, slice, np.ndarray]:
         """
         Adds a polygon on top of all others.
 

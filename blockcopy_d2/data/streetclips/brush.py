@@ -6,7 +6,6 @@ the ground.
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 import cv2
 import numpy as np
@@ -30,7 +29,7 @@ class Light:
         tint: colour of the light.
     """
 
-    direction: Tuple[float, float, float]
+    direction: tuple[float, float, float]
     ambient: float
     diffuse: float
     haze: Colour
@@ -61,9 +60,9 @@ class Brush:
         self,
         camera: Camera,
         light: Light,
-        position: Tuple[float, float],
+        position: tuple[float, float],
         heading: float,
-        size: Tuple[float, float, float],
+        size: tuple[float, float, float],
     ):
         """
         Args:
@@ -95,7 +94,7 @@ class Brush:
         self.focal = camera.focal
         self._open(camera, size)
 
-    def _open(self, camera: Camera, size: Tuple[float, float, float]) -> None:
+    def _open(self, camera: Camera, size: tuple[float, float, float]) -> None:
         """Finds the part of the picture that the object may touch; `visible` tells if any."""
         u, w, v = size[0] / 2, size[1] / 2, size[2]
         low = np.array([[-u, -w, 0.0], [u, -w, 0.0], [u, w, 0.0], [-u, w, 0.0]])
@@ -128,7 +127,7 @@ class Brush:
         """Whether a surface through `point` shows its front to the camera."""
         return float(np.dot(self.eye - np.asarray(point, float), normal)) > 0.0
 
-    def pixels(self, points) -> Optional[np.ndarray]:
+    def pixels(self, points) -> np.ndarray | None:
         """Patch coordinates (n, 2), at the supersampled scale, of object points (n, 3)."""
         projected = project(self._matrix, np.asarray(points, float))
         if projected is None:
@@ -194,7 +193,7 @@ class Brush:
             self._paint, [_fixed(pixels)], True, (*colour, 255), thickness, cv2.LINE_8, _SHIFT
         )
 
-    def finish(self, grain: np.ndarray, gradient: Tuple[float, float]) -> Optional[Sprite]:
+    def finish(self, grain: np.ndarray, gradient: tuple[float, float]) -> Sprite | None:
         """
         Averages the patch down to the picture's resolution.
 

@@ -1,7 +1,6 @@
 """Houses along the street: textured upright planes and sloping roofs."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -23,7 +22,7 @@ class Ripmap:
     """A texture at resolutions halved separately across and down, made when they are asked for."""
 
     def __init__(self, texture: np.ndarray):
-        self._levels: Dict[Tuple[int, int], np.ndarray] = {(0, 0): texture}
+        self._levels: dict[tuple[int, int], np.ndarray] = {(0, 0): texture}
         self.shape = texture.shape
 
     def level(self, across: int, down: int) -> np.ndarray:
@@ -74,7 +73,7 @@ class House:
         return np.array([[self.wall, self.start], [self.wall, self.end], [outer, self.end],
                          [outer, self.start]])
 
-    def sprites(self, camera: Camera, light: Light) -> List[Sprite]:
+    def sprites(self, camera: Camera, light: Light) -> list[Sprite]:
         """The visible ones of gable, roof and front, in drawing order."""
         outer = self.wall + self.side * DEPTH
         ridge = self.wall + self.side * 4.0
@@ -99,7 +98,7 @@ class House:
                                  (self.wall, self.end), (-float(self.side), 0.0, 0.0)))
         return [part for part in parts if part is not None]
 
-    def _plane(self, camera, light, texture, start, end, normal) -> Optional[Sprite]:
+    def _plane(self, camera, light, texture, start, end, normal) -> Sprite | None:
         """Warps a texture onto the upright plane between two ground points."""
         corners = np.array([[start[0], 0.0, start[1]], [start[0], self.height, start[1]],
                             [end[0], self.height, end[1]], [end[0], 0.0, end[1]]])
@@ -128,12 +127,12 @@ class House:
         return Sprite(left, top, cv2.LUT(picture, table[None]), None, polygon)
 
 
-def _in_picture(camera: Camera, corners: np.ndarray) -> Optional[np.ndarray]:
+def _in_picture(camera: Camera, corners: np.ndarray) -> np.ndarray | None:
     polygon = camera.polygon(corners)
     return None if polygon is None else clip_to_picture(polygon, camera.height, camera.width)
 
 
-def _flat(camera: Camera, light: Light, corners, colour: Colour) -> Optional[Sprite]:
+def _flat(camera: Camera, light: Light, corners, colour: Colour) -> Sprite | None:
     """An evenly coloured surface."""
     polygon = _in_picture(camera, corners)
     if polygon is None:
@@ -146,7 +145,7 @@ def _flat(camera: Camera, light: Light, corners, colour: Colour) -> Optional[Spr
     return Sprite(int(left), int(top), picture, None, polygon)
 
 
-def sample_houses(rng: np.random.Generator, street: Street) -> List[House]:
+def sample_houses(rng: np.random.Generator, street: Street) -> list[House]:
     """Rows of houses on both sides, with a gap at the side street and now and then another one."""
     stretches = [(BEHIND, FAR * 0.8)]
     if street.crossing is not None:

@@ -7,7 +7,6 @@ the principal point lies on the horizon row, so that vertical edges stay vertica
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional
 
 import numpy as np
 
@@ -66,12 +65,12 @@ class Camera:
         """Distance of a ground point along the direction of view, in metres."""
         return (x - self.x) * np.sin(self.yaw) + (z - self.z) * np.cos(self.yaw)
 
-    def polygon(self, points: np.ndarray) -> Optional[np.ndarray]:
+    def polygon(self, points: np.ndarray) -> np.ndarray | None:
         """Projects a closed world polygon (n, 3), cut off at the near plane, to (m, 2) pixels."""
         return project(self.matrix, np.asarray(points, float))
 
 
-def project(matrix: np.ndarray, points: np.ndarray) -> Optional[np.ndarray]:
+def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray | None:
     """
     Projects the closed polygon `points` (n, 3) by a (3, 4) matrix and cuts it at the near plane.
 
@@ -87,7 +86,7 @@ def project(matrix: np.ndarray, points: np.ndarray) -> Optional[np.ndarray]:
     return projected[:, :2] / projected[:, 2:]
 
 
-def clip_to_picture(polygon: np.ndarray, height: int, width: int) -> Optional[np.ndarray]:
+def clip_to_picture(polygon: np.ndarray, height: int, width: int) -> np.ndarray | None:
     """Cuts a polygon (n, 2) to the picture, rounds it to pixels; None when nothing is left."""
     for axis, limit in ((0, width - 1), (1, height - 1)):
         for sign, offset in ((1.0, 0.0), (-1.0, float(limit))):

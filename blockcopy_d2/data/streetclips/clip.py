@@ -1,6 +1,5 @@
 """One clip: any of its frames can be drawn alone, at any picture size."""
 
-from typing import Dict, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -56,9 +55,9 @@ class Clip:
         self._grain = cv2.GaussianBlur(
             look_rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 0.7) * 0.035
         self._effects = Effects(effect_rng, scene.distractors)
-        self._behind: Optional[Canvas] = None
-        self._house_cache: Dict[int, List[Sprite]] = {}
-        self._sprites: Dict[Tuple[int, int], Optional[Sprite]] = {}
+        self._behind: Canvas | None = None
+        self._house_cache: dict[int, list[Sprite]] = {}
+        self._sprites: dict[tuple[int, int], Sprite | None] = {}
 
     def camera(self, frame: int) -> Camera:
         """Where the camera is at a frame."""
@@ -68,7 +67,7 @@ class Clip:
             path.x, path.speed * time, path.yaw + path.turn * time,
         )
 
-    def render(self, frame: int) -> Tuple[np.ndarray, Annotation]:
+    def render(self, frame: int) -> tuple[np.ndarray, Annotation]:
         """
         Draws one frame.
 
@@ -114,7 +113,7 @@ class Clip:
             self._behind = canvas.copy()
         return canvas
 
-    def _house_sprites(self, position: int, camera: Camera) -> List[Sprite]:
+    def _house_sprites(self, position: int, camera: Camera) -> list[Sprite]:
         """Pictures of a house; drawn once if the camera stands."""
         if position in self._house_cache:
             return self._house_cache[position]
@@ -134,7 +133,7 @@ class Clip:
             if self._sprites[key] is not None:
                 canvas.paint(label, self._sprites[key])
 
-    def _draw(self, thing: Thing, part: int, camera: Camera, time: float) -> Optional[Sprite]:
+    def _draw(self, thing: Thing, part: int, camera: Camera, time: float) -> Sprite | None:
         model = thing.parts[part][1]
         brush = Brush(camera, self.scene.light, thing.track.position(time), thing.track.heading,
                       model.size)

@@ -5,7 +5,6 @@ The plan is painted at several resolutions along the street, because a picture r
 metres of road and one at 5 m only millimetres; each band of rows takes the fitting one.
 """
 
-from typing import Tuple
 
 import cv2
 import numpy as np
@@ -195,7 +194,7 @@ class Ground:
 
 
 def _annotate_plane(
-    canvas: Canvas, camera: Camera, label: str, x: Tuple[float, float], z: Tuple[float, float]
+    canvas: Canvas, camera: Camera, label: str, x: tuple[float, float], z: tuple[float, float]
 ) -> None:
     corners = [(x[0], 0.0, z[0]), (x[0], 0.0, z[1]), (x[1], 0.0, z[1]), (x[1], 0.0, z[0])]
     polygon = camera.polygon(corners)

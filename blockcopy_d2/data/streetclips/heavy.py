@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-
 import numpy as np
 
 from .brush import Brush
@@ -92,10 +91,12 @@ class Truck:
         profile = [(back, 0.55), (back, top), (front - 0.35, top), (front - 0.04, 1.5),
                    (front, 1.2), (front - 0.02, 0.4)]
         extrude(brush, profile, lambda u, v: half - 0.05 * (v > 1.6), self.cab)
+        low, high = (front - 0.04, 1.5), (front - 0.35, top)
+
+        def at(t):
+            return low[0] + (high[0] - low[0]) * t + 0.01, low[1] + (high[1] - low[1]) * t
+
         for share, colour in ((0.0, GLASS), (0.5, SKY_GLASS)):
-            low, high = (front - 0.04, 1.5), (front - 0.35, top)
-            def at(t):
-                return low[0] + (high[0] - low[0]) * t + 0.01, low[1] + (high[1] - low[1]) * t
             (u0, v0), (u1, v1) = at(0.04 + share * 0.9), at(0.84)
             if brush.facing((front, 0, 1.7), (1.0, 0.0, 0.2)):
                 brush.fill([[u0, -0.98, v0], [u0, 0.98, v0], [u1, 0.94, v1], [u1, -0.94, v1]],

@@ -1,7 +1,6 @@
 """Closed-form motion: where everything is at any moment, so that any frame can be drawn alone."""
 
 from dataclasses import dataclass
-from typing import Tuple
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class Track:
     def moving(self) -> bool:
         return self.speed > 0.0
 
-    def position(self, time: float) -> Tuple[float, float]:
+    def position(self, time: float) -> tuple[float, float]:
         """(X, Z) in metres at `time` seconds."""
         way = self.speed * (time - LABEL_TIME)
         return self.x + way * np.sin(self.heading), self.z + way * np.cos(self.heading)
@@ -72,7 +71,7 @@ class CameraPath:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "CameraPath":
-        speed = float(rng.uniform(2.0, 4.0)) if moving else 0.0
-        turn = float(rng.normal(0.0, 0.01)) if moving and rng.random() < 0.5 else 0.0
+        speed = float(rng.uniform(1.0, 2.0)) if moving else 0.0
+        turn = float(rng.normal(0.0, 0.005)) if moving and rng.random() < 0.5 else 0.0
         return cls(float(rng.uniform(1.25, 1.6)), float(rng.uniform(-0.6, 0.6)), speed,
                    float(rng.normal(-0.03, 0.04)), turn, float(rng.uniform(0.40, 0.47)))

@@ -1,7 +1,6 @@
 """Trees whose crowns sway: their pixels change while nothing that is to be detected does."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 import cv2
 import numpy as np
@@ -47,7 +46,7 @@ class Tree:
         square = np.array([[-0.2, -0.2], [-0.2, 0.2], [0.2, 0.2], [0.2, -0.2]])
         return square + [self.x, self.z]
 
-    def sprite(self, camera: Camera, light: Light, time: float, wind: float) -> Optional[Sprite]:
+    def sprite(self, camera: Camera, light: Light, time: float, wind: float) -> Sprite | None:
         """
         Draws the tree as it is bent at a moment.
 

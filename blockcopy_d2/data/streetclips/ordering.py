@@ -1,13 +1,13 @@
 """Painter's order: which of two objects on the ground stands before the other."""
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from .camera import Camera
 
 
-def paint_order(footprints: Sequence[np.ndarray], camera: Camera) -> List[int]:
+def paint_order(footprints: Sequence[np.ndarray], camera: Camera) -> list[int]:
     """
     Sorts objects from back to front.
 
@@ -44,7 +44,7 @@ def paint_order(footprints: Sequence[np.ndarray], camera: Camera) -> List[int]:
                 behind[j].add(i)
             else:
                 behind[i].add(j)
-    order: List[int] = []
+    order: list[int] = []
     done = set()
     waiting = list(seen)
     while waiting:
@@ -57,7 +57,7 @@ def paint_order(footprints: Sequence[np.ndarray], camera: Camera) -> List[int]:
     return order
 
 
-def _entry(corners: List[Tuple[float, float]], sight: float) -> float:
+def _entry(corners: list[tuple[float, float]], sight: float) -> float:
     """Depth at which the line of sight across = sight * depth enters a footprint."""
     entry = float("inf")
     x0, z0 = corners[-1]

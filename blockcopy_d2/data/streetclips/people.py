@@ -1,7 +1,6 @@
 """People: a jointed skeleton dressed in rounded limbs. Coordinates as in `brush`, in metres."""
 
 from dataclasses import dataclass
-from typing import Dict, Optional
 
 import numpy as np
 
@@ -18,7 +17,7 @@ TOPS = [(40, 38, 38), (200, 200, 198), (58, 54, 150), (130, 84, 44), (74, 110, 6
 LEGS = [(44, 40, 38), (98, 66, 44), (120, 88, 62), (70, 68, 66), (96, 120, 140), (50, 60, 74)]
 
 Joint = np.ndarray
-Pose = Dict[str, Joint]
+Pose = dict[str, Joint]
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Person:
     shoes: Colour
     outfit: str
     long_hair: bool
-    bag: Optional[str]
-    umbrella: Optional[Colour]
-    helmet: Optional[Colour]
+    bag: str | None
+    umbrella: Colour | None
+    helmet: Colour | None
     stride: float
-    seat: Optional[str] = None
+    seat: str | None = None
 
     @classmethod
     def sample(

@@ -1,13 +1,18 @@
 """Places vehicles, people and roadside things so that they neither collide nor hide each other."""
 
-from typing import Callable, List, Optional, Tuple
+from collections.abc import Callable
 
 import numpy as np
 
 from .camera import Camera
 from .cars import Car
 from .furniture import (
-    Bollard, LampPost, Sign, TrafficLight, sample_advert, sample_bin,
+    Bollard,
+    LampPost,
+    Sign,
+    TrafficLight,
+    sample_advert,
+    sample_bin,
 )
 from .heavy import Bus, Tram, Truck
 from .motion import LABEL_TIME, CameraPath, Track
@@ -49,15 +54,15 @@ class Placer:
         self.camera = Camera(height, width, focal * width, path.horizon * height, path.eye, path.x,
                              0.0, path.yaw)
         self.path = path
-        self.things: List[Thing] = []
-        self._footprints: List[List[np.ndarray]] = []  # of each thing at each of TIMES
-        self._boxes: List[Tuple[float, Tuple[int, int, int, int]]] = []
+        self.things: list[Thing] = []
+        self._footprints: list[list[np.ndarray]] = []  # of each thing at each of TIMES
+        self._boxes: list[tuple[float, tuple[int, int, int, int]]] = []
         # Nothing may drive through the camera either.
         body = np.array([[-1.2, -3.0], [1.2, -3.0], [1.2, 2.5], [-1.2, 2.5]])
         self._camera_space = [
             body + [path.x, path.speed * (time - LABEL_TIME)] for time in TIMES]
 
-    def populate(self, index: int, screens: bool) -> List[Thing]:
+    def populate(self, index: int, screens: bool) -> list[Thing]:
         """Draws all things of the clip with this index."""
         sample = {
             "train": self._tram, "bus": self._bus, "truck": self._truck, "car": self._car,
@@ -99,7 +104,7 @@ class Placer:
         self.things.append(thing)
         self._footprints.append([thing.footprint(time) for time in TIMES])
 
-    def _box(self, thing) -> Optional[Tuple[float, Tuple[int, int, int, int]]]:
+    def _box(self, thing) -> tuple[float, tuple[int, int, int, int]] | None:
         """Depth and coarse picture box at the labelled frame; None if out of view or too small."""
         ground = thing.footprint(LABEL_TIME)
         depth = self.camera.depth(*ground.mean(axis=0))
@@ -149,7 +154,7 @@ class Placer:
             weights.append(1.0)
         place = pick(rng, options, weights)
         z = self._depth(low, high)
-        waiting = rng.random() < 0.35  # in a queue, or at a light
+        waiting = rng.random() < 0.75  # in a queue, or at a light
         speed = 0.0 if waiting else float(rng.uniform(3.0, 11.0))
         offset = float(rng.normal(0.0, 0.12))
         if place == "own":
@@ -169,7 +174,7 @@ class Placer:
     def _tram(self):
         z = self._depth(28.0, 72.0)
         ahead = self.rng.random() < 0.5
-        speed = 0.0 if self.rng.random() < 0.35 else float(self.rng.uniform(3.0, 9.0))
+        speed = 0.0 if self.rng.random() < 0.7 else float(self.rng.uniform(3.0, 9.0))
         model = Tram.sample(self.rng, speed > 0)
         if self.street.crossing is not None and self.rng.random() < 0.2:
             x = float(self.rng.uniform(self.street.kerb_left, self.street.kerb_right))
@@ -215,15 +220,18 @@ class Placer:
     def _riding(self, low: float, high: float, slow: float, fast: float):
         street, rng = self.street, self.rng
         speed = float(rng.uniform(slow, fast))
+        waiting = rng.random() < 0.6
         place = rng.random()
         z = self._depth(low, high)
         if place < 0.3 and street.crossing is not None:
             way = 1.0 if rng.random() < 0.5 else -1.0
             x = float(rng.uniform(street.kerb_left, street.kerb_right))
             return x, street.crossing - way * float(rng.uniform(2.0, 4.0)), way * np.pi / 2, speed
+        beside = float(rng.normal(0, 0.15))
         if place < 0.65:
-            return 1.25 + float(rng.normal(0, 0.15)), z, 0.0, max(speed, self.path.speed * 0.8)
-        return street.oncoming - 1.2 + float(rng.normal(0, 0.15)), z, np.pi, speed
+            ahead = max(speed, self.path.speed * 0.8)
+            return 1.25 + beside, z, 0.0, 0.0 if waiting else ahead
+        return street.oncoming - 1.2 + beside, z, np.pi, 0.0 if waiting else speed
 
     def _cyclist(self):
         x, z, heading, speed = self._riding(8.5, 36.0, 2.5, 6.0)
@@ -240,14 +248,14 @@ class Placer:
         kind = rng.random()
         z = self._depth(7.5, 40.0)
         speed = float(rng.uniform(0.9, 1.7))
-        if kind < 0.25 and street.zebra is not None:
+        if kind < 0.12 and street.zebra is not None:
             x = float(rng.uniform(street.kerb_left, street.kerb_right))
             z = street.zebra + float(rng.uniform(-1.3, 1.3))
             heading = float(rng.choice([-np.pi / 2, np.pi / 2]))
-        elif kind < 0.32:  # crosses where it should not
+        elif kind < 0.16:  # crosses where it should not
             x = float(rng.uniform(street.kerb_left, street.kerb_right))
             heading = float(rng.choice([-np.pi / 2, np.pi / 2]))
-        elif kind < 0.72:
+        elif kind < 0.36:
             x, heading = self._pavement(), float(rng.choice([0.0, np.pi]))
         else:
             x, heading, speed = self._pavement(), float(rng.uniform(-np.pi, np.pi)), 0.0
@@ -296,7 +304,7 @@ def _shrink(corners: np.ndarray, share: float) -> np.ndarray:
     return centre + (corners - centre) * share
 
 
-def _meets(first: List[np.ndarray], second: List[np.ndarray]) -> bool:
+def _meets(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     """Whether two things, given by their footprints at TIMES, overlap at any of these."""
     return any(_overlap(a, b) for a, b in zip(first, second))
 

@@ -1,7 +1,6 @@
 """Who and what is in a clip: a random street, its weather, its traffic and its people."""
 
 from dataclasses import dataclass
-from typing import List, Tuple
 
 import numpy as np
 
@@ -23,11 +22,11 @@ class Scene:
     street: Street
     camera: CameraPath
     light: Light
-    zenith: Tuple[float, float, float]
+    zenith: tuple[float, float, float]
     clouds: float
     distractors: Distractors
-    things: List[Thing]
-    trees: List[Tuple[float, float]]
+    things: list[Thing]
+    trees: list[tuple[float, float]]
 
     @property
     def wet(self) -> bool:
@@ -49,13 +48,12 @@ def sample_scene(rng: np.random.Generator, index: int) -> Scene:
     weather = pick(rng, ["sunny", "overcast", "hazy", "rain"], (0.42, 0.3, 0.13, 0.15))
     light, zenith, clouds = _sample_light(rng, weather)
     street = Street.sample(rng, tram=True)
-    camera = CameraPath.sample(rng, moving=index % 2 == 1)
+    camera = CameraPath.sample(rng, moving=index % 4 == 3)
     distractors = Distractors.sample(rng, weather == "rain", weather == "sunny")
     placer = Placer(rng, street, camera, FOCAL, rain=weather == "rain")
     things = placer.populate(index, distractors.screens)
     trees = []
-    for side, kerb, wall in ((-1, street.kerb_left, street.wall_left),
-                             (1, street.kerb_right, street.wall_right)):
+    for side, kerb in ((-1, street.kerb_left), (1, street.kerb_right)):
         if rng.random() < 0.75:
             pitch = float(rng.uniform(11.0, 22.0))
             for z in np.arange(float(rng.uniform(9.0, 22.0)), 85.0, pitch):

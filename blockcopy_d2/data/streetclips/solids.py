@@ -1,13 +1,13 @@
 """Building blocks of vehicles: extruded bodies, discs, panels. Coordinates as in `brush`."""
 
-from typing import Callable, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .brush import Brush
 from .textures import Colour, scale_colour
 
-Point2 = Tuple[float, float]
+Point2 = tuple[float, float]
 
 
 def circle(u: float, w: float, v: float, radius: float, count: int = 18) -> np.ndarray:

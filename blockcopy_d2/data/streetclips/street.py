@@ -1,7 +1,6 @@
 """The plan of a street: where lanes, pavements, tracks and houses run. Metres throughout."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -30,11 +29,11 @@ class Street:
     wall_left: float
     wall_right: float
     oncoming: float
-    tram: Optional[float]
-    parking_left: Optional[float]
-    parking_right: Optional[float]
-    crossing: Optional[float]
-    zebra: Optional[float]
+    tram: float | None
+    parking_left: float | None
+    parking_right: float | None
+    crossing: float | None
+    zebra: float | None
 
     @classmethod
     def sample(cls, rng: np.random.Generator, tram: bool) -> "Street":

@@ -1,15 +1,15 @@
 """Small deterministic textures and colour helpers. Colours are BGR, 0 to 255."""
 
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-Colour = Tuple[float, float, float]
+Colour = tuple[float, float, float]
 
 
 def smooth_noise(
-    rng: np.random.Generator, shape: Tuple[int, int], cells: Sequence[int], decay: float = 0.55
+    rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[int], decay: float = 0.55
 ) -> np.ndarray:
     """
     Sum of smoothly interpolated random lattices, a cheap stand-in for fractal noise.

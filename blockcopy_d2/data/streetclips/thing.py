@@ -1,7 +1,7 @@
 """Something that stands or moves on the ground of a street."""
 
 from dataclasses import dataclass
-from typing import Any, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,12 @@ class Thing:
         plays: whether its look changes though it stands (screens, traffic lights).
     """
 
-    parts: Tuple[Tuple[str, Any], ...]
+    parts: tuple[tuple[str, Any], ...]
     track: Track
     plays: bool = False
 
     @property
-    def size(self) -> Tuple[float, float, float]:
+    def size(self) -> tuple[float, float, float]:
         """(length, width, height) of a box around all parts, in metres."""
         return tuple(np.max([model.size for _, model in self.parts], axis=0))
 
@@ -40,7 +40,7 @@ class Thing:
 
 
 def oriented_box(
-    centre: Tuple[float, float], heading: float, length: float, width: float
+    centre: tuple[float, float], heading: float, length: float, width: float
 ) -> np.ndarray:
     """(4, 2) ground corners (X, Z) of a box."""
     forward = np.array([np.sin(heading), np.cos(heading)]) * length / 2

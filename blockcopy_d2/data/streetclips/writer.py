@@ -7,9 +7,9 @@ and a clip counts as complete once its label file, written last, is there.
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Callable, List
 
 import cv2
 from cityscapesscripts.helpers.annotation import Annotation as CityscapesAnnotation
@@ -136,7 +136,7 @@ def _write_clip(
 ) -> None:
     clip = Clip(seed, split, index, height, width)
     labelled = _files(root, split, index)
-    frames: List[int] = [LABELLED] if labelled_only else list(range(FRAMES))
+    frames: list[int] = [LABELLED] if labelled_only else list(range(FRAMES))
     for frame in frames:
         image, annotation = clip.render(frame)
         if not labelled_only:
