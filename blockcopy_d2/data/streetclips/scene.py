@@ -48,6 +48,7 @@ def sample_scene(rng: np.random.Generator, index: int) -> Scene:
     weather = pick(rng, ["sunny", "overcast", "hazy", "rain"], (0.42, 0.3, 0.13, 0.15))
     light, zenith, clouds = _sample_light(rng, weather)
     street = Street.sample(rng, tram=True)
+    # One camera in four moves, so that a minority of the blocks of a split changes per frame.
     camera = CameraPath.sample(rng, moving=index % 4 == 3)
     distractors = Distractors.sample(rng, weather == "rain", weather == "sunny")
     placer = Placer(rng, street, camera, FOCAL, rain=weather == "rain")
