@@ -22,6 +22,7 @@ ALLOWED = {
     "evaluation": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
     "visualization": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
     "engine": {"sparse", "policy", "modeling", "data", "evaluation", "visualization"} | FOUNDATION,
+    "checkpoint_conversion": set(),
     "config": set(),
     "resources": set(),
     "__init__": FOUNDATION,

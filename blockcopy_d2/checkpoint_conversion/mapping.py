@@ -1,0 +1,153 @@
+"""
+Public checkpoints -> the state dicts of this project's models.
+
+A network is one :class:`Mapping`: a table from our names to theirs. Going from ours makes the check
+complete: every tensor of our model is looked up, and what nobody asked for is unknown.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["ConversionError", "Mapping", "convert_state_dict", "load_public_state_dict"]
+
+# Counters that batch norm keeps for training; checkpoints of old PyTorch versions have none.
+_OPTIONAL = "num_batches_tracked"
+
+
+class ConversionError(ValueError):
+    """A checkpoint does not hold the network it is converted to."""
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """
+    How a public checkpoint names what one of our models holds.
+
+    Attributes:
+        source (str): which checkpoints these are, for the help text.
+        config_file (str): the shipped config of our model, as
+            :func:`blockcopy_d2.resources.config_path` takes it.
+        names (tuple): rows (pattern, template): a regular expression that matches a whole name of
+            ours, and the name of theirs, in which \\1 stands for its first group. The first row
+            that matches counts.
+        transforms (tuple): rows (pattern, function): what to do with the tensors of theirs whose
+            name of ours matches, where the two differ by more than their names.
+        ignored (tuple): patterns of names of theirs that our model has no use for.
+    """
+
+    source: str
+    config_file: str
+    names: tuple[tuple[str, str], ...]
+    transforms: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor]], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def their_name(self, name):
+        """
+        Raises:
+            ConversionError: if no row matches, so that the table does not fit our model.
+        """
+        for pattern, template in self.names:
+            match = re.fullmatch(pattern, name)
+            if match:
+                return match.expand(template)
+        raise ConversionError(f"No row of the table for {self.source} tells what {name} is there.")
+
+    def transform(self, name, tensor):
+        for pattern, function in self.transforms:
+            if re.fullmatch(pattern, name):
+                return function(tensor)
+        return tensor
+
+    def is_ignored(self, name):
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+def convert_state_dict(mapping, source, target):
+    """
+    Args:
+        mapping (Mapping): of the network.
+        source (dict[str, Tensor]): the public state dict.
+        target (dict[str, Tensor]): the state dict of our model; not changed.
+
+    Returns:
+        dict[str, Tensor]: for our model, with the keys, shapes and dtypes of ``target``.
+
+    Raises:
+        ConversionError: names every key of ``target`` that ``source`` lacks, every key of
+            ``source`` that is unknown, and every tensor whose shape does not fit.
+    """
+    converted, used, missing, misshapen = {}, set(), [], []
+    for name, own in target.items():
+        theirs = mapping.their_name(name)
+        if theirs not in source:
+            if name.endswith(_OPTIONAL):
+                converted[name] = own.clone()
+            else:
+                missing.append(f"{theirs} (for {name})")
+            continue
+        used.add(theirs)
+        tensor = mapping.transform(name, source[theirs])
+        if tensor.shape != own.shape:
+            found, expected = tuple(tensor.shape), tuple(own.shape)
+            misshapen.append(f"{theirs} (for {name}): {found}, expected {expected}")
+            continue
+        converted[name] = tensor.to(own.dtype).clone()
+    unknown = [
+        name
+        for name in source
+        if name not in used and not name.endswith(_OPTIONAL) and not mapping.is_ignored(name)
+    ]
+    problems = [
+        f"{title}:\n  " + "\n  ".join(sorted(names))
+        for title, names in (
+            ("Missing keys", missing),
+            ("Unknown keys", unknown),
+            ("Tensors of another shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise ConversionError(
+            f"This is no checkpoint of {mapping.source} as configured.\n" + "\n".join(problems)
+        )
+    return converted
+
+
+def load_public_state_dict(path):
+    """
+    Read the tensors of a checkpoint file; no code in it is run.
+
+    Args:
+        path (str): a file of ``torch.save``: a state dict, bare or under "state_dict" or "model",
+            with or without the "module." of DataParallel before its names.
+
+    Returns:
+        dict[str, Tensor]: on the CPU.
+
+    Raises:
+        ConversionError: if the file holds anything but tensors and plain values, or no state dict.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConversionError(
+            f"{path} cannot be read as plain tensors ({error}). If it holds other Python objects"
+            " and you trust it, save its state dict alone with torch.save first."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+    tensors = isinstance(checkpoint, dict) and all(
+        isinstance(value, torch.Tensor) for value in checkpoint.values()
+    )
+    if not tensors or not checkpoint:
+        raise ConversionError(
+            f"{path} holds no state dict: expected tensors by name, at the top or under"
+            " 'state_dict' or 'model'."
+        )
+    if all(name.startswith("module.") for name in checkpoint):
+        checkpoint = {name.removeprefix("module."): x for name, x in checkpoint.items()}
+    return dict(checkpoint)

@@ -1,0 +1,44 @@
+"""
+Pedestron's MGAN with VGG-16 (``configs/elephant/cityperson/mgan_vgg.py`` there).
+
+Boxes of that code base end on their last pixel and count one more than x2 - x1; ours end where
+the next pixel starts. The numbers that the network predicts mean the same in both.
+"""
+
+from .mapping import Mapping
+
+__all__ = ["MGAN"]
+
+# The place of each convolution in torchvision's VGG-16; its fourth pool keeps its place there.
+_VGG_16 = {
+    "conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7,
+    "conv3_1": 10, "conv3_2": 12, "conv3_3": 14,
+    "conv4_1": 17, "conv4_2": 19, "conv4_3": 21,
+    "conv5_1": 24, "conv5_2": 26, "conv5_3": 28,
+}  # fmt: skip
+
+MGAN = Mapping(
+    source="Pedestron's MGAN",
+    config_file="CityPersons/mgan_VGG_16.yaml",
+    names=(
+        *(
+            (rf"backbone\.{name}\.(\w+)", rf"backbone.features.{place}.\1")
+            for name, place in _VGG_16.items()
+        ),
+        (r"proposal_generator\.rpn_head\.conv\.(\w+)", r"rpn_head.rpn_conv.\1"),
+        (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", r"rpn_head.rpn_cls.\1"),
+        (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", r"rpn_head.rpn_reg.\1"),
+        (r"roi_heads\.attention\.conv1\.(\w+)", r"mgan_head.convs.0.conv.\1"),
+        (r"roi_heads\.attention\.conv2\.(\w+)", r"mgan_head.convs.1.conv.\1"),
+        (r"roi_heads\.attention\.predictor\.(\w+)", r"mgan_head.conv_logits.\1"),
+        (r"roi_heads\.box_head\.fc1\.(\w+)", r"bbox_head.shared_fcs.0.\1"),
+        (r"roi_heads\.box_head\.fc2\.(\w+)", r"bbox_head.shared_fcs.1.\1"),
+        (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"bbox_head.fc_cls.\1"),
+        (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"bbox_head.fc_reg.\1"),
+    ),
+    transforms=(
+        # Background comes first there, last in Detectron2, which has no box for it either.
+        (r"roi_heads\.box_predictor\.cls_score\.\w+", lambda x: x.roll(-1, dims=0)),
+        (r"roi_heads\.box_predictor\.bbox_pred\.\w+", lambda x: x[4:]),
+    ),
+)

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""
+Converts a public checkpoint into one that train_net.py and demo.py load.
+
+The result holds the weights of the model that the config describes, under the names that
+Detectron2 gives them. Every tensor of the checkpoint has to fit: keys that are missing or unknown,
+and shapes that differ, end the conversion with a list of their names. Files are read as plain
+tensors; no code in them is run.
+"""
+
+import argparse
+import sys
+
+import torch
+from detectron2.modeling import build_model
+
+import blockcopy_d2.modeling  # noqa: F401  registers the networks
+from blockcopy_d2.checkpoint_conversion import (
+    MAPPINGS,
+    ConversionError,
+    convert_state_dict,
+    load_public_state_dict,
+)
+from blockcopy_d2.config import base_config
+from blockcopy_d2.engine import load_config
+from blockcopy_d2.resources import config_path
+
+
+def argument_parser():
+    networks = "\n".join(
+        f"  {name:<10} {mapping.source}, for configs/{mapping.config_file}"
+        for name, mapping in MAPPINGS.items()
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip(),
+        epilog=f"networks:\n{networks}\n\nexample:\n"
+        "  python tools/convert_checkpoint.py csp epoch_72.pth.stu csp_R_50.pth\n"
+        "  python train_net.py --config-file configs/CityPersons/csp_R_50_blockcopy.yaml"
+        " --eval-only MODEL.WEIGHTS csp_R_50.pth",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", choices=MAPPINGS, help="what the checkpoint holds, see below")
+    parser.add_argument("input", help="the public checkpoint, a file of torch.save")
+    parser.add_argument("output", help="where to write the converted checkpoint (.pth)")
+    parser.add_argument(
+        "--config-file",
+        help="config of the model to convert to, a file or the name of a shipped one; default:"
+        " the network's, see below",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="changes to the config, pairs at the end of the command",
+    )
+    return parser
+
+
+def main(args):
+    mapping = MAPPINGS[args.network]
+    cfg = load_config(
+        config_path(args.config_file or mapping.config_file), ["MODEL.DEVICE", "cpu", *args.opts]
+    )
+    model = build_model(base_config(cfg))
+    source = load_public_state_dict(args.input)
+    converted = convert_state_dict(mapping, source, model.state_dict())
+    model.load_state_dict(converted, strict=True)
+    torch.save({"model": converted}, args.output)
+    return len(converted)
+
+
+if __name__ == "__main__":
+    arguments = argument_parser().parse_args()
+    try:
+        count = main(arguments)
+    except ConversionError as error:
+        sys.exit(f"{arguments.input}: {error}")
+    print(f"{arguments.output}: {count} tensors")
