@@ -39,6 +39,11 @@ def _model_defaults():
     _C.BLOCK_SIZE = 128
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3
+    # A frame executes all blocks if its colours, averaged over quarters of blocks, differ from the
+    # last frame's by more than this share of the pixels' range: another scene. 0: never
+    _C.SCENE_CUT = 0.06
+    # Every block is executed at least once in so many frames. 0: no limit
+    _C.REFRESH_EVERY = 0
     # Streams whose features are kept; beyond it the least recently used one is dropped
     _C.MAX_STREAMS = 8
 
@@ -67,6 +72,22 @@ def _model_defaults():
     _C.LEARNER.COST_MOMENTUM = 0.9
     # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
     _C.LEARNER.COST_FORM = "paper"
+
+    # The pedestrian detector META_ARCHITECTURE "CSP"
+    _C.CSP = CN()
+    # Channels of each upsampled feature map, and of each branch of the head
+    _C.CSP.NECK_CHANNELS = 256
+    _C.CSP.HEAD_CHANNELS = 256
+    # Width / height of every box
+    _C.CSP.ASPECT_RATIO = 0.41
+    # Detections: the pixels of highest score, those above the threshold, NMS by IoU
+    _C.CSP.TOPK_CANDIDATES_TEST = 1000
+    _C.CSP.SCORE_THRESH_TEST = 0.1
+    _C.CSP.NMS_THRESH_TEST = 0.5
+    # As in the paper of CSP
+    _C.CSP.CENTER_LOSS_WEIGHT = 0.01
+    _C.CSP.HEIGHT_LOSS_WEIGHT = 1.0
+    _C.CSP.OFFSET_LOSS_WEIGHT = 0.1
     return _C
 
 
@@ -158,6 +179,13 @@ def check_blockcopy_config(cfg):
     )
     _require(
         "MODEL.BLOCKCOPY.MAX_STREAMS", options.MAX_STREAMS, options.MAX_STREAMS >= 1, "at least 1"
+    )
+    _require("MODEL.BLOCKCOPY.SCENE_CUT", options.SCENE_CUT, options.SCENE_CUT >= 0, "at least 0")
+    _require(
+        "MODEL.BLOCKCOPY.REFRESH_EVERY",
+        options.REFRESH_EVERY,
+        options.REFRESH_EVERY >= 0,
+        "at least 1, or 0 for no limit",
     )
     _require_one_of(
         "MODEL.BLOCKCOPY.LEARNER.COST_FORM", options.LEARNER.COST_FORM, ("paper", "code")

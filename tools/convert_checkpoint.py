@@ -10,6 +10,7 @@ tensors; no code in them is run.
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 from detectron2.modeling import build_model
@@ -35,8 +36,8 @@ def argument_parser():
         description=__doc__.strip(),
         epilog=f"networks:\n{networks}\n\nexample:\n"
         "  python tools/convert_checkpoint.py csp epoch_72.pth.stu csp_R_50.pth\n"
-        "  python train_net.py --config-file configs/CityPersons/csp_R_50_blockcopy.yaml"
-        " --eval-only MODEL.WEIGHTS csp_R_50.pth",
+        "  python train_net.py --config-file CityPersons/csp_R_50_blockcopy.yaml --eval-only"
+        " MODEL.WEIGHTS csp_R_50.pth",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("network", choices=MAPPINGS, help="what the checkpoint holds, see below")
@@ -65,6 +66,7 @@ def main(args):
     source = load_public_state_dict(args.input)
     converted = convert_state_dict(mapping, source, model.state_dict())
     model.load_state_dict(converted, strict=True)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": converted}, args.output)
     return len(converted)
 

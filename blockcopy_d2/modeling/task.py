@@ -116,6 +116,8 @@ def build_task(cfg):
     name = cfg.MODEL.META_ARCHITECTURE
     if name == "SemanticSegmentor":
         return SemanticTask(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if name == "CSP":
+        return InstanceTask(num_classes=1)
     if name == "RetinaNet":
         return InstanceTask(cfg.MODEL.RETINANET.NUM_CLASSES)
     return InstanceTask(cfg.MODEL.ROI_HEADS.NUM_CLASSES)

@@ -60,9 +60,13 @@ def grids(size, block_size, batch=1):
     return [BlockGrid(active, block_size=block_size, image_size=size) for active in actives]
 
 
-@torch.no_grad()
 def check_network(name, size, block_size, batch=1):
-    model = build(name)
+    check_model(build(name), size, block_size, batch)
+
+
+@torch.no_grad()
+def check_model(model, size, block_size, batch=1):
+    """All the invariants of one stream, for the block-sparse part of a Detectron2 model."""
     dense = Network(model)
     sparse = Network(model, wrap=BlockSparseModule)
     state = StreamState()

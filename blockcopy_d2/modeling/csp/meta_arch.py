@@ -1,0 +1,163 @@
+"""
+CSP, a one-stage pedestrian detector without anchors.
+
+Shape shorthand: N images, H x W pixels of the feature map, k candidates.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, Instances
+from torch.nn import functional as F
+
+from .head import CSPHead
+from .targets import center_targets
+
+__all__ = ["CSP", "decode_boxes"]
+
+
+def decode_boxes(log_height, offset, cells, *, width, stride, aspect_ratio):
+    """
+    Args:
+        log_height (Tensor): float (H * W,), logarithm of the height in pixels of the map.
+        offset (Tensor): float (2, H * W), y and x from the middle of the pixel.
+        cells (Tensor): int64 (k,), which pixels.
+        width (int): W.
+        stride (int): of the map.
+        aspect_ratio (float): width / height of every box.
+
+    Returns:
+        Tensor: float (k, 4), x0, y0, x1, y1 in pixels of the network's input.
+    """
+    rows = cells.div(width, rounding_mode="floor")
+    y, x = (torch.stack([rows, cells - rows * width]) + 0.5 + offset[:, cells]) * stride
+    half_height = log_height[cells].exp() * stride / 2
+    half_width = half_height * aspect_ratio
+    return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], dim=1)
+
+
+@META_ARCH_REGISTRY.register()
+class CSP(DenseDetector):
+    """Detects the centre and the height of each pedestrian, at stride 4. There is one class."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone,
+        head,
+        pixel_mean,
+        pixel_std,
+        aspect_ratio=0.41,
+        score_thresh=0.1,
+        topk_candidates=1000,
+        nms_thresh=0.5,
+        max_detections=100,
+        center_loss_weight=0.01,
+        height_loss_weight=1.0,
+        offset_loss_weight=0.1,
+    ):
+        """
+        Args:
+            backbone (Backbone): gives one feature map.
+            head (nn.Module): see :class:`CSPHead`.
+            pixel_mean, pixel_std (tuple[float]): in the channel order of INPUT.FORMAT.
+            aspect_ratio (float): width / height of every box.
+            score_thresh (float): detections score higher than this.
+            topk_candidates (int): pixels of highest score that non-maximum suppression sees.
+            nms_thresh (float): IoU above which the lower score goes.
+            max_detections (int): per image.
+            center_loss_weight, height_loss_weight, offset_loss_weight (float):
+        """
+        super().__init__(backbone, head, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        (self.stride,) = (shape.stride for shape in backbone.output_shape().values())
+        self.aspect_ratio = aspect_ratio
+        self.score_thresh = score_thresh
+        self.topk_candidates = topk_candidates
+        self.nms_thresh = nms_thresh
+        self.max_detections = max_detections
+        self.loss_weights = {
+            "loss_center": center_loss_weight,
+            "loss_height": height_loss_weight,
+            "loss_offset": offset_loss_weight,
+        }
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        options = cfg.MODEL.BLOCKCOPY.CSP
+        return {
+            "backbone": backbone,
+            "head": CSPHead(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "aspect_ratio": options.ASPECT_RATIO,
+            "score_thresh": options.SCORE_THRESH_TEST,
+            "topk_candidates": options.TOPK_CANDIDATES_TEST,
+            "nms_thresh": options.NMS_THRESH_TEST,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "center_loss_weight": options.CENTER_LOSS_WEIGHT,
+            "height_loss_weight": options.HEIGHT_LOSS_WEIGHT,
+            "offset_loss_weight": options.OFFSET_LOSS_WEIGHT,
+        }
+
+    def forward_training(self, images, features, predictions, gt_instances):
+        """
+        Returns:
+            dict[str, Tensor]: the focal loss of the centres, and smooth L1 losses of the
+            logarithm of the height and of the offset.
+        """
+        logits, log_height, offset = (prediction.float() for prediction in predictions)
+        targets = [
+            center_targets(instances.gt_boxes.tensor, logits.shape[-2:], self.stride)
+            for instances in gt_instances
+        ]
+        center, closeness, near_center, target_height, target_offset = (
+            torch.stack([getattr(target, name) for target in targets])
+            for name in ("center", "closeness", "near_center", "log_height", "offset")
+        )
+        logits, log_height = logits[:, 0], log_height[:, 0]
+        num_centers = center.sum().clamp(min=1)
+        score = logits.sigmoid()
+        weight = torch.where(center, (1 - score).square(), (1 - closeness) ** 4 * score.square())
+        bce = F.binary_cross_entropy_with_logits(logits, center.float(), reduction="none")
+        height_error = F.smooth_l1_loss(log_height, target_height, reduction="none")
+        offset_error = F.smooth_l1_loss(offset, target_offset, reduction="none").sum(1)
+        losses = {
+            "loss_center": (weight * bce).sum() / num_centers,
+            "loss_height": (height_error * near_center).sum() / near_center.sum().clamp(min=1),
+            "loss_offset": (offset_error * center).sum() / num_centers,
+        }
+        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+
+    def forward_inference(self, images, features, predictions):
+        """
+        Returns:
+            list[Instances]: of every image, in pixels of the network's input.
+        """
+        return [
+            self._detect(*prediction, image_size)
+            for *prediction, image_size in zip(*predictions, images.image_sizes)
+        ]
+
+    def _detect(self, logits, log_height, offset, image_size):
+        scores = logits.flatten().float().sigmoid()
+        scores, cells = scores.topk(min(self.topk_candidates, len(scores)))
+        boxes = decode_boxes(
+            log_height.flatten().float(),
+            offset.flatten(1).float(),
+            cells,
+            width=logits.shape[-1],
+            stride=self.stride,
+            aspect_ratio=self.aspect_ratio,
+        )
+        valid = (scores > self.score_thresh) & boxes.isfinite().all(dim=1)
+        scores, boxes = scores[valid], Boxes(boxes[valid])
+        boxes.clip(image_size)
+        classes = torch.zeros_like(scores, dtype=torch.int64)
+        keep = batched_nms(boxes.tensor, scores, classes, self.nms_thresh)[: self.max_detections]
+        return Instances(
+            image_size, pred_boxes=boxes[keep], scores=scores[keep], pred_classes=classes[keep]
+        )
