@@ -3,6 +3,7 @@
 Shape shorthand: N streams, C channels, H x W pixels of a map at stride s, B block size.
 """
 
+import dataclasses
 import logging
 
 import torch
@@ -23,6 +24,7 @@ from .program import (
     Upsample,
     Value,
 )
+from .sliding_mean import sliding_mean
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -54,6 +56,9 @@ _CHANNELWISE = {
     "softmax": "dim", "log_softmax": "dim", "_softmax": "dim", "linalg_vector_norm": "dim",
     "sum": "dim", "mean": "dim", "amax": "dim", "norm": "dim", "cumsum": "dim",
 }  # fmt: skip
+
+# Calls whose results are cells of their own: no maps of the frame even where their sizes agree.
+_UNALIGNED = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "sliding_mean"}
 
 
 def plan(captured, *, block_size, image_size, module_name="module"):
@@ -100,7 +105,8 @@ class _Planner:
         for index in outputs:
             self.users[index] = self.users.get(index, 0) + 1
         for index, shape in captured.shapes.items():
-            self.values[index] = Value(index, shape, self.stride_of(shape))
+            dtype = captured.dtypes[index]
+            self.values[index] = Value(index, shape, dtype, self.stride_of(shape))
         for call in captured.calls:
             self.add(call)
         self.mark_persistent(outputs)
@@ -121,6 +127,7 @@ class _Planner:
             captured.output_spec,
             last_use,
             densified,
+            self.block_size,
         )
 
     # ---------------------------------------------------------------- strides
@@ -141,17 +148,25 @@ class _Planner:
     # ---------------------------------------------------------------- operators
 
     def add(self, call):
-        self.values[call.index] = Value(call.index, call.shape)
+        self.values[call.index] = Value(call.index, call.shape, call.dtype)
         rule = _RULES.get(_base_name(call))
         operator = rule(self, call) if rule is not None else None
         if operator is None:
             operator = self.pointwise(call)
         if operator is None:
-            operator = Densified(call.name, call.inputs(), call.index, call)
-            self.values[call.index].stride = self.stride_of(call.shape)
+            operator = self.densified(call)
         if operator is not self.producers.get(call.index):
             self.operators.append(operator)
             self.producers[call.index] = operator
+
+    def densified(self, call):
+        name = _base_name(call)
+        follows = name not in _UNALIGNED and any(map(self.aligned, call.inputs()))
+        if follows or name.startswith("upsample"):
+            self.values[call.index].stride = self.stride_of(call.shape)
+        weight = call.arguments.get("weight") if name == "conv2d" else None
+        macs = weight.numel() if isinstance(weight, torch.Tensor) else 0
+        return Densified(call.name, call.inputs(), call.index, call, macs_per_pixel=macs)
 
     def emit(self, call, stride, operator, nonnegative=False):
         """Accepts `operator` for `call` if its result is an aligned map at `stride`."""
@@ -269,7 +284,33 @@ class _Planner:
         padded = _pair(a["padding"]) != (0, 0)
         if a["divisor_override"] is not None or (padded and not a["count_include_pad"]):
             return None
+        x = a["self"].index
+        kernel, size = _pair(a["kernel_size"]), self.values[x].size
+        if self.aligned(x) and kernel == size and not padded:
+            return GlobalMean(call.name, [x], call.index, call.shape)
+        overlap = a["stride"] and _pair(a["stride"]) == (1, 1) and not padded
+        if self.aligned(x) and overlap and kernel[0] * kernel[1] > sum(size):
+            arguments = {"x": a["self"], "kernel": kernel}
+            call = dataclasses.replace(call, target=sliding_mean, arguments=arguments)
+            return self.densified(call)
         return self.pool(call, "avg")
+
+    def adaptive_average_pool(self, call):
+        """One cell is the global mean; equal cells of whole pixels are an ordinary pool."""
+        a = call.arguments
+        cells, value = _pair(a["output_size"]), self.values[a["self"].index]
+        if cells == (1, 1):
+            return self.global_mean(call)
+        scale = value.size[0] // cells[0]
+        if not self.aligned(value.index) or value.size != (cells[0] * scale, cells[1] * scale):
+            return None
+        stride = value.stride * scale
+        if self.block_size % stride and stride % self.block_size:
+            return None
+        operator = Pool(
+            call.name, [value.index], call.index, "avg", (scale, scale), (scale, scale), (0, 0)
+        )
+        return self.emit(call, stride, operator, value.nonnegative)
 
     def pool(self, call, kind, **extra):
         a = call.arguments
@@ -398,7 +439,7 @@ _RULES = {
     "upsample_nearest2d": _Planner.upsample,
     "upsample_bilinear2d": _Planner.upsample,
     "group_norm": _Planner.group_norm,
-    "adaptive_avg_pool2d": _Planner.global_mean,
+    "adaptive_avg_pool2d": _Planner.adaptive_average_pool,
     "mean": _Planner.global_mean,
     **dict.fromkeys(_ACTIVATIONS, _Planner.activation),
 }

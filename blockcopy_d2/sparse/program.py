@@ -17,6 +17,7 @@ class Value:
     Attributes:
         index: its number.
         shape: (N, C, H, W) of a feature map, any shape otherwise.
+        dtype: of its elements.
         stride: input pixels per pixel; None for a tensor that is not aligned with the block grid.
         nonnegative: known to hold no negative number.
         persistent: kept from frame to frame in a FeatureMap, since something reads it beyond the
@@ -25,6 +26,7 @@ class Value:
 
     index: int
     shape: tuple
+    dtype: torch.dtype | None = None
     stride: int | None = None
     nonnegative: bool = False
     persistent: bool = False
@@ -180,6 +182,7 @@ class Densified(Operator):
     """A captured call without a block-sparse rule: runs on full maps, replaces the full output."""
 
     call: Any
+    macs_per_pixel: int = 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -193,6 +196,8 @@ class Program:
         outputs: numbers (as Ref) or constants, put together by `output_spec`.
         last_use: number of a value -> position of the last operator that reads it.
         densified: names of the calls without a block-sparse rule.
+        block_size: B in input pixels.
+        lowered: what a backend derives from the program once for all streams.
     """
 
     inputs: list
@@ -202,6 +207,8 @@ class Program:
     output_spec: Any
     last_use: dict
     densified: list
+    block_size: int
+    lowered: Any = None
 
     def macs(self, grid):
         """(executed, dense) multiply-accumulates of a frame with this grid, as integers."""
@@ -214,4 +221,4 @@ class Program:
                 if value.stride is not None and not isinstance(operator, Densified):
                     pixels = grid.at_stride(value.stride).num_pixels
                 executed += operator.macs_per_pixel * pixels
-        return int(executed), int(dense)
+        return 0 if grid.is_empty else int(executed), int(dense)

@@ -46,6 +46,10 @@ def conv(kernel, **options):
     return lambda m, x, y: F.conv2d(x, weight, bias, **options)
 
 
+def cells(x, rows, columns):
+    return F.relu(F.adaptive_avg_pool2d(x, (rows, columns)))
+
+
 CONV3X3 = conv(3, padding=1)
 
 CASES = {
@@ -66,9 +70,7 @@ CASES = {
     "max_pool_subsample": lambda m, x, y: F.max_pool2d(x, 1, 2),
     "max_pool_of_relu": lambda m, x, y: F.max_pool2d(F.relu(x), 3, 2, 1),
     "avg_pool": lambda m, x, y: F.avg_pool2d(x, 3, 1, 1),
-    "avg_pool_border_excluded": lambda m, x, y: F.avg_pool2d(
-        x, 3, 1, 1, count_include_pad=False
-    ),
+    "avg_pool_border_excluded": lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
     "nearest": lambda m, x, y: F.interpolate(F.max_pool2d(x, 1, 2), size=x.shape[-2:]),
     "nearest_x2": lambda m, x, y: F.interpolate(x, scale_factor=2),
     "bilinear_x2": lambda m, x, y: F.interpolate(x, scale_factor=2, mode="bilinear"),
@@ -88,6 +90,17 @@ CASES = {
     "global_pool_upsampled": lambda m, x, y: torch.cat(
         [x, F.interpolate(F.adaptive_avg_pool2d(y, 1), size=x.shape[-2:], mode="bilinear")], 1
     ),
+    "global_window": lambda m, x, y: x + F.avg_pool2d(y, y.shape[-2:], 1),
+    "large_windows": lambda m, x, y: (x, F.avg_pool2d(y, (y.shape[-2] - 2, 20), 1)),
+    "pyramid_cells": lambda m, x, y: (
+        x
+        + F.interpolate(
+            cells(y, y.shape[-2] // 4, y.shape[-1] // 4), size=x.shape[-2:], mode="bilinear"
+        )
+    ),
+    "uneven_cells": lambda m, x, y: (
+        x + F.interpolate(cells(y, 3, 5), size=x.shape[-2:], mode="bilinear")
+    ),
     "cat_then_conv": lambda m, x, y: CONV3X3(m, torch.cat([x, y], 1)[:, 3:9], y),
     "split": lambda m, x, y: torch.cat(x.split(2, 1)[::-1], 1),
     "l2_norm": lambda m, x, y: x / (x.norm(dim=1, keepdim=True) + 1e-10) * m.gain,
@@ -105,16 +118,24 @@ DENSIFIED = {
     "bilinear_corners",
     "global_mean",  # the sigmoid of a single pixel
     "global_pool_upsampled",
+    "large_windows",
+    "uneven_cells",
     "no_rule",
 }
+
+
+# What upsamples needs sizes that stay aligned.
+WHOLE_STRIDES = {
+    "nearest", "nearest_x2", "bilinear_x2", "transposed_k4s2p1", "transposed_k2s2", "pyramid_cells",
+}  # fmt: skip
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size,block_size,batch", [((64, 96), 32, 1), ((45, 71), 16, 2)])
 @pytest.mark.parametrize("case", CASES)
 def test_rule(case, size, block_size, batch):
-    if case in ("nearest", "nearest_x2", "bilinear_x2", "transposed_k4s2p1", "transposed_k2s2"):
-        size = tuple(extent + -extent % 4 for extent in size)  # upsampled maps stay aligned
+    if case in WHOLE_STRIDES:
+        size = tuple(extent + -extent % 8 for extent in size)
     module = Function(CASES[case]).eval()
     sparse, state = BlockSparseModule(module), StreamState()
     shape = (batch, *num_blocks(block_size, size))
@@ -152,3 +173,25 @@ def test_group_norm_is_exact_on_the_composite_map():
             found = sparse(image)
         expected = oracle((image.double(),), grid).float()
         assert (found - expected).abs().max() < 2e-2
+
+
+def test_cells_of_a_pool_are_not_taken_for_pixels_of_the_frame():
+    """3 x 5 cells of this frame are as many as its pixels at stride 16, but cover other pixels."""
+    module = Function(CASES["uneven_cells"]).eval()
+    size = (45, 71)
+    full = BlockGrid.full(block_size=16, image_size=size)
+    program = BlockSparseModule(module).program((torch.randn(1, 3, *size),), {}, full)
+    strides = [v.stride for v in program.values.values() if v.shape[-2:] == (3, 5)]
+    assert strides and not any(strides)
+
+
+def test_convolutions_without_a_rule_are_counted_unless_nothing_runs():
+    module = Function(CASES["conv1x1_padded"]).eval()
+    size = (64, 96)
+    layout = {"block_size": 32, "image_size": size}
+    program = BlockSparseModule(module).program(
+        (torch.randn(1, 3, *size),), {}, BlockGrid.full(**layout)
+    )
+    dense = 32 * 48 * 6 * (3 * 9 + 3) + 17 * 25 * 6 * 6
+    assert program.macs(BlockGrid.full(**layout)) == (dense, dense)
+    assert program.macs(BlockGrid.empty(**layout)) == (0, dense)
