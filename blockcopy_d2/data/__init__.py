@@ -1,5 +1,11 @@
 """Data sets of video clips, their loader, and readers of video files."""
 
+from .citypersons import (
+    load_citypersons,
+    load_citypersons_video,
+    register_citypersons,
+    register_citypersons_video,
+)
 from .cityscapes_video import (
     load_cityscapes_video,
     load_labelled_frames,
@@ -7,6 +13,7 @@ from .cityscapes_video import (
     register_labelled_frames,
 )
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
+from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
 from .video_files import VideoFrames
 
 from . import builtin  # noqa: F401  isort:skip  registers the data sets
@@ -17,8 +24,16 @@ __all__ = [
     "FrameReadError",
     "VideoFrames",
     "build_clip_loader",
+    "load_citypersons",
+    "load_citypersons_video",
     "load_cityscapes_video",
     "load_labelled_frames",
+    "load_pets09",
+    "load_pets09_video",
+    "register_citypersons",
+    "register_citypersons_video",
     "register_cityscapes_video",
     "register_labelled_frames",
+    "register_pets09",
+    "register_pets09_video",
 ]

@@ -5,7 +5,10 @@ Detectron2 does its own: the names always exist, files are looked for when a dat
 
 import os
 
+from .citypersons import register_citypersons, register_citypersons_video
 from .cityscapes_video import register_cityscapes_video, register_labelled_frames
+from .pets09 import NAME as PETS09
+from .pets09 import register_pets09, register_pets09_video
 
 _CITYSCAPES = (
     "Cityscapes comes from https://www.cityscapes-dataset.com: unpack the packages "
@@ -29,6 +32,38 @@ def register_all_cityscapes_video(root):
         )
 
 
+def register_all_citypersons(root):
+    """Registers ``citypersons_{train,val}``, labelled frames, and ``citypersons_video_{...}``."""
+    root = os.path.join(root, "cityscapes")
+    origin = (
+        "CityPersons comes from https://www.cityscapes-dataset.com: unpack the packages "
+        "leftImg8bit_trainvaltest.zip, gtBbox_cityPersons_trainval.zip and, for the clips, "
+        "leftImg8bit_sequence_trainvaltest.zip there."
+    )
+    for split in ("train", "val"):
+        register_citypersons(f"citypersons_{split}", root, split, origin=origin)
+        register_citypersons_video(f"citypersons_video_{split}", root, split, origin=origin)
+
+
+def register_all_pets09(root):
+    """
+    Registers ``pets09_{train,val}``, single frames, ``pets09_video_{...}``, clips of 20 of them,
+    and ``pets09_stream_{...}``, each split as one long clip.
+    """
+    root = os.path.join(root, PETS09)
+    origin = (
+        "PETS09-S2L1 is made from OpenCV's sample video and the boxes of MOTChallenge 2015 by: "
+        f"python -m blockcopy_d2.data.pets09 --video vtest.avi --boxes gt.txt --output {root} "
+        "(--help tells where the two come from)."
+    )
+    for split in ("train", "val"):
+        register_pets09(f"pets09_{split}", root, split, origin=origin)
+        register_pets09_video(f"pets09_video_{split}", root, split, origin=origin)
+        register_pets09_video(
+            f"pets09_stream_{split}", root, split, origin=origin, clip_length=None
+        )
+
+
 def register_all_streetclips(root):
     """
     Registers ``streetclips_{train,val}`` (512x1024) and ``streetclips_full_{train,val}``
@@ -49,3 +84,5 @@ def register_all_streetclips(root):
 _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_all_cityscapes_video(_root)
 register_all_streetclips(_root)
+register_all_citypersons(_root)
+register_all_pets09(_root)

@@ -2,11 +2,18 @@
 
 from .agreement import InstanceAgreement
 from .build import build_evaluator
+from .citypersons import MissRateEvaluator
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
+from .detection import VideoCOCOEvaluator
+from .miss_rate import MissRateSetting, log_average_miss_rate
 
 __all__ = [
     "CityscapesVideoInstanceEvaluator",
     "CityscapesVideoSemSegEvaluator",
     "InstanceAgreement",
+    "MissRateEvaluator",
+    "MissRateSetting",
+    "VideoCOCOEvaluator",
     "build_evaluator",
+    "log_average_miss_rate",
 ]

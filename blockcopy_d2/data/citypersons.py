@@ -1,0 +1,151 @@
+"""
+CityPersons (Zhang et al., CVPR 2017): boxes of the people on the labelled frames of Cityscapes.
+
+    gtBboxCityPersons/<split>/<city>/<city>_<sequence>_<frame>_gtBboxCityPersons.json
+    leftImg8bit/<split>/<city>/...                  the labelled frames
+    leftImg8bit_sequence/<split>/<city>/...         the frames of their clips
+
+A box spans the whole person, hidden parts included; a second one spans the visible part. Only
+pedestrians are to be found. Riders, sitting and other persons, groups and regions to ignore are
+neither asked for nor wrong to find: their annotations have iscrowd 1.
+"""
+
+import json
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .cityscapes_video import _find, _require_folder, load_cityscapes_video
+
+_SUFFIX = "_gtBboxCityPersons.json"
+
+
+def load_citypersons(root, split, origin=""):
+    """
+    The labelled frames alone, to train a detector on.
+
+    Args:
+        root (str): folder that holds ``leftImg8bit`` and ``gtBboxCityPersons``.
+        split (str): "train" or "val".
+        origin (str): where the data set comes from, a sentence for the error message.
+
+    Returns:
+        list[dict]: dicts of Detectron2's detection format. Annotations have besides visibility
+        (float), the share of the box that is visible.
+
+    Raises:
+        FileNotFoundError: names the missing folder, and where the data set comes from.
+    """
+    image_dir = os.path.join(root, "leftImg8bit", split)
+    gt_dir = os.path.join(root, "gtBboxCityPersons", split)
+    for folder in (image_dir, gt_dir):
+        _require_folder(folder, root, origin)
+    dataset = []
+    for file in _find(gt_dir, _SUFFIX, root, origin):
+        height, width, annotations = _read(file)
+        city = os.path.basename(os.path.dirname(file))
+        image_id = os.path.basename(file).replace(_SUFFIX, "_leftImg8bit.png")
+        dataset.append(
+            {
+                "file_name": os.path.join(image_dir, city, image_id),
+                "image_id": image_id,
+                "height": height,
+                "width": width,
+                "annotations": annotations,
+            }
+        )
+    return dataset
+
+
+def load_citypersons_video(root, split, origin=""):
+    """
+    The clips of :func:`load_cityscapes_video`, with the annotations of :func:`load_citypersons` on
+    the last frame of each.
+
+    Args:
+        root, split, origin: as in :func:`load_citypersons`; ``root`` holds
+            ``leftImg8bit_sequence`` as well.
+
+    Returns:
+        list[dict]:
+
+    Raises:
+        FileNotFoundError: names the missing file or folder, and where the data set comes from.
+    """
+    gt_dir = os.path.join(root, "gtBboxCityPersons", split)
+    _require_folder(gt_dir, root, origin)
+    files = {
+        os.path.basename(file).removesuffix(_SUFFIX): file
+        for file in _find(gt_dir, _SUFFIX, root, origin)
+    }
+    # The clips are found by images, of which another package may hold more or fewer.
+    frames = load_cityscapes_video(root, split, origin)
+    dataset = [frame for frame in frames if frame["video_id"] in files]
+    missing = sorted(files.keys() - {frame["video_id"] for frame in dataset})
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} files of {gt_dir} belong to no clip that"
+            f" {os.path.join(root, 'gtFine', split)} or, without that folder,"
+            f" {os.path.join(root, 'leftImg8bit', split)} tells of, such as {missing[0]}. {origin}"
+        )
+    for frame in dataset:
+        video_id = frame["video_id"]
+        frame.pop("sem_seg_file_name", None)
+        frame["labelled"] = frame["image_id"] == f"{video_id}_leftImg8bit.png"
+        if frame["labelled"]:
+            _, _, frame["annotations"] = _read(files[video_id])
+    return dataset
+
+
+def register_citypersons(name, root, split, *, origin=""):
+    """
+    Register :func:`load_citypersons`. A name that is registered already is left alone. No file is
+    accessed.
+
+    Args:
+        name (str): of the data set.
+    """
+    _register(name, lambda: load_citypersons(root, split, origin), root, split, "leftImg8bit")
+
+
+def register_citypersons_video(name, root, split, *, origin=""):
+    """As :func:`register_citypersons`, for :func:`load_citypersons_video`."""
+    _register(
+        name,
+        lambda: load_citypersons_video(root, split, origin),
+        root,
+        split,
+        "leftImg8bit_sequence",
+    )
+
+
+def _register(name, load, root, split, images):
+    if name in DatasetCatalog.list():
+        return
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        image_dir=os.path.join(root, images, split),
+        gt_dir=os.path.join(root, "gtBboxCityPersons", split),
+        evaluator_type="citypersons",
+        thing_classes=["pedestrian"],
+    )
+
+
+def _read(file):
+    with open(file) as f:
+        content = json.load(f)
+    annotations = []
+    for person in content["objects"]:
+        box, visible = person["bbox"], person["bboxVis"]
+        area = box[2] * box[3]
+        annotations.append(
+            {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 0,
+                "iscrowd": int(person["label"] != "pedestrian"),
+                "visibility": visible[2] * visible[3] / area if area else 0.0,
+            }
+        )
+    return content["imgHeight"], content["imgWidth"], annotations
