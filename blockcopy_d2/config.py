@@ -88,6 +88,18 @@ def _model_defaults():
     _C.CSP.CENTER_LOSS_WEIGHT = 0.01
     _C.CSP.HEIGHT_LOSS_WEIGHT = 1.0
     _C.CSP.OFFSET_LOSS_WEIGHT = 0.1
+
+    # The backbone build_vgg16_backbone; its first BACKBONE.FREEZE_AT stages are not trained
+    _C.VGG = CN()
+    # Channels of its five stages
+    _C.VGG.STAGE_CHANNELS = [64, 128, 256, 512, 512]
+    # Normalization after each convolution. VGG-16 has none; trained from scratch it needs "BN"
+    _C.VGG.NORM = ""
+
+    # The pedestrian detector MGAN (ROI_HEADS.NAME "MGANROIHeads")
+    _C.MGAN = CN()
+    # Weight of the loss that learns attention from what is visible of each pedestrian
+    _C.MGAN.MASK_LOSS_WEIGHT = 0.5
     return _C
 
 

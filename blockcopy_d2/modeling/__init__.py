@@ -1,13 +1,10 @@
 from .backbone import BlockCopyBackbone
 from .csp import CSP
 from .heads import BlockCopyDenseHead, convert_heads
-from .learning import learn
-from .meta_arch import BlockCopyVideoModel
-from .refresh import due_for_refresh
-from .result import FrameResult
+from .meta_arch import BlockCopyVideoModel, FrameResult
+from .mgan import MGANROIHeads
 from .rpn import BlockCopyRPNHead
-from .scene_cut import scene_cuts
-from .stream import StreamBatch, StreamPool, VideoStream
+from .stream import StreamPool, VideoStream
 from .task import InstanceTask, SemanticTask, build_task
 from .timing import StageTimer
 

@@ -1,0 +1,128 @@
+"""
+The box head of MGAN: what is hidden of a pedestrian should not count.
+
+Shape shorthand: R regions, C channels, P x P pixels of a region.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["MGANROIHeads", "MaskAttention", "visible_masks"]
+
+
+class MaskAttention(nn.Module):
+    """Tells of every pixel of a region whether it shows the pedestrian (section 3.2 there)."""
+
+    def __init__(self, channels):
+        """
+        Args:
+            channels (int): C.
+        """
+        super().__init__()
+        self.conv1 = Conv2d(channels, channels, kernel_size=3, padding=1, activation=F.relu_)
+        self.conv2 = Conv2d(channels, channels, kernel_size=3, padding=1, activation=F.relu_)
+        self.predictor = nn.Conv2d(channels, 1, kernel_size=1)
+        for layer in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): float (R, C, P, P).
+
+        Returns:
+            Tensor: float (R, 1, P, P), logits.
+        """
+        return self.predictor(self.conv2(self.conv1(x)))
+
+
+def visible_masks(regions, visible, size):
+    """
+    Args:
+        regions (Tensor): float (R, 4), boxes x0, y0, x1, y1.
+        visible (Tensor): float (R, 4), the box of what is visible in each.
+        size (int): P.
+
+    Returns:
+        Tensor: bool (R, P, P), whether the middle of a pixel of a region lies in the other box.
+    """
+    steps = (torch.arange(size, device=regions.device) + 0.5) / size
+    inside = []
+    for axis in (1, 0):
+        start, end = regions[:, axis, None], regions[:, axis + 2, None]
+        middles = start + steps * (end - start)
+        inside.append((middles >= visible[:, axis, None]) & (middles < visible[:, axis + 2, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+@ROI_HEADS_REGISTRY.register()
+class MGANROIHeads(StandardROIHeads):
+    """
+    Box heads on region features that are weighted by where the pedestrian is visible. Where the
+    targets have ``gt_visible_boxes`` (Boxes, beside ``gt_boxes``), the weights learn from them;
+    elsewhere they learn from the boxes' losses alone.
+    """
+
+    @configurable
+    def __init__(self, *, attention, mask_loss_weight, **kwargs):
+        """
+        Args:
+            attention (nn.Module): see :class:`MaskAttention`.
+            mask_loss_weight (float):
+            **kwargs: of StandardROIHeads, for boxes only.
+        """
+        super().__init__(**kwargs)
+        self.attention = attention
+        self.mask_loss_weight = mask_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        arguments = super().from_config(cfg, input_shape)
+        channels = input_shape[arguments["box_in_features"][0]].channels
+        arguments["attention"] = MaskAttention(channels)
+        arguments["mask_loss_weight"] = cfg.MODEL.BLOCKCOPY.MGAN.MASK_LOSS_WEIGHT
+        return arguments
+
+    def _forward_box(self, features, proposals):
+        """
+        Args:
+            features (dict[str, Tensor]):
+            proposals (list[Instances]): with ``proposal_boxes``; in training with ``gt_classes``,
+                ``gt_boxes`` and, if any, ``gt_visible_boxes``.
+
+        Returns:
+            dict[str, Tensor] or list[Instances]: losses in training, else the detections.
+        """
+        features = [features[name] for name in self.box_in_features]
+        x = self.box_pooler(features, [p.proposal_boxes for p in proposals])
+        logits = self.attention(x)
+        predictions = self.box_predictor(self.box_head(x * logits.sigmoid()))
+        if not self.training:
+            return self.box_predictor.inference(predictions, proposals)[0]
+        losses = self.box_predictor.losses(predictions, proposals)
+        # Images without any pedestrian have no such field.
+        logits = logits.split([len(p) for p in proposals])
+        known = [pair for pair in zip(logits, proposals) if pair[1].has("gt_visible_boxes")]
+        if known:
+            losses["loss_mask_attention"] = self._mask_loss(*zip(*known))
+        return losses
+
+    def _mask_loss(self, logits, proposals):
+        """Cross entropy of the weights with the visible boxes, in regions with a pedestrian."""
+        logits = torch.cat(logits)
+        regions = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        visible = torch.cat([p.gt_visible_boxes.tensor for p in proposals])
+        classes = torch.cat([p.gt_classes for p in proposals])
+        found = (classes >= 0) & (classes < self.num_classes)
+        targets = visible_masks(regions[found], visible[found], logits.shape[-1])
+        loss = F.binary_cross_entropy_with_logits(
+            logits[found, 0].float(), targets.float(), reduction="sum"
+        )
+        return self.mask_loss_weight * loss / max(targets.numel(), 1)
