@@ -39,9 +39,9 @@ def _model_defaults():
     _C.BLOCK_SIZE = 128
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3
-    # A frame executes all blocks if its colours, averaged over quarters of blocks, differ from the
-    # last frame's by more than this share of the pixels' range: another scene. 0: never
-    _C.SCENE_CUT = 0.06
+    # A frame of which more than this share has changed since the last one is another scene and
+    # executes all blocks. 0: never
+    _C.SCENE_CUT = 0.33
     # Every block is executed at least once in so many frames. 0: no limit
     _C.REFRESH_EVERY = 0
     # Streams whose features are kept; beyond it the least recently used one is dropped
@@ -53,6 +53,12 @@ def _model_defaults():
     _C.POLICY.NAME = "LearnedPolicy"
     # Checkpoint of a warmed policy and its learner (policy_final.pth). Empty: start from scratch
     _C.POLICY.WEIGHTS = ""
+    # Side of a block as the policy sees it, in its own pixels: 32, 16 or 8. Its resolution is
+    # this over BLOCK_SIZE; blocks of 64 at 16 cost what blocks of 128 at 32 do
+    _C.POLICY.PIXELS_PER_BLOCK = 32
+    # With several processes: learn one policy, from the mean gradient of all of them, instead of
+    # one each
+    _C.POLICY.SYNC = False
     # EveryKthFrame executes all blocks of every PERIOD-th frame
     _C.POLICY.PERIOD = 2
     # Seed of the policy's own random generator (sampling of blocks)
@@ -118,6 +124,9 @@ def _test_defaults():
     # "stock" (the base config's own model, untouched) and "dense" (this engine, all blocks).
     # The share of information gain needs "dense"
     _C.COMPARE = []
+    # Write the results of a Cityscapes data set as its benchmark takes them, zipped, beside scoring
+    # them. On the test split, which cannot be scored, this is always done
+    _C.SUBMISSION = False
     # Clips drawn to overlay.mp4, from the start. 0: no video
     _C.OVERLAY_CLIPS = 0
     # Frames per second of overlay.mp4
@@ -192,12 +201,23 @@ def check_blockcopy_config(cfg):
     _require(
         "MODEL.BLOCKCOPY.MAX_STREAMS", options.MAX_STREAMS, options.MAX_STREAMS >= 1, "at least 1"
     )
-    _require("MODEL.BLOCKCOPY.SCENE_CUT", options.SCENE_CUT, options.SCENE_CUT >= 0, "at least 0")
+    _require(
+        "MODEL.BLOCKCOPY.SCENE_CUT",
+        options.SCENE_CUT,
+        0 <= options.SCENE_CUT <= 1,
+        "a share of the picture, within [0, 1]",
+    )
     _require(
         "MODEL.BLOCKCOPY.REFRESH_EVERY",
         options.REFRESH_EVERY,
         options.REFRESH_EVERY >= 0,
         "at least 1, or 0 for no limit",
+    )
+    _require(
+        "MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK",
+        options.POLICY.PIXELS_PER_BLOCK,
+        options.POLICY.PIXELS_PER_BLOCK in (32, 16, 8),
+        "32, 16 or 8",
     )
     _require_one_of(
         "MODEL.BLOCKCOPY.LEARNER.COST_FORM", options.LEARNER.COST_FORM, ("paper", "code")

@@ -4,7 +4,8 @@ What the policy sees of an output, and how two outputs differ: one class per kin
 Shape shorthand in this module:
 
     GH, GW: rows and columns of the block grid
-    h, w: policy resolution, 32 GH x 32 GW
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
     K: classes
     n: detections of a frame
 """
@@ -27,12 +28,14 @@ __all__ = ["InstanceTask", "SemanticTask", "build_task"]
 class InstanceTask:
     """Outputs with "instances": masks where there are any, boxes otherwise (Algorithm 1)."""
 
-    def __init__(self, num_classes):
+    def __init__(self, num_classes, pixels_per_block=32):
         """
         Args:
             num_classes (int): K.
+            pixels_per_block (int): P.
         """
         self.num_classes = num_classes
+        self.pixels_per_block = pixels_per_block
 
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
@@ -47,10 +50,16 @@ class InstanceTask:
         """
         instances = output["instances"]
         masks = rasterize_instances(
-            instances, image_size=image_size, canvas_size=canvas_size, grid_shape=grid_shape
+            instances,
+            image_size=image_size,
+            canvas_size=canvas_size,
+            grid_shape=grid_shape,
+            pixels_per_block=self.pixels_per_block,
         )
         boxes = None if instances.has("pred_masks") else instances.pred_boxes.tensor
-        return DetectionMasks(masks, instances.scores, instances.pred_classes, boxes)
+        return DetectionMasks(
+            masks, instances.scores, instances.pred_classes, boxes, self.pixels_per_block
+        )
 
     def paint(self, seen):
         """
@@ -70,12 +79,14 @@ class InstanceTask:
 class SemanticTask:
     """Outputs with "sem_seg": the class probabilities of every pixel, compared by KL divergence."""
 
-    def __init__(self, num_classes):
+    def __init__(self, num_classes, pixels_per_block=32):
         """
         Args:
             num_classes (int): K.
+            pixels_per_block (int): P.
         """
         self.num_classes = num_classes
+        self.pixels_per_block = pixels_per_block
 
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
@@ -88,7 +99,8 @@ class SemanticTask:
             output["sem_seg"][None], size=image_size, mode="bilinear", align_corners=False
         )
         padding = (0, canvas_size[1] - image_size[1], 0, canvas_size[0] - image_size[0])
-        return resize_to_policy(F.pad(logits.softmax(dim=1), padding), grid_shape)[0]
+        probabilities = F.pad(logits.softmax(dim=1), padding)
+        return resize_to_policy(probabilities, grid_shape, self.pixels_per_block)[0]
 
     def paint(self, seen):
         """
@@ -114,10 +126,11 @@ def build_task(cfg):
         InstanceTask or SemanticTask:
     """
     name = cfg.MODEL.META_ARCHITECTURE
+    pixels_per_block = cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK
     if name == "SemanticSegmentor":
-        return SemanticTask(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        return SemanticTask(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, pixels_per_block)
     if name == "CSP":
-        return InstanceTask(num_classes=1)
+        return InstanceTask(1, pixels_per_block)
     if name == "RetinaNet":
-        return InstanceTask(cfg.MODEL.RETINANET.NUM_CLASSES)
-    return InstanceTask(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        return InstanceTask(cfg.MODEL.RETINANET.NUM_CLASSES, pixels_per_block)
+    return InstanceTask(cfg.MODEL.ROI_HEADS.NUM_CLASSES, pixels_per_block)

@@ -5,7 +5,8 @@ Shape shorthand in this module:
 
     N: streams
     GH, GW: rows and columns of the block grid
-    h, w: policy resolution, 32 GH x 32 GW
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
 """
 
 import torch
@@ -112,7 +113,9 @@ class EveryKthFrame(Policy):
         return {"period": cfg.MODEL.BLOCKCOPY.POLICY.PERIOD}
 
     def forward(self, observation):
-        return _same_everywhere(observation, observation.frame_index % self.period == 0)
+        grid = observation.grid[:, 0]
+        index = torch.as_tensor(observation.frame_index, device=grid.device)
+        return Decision(active=(index % self.period == 0).view(-1, 1, 1).expand(grid.shape))
 
 
 def _same_everywhere(observation, execute):

@@ -5,7 +5,8 @@ Shape shorthand in this module:
 
     n, m: detections of the current and of the previous frame
     GH, GW: rows and columns of the block grid
-    h, w: policy resolution, 32 GH x 32 GW
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
     K: classes
 """
 
@@ -38,19 +39,22 @@ class DetectionMasks:
         classes (Tensor): int64 (n,).
         boxes (Tensor or None): float (n, 4), x0 y0 x1 y1 at any scale, for detectors without
             masks: the overlap of detections is then that of their boxes.
+        pixels_per_block (int): P, at most 128.
     """
 
     masks: Tensor
     scores: Tensor
     classes: Tensor
     boxes: Tensor | None = None
+    pixels_per_block: int = PIXELS_PER_BLOCK
 
     def __post_init__(self):
         height, width = self.masks.shape[-2:]
-        if self.masks.dtype != torch.bool or height % PIXELS_PER_BLOCK or width % PIXELS_PER_BLOCK:
+        side = self.pixels_per_block
+        if self.masks.dtype != torch.bool or height % side or width % side:
             raise ValueError(
                 f"Detection masks are {self.masks.dtype} of shape {tuple(self.masks.shape)};"
-                f" expected torch.bool (n, h, w) with h and w multiples of {PIXELS_PER_BLOCK}."
+                f" expected torch.bool (n, h, w) with h and w multiples of {side}."
             )
 
     def __len__(self):
@@ -64,12 +68,12 @@ class DetectionMasks:
     @cached_property
     def touched_blocks(self):
         """Tensor: bool (n, GH, GW), the blocks that a detection has a pixel in."""
-        return self._column_counts.unflatten(2, (-1, PIXELS_PER_BLOCK)).amax(dim=3) > 0
+        return self._column_counts.unflatten(2, (-1, self.pixels_per_block)).amax(dim=3) > 0
 
     @cached_property
     def _column_counts(self):
-        # Within the 32 rows of a block a count fits a byte, which is what makes this fast.
-        rows = self.masks.view(torch.uint8).unflatten(1, (-1, PIXELS_PER_BLOCK))
+        # Within the rows of a block a count fits a byte, which is what makes this fast.
+        rows = self.masks.view(torch.uint8).unflatten(1, (-1, self.pixels_per_block))
         return rows.sum(dim=2, dtype=torch.uint8)
 
 

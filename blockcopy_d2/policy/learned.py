@@ -9,6 +9,7 @@ from detectron2.config import configurable
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
 from .network import PolicyNetwork
+from .observation import PIXELS_PER_BLOCK
 
 __all__ = ["LearnedPolicy"]
 
@@ -23,16 +24,26 @@ class LearnedPolicy(Policy):
     learns = True
 
     @configurable
-    def __init__(self, *, num_classes, pixel_std=(1.0, 1.0, 1.0), seed=0):
+    def __init__(
+        self,
+        *,
+        num_classes,
+        pixel_std=(1.0, 1.0, 1.0),
+        pixels_per_block=PIXELS_PER_BLOCK,
+        seed=0,
+    ):
         """
         Args:
             num_classes (int): classes of the task network's output.
             pixel_std (sequence[float]): of the task network's input normalization, see
                 :class:`PolicyNetwork`.
+            pixels_per_block (int): side of a block in policy pixels.
             seed (int): of the draws.
         """
         super().__init__()
-        self.network = PolicyNetwork(num_classes=num_classes, pixel_std=pixel_std)
+        self.network = PolicyNetwork(
+            num_classes=num_classes, pixel_std=pixel_std, pixels_per_block=pixels_per_block
+        )
         self._uniform = SeededUniform(seed)
 
     @classmethod
@@ -40,6 +51,7 @@ class LearnedPolicy(Policy):
         return {
             "num_classes": num_classes,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,
             "seed": cfg.MODEL.BLOCKCOPY.POLICY.SEED,
         }
 

@@ -5,11 +5,10 @@ Shape shorthand in this module:
 
     N: streams
     GH, GW: rows and columns of the block grid
-    h, w: policy resolution, 32 GH x 32 GW
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
     K: classes of the task network's output
 """
-
-from functools import partial
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -18,14 +17,31 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import nn
 from torch.nn import functional as F
 
+from .observation import PIXELS_PER_BLOCK
+
 __all__ = ["PolicyNetwork"]
+
+# By the side of a block in policy pixels; the ResNet has a stride of 4.
+_HEAD_STRIDES = {32: (2, 2, 2), 16: (2, 2, 1), 8: (2, 1, 1)}
 
 # Standard deviation of natural images in pixel values (0 to 255).
 _NATURAL_PIXEL_STD = 58.0
 
-# Normalizes by the statistics of the frame itself, in training and inference mode alike: the
-# policy learns while the task network around it is in inference mode.
-_FrameBatchNorm2d = partial(nn.BatchNorm2d, track_running_stats=False)
+
+class _FrameBatchNorm2d(nn.BatchNorm2d):
+    """
+    Normalizes by the statistics of the frame itself, each stream of a batch by its own, in training
+    and inference mode alike: the policy learns while the task network around it is in inference
+    mode.
+    """
+
+    def __init__(self, num_features):
+        super().__init__(num_features, track_running_stats=False)
+
+    def forward(self, x):
+        if len(x) == 1:
+            return super().forward(x)
+        return torch.cat([super(_FrameBatchNorm2d, self).forward(frame) for frame in x.split(1)])
 
 
 class PolicyNetwork(nn.Module):
@@ -37,7 +53,9 @@ class PolicyNetwork(nn.Module):
     1024 x 2048 and blocks of 128. Runs in fp32 and channels_last.
     """
 
-    def __init__(self, *, num_classes, pixel_std=(1.0, 1.0, 1.0)):
+    def __init__(
+        self, *, num_classes, pixel_std=(1.0, 1.0, 1.0), pixels_per_block=PIXELS_PER_BLOCK
+    ):
         """
         Args:
             num_classes (int): K.
@@ -45,6 +63,8 @@ class PolicyNetwork(nn.Module):
                 With Detectron2's usual 1.0 they reach +-128, and would drown the maps of
                 the output and the grid; the network scales them to natural images of unit
                 variance.
+            pixels_per_block (int): P, the total stride of the network: 32, or 16 or 8, where the
+                last one or two layers of the head keep their resolution.
         """
         super().__init__()
         scale = torch.tensor(pixel_std, dtype=torch.float32) / _NATURAL_PIXEL_STD
@@ -55,10 +75,11 @@ class PolicyNetwork(nn.Module):
             BasicBlock(32, 64, stride=2, norm=_FrameBatchNorm2d),
             BasicBlock(64, 128, stride=2, norm=_FrameBatchNorm2d),
         )
+        strides = _HEAD_STRIDES[pixels_per_block]
         self.head = nn.Sequential(
-            _conv_norm_relu(128, 128, stride=2),
-            _conv_norm_relu(128, 128, stride=2),
-            nn.Conv2d(128, 1, kernel_size=3, stride=2, padding=1),
+            _conv_norm_relu(128, 128, stride=strides[0]),
+            _conv_norm_relu(128, 128, stride=strides[1]),
+            nn.Conv2d(128, 1, kernel_size=3, stride=strides[2], padding=1),
         )
         # Small, so that all blocks start near a probability of one half.
         nn.init.normal_(self.head[-1].weight, std=0.01)
@@ -68,7 +89,7 @@ class PolicyNetwork(nn.Module):
     def forward(self, observation):
         """
         Args:
-            observation (Observation): of N streams. Streams of a batch share their statistics.
+            observation (Observation): of N streams.
 
         Returns:
             Tensor: float (N, GH, GW), logits of execution.

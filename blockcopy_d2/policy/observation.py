@@ -7,7 +7,8 @@ Shape shorthand in this module:
     B: side of a block in pixels of the network's input, a power of two
     H, W: height and width of the network's input, padding included (the canvas)
     GH, GW: rows and columns of the block grid, ceil(H / B) x ceil(W / B)
-    h, w: policy resolution, 32 GH x 32 GW
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
     n: detections of a frame
     K: classes
 """
@@ -24,8 +25,7 @@ from blockcopy_d2.sparse import num_blocks
 
 __all__ = ["Observation", "paint_output", "rasterize_instances", "resize_to_policy"]
 
-# Side of a block at policy resolution, and the total stride of the policy network: whatever the
-# block size, a block is 32 x 32 policy pixels and gets one logit. At B = 128 that is 1/4 scale.
+# P as in the paper, where B = 128 makes it a scale of 1/4.
 PIXELS_PER_BLOCK = 32
 
 
@@ -41,17 +41,28 @@ class Observation:
         output (Tensor): float (N, K, h, w) in [0, 1], the previous output, O_{t-1}.
         grid (Tensor): float (N, 1, GH, GW), 1 where a block of the previous frame was
             executed, A_{t-1}.
-        frame_index (int): number of the frame in its stream, from 0.
+        frame_index (int or Tensor): number of the frame in its stream, from 0; int64 (N,) where
+            the streams differ.
     """
 
     frame: Tensor
     frame_state: Tensor
     output: Tensor
     grid: Tensor
-    frame_index: int
+    frame_index: int | Tensor
+
+    def split(self):
+        """
+        Returns:
+            list[Observation]: of each stream.
+        """
+        maps = (self.frame, self.frame_state, self.output, self.grid)
+        index = self.frame_index
+        index = index.split(1) if isinstance(index, Tensor) else [index] * len(self.frame)
+        return [Observation(*x) for x in zip(*(m.split(1) for m in maps), index, strict=True)]
 
 
-def resize_to_policy(image, grid_shape):
+def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):
     """
     Average the pixels of an image down to policy resolution. What the blocks cover beyond the
     image counts as zero.
@@ -59,6 +70,7 @@ def resize_to_policy(image, grid_shape):
     Args:
         image (Tensor): float (N, C, H, W).
         grid_shape (tuple[int, int]): GH, GW.
+        pixels_per_block (int): P.
 
     Returns:
         Tensor: float (N, C, h, w).
@@ -67,8 +79,8 @@ def resize_to_policy(image, grid_shape):
         ValueError: if no block size gives this grid.
     """
     image_size = tuple(image.shape[-2:])
-    factor = _block_size(image_size, grid_shape) / PIXELS_PER_BLOCK
-    size = _policy_size(grid_shape)
+    factor = _block_size(image_size, grid_shape) / pixels_per_block
+    size = _policy_size(grid_shape, pixels_per_block)
     if factor >= 1:
         # Windows that overlap the border keep their full divisor: the rest of them is zero.
         window = int(factor)
@@ -78,7 +90,9 @@ def resize_to_policy(image, grid_shape):
     return F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)
 
 
-def rasterize_instances(instances, *, image_size, canvas_size, grid_shape):
+def rasterize_instances(
+    instances, *, image_size, canvas_size, grid_shape, pixels_per_block=PIXELS_PER_BLOCK
+):
     """
     Masks of detections at policy resolution. A policy pixel belongs to a detection if its centre
     lies in the mask, or in the box where there are no masks.
@@ -90,6 +104,7 @@ def rasterize_instances(instances, *, image_size, canvas_size, grid_shape):
             the same view.
         canvas_size (tuple[int, int]): H, W.
         grid_shape (tuple[int, int]): GH, GW.
+        pixels_per_block (int): P.
 
     Returns:
         Tensor: bool (n, h, w).
@@ -97,8 +112,8 @@ def rasterize_instances(instances, *, image_size, canvas_size, grid_shape):
     Raises:
         ValueError: if the masks are not at output size, or no block size gives this grid.
     """
-    step = _block_size(canvas_size, grid_shape) / PIXELS_PER_BLOCK
-    size = _policy_size(grid_shape)
+    step = _block_size(canvas_size, grid_shape) / pixels_per_block
+    size = _policy_size(grid_shape, pixels_per_block)
     output_size = instances.image_size
     has_masks = instances.has("pred_masks")
     device = (instances.pred_masks if has_masks else instances.pred_boxes.tensor).device
@@ -197,8 +212,8 @@ def _block_size(canvas_size, grid_shape):
     return block_size
 
 
-def _policy_size(grid_shape):
-    return tuple(PIXELS_PER_BLOCK * blocks for blocks in grid_shape)
+def _policy_size(grid_shape, pixels_per_block):
+    return tuple(pixels_per_block * blocks for blocks in grid_shape)
 
 
 def _pad_to(maps, size):

@@ -146,6 +146,16 @@ def test_areas_and_blocks_of_masks():
     assert found.touched_blocks[1].nonzero().tolist() == [[0, 2], [1, 2]]
 
 
+def test_blocks_of_masks_at_half_the_resolution():
+    masks = torch.zeros(1, *SIZE, dtype=torch.bool)
+    masks[0, 31:33, 64] = True
+    found = DetectionMasks(
+        masks, torch.ones(1), torch.zeros(1, dtype=torch.int64), pixels_per_block=16
+    )
+    assert found.areas.tolist() == [2]
+    assert found.touched_blocks[0].nonzero().tolist() == [[1, 4], [2, 4]]
+
+
 def test_masks_that_are_not_at_policy_resolution_are_refused():
     scores, classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="multiples of 32"):

@@ -52,6 +52,15 @@ def test_one_logit_per_block(num_classes):
     assert decision.active.dtype == torch.bool
 
 
+@pytest.mark.parametrize("pixels_per_block", [8, 16, 32])
+def test_one_logit_per_block_of_any_resolution(pixels_per_block):
+    policy = LearnedPolicy(num_classes=1, pixels_per_block=pixels_per_block)
+    size = (2 * pixels_per_block, 5 * pixels_per_block)
+    maps = [torch.rand(1, channels, *size) for channels in (3, 3, 1)]
+    seen = Observation(*maps, grid=torch.ones(1, 1, 2, 5), frame_index=1)
+    assert policy(seen).logits.shape == (1, 2, 5)
+
+
 def test_a_grid_of_one_block():
     assert LearnedPolicy(num_classes=1)(observation((1, 1), 1)).logits.shape == (1, 1, 1)
 

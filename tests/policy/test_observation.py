@@ -11,22 +11,24 @@ from blockcopy_d2.sparse import num_blocks
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("image_size", [(256, 512), (333, 517), (40, 300)])
-def test_blocks_keep_their_place(block_size, image_size):
-    """Constant blocks stay constant, at 32 x 32 pixels each; beyond the image there is zero."""
+@pytest.mark.parametrize("pixels", [16, 32])
+def test_blocks_keep_their_place(block_size, image_size, pixels):
+    """Constant blocks stay constant, at P x P pixels each; beyond the image there is zero."""
     grid_shape = num_blocks(block_size, image_size)
     values = torch.rand(1, 3, *grid_shape, generator=torch.Generator().manual_seed(0)) + 1
     full = values.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
     image = full[:, :, : image_size[0], : image_size[1]]
-    resized = resize_to_policy(image, grid_shape)
-    assert resized.shape == (1, 3, 32 * grid_shape[0], 32 * grid_shape[1])
+    resized = resize_to_policy(image, grid_shape, pixels)
+    assert resized.shape == (1, 3, pixels * grid_shape[0], pixels * grid_shape[1])
     if num_blocks(block_size, image_size) == (1, 1):
         return
     # Away from the border of a block, which bilinear magnification smooths.
     for i in range(grid_shape[0] - 1):
         for j in range(grid_shape[1] - 1):
-            inner = resized[0, :, 32 * i + 2 : 32 * i + 30, 32 * j + 2 : 32 * j + 30]
+            top, left = pixels * i, pixels * j
+            inner = resized[0, :, top + 2 : top + pixels - 2, left + 2 : left + pixels - 2]
             torch.testing.assert_close(inner, values[0, :, i, j, None, None].expand_as(inner))
-    rows = image_size[0] * 32 // block_size + 3
+    rows = image_size[0] * pixels // block_size + 3
     assert resized[:, :, rows:].count_nonzero() == 0
 
 
