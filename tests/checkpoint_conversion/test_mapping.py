@@ -1,0 +1,167 @@
+"""What a conversion accounts for, and what it refuses."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from blockcopy_d2.checkpoint_conversion import (
+    MAPPINGS,
+    ConversionError,
+    Mapping,
+    convert_state_dict,
+    load_public_state_dict,
+)
+from blockcopy_d2.resources import shipped_configs
+from tests.checkpoint_conversion.published import PublishedCSP
+from tests.modeling.csp.small import OPTS, small_csp
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MAPPING = Mapping(
+    source="a network",
+    config_file="",
+    names=((r"first\.(\w+)", r"conv.\1"), (r"second\.(\w+)", r"bn.\1")),
+    transforms=((r"first\.bias", lambda x: x.flip(0)),),
+    ignored=(r"classifier\..*",),
+)
+
+
+@pytest.fixture
+def source():
+    return nn.ModuleDict({"conv": nn.Conv2d(2, 3, 1), "bn": nn.BatchNorm2d(3)}).state_dict()
+
+
+@pytest.fixture
+def target():
+    return nn.ModuleDict({"first": nn.Conv2d(2, 3, 1), "second": nn.BatchNorm2d(3)}).state_dict()
+
+
+def test_tensors_change_their_names(source, target):
+    converted = convert_state_dict(MAPPING, source, target)
+    assert converted.keys() == target.keys()
+    assert torch.equal(converted["first.weight"], source["conv.weight"])
+    assert torch.equal(converted["first.bias"], source["conv.bias"].flip(0))
+    converted["first.weight"].zero_()
+    assert source["conv.weight"].any(), "the source must not change with the result"
+
+
+def test_counters_of_batch_norm_may_be_missing(source, target):
+    del source["bn.num_batches_tracked"]
+    converted = convert_state_dict(MAPPING, source, target)
+    assert converted["second.num_batches_tracked"] == 0
+    target = {name: x for name, x in target.items() if "num_batches" not in name}
+    source["bn.num_batches_tracked"] = torch.tensor(5)
+    assert convert_state_dict(MAPPING, source, target).keys() == target.keys()
+
+
+def test_missing_unknown_and_misshapen_keys_are_listed_together(source, target):
+    del source["bn.weight"], source["bn.running_var"]
+    source["neck.weight"] = torch.zeros(1)
+    source["conv.bias"] = torch.zeros(4)
+    with pytest.raises(ConversionError) as error:
+        convert_state_dict(MAPPING, source, target)
+    message = str(error.value)
+    assert "bn.running_var (for second.running_var)\n  bn.weight (for second.weight)" in message
+    assert "Unknown keys:\n  neck.weight" in message
+    assert "conv.bias (for first.bias): (4,), expected (3,)" in message
+    assert "a network" in message
+
+
+def test_what_a_table_ignores_is_not_unknown(source, target):
+    source["classifier.weight"] = torch.zeros(1)
+    assert convert_state_dict(MAPPING, source, target).keys() == target.keys()
+
+
+def test_a_table_without_a_row_for_a_name_of_ours(source, target):
+    target["third.weight"] = torch.zeros(1)
+    with pytest.raises(ConversionError, match="third.weight"):
+        convert_state_dict(MAPPING, source, target)
+
+
+def test_names_stay_the_same_in_any_wrapping(tmp_path, source):
+    file = tmp_path / "model.pth"
+    parallel = {f"module.{name}": x for name, x in source.items()}
+    meta = {"epoch": 3, "CLASSES": ("person",)}
+    for content in (
+        source,
+        {"state_dict": source, "meta": meta, "optimizer": {"state": {}}},
+        {"model": source},
+        {"state_dict": parallel},
+    ):
+        torch.save(content, file)
+        loaded = load_public_state_dict(file)
+        assert loaded.keys() == source.keys()
+        assert torch.equal(loaded["conv.weight"], source["conv.weight"])
+
+
+class Touch:
+    """Leaves a file behind if its pickle is executed."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path, source):
+    file, trace = tmp_path / "model.pth", tmp_path / "trace"
+    torch.save({"state_dict": source, "hook": Touch(trace)}, file)
+    with pytest.raises(ConversionError, match="model.pth"):
+        load_public_state_dict(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.zeros(1)], {"state_dict": {"a": 1}}])
+def test_a_file_without_a_state_dict(tmp_path, content):
+    file = tmp_path / "model.pth"
+    torch.save(content, file)
+    with pytest.raises(ConversionError, match="no state dict"):
+        load_public_state_dict(file)
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_every_network_has_a_config(name):
+    assert MAPPINGS[name].config_file in shipped_configs()
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools/convert_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_help_tells_every_network_and_argument(tool):
+    text = tool.argument_parser().format_help()
+    for word in (*MAPPINGS, "input", "output", "--config-file", "KEY VALUE"):
+        assert word in text
+    for mapping in MAPPINGS.values():
+        assert mapping.config_file in text and mapping.source in text
+
+
+def test_from_file_to_file(tool, tmp_path):
+    published = PublishedCSP()
+    torch.save({"state_dict": published.state_dict()}, tmp_path / "public.pth")
+    output = tmp_path / "folder" / "ours.pth"
+    arguments = ["csp", str(tmp_path / "public.pth"), str(output), *OPTS]
+    count = tool.main(tool.argument_parser().parse_args(arguments))
+    model = small_csp()
+    state = torch.load(output, weights_only=True)["model"]
+    model.load_state_dict(state, strict=True)
+    assert count == len(model.state_dict())
+    weight = published.backbone.layer4[2].conv2.weight
+    assert torch.equal(model.backbone.bottom_up.res5[2].conv2.weight, weight)
+
+
+def test_a_checkpoint_of_another_network_writes_nothing(tool, tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "public.pth")
+    output = tmp_path / "ours.pth"
+    arguments = ["csp", str(tmp_path / "public.pth"), str(output), *OPTS]
+    with pytest.raises(ConversionError, match="neck.p3.weight"):
+        tool.main(tool.argument_parser().parse_args(arguments))
+    assert not output.exists()

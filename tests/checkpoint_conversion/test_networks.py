@@ -1,0 +1,105 @@
+"""Converted checkpoints give what the published networks give with the same weights."""
+
+import pytest
+import torch
+
+from blockcopy_d2.checkpoint_conversion import MAPPINGS, convert_state_dict
+from tests.checkpoint_conversion.published import PublishedCSP, PublishedMGAN
+from tests.modeling.csp.small import small_csp
+from tests.modeling.mgan.small import small_mgan
+from tests.sparse.networks import randomize
+
+
+def converted(name, published, model):
+    randomize(published)
+    published.eval()
+    state = convert_state_dict(MAPPINGS[name], published.state_dict(), model.state_dict())
+    model.load_state_dict(state, strict=True)
+    return published, model
+
+
+def image(height, width):
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(0, 256, (3, height, width), generator=generator).float()
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def assert_same(instances, scores, boxes):
+    """The same detections; those of all but equal scores may come in any order."""
+    found = torch.cat([instances.scores[:, None], instances.pred_boxes.tensor], dim=1)
+    expected = torch.cat([scores[:, None], boxes], dim=1)
+    found, expected = (x[x[:, 1:].sum(dim=1).argsort()] for x in (found, expected))
+    assert_close(found, expected)
+
+
+@pytest.fixture(scope="module")
+def csp():
+    torch.manual_seed(0)
+    return converted("csp", PublishedCSP(), small_csp())
+
+
+@pytest.fixture(scope="module")
+def mgan():
+    torch.manual_seed(0)
+    published = PublishedMGAN()
+    options = ["MODEL.RPN.PRE_NMS_TOPK_TEST", "12000", "MODEL.RPN.POST_NMS_TOPK_TEST", "2000"]
+    published, model = converted("mgan", published, small_mgan(*options))
+    # Deltas as of a trained network: boxes stay in the image.
+    with torch.no_grad():
+        published.rpn_head["rpn_reg"].weight.mul_(0.02)
+        published.bbox_head["fc_reg"].weight.mul_(0.02)
+    state = convert_state_dict(MAPPINGS["mgan"], published.state_dict(), model.state_dict())
+    model.load_state_dict(state, strict=True)
+    return published, model
+
+
+@torch.no_grad()
+def test_csp_maps(csp):
+    published, model = csp
+    x = image(64, 96)
+    images = model.preprocess_image([{"image": x}])
+    found = model.head([model.backbone(images.tensor)["p2"]])
+    for one, other in zip(found, published.maps(x), strict=True):
+        assert other.std() > 0
+        assert_close(one, other)
+
+
+@torch.no_grad()
+def test_csp_detections(csp):
+    published, model = csp
+    x = image(96, 144)
+    scores, boxes = published.detect(x)
+    instances = model([{"image": x}])[0]["instances"]
+    # Detectron2 drops boxes without area; the published code keeps them.
+    nonempty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    assert len(instances) > 3
+    assert_same(instances, scores[nonempty], boxes[nonempty])
+
+
+@torch.no_grad()
+def test_mgan_maps(mgan):
+    published, model = mgan
+    x = image(64, 96)
+    images = model.preprocess_image([{"image": x}])
+    features = model.backbone(images.tensor)["conv5"]
+    expected = published.features(x)
+    assert expected.std() > 0
+    assert_close(features, expected)
+    for (one,), other in zip(
+        model.proposal_generator.rpn_head([features]), published.rpn(expected)
+    ):
+        assert_close(one, other)
+
+
+@torch.no_grad()
+def test_mgan_detections(mgan):
+    published, model = mgan
+    x = image(96, 128)
+    scores, boxes = published.detect(x)
+    instances = model([{"image": x}])[0]["instances"]
+    assert len(instances) > 3
+    # Where the next pixel starts, instead of on the last one.
+    assert_same(instances, scores, boxes + torch.tensor([0.0, 0, 1, 1]))
