@@ -9,11 +9,13 @@ weights of the detector stay as they are: training warms the policy on the clips
 
 import os
 
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, launch
 from detectron2.evaluation import verify_results
+from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 
-import blockcopy_d2.data  # noqa: F401  registers the data sets
+from blockcopy_d2.data import build_sem_seg_train_mapper
 from blockcopy_d2.engine import (
     WeightsCheckpointer,
     default_argument_parser,
@@ -25,11 +27,22 @@ from blockcopy_d2.evaluation import build_evaluator
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the evaluators of this project's data sets."""
+    """Detectron2's trainer with the evaluators of this project's data sets, and with what its
+    DeepLab project adds for semantic segmentation."""
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+            return super().build_train_loader(cfg)
+        return build_detection_train_loader(cfg, mapper=build_sem_seg_train_mapper(cfg))
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
 
 
 def main(args):

@@ -1,5 +1,6 @@
 """Data sets of video clips, their loader, and readers of video files."""
 
+from .camvid import load_camvid, register_camvid
 from .citypersons import (
     load_citypersons,
     load_citypersons_video,
@@ -14,6 +15,7 @@ from .cityscapes_video import (
 )
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
+from .sem_seg import build_sem_seg_train_mapper
 from .video_files import VideoFrames
 
 from . import builtin  # noqa: F401  isort:skip  registers the data sets
@@ -24,12 +26,15 @@ __all__ = [
     "FrameReadError",
     "VideoFrames",
     "build_clip_loader",
+    "build_sem_seg_train_mapper",
+    "load_camvid",
     "load_citypersons",
     "load_citypersons_video",
     "load_cityscapes_video",
     "load_labelled_frames",
     "load_pets09",
     "load_pets09_video",
+    "register_camvid",
     "register_citypersons",
     "register_citypersons_video",
     "register_cityscapes_video",

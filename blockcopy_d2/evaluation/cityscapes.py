@@ -14,7 +14,9 @@ classes that occur.
 
 import copy
 import os
+import types
 
+import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -83,6 +85,7 @@ class CityscapesVideoInstanceEvaluator(_LabelledFrames, CityscapesInstanceEvalua
 
         if not predictions:
             return {"segm": {"AP": float("nan"), "AP50": float("nan")}}
+        _keep_in1d(api)
         args = copy.copy(api.args)
         args.predictionPath = os.path.abspath(self._temp_dir)
         args.quiet = True
@@ -118,6 +121,7 @@ class CityscapesVideoSemSegEvaluator(_LabelledFrames, CityscapesSemSegEvaluator)
 
         if not predictions:
             return {"sem_seg": dict.fromkeys(self._METRICS, float("nan"))}
+        _keep_in1d(api)
         args = copy.copy(api.args)
         args.JSONOutput = False
         args.quiet = True
@@ -125,3 +129,9 @@ class CityscapesVideoSemSegEvaluator(_LabelledFrames, CityscapesSemSegEvaluator)
         return {
             "sem_seg": {name: 100 * float(results[key]) for name, key in self._METRICS.items()}
         }
+
+
+def _keep_in1d(api):
+    """Newer versions of numpy lack a function that a module of cityscapesscripts calls."""
+    if not hasattr(api.np, "in1d"):
+        api.np = types.SimpleNamespace(**vars(np), in1d=np.isin)

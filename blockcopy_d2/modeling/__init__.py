@@ -5,6 +5,7 @@ from .meta_arch import BlockCopyVideoModel, FrameResult
 from .mgan import MGANROIHeads
 from .rpn import BlockCopyRPNHead
 from .stream import StreamPool, VideoStream
+from .swiftnet import SwiftNetBackbone, SwiftNetHead
 from .task import InstanceTask, SemanticTask, build_task
 from .timing import StageTimer
 

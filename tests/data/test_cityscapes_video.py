@@ -161,7 +161,8 @@ def test_builtin_data_sets_are_registered(name):
     assert metadata.gt_dir and metadata.image_dir
     kind = "cityscapes" if name.endswith("_frames") else "cityscapes_video"
     task = "sem_seg" if "sem_seg" in name else "instance"
-    assert metadata.evaluator_type == f"{kind}_{task}"
+    suffix = "_submission" if name.endswith("_test") else ""
+    assert metadata.evaluator_type == f"{kind}_{task}{suffix}"
 
 
 def test_builtin_errors_say_where_the_data_comes_from(tmp_path):

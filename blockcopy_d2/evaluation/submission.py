@@ -1,0 +1,98 @@
+"""
+Results in the form that the Cityscapes benchmark takes them, one zip file per task:
+
+* instances: a text file per frame, a line per instance with its mask's file, label id and score;
+* semantic segmentation: an 8 bit image per frame with the label id of every pixel.
+
+Both are what Detectron2's evaluators write to be scored by cityscapesscripts.
+"""
+
+import logging
+import os
+import shutil
+
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission"]
+
+
+class _Submission:
+    """
+    Mixin in front of a Detectron2 evaluator that writes files per frame: keeps them, and scores
+    nothing. The frames are those that Cityscapes has labels for, the last ones of the clips.
+    """
+
+    folder_name = ""
+
+    def __init__(self, dataset_name, output_dir):
+        """
+        Args:
+            dataset_name (str): in Cityscapes' layout.
+            output_dir (str): where ``<folder_name>`` and ``<folder_name>.zip`` go; those of an
+                earlier run are replaced.
+        """
+        super().__init__(dataset_name)
+        self._dataset_name = dataset_name
+        self._logger = logging.getLogger(__name__)
+        self._temp_dir = os.path.join(output_dir, self.folder_name)
+
+    def reset(self):
+        if comm.is_main_process():
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+            PathManager.mkdirs(self._temp_dir)
+        comm.synchronize()
+        self._num_frames = 0
+
+    def process(self, inputs, outputs):
+        """
+        Args:
+            inputs (list[dict]): frames with file_name in Cityscapes' naming. Those of clips that
+                are not the last one are passed over.
+            outputs (list[dict]): of the model, for these frames.
+        """
+        for frame, output in zip(inputs, outputs, strict=True):
+            if _is_last(frame):
+                super().process([frame], [output])
+                self._num_frames += 1
+
+    def evaluate(self):
+        """
+        Returns:
+            dict: empty, for there are no scores.
+        """
+        comm.synchronize()
+        found = sum(comm.all_gather(self._num_frames))
+        if comm.is_main_process():
+            path = shutil.make_archive(self._temp_dir, "zip", self._temp_dir)
+            expected = sum(map(_is_last, DatasetCatalog.get(self._dataset_name)))
+            self._logger.info("%d frames of %s are in %s", found, self._dataset_name, path)
+            if found != expected:
+                self._logger.warning(
+                    "%s has %d frames to submit, and %d of them were run. The benchmark takes"
+                    " complete results only.",
+                    self._dataset_name,
+                    expected,
+                    found,
+                )
+        return {}
+
+
+class CityscapesInstanceSubmission(_Submission, CityscapesInstanceEvaluator):
+    """Instances, in ``submission_instance.zip``."""
+
+    folder_name = "submission_instance"
+
+
+class CityscapesSemSegSubmission(_Submission, CityscapesSemSegEvaluator):
+    """Label ids of all pixels, in ``submission_sem_seg.zip``."""
+
+    folder_name = "submission_sem_seg"
+
+
+def _is_last(frame):
+    """Whether a frame is the one its clip is named after; still images all are."""
+    name = os.path.basename(frame["file_name"])
+    return "video_id" not in frame or name.startswith(frame["video_id"])
