@@ -1,0 +1,119 @@
+"""Timing on the GPU: variants interleaved in one run, medians with quartiles."""
+
+import json
+import pathlib
+import statistics
+import subprocess
+
+import torch
+from tqdm import tqdm
+
+__all__ = ["captured", "environment", "interleaved", "results_path", "write_results"]
+
+_RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def interleaved(variants, *, rounds=30, repeats=5, before=None):
+    """
+    Time several functions in turns, so that what changes on the machine meanwhile hits all alike.
+
+    Args:
+        variants (dict[str, callable]): what to time.
+        rounds (int): measurements of each.
+        repeats (int): calls per measurement.
+        before (dict[str, callable]): called before a measurement of that variant, not timed.
+
+    Returns:
+        dict[str, dict]: "median", "lower" and "upper" quartile, in milliseconds per call.
+    """
+    times = {name: [] for name in variants}
+    for _ in tqdm(range(rounds), desc="timing", unit="round"):
+        for name, function in variants.items():
+            if before and name in before:
+                before[name]()
+            function()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            # The queue is never empty at the start: launching costs nothing that a frame in a
+            # running stream would not hide as well.
+            torch.cuda._sleep(200_000)
+            start.record()
+            for _ in range(repeats):
+                function()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end) / repeats)
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def captured(function, *, generators=()):
+    """
+    Args:
+        function (callable): works on tensors that stay where they are and never makes the host
+            wait.
+        generators (sequence[torch.Generator]): it draws from.
+
+    Returns:
+        callable: replays the function as a CUDA graph, with attribute ``result``, what the function
+        returned while it was recorded.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        result = function()
+
+    def replay():
+        graph.replay()
+
+    replay.result = result
+    return replay
+
+
+def environment():
+    """
+    Returns:
+        dict: what a time depends on besides the code.
+    """
+    import triton
+
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": triton.__version__,
+        "revision": revision.stdout.strip() or None,
+    }
+
+
+def results_path(config_name, dtype):
+    """
+    Returns:
+        Path: such as results/h100_maskrcnn_R50_FPN_fp16.json.
+    """
+    words = torch.cuda.get_device_name().lower().split()
+    gpu = next((word for word in words if word[0] in "abhlvg" and any(map(str.isdigit, word))), "gpu")
+    return _RESULTS / f"{gpu}_{config_name}_{dtype}.json"
+
+
+def write_results(path, section, values):
+    """Puts ``values`` under ``section`` of a JSON file, and what they share on top."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results.update(values.pop("shared", {}))
+    results[section] = values
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _summary(values):
+    lower, median, upper = statistics.quantiles(values, n=4)
+    return {"median": round(median, 4), "lower": round(lower, 4), "upper": round(upper, 4)}

@@ -1,0 +1,208 @@
+"""
+Time of backbone, FPN and RPN head with the policy, against Detectron2 and the best dense network.
+
+    python -m benchmarks.network --dtype fp16
+
+All variants run interleaved on one image of the given size; each is the median of many rounds.
+Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "network", and a plot beside it.
+"""
+
+import argparse
+
+import torch
+from detectron2.modeling import build_model
+
+import blockcopy_d2.modeling  # noqa: F401  registers the model
+from blockcopy_d2.config import base_config
+from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.policy import Observation
+from blockcopy_d2.resources import config_path
+from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
+
+from .dense import fold_batch_norm
+from .measure import captured, environment, interleaved, results_path, write_results
+from .plots import plot_shares
+
+SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
+
+
+def main():
+    args = _parser().parse_args()
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    dtype = DTYPES[args.dtype]
+    with torch.no_grad():
+        network = Network(args.config_file, tuple(args.size), args.block_size, dtype)
+        dense = {
+            "stock": network.stock(),
+            "stock_amp": network.stock(autocast=torch.float16),
+            "best_dense": network.best_dense(),
+        }
+        sparse, chosen = network.blockcopy()
+        shares = {str(share): network.random_blocks(share) for share in SHARES}
+        variants = {**dense, **dict.fromkeys(shares, sparse), "policy": network.policy_only()}
+        before = {share: lambda a=active: chosen.copy_(a) for share, active in shares.items()}
+        times = interleaved(variants, rounds=args.rounds, before=before)
+        memory = network.memory()
+    medians = {share: times[share]["median"] for share in shares}
+    best_dense = times["best_dense"]["median"]
+    results = {
+        "shared": {
+            **environment(), "dtype": args.dtype, "config": args.config_file, "size": args.size,
+            "block_size": args.block_size, "policy_ms": times["policy"]["median"], **memory,
+        },
+        "stock_ms": times["stock"]["median"],
+        "stock_fp16_autocast_ms": times["stock_amp"]["median"],
+        "best_dense_ms": best_dense,
+        "blockcopy_ms": medians,
+        "speedup_against_best_dense": {s: round(best_dense / t, 2) for s, t in medians.items()},
+        "break_even_share": _break_even(medians, best_dense),
+        "gmacs": network.gmacs,
+        "tflops": {
+            share: round(2e-3 * network.gmacs * float(share) / t, 1) for share, t in medians.items()
+        },
+        "quartiles_ms": times,
+    }  # fmt: skip
+    path = results_path(args.name, args.dtype)
+    write_results(path, "network", results)
+    plot_shares(path.with_suffix(".png"), medians, best_dense, title=f"{args.name}, {args.dtype}")
+    for name, time in times.items():
+        speedup = best_dense / time["median"]
+        print(f"{name:>12} {time['median']:8.3f} ms   {speedup:5.2f} x against the best dense")
+    print(f"results in {path}")
+
+
+class Network:
+    """Backbone and RPN head of a zoo config, with random weights, in their variants."""
+
+    def __init__(self, config_file, size, block_size, dtype):
+        options = ["MODEL.BLOCKCOPY.ENABLED", True, "MODEL.WEIGHTS", ""]
+        options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", block_size]
+        cfg = load_config(config_path(config_file), options)
+        torch.manual_seed(0)
+        self.base = build_model(base_config(cfg)).eval()
+        _give_statistics(self.base)
+        self.model = build_model(cfg)
+        self.model.load_state_dict(self.base.state_dict(), strict=False)
+        self.size, self.block_size, self.dtype = size, block_size, dtype
+        self.image = torch.randn(1, 3, *size, device="cuda")
+        self.state = StreamState()
+        self.gmacs = None
+
+    def stock(self, autocast=None):
+        backbone, head = self.base.backbone, self.base.proposal_generator.rpn_head
+        names = self.base.proposal_generator.in_features
+
+        def run():
+            with torch.autocast("cuda", autocast, enabled=autocast is not None):
+                features = backbone(self.image)
+                return head([features[name] for name in names])
+
+        return run
+
+    def best_dense(self):
+        backbone, head = (
+            fold_batch_norm(m).to(self.dtype, memory_format=torch.channels_last)
+            for m in (self.base.backbone, self.base.proposal_generator.rpn_head)
+        )
+        image = self.image.to(self.dtype, memory_format=torch.channels_last)
+        names = self.base.proposal_generator.in_features
+
+        def run():
+            features = backbone(image)
+            return head([features[name] for name in names])
+
+        return captured(run)
+
+    def blockcopy(self):
+        """(replay, bool (1, GH, GW) tensor of the blocks that the replay executes)."""
+        model = self.model.to(self.dtype)
+        policy = model.policy.float()
+        shape = num_blocks(self.block_size, self.size)
+        layout = {"block_size": self.block_size, "image_size": self.size}
+        self.observation = _observation(shape, model.task.num_classes)
+        chosen = torch.ones(1, *shape, dtype=torch.bool, device="cuda")
+        never = torch.zeros_like(chosen)
+        image = self.image.to(self.dtype)
+        backbone, head = model.backbone, model.proposal_generator.rpn_head
+        names = model.proposal_generator.in_features
+
+        def run(grid):
+            with block_sparse(model, grid, self.state) as frame:
+                features = backbone(image)
+                head([features[name] for name in names])
+            return frame
+
+        self.gmacs = run(BlockGrid.full(**layout, device="cuda")).dense_macs / 1e9
+
+        def frame():
+            # The policy decides, and is overruled on the device: its cost is in every time.
+            active = policy(self.observation).active & never | chosen
+            run(BlockGrid(active, **layout))
+
+        frame()
+        return captured(frame, generators=_generators(policy)), chosen
+
+    def policy_only(self):
+        policy, observation = self.model.policy, self.observation
+        return captured(lambda: policy(observation), generators=_generators(policy))
+
+    def random_blocks(self, share):
+        shape = num_blocks(self.block_size, self.size)
+        count = max(round(share * shape[0] * shape[1]), 1)
+        active = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+        active[torch.randperm(len(active), generator=torch.Generator().manual_seed(1))[:count]] = 1
+        return active.view(1, *shape).cuda()
+
+    def memory(self):
+        return {
+            "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6),
+            "cache_mb": round(self.state.nbytes / 1e6),
+        }
+
+
+def _give_statistics(model):
+    """Random batch norms like those of a trained network, so that no activation explodes."""
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    for name, tensor in model.backbone.named_buffers():
+        if name.endswith("running_var"):
+            tensor.uniform_(1.0, 2.0, generator=generator)
+        elif name.endswith("running_mean"):
+            tensor.normal_(0, 0.1, generator=generator)
+
+
+def _observation(shape, num_classes):
+    size = (32 * shape[0], 32 * shape[1])
+    maps = [torch.rand(1, channels, *size, device="cuda") for channels in (3, 3, num_classes)]
+    return Observation(*maps, grid=torch.ones(1, 1, *shape, device="cuda"), frame_index=1)
+
+
+def _generators(policy):
+    return [policy._uniform.generator(torch.device("cuda", torch.cuda.current_device()))]
+
+
+def _break_even(medians, best_dense):
+    """Largest measured share that is faster than dense, None if none is."""
+    return max((float(share) for share, t in medians.items() if t < best_dense), default=None)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.network", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--config-file", default="Cityscapes/mask_rcnn_R_50_FPN.yaml", metavar="FILE",
+        help="a two-stage detector, a file or a model zoo name (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--name", default="maskrcnn_R50_FPN", help="in the name of the results")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
+    parser.add_argument("--size", type=int, nargs=2, default=[1024, 2048], metavar=("H", "W"))
+    parser.add_argument("--block-size", type=int, default=128, metavar="B")
+    parser.add_argument("--rounds", type=int, default=30, help="measurements of each variant")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
