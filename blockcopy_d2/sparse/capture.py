@@ -29,6 +29,7 @@ class Call:
     target: Any
     arguments: dict
     shape: tuple
+    dtype: torch.dtype | None
 
     def inputs(self):
         """Numbers of the values that the call reads."""
@@ -50,11 +51,12 @@ class CapturedModule:
     """The calls of a module's forward pass, in order.
 
     `inputs` are the numbers of the tensor arguments in flattened order; `outputs` are Refs or
-    constants, to be put together by `output_spec`. `shapes` gives every input's shape.
+    constants, to be put together by `output_spec`. `shapes` and `dtypes` are those of every input.
     """
 
     inputs: list
     shapes: dict
+    dtypes: dict
     calls: list
     outputs: list
     output_spec: Any
@@ -86,7 +88,7 @@ def capture(module, args, kwargs=None):
 
     state = _owned_tensors(module, exported)
     placeholders = {}
-    inputs, shapes, calls = [], {}, []
+    inputs, shapes, dtypes, calls = [], {}, {}, []
     values = {}  # fx node -> Ref or constant
 
     for spec in exported.graph_signature.input_specs:
@@ -99,7 +101,8 @@ def capture(module, args, kwargs=None):
             elif isinstance(node.meta.get("val"), torch.Tensor):
                 values[node] = Ref(len(values))
                 inputs.append(values[node].index)
-                shapes[values[node].index] = tuple(node.meta["val"].shape)
+                shapes[values[node].index] = _shape(node)
+                dtypes[values[node].index] = _dtype(node)
             else:
                 values[node] = node.meta.get("val")
         elif node.op == "call_function":
@@ -118,7 +121,7 @@ def capture(module, args, kwargs=None):
         else:
             name = type(module).__name__
             raise CaptureError(f"{name}: unexpected graph node {node.format_node()}")
-    return CapturedModule(inputs, shapes, calls, outputs, exported.call_spec.out_spec)
+    return CapturedModule(inputs, shapes, dtypes, calls, outputs, exported.call_spec.out_spec)
 
 
 def _owned_tensors(module, exported):
@@ -143,7 +146,7 @@ def _record(node, index, values):
         # operator.getitem of a call with several results.
         source, item = node.args
         arguments = {"results": values[source], "item": item}
-        return Call(index, node.name, _item, arguments, _shape(node))
+        return Call(index, node.name, _item, arguments, _shape(node), _dtype(node))
     given = dict(zip((argument.name for argument in target._schema.arguments), node.args))
     given.update(node.kwargs)
     for argument in target._schema.arguments:
@@ -155,7 +158,7 @@ def _record(node, index, values):
         if written.op == "call_function" and any(view in written.name for view in _VIEWS):
             raise CaptureError(f"{node.format_node()} writes into a view of another tensor.")
         target = getattr(getattr(torch.ops.aten, name[:-1]), target._overloadname)
-    return Call(index, node.name, target, arguments, _shape(node))
+    return Call(index, node.name, target, arguments, _shape(node), _dtype(node))
 
 
 def _item(results, item):
@@ -165,3 +168,7 @@ def _item(results, item):
 def _shape(node):
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _dtype(node):
+    return getattr(node.meta.get("val"), "dtype", None)

@@ -50,6 +50,7 @@ class BlockGrid:
         self.image_size = tuple(image_size)
         self._levels = {}
         self._selections = {}
+        self._lists = {}
 
     @classmethod
     def full(cls, *, block_size, image_size, batch=1, device=None):
@@ -98,6 +99,15 @@ class BlockGrid:
                 active = F.max_pool2d(padded, factor) > 0
             self._selections[factor] = BlockSelection(active)
         return self._selections[factor]
+
+    def block_list(self, factor):
+        """The same blocks as selection(factor), as a triton_ops BlockList: unknown to the host."""
+        if factor not in self._lists:
+            from .triton_ops.compact import allocate_list, compact
+
+            self._lists[factor] = allocate_list(self.active, factor)
+            compact(self.active.contiguous(), factor, self._lists[factor])
+        return self._lists[factor]
 
     def at_stride(self, stride):
         """The grid as the feature maps of one stride see it.

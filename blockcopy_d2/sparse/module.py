@@ -1,18 +1,20 @@
 """BlockSparseModule: an nn.Module that executes only the active blocks of a video stream."""
 
 import contextlib
+import importlib.util
 import logging
 
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from . import torch_ops
 from .capture import CaptureError, capture
 from .planning import plan
-from .torch_ops import Execution
 
 logger = logging.getLogger(__name__)
 
+BACKENDS = ("auto", "triton", "torch")
 # Programs kept per module, one for each input size and block size.
 _MAX_PROGRAMS = 8
 
@@ -28,13 +30,20 @@ class BlockSparseModule(nn.Module):
     capture runs densely, and says so once.
     """
 
-    def __init__(self, module):
+    def __init__(self, module, backend="auto"):
         """
         Args:
             module: the network. Its parameters, buffers and children appear under their own names:
                 the state_dict of this module is the state_dict of the one it holds.
+            backend: "triton", "torch" or "auto", see execution().
+
+        Raises:
+            ValueError: if there is no such backend.
         """
         super().__init__()
+        if backend not in BACKENDS:
+            raise ValueError(f"Backend {backend!r}: must be one of {', '.join(BACKENDS)}.")
+        self.backend = backend
         # Sharing the dictionaries, not registering `module` as a child, keeps every name as it is.
         self._parameters = module._parameters
         self._buffers = module._buffers
@@ -72,12 +81,13 @@ class BlockSparseModule(nn.Module):
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         try:
             with torch.no_grad():
-                outputs = Execution(program, frame.state, frame.grid).run(tensors)
+                run = execution(self.backend, tensors[0])
+                outputs = run(program, frame.state, frame.grid).run(tensors)
         except BaseException:
             # Half of the caches are of this frame and half of the last: no basis for the next.
             frame.state.reset()
             raise
-        frame.count(*program.macs(frame.grid))
+        frame.programs.append(program)
         return pytree.tree_unflatten(outputs, program.output_spec)
 
     def program(self, args, kwargs, grid):
@@ -107,6 +117,25 @@ class BlockSparseModule(nn.Module):
         return self._programs[key]
 
 
+def execution(backend, tensor):
+    """The class that executes a program on tensors like this one.
+
+    Args:
+        backend: "triton" for Triton's kernels, "torch" for PyTorch's own operators, "auto" for
+            Triton's on NVIDIA GPUs from compute capability 8.0 on and PyTorch's elsewhere.
+        tensor: an input of the program.
+    """
+    if backend == "auto":
+        fast = tensor.is_cuda and torch.version.cuda is not None
+        fast = fast and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+        backend = "triton" if fast and importlib.util.find_spec("triton") else "torch"
+    if backend == "torch":
+        return torch_ops.Execution
+    from .triton_execution import TritonExecution
+
+    return TritonExecution
+
+
 def _forget_programs(module, incompatible_keys):
     """Programs hold folded copies of the weights."""
     module._programs.clear()
@@ -116,19 +145,23 @@ class SparseFrame:
     """One frame of one stream: the grid, the state, and what the execution cost.
 
     Attributes:
-        macs: multiply-accumulates that the block-sparse modules executed.
-        dense_macs: what they would have executed with all blocks active.
+        programs: Programs that ran, in order.
     """
 
     def __init__(self, grid, state):
         self.grid = grid
         self.state = state
-        self.macs = 0
-        self.dense_macs = 0
+        self.programs = []
 
-    def count(self, macs, dense_macs):
-        self.macs += macs
-        self.dense_macs += dense_macs
+    @property
+    def macs(self):
+        """Multiply-accumulates that the block-sparse modules executed. Waits for the grid."""
+        return sum(program.macs(self.grid)[0] for program in self.programs)
+
+    @property
+    def dense_macs(self):
+        """What they would have executed with all blocks active."""
+        return sum(program.dense_macs for program in self.programs)
 
 
 @contextlib.contextmanager

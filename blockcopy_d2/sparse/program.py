@@ -36,8 +36,13 @@ class Value:
         """(H, W)."""
         return tuple(self.shape[-2:])
 
+    @property
+    def num_pixels(self):
+        """NHW."""
+        return self.shape[0] * self.shape[-2] * self.shape[-1]
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(frozen=True)
 class Activation:
     """An activation that closes an operator: an in-place ATen function and its arguments."""
 
@@ -212,13 +217,24 @@ class Program:
 
     def macs(self, grid):
         """(executed, dense) multiply-accumulates of a frame with this grid, as integers."""
-        executed = dense = 0
+        executed = 0
         for operator in self.operators:
             value = self.values[operator.output]
             if operator.macs_per_pixel:
-                pixels = value.shape[0] * value.size[0] * value.size[1]
-                dense += operator.macs_per_pixel * pixels
-                if value.stride is not None and not isinstance(operator, Densified):
+                if value.stride is None or isinstance(operator, Densified):
+                    pixels = value.num_pixels
+                else:
                     pixels = grid.at_stride(value.stride).num_pixels
                 executed += operator.macs_per_pixel * pixels
-        return 0 if grid.is_empty else int(executed), int(dense)
+        return int(executed), self.dense_macs
+
+    @property
+    def dense_macs(self):
+        """Multiply-accumulates of a frame with all blocks active."""
+        return int(
+            sum(
+                operator.macs_per_pixel * self.values[operator.output].num_pixels
+                for operator in self.operators
+                if operator.macs_per_pixel
+            )
+        )

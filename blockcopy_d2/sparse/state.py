@@ -21,6 +21,29 @@ class FeatureMap:
         self.rows = torch.full((num_pixels + 2, channels), torch.nan, dtype=dtype, device=device)
         self.rows[num_pixels] = 0
         self.pixels = self.rows[:num_pixels].view(batch, height, width, channels)
+        # Whether what lies between the channels of one pixel and the next pixel reads as zeros.
+        self.zero_padded = False
+
+    @classmethod
+    def of_rows(cls, rows, *, batch, size):
+        """A map in memory that exists: (at least NHW, C) rows, maybe a part of wider ones."""
+        feature_map = cls.__new__(cls)
+        feature_map.size = tuple(size)
+        feature_map.rows = rows
+        num_pixels = batch * size[0] * size[1]
+        feature_map.pixels = rows[:num_pixels].view(batch, *size, rows.shape[1])
+        feature_map.zero_padded = False
+        return feature_map
+
+    def channels(self, start, count):
+        """`count` channels from `start` on, as a map in the same memory."""
+        rows = self.rows[:, start : start + count]
+        return FeatureMap.of_rows(rows, batch=len(self.pixels), size=self.size)
+
+    @property
+    def wide(self):
+        """Whether 32 bits do not hold the offset of every element."""
+        return len(self.rows) * self.rows.stride(0) >= 2**31
 
     def as_nchw(self):
         """(N, C, H, W), a view in the channels-last memory format."""
@@ -64,14 +87,12 @@ class StreamState:
 
     def share(self, feature_map):
         """Lets other modules of this stream read `feature_map` in place when they are given it."""
-        self._shared[feature_map.rows.data_ptr()] = feature_map
+        nchw = feature_map.as_nchw()
+        self._shared[nchw.data_ptr(), nchw.shape] = feature_map
 
     def find(self, tensor):
         """The FeatureMap behind `tensor` if a module of this stream handed it out, else None."""
-        feature_map = self._shared.get(tensor.data_ptr())
-        if feature_map is not None and feature_map.as_nchw().shape == tensor.shape:
-            return feature_map
-        return None
+        return self._shared.get((tensor.data_ptr(), tensor.shape))
 
 
 class Caches:
@@ -81,12 +102,14 @@ class Caches:
         maps: FeatureMap of the persistent values.
         statistics: partial sums per block of normalisations and global means.
         whole: tensors that are not aligned with the blocks.
+        bound: what a backend keeps of the program with these tensors filled in.
     """
 
     def __init__(self):
         self.maps = {}
         self.statistics = {}
         self.whole = {}
+        self.bound = None
 
     def tensors(self):
         for feature_map in self.maps.values():

@@ -1,0 +1,289 @@
+"""Program -> launches in order and the buffers they work on, for backends that write in place.
+
+Shape shorthand: N streams, C channels, H x W pixels of a map, B block size.
+"""
+
+import dataclasses
+
+from .capture import Ref
+from .program import Convolution, Pointwise, Upsample
+
+# Captured calls whose result is their input, or channels of it: no work, the same memory.
+_SAME = {"clone", "contiguous", "detach", "alias", "dropout"}
+_SLICES = {"slice", "split", "split_with_sizes", "chunk"}
+# Rows of scratch buffers start at multiples of this, so that wide loads stay aligned.
+_ALIGNMENT = 256
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One launch: an operator, or several equal convolutions that do not depend on each other.
+
+    Attributes:
+        operators: in program order.
+        reads: numbers of the values that they read.
+    """
+
+    operators: list
+    reads: list
+
+    @property
+    def writes(self):
+        return [operator.output for operator in self.operators]
+
+
+@dataclasses.dataclass
+class Buffer:
+    """Memory of one map and of the values that are channels of it.
+
+    Attributes:
+        value: program.Value that spans it.
+        persistent: kept from frame to frame, so every stream has its own.
+        offset: first byte in the scratch memory that all streams share; None if persistent.
+    """
+
+    value: object
+    persistent: bool = False
+    offset: int | None = None
+
+    @property
+    def nbytes(self):
+        batch, channels, height, width = self.value.shape
+        return batch * channels * height * width * self.value.dtype.itemsize
+
+
+@dataclasses.dataclass
+class Lowered:
+    """
+    Attributes:
+        steps: Steps in order of execution.
+        places: number of an aligned value -> (number of its buffer, first channel there).
+        buffers: number -> Buffer.
+        scratch_bytes: size of the scratch memory.
+        residuals: Convolution -> (value, output pixels per pixel of it along an axis).
+    """
+
+    steps: list
+    places: dict
+    buffers: dict
+    scratch_bytes: int
+    residuals: dict
+
+
+def lower(program):
+    """Plans launches and memory of a program: a Lowered.
+
+    Nearest upsampling that is only added to a convolution is read through the convolution;
+    concatenations become buffers that their parts are written to; slices are views.
+    """
+    operators, reads, residuals = _fold_upsampling(program)
+    parents = _aliases(program, operators)
+    operators = [op for op in operators if not _is_view(op)]
+    steps = _schedule(program, operators, reads, residuals)
+    used = {index for step in steps for index in [*step.reads, *step.writes]}
+    used |= {output.index for output in program.outputs if isinstance(output, Ref)}
+    places = {
+        index: _resolve(parents, index)
+        for index in used
+        if program.values[index].stride is not None and program.values[index].shape is not None
+    }
+    buffers = _plan_buffers(program, places)
+    scratch_bytes = _place_scratch(buffers, steps, places)
+    return Lowered(steps, places, buffers, scratch_bytes, residuals)
+
+
+def _fold_upsampling(program):
+    outputs = {output.index for output in program.outputs if isinstance(output, Ref)}
+    uses = {}
+    for operator in program.operators:
+        for index in operator.inputs:
+            uses.setdefault(index, []).append(operator)
+    operators, reads, residuals = list(program.operators), {}, {}
+    producers = {operator.output: operator for operator in program.operators}
+    for operator in program.operators:
+        reads[operator] = list(operator.inputs)
+        if not isinstance(operator, Convolution) or operator.residual is None:
+            continue
+        index, scale = operator.residual, 1
+        upsample = producers.get(index)
+        if isinstance(upsample, Upsample) and upsample.mode == "nearest":
+            if len(uses[index]) == 1 and index not in outputs:
+                index, scale = upsample.inputs[0], upsample.scale
+                operators.remove(upsample)
+        reads[operator] = [operator.inputs[0], index]
+        residuals[operator] = (index, scale)
+    return operators, reads, residuals
+
+
+# ------------------------------------------------------------------------ views
+
+
+def call_name(operator):
+    """ATen's name of what a Pointwise operator calls, None for other operators."""
+    if not isinstance(operator, Pointwise):
+        return None
+    schema = getattr(operator.call.target, "_schema", None)
+    return schema.name.split("::")[1] if schema is not None else "_item"
+
+
+def _is_view(operator):
+    name = call_name(operator)
+    if name == "slice":
+        return operator.call.arguments["step"] == 1
+    return name in _SAME or name in _SLICES or name == "_item"
+
+
+def _aliases(program, operators):
+    """Value -> (value, first channel): whose memory it is a part of."""
+    parents = {}
+    sources = {operator.output: operator for operator in operators if _is_view(operator)}
+    for operator in operators:
+        name = call_name(operator)
+        arguments = operator.call.arguments if name else {}
+        if name == "cat":
+            start = 0
+            for index in operator.inputs:
+                value, whole = program.values[index], program.values[operator.output]
+                free = index not in parents and index not in program.inputs
+                if free and value.stride == whole.stride and value.dtype == whole.dtype:
+                    parents[index] = (operator.output, start)
+                start += value.shape[1]
+        elif name in _SAME:
+            parents[operator.output] = (operator.inputs[0], 0)
+        elif name == "slice" and _is_view(operator):
+            start = arguments["start"] or 0
+            channels = program.values[operator.inputs[0]].shape[1]
+            parents[operator.output] = (operator.inputs[0], start % channels if start else 0)
+        elif name == "_item" and operator.inputs[0] in sources:
+            split = sources[operator.inputs[0]]
+            start = _split_start(program, split, arguments["item"])
+            parents[operator.output] = (split.inputs[0], start)
+    return parents
+
+
+def _split_start(program, split, item):
+    arguments = split.call.arguments
+    name = call_name(split)
+    if name == "split_with_sizes":
+        return sum(arguments["split_sizes"][:item])
+    if name == "chunk":
+        channels = program.values[split.inputs[0]].shape[1]
+        return item * -(-channels // arguments["chunks"])
+    size = arguments["split_size"]
+    return sum(size[:item]) if isinstance(size, (list, tuple)) else item * size
+
+
+def _resolve(parents, index):
+    start = 0
+    while index in parents:
+        index, offset = parents[index]
+        start += offset
+    return index, start
+
+
+# ------------------------------------------------------------------------ order
+
+
+def _schedule(program, operators, reads, residuals):
+    """Operators as Steps; equal convolutions on several levels share one where they can."""
+    steps, open_steps, producers, needs = [], {}, {}, {}
+    views = {operator.output: operator for operator in program.operators if _is_view(operator)}
+
+    def producing(index):
+        """Steps that write value `index`, seen through views."""
+        while index in views:
+            index = views[index].inputs[0]
+        return {producers[index]} if index in producers else set()
+
+    def depends(on, step, seen):
+        if on is step:
+            return True
+        seen.add(step)
+        return any(depends(on, other, seen) for other in needs[step] if other not in seen)
+
+    for operator in operators:
+        before = set().union(*(producing(index) for index in reads[operator]))
+        key = None if operator in residuals else _launch_key(program, operator)
+        step = open_steps.get(key) if key is not None else None
+        if step is not None and not any(depends(step, other, set()) for other in before):
+            step.operators.append(operator)
+            step.reads.extend(reads[operator])
+            needs[step] |= before
+        else:
+            step = open_steps[key] = Step([operator], list(reads[operator]))
+            needs[step] = before
+            steps.append(step)
+        producers[operator.output] = step
+
+    ordered, done = [], set()
+    for step in steps:
+        stack = [step]
+        while stack:
+            missing = [other for other in needs[stack[-1]] if other not in done]
+            if missing:
+                stack.extend(sorted(missing, key=steps.index))
+                continue
+            step = stack.pop()
+            if step not in done:
+                done.add(step)
+                ordered.append(step)
+    return ordered
+
+
+def _launch_key(program, operator):
+    """Equal for convolutions that one launch can run; None for what is launched alone."""
+    if not isinstance(operator, Convolution):
+        return None
+    activation = operator.activation
+    return (
+        tuple(operator.weight.shape), operator.stride, operator.padding, operator.dilation,
+        operator.groups, activation and (activation.name, activation.arguments),
+        max(program.values[operator.output].stride // program.block_size, 1),
+        program.values[operator.output].dtype,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------ memory
+
+
+def _plan_buffers(program, places):
+    buffers = {}
+    for index, (root, _) in places.items():
+        buffer = buffers.setdefault(root, Buffer(program.values[root]))
+        # Maps of the module's inputs may belong to another module of the stream.
+        buffer.persistent |= program.values[index].persistent or index in program.inputs
+    return buffers
+
+
+def _place_scratch(buffers, steps, places):
+    """Gives buffers that live at different times the same memory; returns its size.
+
+    First fit, largest first: a buffer goes to the lowest place that no other buffer alive at the
+    same time takes.
+    """
+    lives = {}
+    for position, step in enumerate(steps):
+        for index in [*step.reads, *step.writes]:
+            if index in places:
+                root = places[index][0]
+                first, _ = lives.get(root, (position, position))
+                lives[root] = (first, position)
+    placed = []
+    scratch = [root for root in lives if not buffers[root].persistent]
+    for root in sorted(scratch, key=lambda root: -buffers[root].nbytes):
+        first, last = lives[root]
+        size = -(-buffers[root].nbytes // _ALIGNMENT) * _ALIGNMENT
+        offset = 0
+        for start, end, begin, close in sorted(placed):
+            if first <= close and begin <= last and offset < end and start < offset + size:
+                offset = end
+        buffers[root].offset = offset
+        placed.append((offset, offset + size, first, last))
+    return max((end for _, end, _, _ in placed), default=0)
+
+
+def scratch_map(buffer, scratch):
+    """Rows (N * H * W, C) of a scratch buffer in the scratch memory (uint8)."""
+    batch, channels, height, width = buffer.value.shape
+    memory = scratch[buffer.offset : buffer.offset + buffer.nbytes]
+    return memory.view(buffer.value.dtype).view(batch * height * width, channels)

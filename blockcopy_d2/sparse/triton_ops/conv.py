@@ -1,0 +1,429 @@
+"""Convolution of the active blocks, in place on dense maps: an implicit matrix product.
+
+The rows of the product are the active output pixels, several small blocks packed into one tile;
+its columns the output channels; its reduction runs over kernel taps and input channels. Weights
+are (C_out, KH * KW * C_in) with the reduction contiguous, since TF32 on Hopper takes no other
+operand. Bias, residual and activation are applied before the only write.
+
+Grouped convolutions run as dense ones on units of a few groups each, the weights zero between
+groups: tensor cores take no fewer than 16 channels anyway. A convolution of few input channels
+(the stem) reduces over whole kernel rows instead of single taps, which are contiguous in memory.
+
+When too few tiles are active to fill the GPU, the reduction of each is split over several
+programs, as many as the active count asks for. The last to arrive adds the parts, always in the
+same order, so that equal inputs give equal outputs.
+
+Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a block, KH x KW
+taps.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .activation import activate, parameters
+from .geometry import Tiling, begin, locate
+
+# Columns of the table of levels, int64 each: where the operands of a level start, in elements from
+# those of the first level, and what differs between levels.
+_FIELDS = 11
+
+
+@triton.jit
+def convolution_kernel(
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr,
+    blocks_ptr, count_ptr, levels_ptr, workspace_ptr, arrivals_ptr,
+    T, GH, GW, H, W, OH, OW, x_row, out_row, residual_row,
+    pad_y, pad_x, out_y, out_x, activation_first, activation_second,
+    UNITS: tl.constexpr, UNIT_IN: tl.constexpr, UNIT_OUT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
+    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, OUT_STEP: tl.constexpr,
+    PADDED: tl.constexpr,  # whether taps may fall outside of the map
+    ROW_PACK: tl.constexpr,  # channels per pixel in the reduction over a kernel row, 0 for taps
+    ROW_CONTIGUOUS: tl.constexpr,  # those channels are contiguous in memory, zero beyond C_in
+    RESIDUAL_SCALE: tl.constexpr,  # output pixels per residual pixel along an axis, 0 for none
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    LEVELS: tl.constexpr, FIELDS: tl.constexpr, X_ALIGNED: tl.constexpr,
+    OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[active] = activation(conv(x) + bias + residual), on one or several levels.
+
+    A work item is (tile of pixels, tile of channels, part of the reduction). Programs take items
+    in strides of the launch grid, which may have fewer programs than there are items.
+    """
+    N_PER_UNIT: tl.constexpr = (UNIT_OUT + BN - 1) // BN
+    N_TILES: tl.constexpr = UNITS * N_PER_UNIT
+    if ROW_PACK > 0:
+        STEPS_PER_TAP: tl.constexpr = (KW * ROW_PACK + BK - 1) // BK  # a tap is a kernel row here
+        STEPS: tl.constexpr = KH * STEPS_PER_TAP
+    else:
+        STEPS_PER_TAP: tl.constexpr = (UNIT_IN + BK - 1) // BK
+        STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
+    begin(PDL)
+    count = tl.load(count_ptr)
+    if LEVELS > 1:
+        tiles = 0
+        for i in tl.static_range(LEVELS):
+            side = tl.load(levels_ptr + i * FIELDS + 4).to(tl.int32)
+            tiles += tl.cdiv(count * side * side, BM) * N_TILES
+    else:
+        tiles = tl.cdiv(count * T * T, BM) * N_TILES
+    splits = 1
+    if MAX_SPLITS > 1:
+        splits = tl.minimum(tl.maximum(PROGRAMS // tl.maximum(tiles, 1), 1), MAX_SPLITS)
+
+    for work in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
+        tile = work % tiles
+        split = work // tiles
+        if LEVELS > 1:
+            level, first, start = 0, 0, 0
+            for i in tl.static_range(LEVELS):
+                side = tl.load(levels_ptr + i * FIELDS + 4).to(tl.int32)
+                level = tl.where(tile >= start, i, level)
+                first = tl.where(tile >= start, start, first)
+                start += tl.cdiv(count * side * side, BM) * N_TILES
+            fields = levels_ptr + level * FIELDS
+            x_offset, out_offset = tl.load(fields), tl.load(fields + 1)
+            weight_offset, bias_offset = tl.load(fields + 2), tl.load(fields + 3)
+            side = tl.load(fields + 4).to(tl.int32)
+            h, w = tl.load(fields + 5).to(tl.int32), tl.load(fields + 6).to(tl.int32)
+            oh, ow = tl.load(fields + 7).to(tl.int32), tl.load(fields + 8).to(tl.int32)
+            x_step, out_step = tl.load(fields + 9).to(tl.int32), tl.load(fields + 10).to(tl.int32)
+            weight_offset = tl.multiple_of(weight_offset, 16)
+            if X_ALIGNED:
+                x_offset, x_step = tl.multiple_of(x_offset, 16), tl.multiple_of(x_step, 16)
+            if OUT_ALIGNED:
+                out_offset = tl.multiple_of(out_offset, 16)
+                out_step = tl.multiple_of(out_step, 16)
+            in_tile = tile - first
+        else:
+            x_offset, out_offset, weight_offset, bias_offset = 0, 0, 0, 0
+            side, h, w, oh, ow, x_step, out_step = T, H, W, OH, OW, x_row, out_row
+            in_tile = tile
+
+        # ---- rows: output pixels
+        m = (in_tile // N_TILES) * BM + tl.arange(0, BM)
+        stream, y, x, valid = locate(m, blocks_ptr, count * side * side, side, GH, GW)
+        oy = y * OUT_STEP + out_y
+        ox = x * OUT_STEP + out_x
+        valid = valid & (oy < oh) & (ox < ow)
+        iy0 = y * STRIDE - pad_y
+        ix0 = x * STRIDE - pad_x
+        image = stream * h
+        # ---- columns: output channels, and the input channels that they read
+        n_tile = in_tile % N_TILES
+        unit = n_tile // N_PER_UNIT
+        column = (n_tile % N_PER_UNIT) * BN + tl.arange(0, BN)
+        channel = unit * UNIT_OUT + column
+        packed = n_tile * BN + tl.arange(0, BN)
+
+        k = tl.arange(0, BK)
+        x_tile = x_ptr + x_offset + unit * UNIT_IN
+        weight_tile = weight_ptr + weight_offset + packed[:, None] * (STEPS * BK) + k[None, :]
+        acc = tl.zeros((BM, BN), tl.float32)
+        for step in range(split * STEPS // splits, (split + 1) * STEPS // splits):
+            tap = step // STEPS_PER_TAP
+            if ROW_PACK > 0:
+                e = (step % STEPS_PER_TAP) * BK + k
+                tap_x = e // ROW_PACK
+                c = e % ROW_PACK
+                iy = iy0 + tap * DILATION_Y
+                ix = ix0[:, None] + (tap_x * DILATION_X)[None, :]
+                row_inside = valid & (iy >= 0) & (iy < h)
+                mask = row_inside[:, None] & (ix >= 0) & (ix < w) & (tap_x < KW)[None, :]
+                pixel = (image + iy) * w + ix0
+                if WIDE:
+                    pixel = pixel.to(tl.int64)
+                if ROW_CONTIGUOUS:
+                    a_ptr = x_tile + (pixel * ROW_PACK)[:, None] + e[None, :]
+                else:
+                    mask = mask & (c < UNIT_IN)[None, :]
+                    a_ptr = x_tile + (pixel * x_step)[:, None]
+                    a_ptr += (tap_x * DILATION_X * x_step + c)[None, :]
+            else:
+                c = (step % STEPS_PER_TAP) * BK + k
+                iy = iy0 + tap // KW * DILATION_Y
+                ix = ix0 + tap % KW * DILATION_X
+                inside = valid
+                if PADDED:
+                    inside = valid & (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w)
+                pixel = (image + iy) * w + ix
+                if WIDE:
+                    pixel = pixel.to(tl.int64)
+                a_ptr = x_tile + (pixel * x_step)[:, None] + c[None, :]
+                mask = inside[:, None]
+                if UNIT_IN % BK != 0:
+                    mask = mask & (c < UNIT_IN)[None, :]
+            a = tl.load(a_ptr, mask=mask, other=0.0)
+            b = tl.load(weight_tile + step * BK)
+            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+
+        complete = True
+        if MAX_SPLITS > 1:
+            if splits > 1:
+                part = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+                parts = workspace_ptr + tile * splits * (BM * BN) + part
+                tl.store(parts + split * (BM * BN), acc)
+                tl.debug_barrier()  # all of the part is written before it is announced
+                arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel")
+                complete = arrived == splits - 1
+                if complete:
+                    acc = tl.zeros((BM, BN), tl.float32)
+                    for other in range(splits):
+                        acc += tl.load(parts + other * (BM * BN), cache_modifier=".cg")
+                    tl.store(arrivals_ptr + tile, 0)
+        if complete:
+            mask = valid[:, None]
+            if UNIT_OUT % BN != 0:
+                mask = mask & (column < UNIT_OUT)[None, :]
+            out = acc + tl.load(bias_ptr + bias_offset + packed)[None, :]
+            if RESIDUAL_SCALE > 0:
+                pixel = stream * (oh // RESIDUAL_SCALE) + oy // RESIDUAL_SCALE
+                pixel = pixel * (ow // RESIDUAL_SCALE) + ox // RESIDUAL_SCALE
+                if WIDE:
+                    pixel = pixel.to(tl.int64)
+                residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
+                out += tl.load(residual, mask=mask, other=0.0).to(tl.float32)
+            out = activate(out, activation_first, activation_second, ACTIVATION)
+            pixel = (stream * oh + oy) * ow + ox
+            if WIDE:
+                pixel = pixel.to(tl.int64)
+            target = out_ptr + out_offset + (pixel * out_step)[:, None] + channel[None, :]
+            tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionConfig:
+    """How a launch divides its work. See tuning.py for where the values come from.
+
+    Attributes:
+        bm, bn, bk: pixels, channels and reduction of a tile.
+        num_warps, num_stages: of a program.
+        max_splits: the reduction of a tile is split over up to so many programs.
+        per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    num_warps: int = 4
+    num_stages: int = 3
+    max_splits: int = 1
+    per_sm: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionShape:
+    """What the programs of a convolution have in common, whichever maps it runs on.
+
+    Attributes:
+        in_channels, out_channels, groups, kernel (y, x), stride, dilation (y, x): as in conv2d.
+        padding: zeros above and left of the map; what is below and right follows from the sizes.
+        out_step, out_offset: output pixel p is written to p * out_step + out_offset (y, x).
+        activation: program.Activation or None.
+        residual_scale: output pixels per residual pixel along an axis; 0 without a residual.
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel: tuple
+    stride: int
+    padding: tuple
+    dilation: tuple
+    out_step: int = 1
+    out_offset: tuple = (0, 0)
+    activation: Any = None
+    residual_scale: int = 0
+
+    @property
+    def units(self):
+        """(number, input channels, output channels) of the dense units a grouped one runs as."""
+        together = self.groups
+        for divisor in range(1, self.groups + 1):
+            wide = divisor * self.out_channels // self.groups >= 32
+            if self.groups % divisor == 0 and wide:
+                together = divisor
+                break
+        units = self.groups // together
+        return units, self.in_channels // units, self.out_channels // units
+
+    @property
+    def row_pack(self):
+        """Channels per pixel when the reduction runs over kernel rows, 0 when over taps."""
+        if self.groups > 1 or self.kernel[1] == 1 or self.in_channels >= 16:
+            return 0
+        return triton.next_power_of_2(self.in_channels)
+
+    def reduction(self, bk):
+        """(number of taps or rows, length of each rounded up to whole steps of `bk`)."""
+        if self.row_pack:
+            taps, length = self.kernel[0], self.kernel[1] * self.row_pack
+        else:
+            taps, length = self.kernel[0] * self.kernel[1], self.units[1]
+        return taps, -(-length // bk) * bk
+
+
+@dataclasses.dataclass
+class PackedWeight:
+    """Weight (rows, reduction) and float32 bias (rows,), zero-padded to whole tiles."""
+
+    matrix: torch.Tensor
+    bias: torch.Tensor
+
+
+def pack_weight(weight, bias, shape, config):
+    """Lays out conv2d's weight (C_out, C_in / groups, KH, KW) and bias for convolution_kernel."""
+    units, unit_in, unit_out = shape.units
+    taps, length = shape.reduction(config.bk)
+    kernel = tuple(shape.kernel)
+    together = shape.groups // units
+    per_group_in, per_group_out = weight.shape[1], shape.out_channels // shape.groups
+    dense = weight.new_zeros(units, together, per_group_out, together, per_group_in, *kernel)
+    grouped = weight.view(units, together, per_group_out, per_group_in, *kernel)
+    for group in range(together):
+        dense[:, group, :, group] = grouped[:, group]
+    dense = dense.view(units, unit_out, unit_in, *kernel).permute(0, 1, 3, 4, 2)
+    if shape.row_pack:
+        dense = torch.nn.functional.pad(dense, (0, shape.row_pack - unit_in)).flatten(3)
+    else:
+        dense = dense.flatten(2, 3)
+    rows = -(-unit_out // config.bn) * config.bn
+    matrix = weight.new_zeros(units, rows, taps, length)
+    matrix[:, :unit_out, :, : dense.shape[3]] = dense
+    packed_bias = torch.zeros(units, rows, dtype=torch.float32, device=weight.device)
+    if bias is not None:
+        packed_bias[:, :unit_out] = bias.float().view(units, unit_out)
+    return PackedWeight(matrix.view(units * rows, -1), packed_bias.flatten())
+
+
+@dataclasses.dataclass
+class ConvolutionLevel:
+    """One map that a launch works on: state.FeatureMaps, and how blocks tile the output."""
+
+    x: Any
+    out: Any
+    packed: PackedWeight
+    tiling: Tiling
+    residual: Any = None
+
+
+class ConvolutionLaunch:
+    """A convolution bound to its operands; calling it with a BlockList runs the active blocks."""
+
+    def __init__(self, shape, config, levels, *, precision, workspace, num_sms, pdl=False):
+        """
+        Args:
+            shape: ConvolutionShape.
+            config: ConvolutionConfig.
+            levels: ConvolutionLevels of one selection of blocks. Several must not have residuals.
+            precision: of float32 products, "tf32" or "ieee".
+            workspace: Workspace of at least workspace_size(), shared between launches.
+            num_sms: multiprocessors of the device.
+            pdl: start while the kernel before still runs (see geometry.begin).
+        """
+        first = levels[0]
+        units, unit_in, unit_out = shape.units
+        name, activation_first, activation_second = parameters(shape.activation)
+        taps, length = shape.reduction(config.bk)
+        splits = min(config.max_splits, taps * length // config.bk)
+        n_tiles = units * -(-unit_out // config.bn)
+        tiles = sum(-(-level.tiling.num_pixels // config.bm) for level in levels) * n_tiles
+        programs = max(tiles, num_sms) if splits > 1 else tiles
+        if config.per_sm:
+            programs = min(programs, config.per_sm * num_sms)
+        residual = first.residual if first.residual is not None else first.x
+        table = _level_table(levels) if len(levels) > 1 else None
+        maps = [map_ for level in levels for map_ in (level.x, level.out)]
+        self.grid = (max(programs, 1),)
+        self.tensors = (
+            first.x.rows, first.packed.matrix, first.packed.bias, residual.rows, first.out.rows,
+        )  # fmt: skip
+        self.kept = levels  # the operands of the other levels, which the table only points to
+        self.table = table if table is not None else workspace.arrivals
+        self.workspace = workspace
+        tiling = first.tiling
+        self.sizes = (
+            tiling.tile, tiling.rows, tiling.columns, *first.x.size, *first.out.size,
+            first.x.rows.stride(0), first.out.rows.stride(0), residual.rows.stride(0),
+            *shape.padding, *shape.out_offset, activation_first, activation_second,
+        )  # fmt: skip
+        self.constants = dict(
+            UNITS=units, UNIT_IN=unit_in, UNIT_OUT=unit_out, KH=shape.kernel[0],
+            KW=shape.kernel[1], STRIDE=shape.stride, DILATION_Y=shape.dilation[0],
+            DILATION_X=shape.dilation[1], OUT_STEP=shape.out_step,
+            PADDED=tuple(shape.kernel) != (1, 1) or tuple(shape.padding) != (0, 0),
+            ROW_PACK=shape.row_pack,
+            ROW_CONTIGUOUS=_contiguous_rows(first.x, shape),
+            RESIDUAL_SCALE=shape.residual_scale, ACTIVATION=name, PRECISION=precision,
+            LEVELS=len(levels), FIELDS=_FIELDS,
+            X_ALIGNED=all(_aligned(level.x.rows, first.x.rows) for level in levels),
+            OUT_ALIGNED=all(_aligned(level.out.rows, first.out.rows) for level in levels),
+            WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
+            BM=config.bm, BN=config.bn, BK=config.bk, MAX_SPLITS=splits, PROGRAMS=num_sms,
+            PDL=pdl, num_warps=config.num_warps, num_stages=config.num_stages,
+            **({"launch_pdl": True} if pdl else {}),
+        )  # fmt: skip
+
+    def __call__(self, blocks):
+        convolution_kernel[self.grid](
+            *self.tensors, blocks.blocks, blocks.count, self.table, self.workspace.sums,
+            self.workspace.arrivals, *self.sizes, **self.constants,
+        )  # fmt: skip
+
+
+class Workspace:
+    """Partial sums of split reductions, and how many of each tile have arrived (zero at rest)."""
+
+    def __init__(self, size, num_sms, device):
+        self.sums = torch.empty(size, dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(num_sms, dtype=torch.int32, device=device)
+
+
+def workspace_size(config, num_sms):
+    """Floats that a launch with this config needs."""
+    return config.bm * config.bn * num_sms if config.max_splits > 1 else 0
+
+
+def _contiguous_rows(x, shape):
+    readable = x.zero_padded or shape.row_pack == shape.in_channels
+    return readable and x.rows.stride(0) == shape.row_pack and shape.dilation[1] == 1
+
+
+def _aligned(rows, base):
+    distance = (rows.data_ptr() - base.data_ptr()) // rows.element_size()
+    return distance % 16 == 0 and rows.stride(0) % 16 == 0
+
+
+def _level_table(levels):
+    """int64 (levels, _FIELDS) as convolution_kernel reads it."""
+    first = levels[0]
+    table = []
+    for level in levels:
+        pairs = (
+            (level.x.rows, first.x.rows),
+            (level.out.rows, first.out.rows),
+            (level.packed.matrix, first.packed.matrix),
+            (level.packed.bias, first.packed.bias),
+        )
+        offsets = [(own.data_ptr() - base.data_ptr()) // own.element_size() for own, base in pairs]
+        sizes = [level.tiling.tile, *level.x.size, *level.out.size]
+        table.append([*offsets, *sizes, level.x.rows.stride(0), level.out.rows.stride(0)])
+    return torch.tensor(table, dtype=torch.int64, device=first.x.rows.device)
+
+
+def convolution_reference(x, weight, bias, shape, residual=None):
+    """The whole map that the kernel computes in parts, (N, C, H, W), in plain PyTorch."""
+    y = torch.nn.functional.conv2d(
+        x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups
+    )
+    if residual is not None:
+        y = y + residual.repeat_interleave(shape.residual_scale, 2).repeat_interleave(
+            shape.residual_scale, 3
+        )
+    return y if shape.activation is None else shape.activation(y)

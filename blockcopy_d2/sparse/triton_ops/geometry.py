@@ -1,0 +1,70 @@
+"""Where the pixels of the active blocks are.
+
+Shape shorthand: N streams, GH x GW blocks of T x T pixels in a map of H x W pixels; blocks at the
+lower and right border may reach beyond the map.
+"""
+
+import dataclasses
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclasses.dataclass
+class BlockList:
+    """The active blocks of a frame, on the device.
+
+    Attributes:
+        blocks: int32 (N * GH * GW,), flat indices of the active blocks in (N, GH, GW), ascending;
+            what follows the first `count` of them is undefined.
+        count: int32 (1,).
+    """
+
+    blocks: torch.Tensor
+    count: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How blocks cover the maps of one stride.
+
+    Attributes:
+        tile: T.
+        rows, columns: GH, GW.
+        num_blocks: N * GH * GW.
+    """
+
+    tile: int
+    rows: int
+    columns: int
+    num_blocks: int
+
+    @property
+    def num_pixels(self):
+        """Pixels of all blocks, those beyond the border included."""
+        return self.num_blocks * self.tile**2
+
+
+@triton.jit
+def locate(m, blocks_ptr, num_pixels, T, GH, GW):
+    """(stream, y, x, valid) of the m-th active pixels, counted block by block, row by row.
+
+    `num_pixels` is the number of active ones; y and x may lie beyond the border of the map.
+    """
+    valid = m < num_pixels
+    block = tl.load(blocks_ptr + m // (T * T), mask=valid, other=0)
+    inside = m % (T * T)
+    row = block // GW
+    y = (row % GH) * T + inside // T
+    x = (block % GW) * T + inside % T
+    return row // GH, y, x, valid
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """First statement of every kernel: with programmatic dependent launch, waits for the results
+    of the kernels before, and lets the next one start up meanwhile."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

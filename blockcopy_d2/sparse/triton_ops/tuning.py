@@ -1,0 +1,106 @@
+"""Which configuration a launch gets: from measured tables, else by rule.
+
+Nothing is measured while a network runs. tables/*.json hold what the tuning command found on a GPU
+of that name.
+"""
+
+import functools
+import json
+import pathlib
+
+import torch
+import triton
+
+from .conv import ConvolutionConfig
+
+_TABLES = pathlib.Path(__file__).parent / "tables"
+# Share of active pixels that configurations are chosen for when nothing better is known.
+TYPICAL_SHARE = 0.3
+
+
+class Device:
+    """What the choice of a configuration depends on, besides the layer.
+
+    Attributes:
+        name: as in the file names of the tables.
+        num_sms: multiprocessors.
+        shared_memory: bytes that one program may use.
+        pdl: whether kernels can start up while those before still run.
+    """
+
+    def __init__(self, device):
+        device = torch.device(device)
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self.name = properties.name
+            self.num_sms = properties.multi_processor_count
+            self.shared_memory = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
+            self.pdl = properties.major >= 9
+        else:  # the interpreter
+            self.name, self.num_sms = "interpreter", 4
+            self.shared_memory, self.pdl = 99 << 10, False
+
+
+def convolution_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
+    """The ConvolutionConfig of a launch.
+
+    Args:
+        shape: ConvolutionShape.
+        num_pixels: output pixels of all levels, active or not.
+        dtype: of the feature maps.
+        device: Device.
+        share: of the pixels expected to be active.
+    """
+    entries = _table(device.name)
+    bucket = pixel_bucket(num_pixels * share)
+    for distance in (0, 1, -1, 2, -2):
+        entry = entries.get(layer_key(shape, dtype, bucket + distance))
+        if entry is not None:
+            return ConvolutionConfig(**entry)
+    return default_convolution_config(shape, num_pixels * share, dtype, device)
+
+
+def layer_key(shape, dtype, bucket):
+    """Key of a layer in the tables, for 2 ** bucket active output pixels."""
+    kernel = "x".join(map(str, shape.kernel))
+    groups = f" g{shape.groups}" if shape.groups > 1 else ""
+    return (
+        f"conv {str(dtype).removeprefix('torch.')} {shape.in_channels}-{shape.out_channels}"
+        f" {kernel} s{shape.stride}{groups} 2^{bucket}"
+    )
+
+
+def pixel_bucket(num_pixels):
+    """Rounded binary logarithm."""
+    return max(round(num_pixels), 1).bit_length() - 1
+
+
+@functools.cache
+def _table(name):
+    path = table_path(name)
+    return json.loads(path.read_text())["entries"] if path.exists() else {}
+
+
+def table_path(name):
+    """File of the measured configurations of a GPU."""
+    return _TABLES / (name.replace(" ", "_").replace("/", "_") + ".json")
+
+
+def default_convolution_config(shape, num_active, dtype, device):
+    """The largest tiles that still fill the GPU; split reductions where even small ones do not."""
+    _, unit_in, unit_out = shape.units
+    half = dtype.itemsize == 2
+    length = shape.kernel[1] * shape.row_pack if shape.row_pack else unit_in
+    bk = min(64 if half else 32, max(triton.next_power_of_2(length), 16))
+    widest = min(max(triton.next_power_of_2(unit_out), 16), 256)
+    n_tiles = shape.units[0]
+    for bm, bn, warps in ((128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 64, 4)):  # noqa: B007
+        bn = min(bn, widest)
+        tiles = triton.cdiv(int(num_active), bm) * triton.cdiv(unit_out, bn) * n_tiles
+        if tiles >= device.num_sms:
+            break
+    taps, length = shape.reduction(bk)
+    stage = (bm + bn) * bk * dtype.itemsize
+    stages = max(min(4, device.shared_memory // stage), 2)
+    splits = min(8, max(taps * length // bk // 4, 1))
+    return ConvolutionConfig(bm, bn, bk, warps, stages, max_splits=splits)

@@ -1,0 +1,81 @@
+"""The Triton backend against the masked-dense oracle: the same rules and invariants as PyTorch's.
+
+Without a GPU the kernels run in Triton's interpreter, so maps are tiny.
+"""
+
+import pytest
+import torch
+
+from blockcopy_d2.sparse import (
+    BlockGrid,
+    BlockSparseModule,
+    MaskedDenseOracle,
+    StreamState,
+    block_sparse,
+    num_blocks,
+)
+from tests.sparse.networks import Network, build
+from tests.sparse.test_networks import assert_equal, frames, grids, tensors
+from tests.sparse.test_operators import CASES, Function
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+UPSAMPLED = ("nearest", "nearest_x2", "bilinear_x2", "transposed_k4s2p1", "transposed_k2s2")
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def poison(*modules):
+    """Fills the memory that holds nothing between frames with NaN."""
+    for module in modules:
+        for program in module._programs.values():
+            program.lowered.scratch.fill_(0xFF)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_rule(case):
+    size, block_size, batch = (21, 35), 8, 2
+    if case in UPSAMPLED:
+        size = tuple(extent + -extent % 4 for extent in size)  # upsampled maps stay aligned
+    module = Function(CASES[case]).eval().to(DEVICE)
+    sparse, state = BlockSparseModule(module, backend="triton"), StreamState()
+    shape = (batch, *num_blocks(block_size, size))
+    image = torch.randn(batch, 3, *size, device=DEVICE)
+    full = BlockGrid.full(block_size=block_size, image_size=size, batch=batch, device=DEVICE)
+    program = sparse.program((image,), {}, full)
+    oracle = MaskedDenseOracle(module, (image,), unmasked=program.densified)
+    for fraction in (1.0, 0.3, 0.0, 0.7):
+        image = torch.randn(batch, 3, *size, device=DEVICE)
+        active = torch.rand(shape, device=DEVICE) < fraction
+        grid = BlockGrid(active, block_size=block_size, image_size=size)
+        with block_sparse(sparse, grid, state):
+            found = sparse(image)
+        torch.testing.assert_close(found, oracle((image,), grid), rtol=1e-4, atol=2e-5)
+        poison(sparse)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["R50-FPN", "X101-FPN"])
+def test_network(name):
+    """Odd size, clipped blocks; all, some, one, most and no blocks."""
+    model = build(name).to(DEVICE)
+    network = Network(model, wrap=lambda module: BlockSparseModule(module, backend="triton"))
+    state = StreamState()
+    images = [image.to(DEVICE) for image in frames(model, (40, 75), 6)]
+    size = tuple(images[0].shape[-2:])
+    oracle = MaskedDenseOracle(Network(model), (images[0],))
+    previous = None
+    for image, grid in zip(images, grids(size, 32)):
+        grid = BlockGrid(grid.active.to(DEVICE), block_size=32, image_size=size)
+        with block_sparse(network, grid, state):
+            outputs = network(image)
+        poison(network.backbone, network.head)
+        assert_equal(outputs, oracle((image,), grid))
+        if grid.is_empty:
+            assert all(torch.equal(one, other) for one, other in zip(tensors(outputs), previous))
+        previous = [tensor.clone() for tensor in tensors(outputs)]
