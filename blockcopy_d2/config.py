@@ -37,6 +37,9 @@ def _model_defaults():
 
     # Side of a block in pixels of the network's input, a power of two
     _C.BLOCK_SIZE = 128
+    # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators, any
+    # device), or "auto", which takes Triton's on GPUs that they run on
+    _C.BACKEND = "auto"
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3
     # A frame of which more than this share has changed since the last one is another scene and
@@ -219,6 +222,7 @@ def check_blockcopy_config(cfg):
         options.POLICY.PIXELS_PER_BLOCK in (32, 16, 8),
         "32, 16 or 8",
     )
+    _require_one_of("MODEL.BLOCKCOPY.BACKEND", options.BACKEND, ("auto", "triton", "torch"))
     _require_one_of(
         "MODEL.BLOCKCOPY.LEARNER.COST_FORM", options.LEARNER.COST_FORM, ("paper", "code")
     )

@@ -14,17 +14,21 @@ class BlockCopyBackbone(BlockSparseModule, Backbone):
     """
 
     @configurable
-    def __init__(self, module):
+    def __init__(self, module, backend="auto"):
         """
         Args:
             module (Backbone): what to run block by block.
+            backend (str): see :class:`blockcopy_d2.sparse.BlockSparseModule`.
         """
-        super().__init__(module)
+        super().__init__(module, backend)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         build_base = BACKBONE_REGISTRY.get(cfg.MODEL.BLOCKCOPY.BASE_BACKBONE)
-        return {"module": build_base(cfg, input_shape)}
+        return {
+            "module": build_base(cfg, input_shape),
+            "backend": cfg.MODEL.BLOCKCOPY.BACKEND,
+        }
 
     @property
     def size_divisibility(self):

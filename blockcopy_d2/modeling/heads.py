@@ -18,13 +18,14 @@ class BlockCopyDenseHead(BlockSparseModule):
         return pytree.tree_map_only(torch.Tensor, torch.clone, outputs)
 
 
-def convert_heads(base):
+def convert_heads(base, backend="auto"):
     """
     Make the fully convolutional heads of a meta-architecture block-sparse that are known by an
     attribute only. (Backbone and RPN head are built by name, from Detectron2's registries.)
 
     Args:
         base (nn.Module): a meta-architecture, changed in place.
+        backend (str): see :class:`blockcopy_d2.sparse.BlockSparseModule`.
 
     Returns:
         nn.Module: ``base``.
@@ -32,5 +33,5 @@ def convert_heads(base):
     for name, convert in (("head", BlockCopyDenseHead), ("sem_seg_head", BlockSparseModule)):
         head = getattr(base, name, None)
         if isinstance(head, nn.Module) and not isinstance(head, BlockSparseModule):
-            setattr(base, name, convert(head))
+            setattr(base, name, convert(head, backend))
     return base

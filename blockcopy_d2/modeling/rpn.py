@@ -14,14 +14,18 @@ class BlockCopyRPNHead(BlockSparseModule):
     """
 
     @configurable
-    def __init__(self, module):
+    def __init__(self, module, backend="auto"):
         """
         Args:
             module (nn.Module): what to run block by block.
+            backend (str): see :class:`blockcopy_d2.sparse.BlockSparseModule`.
         """
-        super().__init__(module)
+        super().__init__(module, backend)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         build_base = RPN_HEAD_REGISTRY.get(cfg.MODEL.BLOCKCOPY.BASE_RPN_HEAD)
-        return {"module": build_base(cfg, input_shape)}
+        return {
+            "module": build_base(cfg, input_shape),
+            "backend": cfg.MODEL.BLOCKCOPY.BACKEND,
+        }

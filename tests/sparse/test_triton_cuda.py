@@ -1,0 +1,151 @@
+"""The Triton backend on a GPU: whole networks in every dtype, CUDA graphs, no host in the loop."""
+
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.modeling import build_model
+
+from blockcopy_d2.sparse import (
+    BlockGrid,
+    BlockSparseModule,
+    MaskedDenseOracle,
+    StreamState,
+    block_sparse,
+    num_blocks,
+)
+from tests.sparse.networks import Network, randomize
+from tests.sparse.test_networks import tensors
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason="needs an NVIDIA GPU of compute capability 8.0",
+)
+
+SIZE, BLOCK_SIZE = (512, 1024), 128
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Mask R-CNN R50-FPN at its own width, weights random."""
+    cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cuda"
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    randomize(model)
+    return model
+
+
+def sparse(model):
+    return Network(model, wrap=lambda module: BlockSparseModule(module, backend="triton"))
+
+
+def actives():
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, *num_blocks(BLOCK_SIZE, SIZE))
+    for fraction in (1.0, 0.3, 0.05, 0.7, 0.0, 0.1):
+        yield (torch.rand(shape, generator=generator) < fraction).cuda()
+
+
+def relative_errors(found, expected):
+    return [
+        ((one.double() - other.double()).norm() / other.double().norm()).item()
+        for one, other in zip(tensors(found), tensors(expected))
+    ]
+
+
+def run(network, state, image, active):
+    grid = BlockGrid(active, block_size=BLOCK_SIZE, image_size=SIZE)
+    with block_sparse(network, grid, state):
+        return network(image)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tf32,tolerance", [(False, 2e-5), (True, 1e-3)])
+def test_float32_network_matches_the_oracle(model, monkeypatch, tf32, tolerance):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    image = torch.randn(1, 3, *SIZE, device="cuda")
+    oracle = MaskedDenseOracle(Network(model), (image,))
+    network, state = sparse(model), StreamState()
+    for active in actives():
+        image = torch.randn_like(image)
+        expected = oracle((image,), BlockGrid(active, block_size=BLOCK_SIZE, image_size=SIZE))
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        found = run(network, state, image, active)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert max(relative_errors(found, expected)) < tolerance
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_good_as_cudnn(model, monkeypatch, dtype):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    image = torch.randn(1, 3, *SIZE, device="cuda")
+    exact = MaskedDenseOracle(Network(model), (image,))
+    images = [torch.randn_like(image) for _ in actives()]
+    expected = []
+    for image, active in zip(images, actives()):
+        grid = BlockGrid(active, block_size=BLOCK_SIZE, image_size=SIZE)
+        expected.append([tensor.clone() for tensor in tensors(exact((image,), grid))])
+    model.to(dtype)
+    try:
+        cudnn = MaskedDenseOracle(Network(model), (image.to(dtype),))
+        network, state = sparse(model), StreamState()
+        for image, active, truth in zip(images, actives(), expected):
+            grid = BlockGrid(active, block_size=BLOCK_SIZE, image_size=SIZE)
+            found = relative_errors(run(network, state, image.to(dtype), active), truth)
+            reference = relative_errors(cudnn((image.to(dtype),), grid), truth)
+            assert all(own <= 1.1 * other for own, other in zip(found, reference)), (
+                found,
+                reference,
+            )
+    finally:
+        model.float()
+
+
+@torch.no_grad()
+def test_one_graph_serves_every_grid(model):
+    from blockcopy_d2.sparse.device_grid import DeviceGrid
+
+    network, eager, state = sparse(model), StreamState(), StreamState()
+    images = [torch.randn(1, 3, *SIZE, device="cuda") for _ in actives()]
+    expected = [
+        [tensor.clone() for tensor in tensors(run(network, eager, image, active))]
+        for image, active in zip(images, actives())
+    ]
+    grid = DeviceGrid.full(block_size=BLOCK_SIZE, image_size=SIZE, device="cuda")
+    image = images[0].clone()
+    with block_sparse(network, grid, state):
+        network(image)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grid.compact()
+        with block_sparse(network, grid, state):
+            outputs = network(image)
+    for _ in range(2):  # a second clip through the same graph starts with all blocks again
+        for new, active, truth in zip(images, actives(), expected):
+            image.copy_(new)
+            grid.active.copy_(active)
+            graph.replay()
+            assert all(torch.equal(one, other) for one, other in zip(tensors(outputs), truth))
+
+
+@torch.no_grad()
+def test_the_host_never_waits_and_warm_frames_allocate_nothing(model):
+    from blockcopy_d2.sparse.device_grid import DeviceGrid
+
+    network, state = sparse(model), StreamState()
+    grid = DeviceGrid.full(block_size=BLOCK_SIZE, image_size=SIZE, device="cuda")
+    image = torch.randn(1, 3, *SIZE, device="cuda")
+    with block_sparse(network, grid, state):
+        network(image)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        grid.active.random_(0, 2)
+        grid.compact()
+        with block_sparse(network, grid, state):
+            network(image)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
