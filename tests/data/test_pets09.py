@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from blockcopy_d2.config import base_config
 from blockcopy_d2.data import (
     build_clip_loader,
     load_pets09,
@@ -20,7 +21,9 @@ from blockcopy_d2.data import (
 )
 from blockcopy_d2.data.pets09 import __main__ as command
 from blockcopy_d2.data.pets09 import frame_file, read_boxes
+from blockcopy_d2.engine import load_config
 from blockcopy_d2.evaluation import build_evaluator
+from blockcopy_d2.resources import config_path
 from blockcopy_d2.visualization import VideoWriter
 
 
@@ -297,10 +300,18 @@ def test_boxes_of_another_sequence_are_refused(sources, tmp_path, capsys):
 
 
 def test_the_command_tells_where_its_sources_come_from():
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-m", "blockcopy_d2.data.pets09", "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "motchallenge.net" in done.stdout and "opencv-doc" in done.stdout
+    text = command.parser().format_help()
+    assert "python -m blockcopy_d2.data.pets09" in text
+    assert "motchallenge.net" in text and "opencv-doc" in text
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn_R_50_FPN", "csp_R_50"])
+def test_the_blockcopy_config_runs_what_the_detector_s_config_trains(detector):
+    trained = load_config(config_path(f"PETS09/{detector}.yaml"))
+    run = load_config(config_path(f"PETS09/{detector}_blockcopy.yaml"))
+    assert run.MODEL.WEIGHTS == f"{trained.OUTPUT_DIR}/model_final.pth"
+    for cfg in (trained, run):
+        assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog.list())
+    assert base_config(run).INPUT.dump() == trained.INPUT.dump()
+    trained.MODEL.WEIGHTS = run.MODEL.WEIGHTS
+    assert base_config(run).MODEL.dump() == base_config(trained).MODEL.dump()
