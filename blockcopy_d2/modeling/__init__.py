@@ -1,10 +1,14 @@
 from .backbone import BlockCopyBackbone
 from .csp import CSP
 from .heads import BlockCopyDenseHead, convert_heads
-from .meta_arch import BlockCopyVideoModel, FrameResult
+from .learning import learn
+from .meta_arch import BlockCopyVideoModel
 from .mgan import MGANROIHeads
+from .refresh import due_for_refresh
+from .result import FrameResult
 from .rpn import BlockCopyRPNHead
-from .stream import StreamPool, VideoStream
+from .scene_cut import scene_cuts
+from .stream import StreamBatch, StreamPool, VideoStream
 from .swiftnet import SwiftNetBackbone, SwiftNetHead
 from .task import InstanceTask, SemanticTask, build_task
 from .timing import StageTimer

@@ -3,16 +3,17 @@ The video model: any Detectron2 meta-architecture, run block by block.
 
 Shape shorthand in this module:
 
+    N: streams of a batch
     B: side of a block in pixels of the network's input
     H, W: height and width of the network's input, padding included
     GH, GW: rows and columns of the block grid, ceil(H / B) x ceil(W / B)
-    h, w: policy resolution, 32 GH x 32 GW
+    h, w: policy resolution, P x P pixels per block (MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK)
     K: classes of the task network's output
 """
 
+import copy
 import logging
-from dataclasses import dataclass
-from typing import Any
+import math
 
 import torch
 from detectron2.config import configurable
@@ -20,7 +21,7 @@ from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from detectron2.utils.logger import log_first_n
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from blockcopy_d2.config import base_config
@@ -29,57 +30,16 @@ from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_
 from blockcopy_d2.sparse.grid import check_stride
 
 from .heads import convert_heads
+from .learning import learn
+from .refresh import due_for_refresh
+from .result import FrameResult
 from .roi_features import planar_features
-from .stream import StreamPool
+from .scene_cut import scene_cuts
+from .stream import StreamBatch, StreamPool, VideoStream
 from .task import build_task
 from .timing import StageTimer, timed_modules
 
-__all__ = ["BlockCopyVideoModel", "FrameResult"]
-
-
-@dataclass
-class FrameResult:
-    """
-    What one frame of one stream gave.
-
-    Attributes:
-        output (dict): in Detectron2's format.
-        frame (Tensor): float (1, 3, h, w), normalized, at policy resolution.
-        observation (Observation or None): what the policy saw; None where it was not asked.
-        decision (Decision or None): of the policy; its logits are None on a first frame, which
-            executes all blocks unasked. None where the caller gave the grid.
-        grid (BlockGrid): the executed blocks.
-        macs, dense_macs (int): multiply-accumulates of the block-sparse modules, executed and
-            as they would be with all blocks.
-        detections, previous_detections: this output and the last one, as
-            :meth:`BlockCopyVideoModel.information_gain` compares them; the last is None on a
-            first frame.
-        broken (Tensor): bool scalar on the device; this frame or the last was not finite, so
-            nothing may be learned from the difference.
-        timer (StageTimer):
-    """
-
-    output: dict
-    frame: Tensor
-    observation: Observation | None
-    decision: Decision | None
-    grid: BlockGrid
-    macs: int
-    dense_macs: int
-    detections: Any
-    previous_detections: Any
-    broken: Tensor
-    timer: StageTimer
-
-    @property
-    def seconds(self):
-        """
-        dict[str, float]: seconds spent in "preprocess", "policy", "network" (the block-sparse
-        modules), "heads" (the rest of the task network) and "observe". Waits for the device.
-        """
-        seconds = self.timer.seconds()
-        seconds["heads"] = seconds.pop("inference") - seconds["network"]
-        return seconds
+__all__ = ["BlockCopyVideoModel"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -92,13 +52,20 @@ class BlockCopyVideoModel(nn.Module):
     Inputs and outputs are Detectron2's. Inputs that carry a "video_id" belong to a stream; any
     number of streams may be interleaved, and a stream starts with a new id or with a
     "frame_index" of 0. Inputs without are answered by the model as it is, dense and stateless.
+    :meth:`step` and :meth:`step_batch` do the same with state that the caller holds.
 
     The weights of the task network are frozen and it stays in inference mode. Its state dict is
     that of the wrapped model, plus the policy's under "policy.".
+
+    Attributes:
+        learner (OnlineLearner or None): teaches the policy on every frame given to
+            :meth:`forward`. None until someone sets it.
     """
 
     @configurable
-    def __init__(self, *, base, policy, task, block_size, max_streams):
+    def __init__(
+        self, *, base, policy, task, block_size, max_streams, scene_cut=0.0, refresh_every=0
+    ):
         """
         Args:
             base (nn.Module): a Detectron2 meta-architecture with block-sparse modules in it, see
@@ -108,6 +75,10 @@ class BlockCopyVideoModel(nn.Module):
             task (InstanceTask or SemanticTask): what the policy sees of an output.
             block_size (int): B.
             max_streams (int): streams whose features are kept.
+            scene_cut (float): share of a frame that differs from the last one's at a cut, see
+                :func:`scene_cuts`; such frames execute all blocks. 0: there are no cuts.
+            refresh_every (int): frames in which every block is executed at least once, see
+                :func:`due_for_refresh`. 0: no limit.
 
         Raises:
             ValueError: if blocks of ``block_size`` do not align with a feature map of the
@@ -127,7 +98,10 @@ class BlockCopyVideoModel(nn.Module):
         self.policy = policy
         self.task = task
         self.block_size = block_size
+        self.scene_cut = scene_cut
+        self.refresh_every = refresh_every
         self.streams = StreamPool(max_streams)
+        self.learner = None
         self.eval()
 
     @classmethod
@@ -139,11 +113,13 @@ class BlockCopyVideoModel(nn.Module):
         base = META_ARCH_REGISTRY.get(options.BASE_META_ARCHITECTURE)(base_cfg)
         task = build_task(base_config(cfg))
         return {
-            "base": convert_heads(base),
+            "base": convert_heads(base, options.BACKEND),
             "policy": build_policy(cfg, num_classes=task.num_classes),
             "task": task,
             "block_size": options.BLOCK_SIZE,
             "max_streams": options.MAX_STREAMS,
+            "scene_cut": options.SCENE_CUT,
+            "refresh_every": options.REFRESH_EVERY,
         }
 
     @property
@@ -171,12 +147,31 @@ class BlockCopyVideoModel(nn.Module):
                 f"{in_video.count(False)} of {len(in_video)} inputs of a batch have no 'video_id'."
                 " Give every frame one, or none to run them as still images."
             )
-        return [
-            self.step(x, self.streams.get(x["video_id"], x.get("frame_index"))).output
-            for x in batched_inputs
-        ]
+        return [self._next_frame(inputs).output for inputs in batched_inputs]
 
-    @torch.no_grad()
+    def _next_frame(self, inputs):
+        stream = self.streams.get(inputs["video_id"], inputs.get("frame_index"))
+        if self.learner is None:
+            return self.step(inputs, stream)
+        result = self.step(inputs, stream, learning=self.learner.wants_graph())
+        learn(self.learner, self, [result])
+        return result
+
+    def init_state(self, num_streams=None, *, own_policies=False):
+        """
+        Args:
+            num_streams (int or None): how many videos to run as one batch.
+            own_policies (bool): give every stream a copy of the policy, to learn for itself.
+
+        Returns:
+            VideoStream or StreamBatch: what :meth:`step` takes; for a number of streams what
+            :meth:`step_batch` takes.
+        """
+        copies = [copy.deepcopy(self.policy) for _ in range(num_streams or 1)]
+        if num_streams is None:
+            return VideoStream(policy=copies[0] if own_policies else None)
+        return StreamBatch(num_streams, policies=copies if own_policies else None)
+
     def step(self, inputs, stream, *, learning=False, grid=None):
         """
         Run the next frame of a stream.
@@ -190,44 +185,84 @@ class BlockCopyVideoModel(nn.Module):
         Returns:
             FrameResult:
         """
+        return self.step_batch([inputs], stream, learning=learning, grid=grid)[0]
+
+    @torch.no_grad()
+    def step_batch(self, inputs, streams, *, learning=False, grid=None):
+        """
+        Run the next frame of several streams at once.
+
+        Args:
+            inputs (list[dict or None]): N of Detectron2's input dicts, one for every stream, with
+                images of the same size; None for a stream that has no frame this time.
+            streams (StreamBatch): of N streams, brought up to date by this call.
+            learning (bool or list[bool]): keep the autograd graph of the policy, for an update;
+                of each policy where every stream has its own.
+            grid (BlockGrid): of N streams; execute these blocks instead of asking the policy.
+
+        Returns:
+            list[FrameResult or None]: of every stream.
+
+        Raises:
+            ValueError: if the number of inputs or the sizes of their images do not fit.
+        """
         timer = StageTimer(self.device)
+        present = [x is not None for x in inputs]
         with timer.stage("preprocess"):
-            frame, image_size, canvas_size = self._preprocess(inputs["image"])
-            if stream.started and stream.canvas_size != canvas_size:
+            inputs = self._fill(inputs, streams)
+            frame, image_size, canvas_size = self._preprocess([x["image"] for x in inputs])
+            if streams.started and streams.canvas_size != canvas_size:
                 log_first_n(
                     logging.WARNING,
-                    f"The frames of a stream changed size from {stream.canvas_size} to"
+                    f"The frames of a stream changed size from {streams.canvas_size} to"
                     f" {canvas_size} (padded): the stream starts anew.",
                 )
-                stream.reset()
-        observation = decision = None
+                streams.reset()
+            streams.image_size, streams.canvas_size = image_size, canvas_size
+        observations, decisions = [None] * len(inputs), [None] * len(inputs)
+        cut = torch.zeros(len(inputs), dtype=torch.bool, device=frame.device)
         if grid is None:
             with timer.stage("policy"):
-                observation, decision, grid = self._decide(frame, stream, canvas_size, learning)
+                if streams.started:
+                    if self.scene_cut:
+                        cut = self._cuts(frame, streams)
+                    observations, decisions = self._ask(frame, streams, learning)
+                    grid = self._choose(decisions, frame, streams, cut, present)
+                else:
+                    grid = self._all_blocks(streams)
+                    decisions = Decision(active=grid.active).split()
         sparse_modules = [m for m in self.base.modules() if isinstance(m, BlockSparseModule)]
         with (
             timer.stage("inference"),
             timed_modules(timer, "network", sparse_modules),
-            planar_features(self.base, stream.roi_features, grid),
-            block_sparse(self.base, grid, stream.features) as work,
+            planar_features(self.base, streams.roi_features, grid),
+            block_sparse(self.base, grid, streams.features) as work,
         ):
-            output = self.base([inputs])[0]
-        previous, was_broken = stream.output, stream.broken
+            outputs = self.base(inputs)
+        last_seen, was_broken = list(streams.outputs), streams.broken
         with timer.stage("observe"):
-            self._update(stream, frame, output, grid, image_size)
-        return FrameResult(
-            output=output,
-            frame=frame,
-            observation=observation,
-            decision=decision,
-            grid=grid,
-            macs=work.macs,
-            dense_macs=work.dense_macs,
-            detections=stream.output,
-            previous_detections=previous,
-            broken=was_broken | stream.broken,
-            timer=timer,
-        )
+            self._update(streams, frame, outputs, grid, present)
+        broken = streams.broken if was_broken is None else streams.broken | was_broken
+        grids = _split(grid)
+        return [
+            FrameResult(
+                output=outputs[n],
+                frame=frame[n : n + 1],
+                observation=observations[n],
+                decision=decisions[n],
+                grid=grids[n],
+                age=streams.age[n : n + 1],
+                work=work,
+                detections=streams.outputs[n],
+                previous_detections=last_seen[n],
+                cut=cut[n],
+                broken=broken[n],
+                timer=timer,
+            )
+            if present[n]
+            else None
+            for n in range(len(inputs))
+        ]
 
     @torch.no_grad()
     def information_gain(self, result):
@@ -236,57 +271,150 @@ class BlockCopyVideoModel(nn.Module):
             result (FrameResult): of a frame that is not the first of its stream.
 
         Returns:
-            Tensor: float (1, GH, GW), eq. 1. NaN where the frame was not finite, which tells the
-            learner to leave it out.
+            Tensor: float (1, GH, GW), eq. 1. NaN where the frame was not finite or follows a cut,
+            which tells the learner to leave it out.
         """
         gain = self.task.block_gain(
             result.detections, result.previous_detections, result.grid.shape
         )
-        return gain[None].masked_fill(result.broken, torch.nan)
+        return gain[None].masked_fill(result.broken | result.cut, torch.nan)
 
-    def _preprocess(self, image):
+    def _fill(self, inputs, streams):
+        """Stands in for the streams without a frame: the network runs whole batches."""
+        images = [x["image"] for x in inputs if x is not None]
+        sizes = sorted({tuple(image.shape[-2:]) for image in images})
+        if len(inputs) != streams.num_streams or len(sizes) != 1:
+            raise ValueError(
+                f"{len(inputs)} inputs for {streams.num_streams} streams, with images of the sizes"
+                f" {sizes}; expected an input or None for every stream, and images of one size."
+                " Run streams of another size as a batch of their own."
+            )
+        idle = {"image": torch.zeros_like(images[0])}
+        return [idle if x is None else x for x in inputs]
+
+    def _preprocess(self, images):
         """Normalizes and pads as the wrapped model does, then resizes to policy resolution."""
-        backbone = self.base.backbone
-        image = move_device_like(image, self.base.pixel_mean)
-        image = (image - self.base.pixel_mean) / self.base.pixel_std
+        backbone, base = self.base.backbone, self.base
+        images = [move_device_like(image, base.pixel_mean) for image in images]
         images = ImageList.from_tensors(
-            [image], backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+            [(image - base.pixel_mean) / base.pixel_std for image in images],
+            backbone.size_divisibility,
+            padding_constraints=backbone.padding_constraints,
         )
         canvas_size = tuple(images.tensor.shape[-2:])
         grid_shape = num_blocks(self.block_size, canvas_size)
-        return resize_to_policy(images.tensor, grid_shape), images.image_sizes[0], canvas_size
+        frame = resize_to_policy(images.tensor, grid_shape, self.task.pixels_per_block)
+        return frame, images.image_sizes[0], canvas_size
 
-    def _decide(self, frame, stream, canvas_size, learning):
-        layout = {"block_size": self.block_size, "image_size": canvas_size}
-        if not stream.started:
-            grid = BlockGrid.full(**layout, device=frame.device)
-            return None, Decision(active=grid.active, logits=None), grid
+    def _cuts(self, frame, streams):
+        canvas = math.prod(num_blocks(self.block_size, streams.canvas_size)) * self.block_size**2
+        return scene_cuts(
+            frame,
+            streams.frame,
+            share=self.scene_cut,
+            pixels_per_block=self.task.pixels_per_block,
+            pixel_std=self.base.pixel_std,
+            coverage=math.prod(streams.image_size) / canvas,
+        )
+
+    def _ask(self, frame, streams, learning):
+        """
+        Returns:
+            tuple[list[Observation], list[Decision]]: of every stream, decided by its own policy or
+            by the one they share.
+        """
         observation = Observation(
             frame=frame.nan_to_num(),
-            frame_state=stream.frame_state,
-            output=stream.painted,
-            grid=stream.active[:, None].float(),
-            frame_index=stream.frames,
+            frame_state=streams.frame_state,
+            output=streams.painted,
+            grid=streams.active[:, None].float(),
+            frame_index=streams.frame_index,
         )
-        with torch.set_grad_enabled(learning):
-            decision = self.policy(observation)
-        # Features that are not finite must go, and a frame that is not finite spoils every block.
-        broken = stream.broken | ~torch.isfinite(frame).all()
-        return observation, decision, BlockGrid(decision.active | broken, **layout)
+        observations = observation.split()
+        if not isinstance(learning, list):
+            learning = [learning] * streams.num_streams
+        if streams.policies is None:
+            with torch.set_grad_enabled(any(learning)):
+                return observations, self.policy(observation).split()
+        decisions = []
+        for n, policy in enumerate(streams.policies):
+            with torch.set_grad_enabled(learning[n]):
+                decisions.append(policy(observations[n]))
+        return observations, decisions
 
-    def _update(self, stream, frame, output, grid, image_size):
-        seen = self.task.observe(
-            output, image_size=image_size, canvas_size=grid.image_size, grid_shape=grid.shape
+    def _all_blocks(self, streams):
+        return BlockGrid.full(
+            block_size=self.block_size,
+            image_size=streams.canvas_size,
+            batch=streams.num_streams,
+            device=self.device,
         )
-        painted = self.task.paint(seen)[None]
-        stream.broken = ~(torch.isfinite(frame).all() & torch.isfinite(painted).all())
+
+    def _choose(self, decisions, frame, streams, cut, present):
+        """BlockGrid: what the policies want, and what is executed whatever they want."""
+        active = torch.cat([decision.active for decision in decisions])
+        # Features that are not finite must go, and a frame that is not finite spoils every block.
+        all_blocks = cut | streams.broken | ~_finite(frame) | (streams.frame_index == 0)
+        active = active | all_blocks[:, None, None]
+        if self.refresh_every:
+            active = active | due_for_refresh(active, streams.age, self.refresh_every)
+        if not all(present):
+            active = active & _on_device(present, active)
+        return BlockGrid(active, block_size=self.block_size, image_size=streams.canvas_size)
+
+    def _update(self, streams, frame, outputs, grid, present):
+        seen = [
+            self.task.observe(
+                output,
+                image_size=streams.image_size,
+                canvas_size=streams.canvas_size,
+                grid_shape=grid.shape,
+            )
+            for output in outputs
+        ]
+        painted = torch.stack([self.task.paint(x) for x in seen])
+        broken = ~(_finite(frame) & _finite(painted))
         frame, painted = frame.nan_to_num(), painted.nan_to_num()
-        if stream.started:
-            executed = F.interpolate(grid.active[:, None].float(), size=frame.shape[-2:]) > 0
-            frame = torch.where(executed, frame, stream.frame_state)
-        stream.frame_state = frame
-        stream.painted = painted
-        stream.output = seen
-        stream.active = grid.active
-        stream.canvas_size = grid.image_size
-        stream.frames += 1
+        first = streams.frame is None
+        executed = F.interpolate(grid.active[:, None].float(), size=frame.shape[-2:]) > 0
+        age = torch.zeros_like(grid.active, dtype=torch.int32) if first else streams.age + 1
+        new = {
+            "frame": frame,
+            "frame_state": frame if first else torch.where(executed, frame, streams.frame_state),
+            "painted": painted,
+            "active": grid.active,
+            "age": torch.where(grid.active, 0, age),
+            "broken": broken,
+            "frame_index": torch.ones_like(broken, dtype=torch.int64)
+            if first
+            else streams.frame_index + 1,
+        }
+        for name, value in new.items():
+            if not all(present):
+                mask = _on_device(present, value)
+                old = torch.zeros_like(value) if first else getattr(streams, name)
+                value = torch.where(mask, value, old)
+            setattr(streams, name, value)
+        for n, is_present in enumerate(present):
+            if is_present:
+                streams.outputs[n] = seen[n]
+                streams.counts[n] += 1
+
+
+def _split(grid):
+    """list[BlockGrid]: of each stream."""
+    if len(grid.active) == 1:
+        return [grid]
+    layout = {"block_size": grid.block_size, "image_size": grid.image_size}
+    return [BlockGrid(active, **layout) for active in grid.active.split(1)]
+
+
+def _finite(x):
+    """bool (N,)"""
+    return torch.isfinite(x).flatten(1).all(1)
+
+
+def _on_device(flags, like):
+    """bool (N, 1, ...), to go with a tensor of N streams."""
+    flags = torch.tensor(flags, device=like.device)
+    return flags.view(-1, *[1] * (like.dim() - 1))

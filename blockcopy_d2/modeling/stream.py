@@ -3,59 +3,106 @@ What is remembered of a video between its frames.
 
 Shape shorthand in this module:
 
+    N: streams of a batch
     GH, GW: rows and columns of the block grid
-    h, w: policy resolution, 32 GH x 32 GW
+    h, w: policy resolution, P x P pixels per block
     K: classes of the task network's output
 """
 
 from collections import OrderedDict
-
-import torch
 
 from blockcopy_d2.sparse import StreamState
 
 from .roi_features import PlanarFeatures
 
 
-class VideoStream:
+class StreamBatch:
     """
-    One video in progress. It belongs to the video, not to the model: any number of them may be
-    served by one model, in any order.
+    N videos in progress that are run together, one frame of each per tick, all of one size. Every
+    stream has a slot with its own features and history; one that ends leaves its slot to the next
+    by :meth:`reset`. It belongs to the videos, not to the model: one model serves any number of
+    batches, in any order.
+
+    The tensors are None before the first frame, and live on the model's device.
 
     Attributes:
+        num_streams (int): N.
+        counts (list[int]): frames so far, of every stream.
+        policies (list[Policy] or None): of every stream; None for that of the model.
         features (StreamState): feature caches of the block-sparse modules.
         roi_features (PlanarFeatures): the backbone's features as RoI heads read them.
-        frames (int): number of frames so far.
-        canvas_size (tuple[int, int] or None): their padded size (H, W).
-        frame_state (Tensor): float (1, 3, h, w), the pixels of each block when it was last
+        outputs (list): the last output of every stream as information gain compares it.
+        image_size (tuple[int, int] or None): of the frames, as the network takes them.
+        canvas_size (tuple[int, int] or None): H, W, with their padding.
+        frame (Tensor): float (N, 3, h, w), the last frame.
+        frame_state (Tensor): float (N, 3, h, w), the pixels of each block when it was last
             executed, H_t of eq. 2.
-        painted (Tensor): float (1, K, h, w) in [0, 1], the last output as the policy sees it.
-        output: the last output as information gain compares it.
-        active (Tensor): bool (1, GH, GW), the blocks executed last.
-        broken (Tensor): bool scalar, true if the last frame left features that are not finite;
-            stays on the device.
+        painted (Tensor): float (N, K, h, w) in [0, 1], the last output as the policy sees it.
+        active (Tensor): bool (N, GH, GW), the blocks executed last.
+        age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for those executed
+            last.
+        frame_index (Tensor): int64 (N,), ``counts`` on the device.
+        broken (Tensor): bool (N,), whether the last frame left features that are not finite.
     """
 
-    def __init__(self):
+    def __init__(self, num_streams, *, policies=None):
+        """
+        Args:
+            num_streams (int): N, at least 1.
+            policies (list[Policy] or None): one for every stream, instead of the model's.
+        """
+        if num_streams < 1 or (policies is not None and len(policies) != num_streams):
+            raise ValueError(
+                f"A batch of {num_streams} streams with"
+                f" {'no' if policies is None else len(policies)} policies of their own; expected"
+                " at least one stream, and a policy for every stream or none at all."
+            )
+        self.num_streams = num_streams
+        self.policies = policies
         self.features = StreamState()
         self.roi_features = PlanarFeatures()
         self.reset()
 
-    def reset(self):
-        """Forget the video; the next frame executes all blocks."""
+    def reset(self, slot=None):
+        """
+        Forget a video; the next frame in its slot executes all blocks.
+
+        Args:
+            slot (int or None): None for all of them, which may then change size.
+        """
+        if slot is not None and self.num_streams > 1 and self.canvas_size is not None:
+            self.counts[slot] = 0
+            self.outputs[slot] = None
+            self.frame_index[slot] = 0
+            return
         self.features.reset()
         self.roi_features.reset()
-        self.frames = 0
-        self.canvas_size = None
-        self.frame_state = None
-        self.painted = None
-        self.output = None
-        self.active = None
-        self.broken = torch.tensor(False)
+        self.counts = [0] * self.num_streams
+        self.outputs = [None] * self.num_streams
+        self.image_size = self.canvas_size = None
+        self.frame = self.frame_state = self.painted = None
+        self.active = self.age = self.frame_index = self.broken = None
 
     @property
     def started(self):
-        return self.frames > 0
+        """bool: whether any stream has had a frame."""
+        return any(self.counts)
+
+
+class VideoStream(StreamBatch):
+    """One video in progress: a batch of a single stream."""
+
+    def __init__(self, *, policy=None):
+        """
+        Args:
+            policy (Policy or None): the stream's own, instead of the model's.
+        """
+        super().__init__(1, policies=None if policy is None else [policy])
+
+    @property
+    def frames(self):
+        """int: number of frames so far."""
+        return self.counts[0]
 
 
 class StreamPool:

@@ -27,6 +27,15 @@ class Decision:
     active: Tensor
     logits: Tensor | None = None
 
+    def split(self):
+        """
+        Returns:
+            list[Decision]: of each stream, in the same autograd graph.
+        """
+        with torch.enable_grad():
+            logits = [None] * len(self.active) if self.logits is None else self.logits.split(1)
+        return [Decision(*pair) for pair in zip(self.active.split(1), logits, strict=True)]
+
 
 class Policy(nn.Module, ABC):
     """Picks the blocks of a frame worth executing. A stream's first frame runs without asking."""
@@ -73,6 +82,14 @@ class SeededUniform:
         Returns:
             Tensor: float of ``shape``, in [0, 1).
         """
+        return torch.rand(shape, generator=self.generator(device), device=device)
+
+    def generator(self, device):
+        """
+        Returns:
+            torch.Generator: that the numbers of this device come from, which a CUDA graph has to
+            know of.
+        """
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device).manual_seed(self.seed)
-        return torch.rand(shape, generator=self._generator, device=device)
+        return self._generator

@@ -5,7 +5,9 @@ Shape shorthand: N streams, GH x GW blocks.
 """
 
 import torch
+import torch.distributed as dist
 from detectron2.config import configurable
+from detectron2.utils import comm
 from torch.nn import functional as F
 
 __all__ = ["OnlineLearner"]
@@ -26,6 +28,10 @@ class OnlineLearner:
     for all frames but the first of a stream, which executes all blocks whatever the policy.
     A frame with values that are not finite changes no weight. Nothing here makes the host wait
     for the device.
+
+    With ``sync``, the processes of a job learn one policy together: an update takes the mean over
+    the streams of all of them, as if they were one batch. Every process then has to call
+    :meth:`observe` or, where it has nothing to observe, :meth:`sit_out` equally often.
     """
 
     @configurable
@@ -40,6 +46,7 @@ class OnlineLearner:
         learning_rate=1e-4,
         weight_decay=1e-3,
         cost_form="paper",
+        sync=False,
     ):
         """
         Args:
@@ -51,6 +58,7 @@ class OnlineLearner:
             learning_rate, weight_decay (float): of RMSprop.
             cost_form (str): "paper", or "code" for the authors' public code, where the cost
                 reward is (tau - M) |tau - M| and the loss the mean over blocks, not the sum.
+            sync (bool): learn one policy in all processes; they start from the first one's.
 
         Raises:
             ValueError: if the policy does not learn, or the target or cost form is not allowed.
@@ -72,6 +80,12 @@ class OnlineLearner:
         self._frames = 0
         self._moving_cost = torch.tensor(float(target), device=device)
         self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
+        self._sync = sync and comm.get_world_size() > 1
+        # Costs that are not part of the moving average yet, with the number of streams.
+        self._new_costs = []
+        if self._sync:
+            for parameter in self._parameters:
+                dist.broadcast(parameter.detach(), src=0)
 
     @classmethod
     def from_config(cls, cfg, policy):
@@ -85,6 +99,7 @@ class OnlineLearner:
             "learning_rate": options.LEARNER.LR,
             "weight_decay": options.LEARNER.WEIGHT_DECAY,
             "cost_form": options.LEARNER.COST_FORM,
+            "sync": options.POLICY.SYNC,
         }
 
     @property
@@ -106,13 +121,16 @@ class OnlineLearner:
         """
         return (self._frames + 1) % self.update_every == 0
 
-    def observe(self, decision, gain):
+    def observe(self, decision, gain, *, executed=None):
         """
         Learn from one frame.
 
         Args:
             decision (Decision): the policy's latest, of N streams.
-            gain (Tensor): float (N, GH, GW), information gain of every block, eq. 1.
+            gain (Tensor): float (N, GH, GW), information gain of every block, eq. 1. Streams where
+                it is not finite are left out.
+            executed (Tensor or None): bool (N, GH, GW), the blocks that count as cost, where they
+                are not those of the decision alone.
 
         Returns:
             dict[str, Tensor]: scalars on the device: "reward", "gain" and "entropy" (nats), means
@@ -128,30 +146,47 @@ class OnlineLearner:
                 "This frame updates the policy, but its decision has no autograd graph. Call the"
                 " policy with gradients enabled where OnlineLearner.wants_graph() is true."
             )
-        self._frames += 1
-        executed = decision.active.float()
-        cost = executed.mean()
-        self._moving_cost.lerp_(cost, 1 - self.cost_momentum)
-        reward = self._reward(decision.active, gain.detach())
+        gain = gain.detach()
+        usable = torch.isfinite(gain).flatten(1).all(1)[:, None, None]
+        gain = torch.where(usable, gain, 0.0)
+        executed = decision.active if executed is None else executed
+        costs = (executed & usable).float().mean(dim=(1, 2)).sum()
+        num_streams = self._count(costs, usable.sum())
+        reward = torch.where(usable, self._reward(decision.active, gain), 0.0)
         with torch.enable_grad():
             surprise = F.binary_cross_entropy_with_logits(
-                decision.logits, executed, reduction="none"
+                decision.logits, decision.active.float(), reduction="none"
             )
-            losses = reward * surprise
-            loss = losses.mean() if self.cost_form == "code" else losses.sum() / len(losses)
+            losses = (reward * surprise).flatten(1)
+            losses = losses.mean(1) if self.cost_form == "code" else losses.sum(1)
+            loss = losses.sum() / num_streams.clamp_min(1)
         if updates:
-            self._update(loss)
+            self._update(torch.autograd.grad(loss, self._parameters), loss, num_streams)
         logits = decision.logits.detach()
         entropy = F.binary_cross_entropy_with_logits(logits, logits.sigmoid())
+        usable_streams = usable.sum().clamp_min(1)
         return {
-            "reward": reward.mean(),
-            "gain": gain.detach().mean(),
+            "reward": reward.mean(dim=(1, 2)).sum() / usable_streams,
+            "gain": gain.mean(dim=(1, 2)).sum() / usable_streams,
             "entropy": entropy,
-            "cost": cost,
+            "cost": costs / usable_streams,
             "moving_cost": self._moving_cost.clone(),
             "loss": loss.detach(),
             "skipped_updates": self._skipped_updates.clone(),
         }
+
+    def sit_out(self):
+        """
+        Called instead of :meth:`observe` by a process that has nothing to observe, when others of
+        its job may have. Does nothing unless they learn together.
+        """
+        if not self._sync:
+            return
+        updates = self.wants_graph()
+        nothing = torch.zeros_like(self._moving_cost)
+        num_streams = self._count(nothing, nothing)
+        if updates:
+            self._update([torch.zeros_like(p) for p in self._parameters], nothing, num_streams)
 
     def state_dict(self):
         """
@@ -184,10 +219,42 @@ class OnlineLearner:
         value = gain + self.cost_weight * shortfall
         return torch.where(active, value, -value)
 
-    def _update(self, loss):
+    def _count(self, costs, num_streams):
+        """
+        Count a frame, and what it cost.
+
+        Args:
+            costs, num_streams (Tensor): scalars, sum over the streams and their number.
+
+        Returns:
+            Tensor: scalar, number of streams; on frames that update the weights, of all processes
+            that learn together.
+        """
+        updates = self.wants_graph()
+        self._frames += 1
+        self._new_costs.append(torch.stack([costs, num_streams.float()]))
+        if self._sync and not updates:
+            return num_streams
+        new_costs, self._new_costs = torch.stack(self._new_costs), []
+        if self._sync:
+            dist.all_reduce(new_costs)
+        for costs, num_streams in new_costs:
+            cost = torch.where(num_streams > 0, costs / num_streams, self._moving_cost)
+            self._moving_cost.lerp_(cost, 1 - self.cost_momentum)
+        return num_streams
+
+    def _update(self, gradients, loss, num_streams):
         """A step of RMSprop, taken back if anything about it was not finite."""
-        gradients = torch.autograd.grad(loss, self._parameters)
-        finite = torch.isfinite(torch.nn.utils.get_total_norm([loss.detach(), *gradients]))
+        values = [loss.detach(), *gradients]
+        if self._sync:
+            flat = torch.cat([value.flatten() for value in values])
+            dist.all_reduce(flat)
+            sizes = [value.numel() for value in values]
+            values = [
+                part.view_as(value) for part, value in zip(flat.split(sizes), values, strict=True)
+            ]
+            gradients = values[1:]
+        finite = torch.isfinite(torch.nn.utils.get_total_norm(values)) & (num_streams > 0)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         before = [(x, x.detach().clone()) for x in self._what_a_step_changes()]

