@@ -47,8 +47,8 @@ class VideoCOCOEvaluator(COCOEvaluator):
     def evaluate(self):
         """
         Returns:
-            dict: ``{"bbox": {"AP", "AP50", ...}}`` in percent on the main process, NaN where there
-            is nothing to score; empty on the other ranks.
+            dict: ``{"bbox": {"AP", "AP50", ...}}`` in percent on the main process, as in Detectron2
+            NaN if nothing at all was detected; empty on the other ranks.
         """
         comm.synchronize()
         image_ids = list(itertools.chain.from_iterable(comm.gather(self._image_ids)))
