@@ -226,7 +226,8 @@ class Program:
                 else:
                     pixels = grid.at_stride(value.stride).num_pixels
                 executed += operator.macs_per_pixel * pixels
-        return int(executed), self.dense_macs
+        # With nothing new to see, not even the densified operators run.
+        return 0 if grid.is_empty else int(executed), self.dense_macs
 
     @property
     def dense_macs(self):

@@ -1,5 +1,4 @@
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
 from torch import nn
 
@@ -37,6 +36,7 @@ class SwiftNetBackbone(Backbone):
             for name in reversed(skips)
         )
         self._size_divisibility = shapes[coarsest].stride
+        # What Backbone.output_shape() tells
         self._out_features = ["p2"]
         self._out_feature_channels = {"p2": out_channels}
         self._out_feature_strides = {"p2": shapes[in_features[0]].stride}
@@ -68,10 +68,3 @@ class SwiftNetBackbone(Backbone):
         for upsample, skip in zip(self.upsample, reversed(skips)):
             x = upsample(x, skip)
         return {"p2": x}
-
-    def output_shape(self):
-        return {
-            "p2": ShapeSpec(
-                channels=self._out_feature_channels["p2"], stride=self._out_feature_strides["p2"]
-            )
-        }
