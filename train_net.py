@@ -15,7 +15,7 @@ from detectron2.evaluation import verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 
-from blockcopy_d2.data import build_sem_seg_train_mapper
+from blockcopy_d2.data import VisibleBoxMapper, build_sem_seg_train_mapper
 from blockcopy_d2.engine import (
     WeightsCheckpointer,
     default_argument_parser,
@@ -27,8 +27,8 @@ from blockcopy_d2.evaluation import build_evaluator
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the evaluators of this project's data sets, and with what its
-    DeepLab project adds for semantic segmentation."""
+    """Detectron2's trainer with the evaluators of this project's data sets, with what its DeepLab
+    project adds for semantic segmentation, and with visible boxes for MGAN."""
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
@@ -36,9 +36,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
-            return super().build_train_loader(cfg)
-        return build_detection_train_loader(cfg, mapper=build_sem_seg_train_mapper(cfg))
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+            return build_detection_train_loader(cfg, mapper=build_sem_seg_train_mapper(cfg))
+        if cfg.MODEL.ROI_HEADS.NAME == "MGANROIHeads":
+            return build_detection_train_loader(cfg, mapper=VisibleBoxMapper(cfg, is_train=True))
+        return super().build_train_loader(cfg)
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):

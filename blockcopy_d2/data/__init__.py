@@ -17,6 +17,7 @@ from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
 from .sem_seg import build_sem_seg_train_mapper
 from .video_files import VideoFrames
+from .visible_boxes import VisibleBoxMapper
 
 from . import builtin  # noqa: F401  isort:skip  registers the data sets
 
@@ -25,6 +26,7 @@ __all__ = [
     "ClipSampler",
     "FrameReadError",
     "VideoFrames",
+    "VisibleBoxMapper",
     "build_clip_loader",
     "build_sem_seg_train_mapper",
     "load_camvid",

@@ -31,8 +31,8 @@ def load_citypersons(root, split, origin=""):
         origin (str): where the data set comes from, a sentence for the error message.
 
     Returns:
-        list[dict]: dicts of Detectron2's detection format. Annotations have besides visibility
-        (float), the share of the box that is visible.
+        list[dict]: dicts of Detectron2's detection format. Annotations have besides visible_bbox,
+        the box of what is visible, and visibility (float), its share of the box.
 
     Raises:
         FileNotFoundError: names the missing folder, and where the data set comes from.
@@ -142,6 +142,7 @@ def _read(file):
         annotations.append(
             {
                 "bbox": box,
+                "visible_bbox": visible,
                 "bbox_mode": BoxMode.XYWH_ABS,
                 "category_id": 0,
                 "iscrowd": int(person["label"] != "pedestrian"),
