@@ -37,8 +37,8 @@ def _model_defaults():
 
     # Side of a block in pixels of the network's input, a power of two
     _C.BLOCK_SIZE = 128
-    # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators, any
-    # device), or "auto", which takes Triton's on GPUs that they run on
+    # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators,
+    # any device), or "auto", which takes Triton's on GPUs that they run on
     _C.BACKEND = "auto"
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3

@@ -6,7 +6,7 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, B block size.
 import dataclasses
 
 from .capture import Ref
-from .program import Convolution, Pointwise, Upsample
+from .program import Convolution, Densified, Pointwise, Upsample
 
 # Captured calls whose result is their input, or channels of it: no work, the same memory.
 _SAME = {"clone", "contiguous", "detach", "alias", "dropout"}
@@ -137,6 +137,9 @@ def _aliases(program, operators):
     """Value -> (value, first channel): whose memory it is a part of."""
     parents = {}
     sources = {operator.output: operator for operator in operators if _is_view(operator)}
+    # These change in all blocks of a frame, a concatenation in the active ones only.
+    own = {operator.output for operator in operators if isinstance(operator, Densified)}
+    own |= set(program.inputs)
     for operator in operators:
         name = call_name(operator)
         arguments = operator.call.arguments if name else {}
@@ -144,7 +147,7 @@ def _aliases(program, operators):
             start = 0
             for index in operator.inputs:
                 value, whole = program.values[index], program.values[operator.output]
-                free = index not in parents and index not in program.inputs
+                free = index not in parents and index not in own
                 if free and value.stride == whole.stride and value.dtype == whole.dtype:
                     parents[index] = (operator.output, start)
                 start += value.shape[1]

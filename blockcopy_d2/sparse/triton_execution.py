@@ -15,8 +15,11 @@ from .program import (
     Affine,
     Convolution,
     Densified,
+    GlobalMean,
+    GroupNorm,
     Pointwise,
     Pool,
+    TransposedConvolution,
     Upsample,
 )
 from .state import FeatureMap
@@ -26,10 +29,12 @@ from .triton_ops.conv import (
     ConvolutionShape,
     Workspace,
     pack_weight,
+    transposed_phases,
     workspace_size,
 )
 from .triton_ops.copy import CopyLaunch
 from .triton_ops.geometry import Tiling
+from .triton_ops.normalization import StatisticsLaunch
 from .triton_ops.pool import PoolLaunch
 from .triton_ops.resample import UpsampleLaunch
 from .triton_ops.tuning import Device, convolution_config
@@ -135,8 +140,7 @@ class Bound:
         for step in self.plan.steps:
             launch = _BINDERS[type(step.operators[0])](self, step)
             if launch is not None:
-                stride = program.values[step.operators[0].output].stride
-                self.steps.append((self.factor(stride), launch))
+                self.steps.append((self.factor(self.step_stride(step)), launch))
 
     def run(self, grid, tensors):
         lists = {factor: grid.block_list(factor) for factor in self.factors}
@@ -153,6 +157,13 @@ class Bound:
     def factor(self, stride):
         """How many blocks along an axis count as one at a stride."""
         return 1 if stride is None else max(stride // self.block_size, 1)
+
+    def step_stride(self, step):
+        """Stride at which a step sees the blocks; None where it does not."""
+        operator, values = step.operators[0], self.program.values
+        if isinstance(operator, GlobalMean):
+            return values[operator.inputs[0]].stride
+        return values[operator.output].stride
 
     def tiling(self, index):
         """Tiling of the map of value `index`."""
@@ -200,6 +211,18 @@ class Bound:
         if index in self.maps:
             return self.maps[index].as_nchw()
         return self.objects[index]
+
+    def statistics(self, operator):
+        """Means and squared deviations (N, GH * GW, C) per block of what `operator` reads."""
+        kept = self.caches.statistics
+        if operator.output not in kept:
+            tiling = self.tiling(operator.inputs[0])
+            channels = self.program.values[operator.inputs[0]].shape[1]
+            shape = (self.batch, tiling.rows * tiling.columns, channels)
+            kept[operator.output] = tuple(
+                torch.full(shape, torch.nan, device=self.torch_device) for _ in range(2)
+            )
+        return kept[operator.output]
 
     # ---------------------------------------------------------------- binding
 
@@ -249,6 +272,24 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
     )  # fmt: skip
 
 
+def _transposed_convolution(bound, step):
+    (op,) = step.operators
+    phases = transposed_phases(
+        op.weight, groups=op.groups, stride=op.stride[0], padding=op.padding,
+        activation=op.activation,
+    )  # fmt: skip
+    launches = [
+        _launch_convolution(bound, shape, [(op, weight, op.bias)], tiled_as=op.inputs[0])
+        for shape, weight in phases
+    ]
+
+    def run(blocks):
+        for launch in launches:
+            launch(blocks)
+
+    return run
+
+
 def _pool(bound, step):
     (op,) = step.operators
     return PoolLaunch(
@@ -264,6 +305,36 @@ def _upsample(bound, step):
         bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), scale=op.scale,
         mode=op.mode, pdl=bound.lowered.device.pdl,
     )  # fmt: skip
+
+
+def _group_norm(bound, step):
+    (op,) = step.operators
+    x = bound.maps[op.inputs[0]]
+    statistics = StatisticsLaunch(
+        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=op.groups,
+        normalize=(op.weight, op.bias, op.eps), pdl=bound.lowered.device.pdl,
+    )  # fmt: skip
+    apply = bound._copy(
+        op.output, scale=statistics.scale, shift=statistics.shift, activation=op.activation
+    )
+
+    def run(blocks):
+        statistics(blocks)
+        apply(x.as_nchw(), blocks)
+
+    return run
+
+
+def _global_mean(bound, step):
+    (op,) = step.operators
+    x = bound.maps[op.inputs[0]]
+    statistics = StatisticsLaunch(
+        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=x.rows.shape[1],
+        pdl=bound.lowered.device.pdl,
+    )  # fmt: skip
+    result = statistics.scale.view(op.shape)
+    bound.objects[op.output] = bound.caches.whole[op.output] = result
+    return statistics
 
 
 def _affine(bound, step):
@@ -331,7 +402,10 @@ _BINDERS = {
     Affine: _affine,
     Convolution: _convolution,
     Densified: _densified,
+    GlobalMean: _global_mean,
+    GroupNorm: _group_norm,
     Pointwise: _pointwise,
     Pool: _pool,
+    TransposedConvolution: _transposed_convolution,
     Upsample: _upsample,
 }

@@ -254,6 +254,12 @@ class ConvolutionShape:
         return units, self.in_channels // units, self.out_channels // units
 
     @property
+    def reads_beyond_border(self):
+        """Whether taps may fall outside of the input."""
+        padded = tuple(self.kernel) != (1, 1) or tuple(self.padding) != (0, 0)
+        return padded or self.out_step > 1
+
+    @property
     def row_pack(self):
         """Channels per pixel when the reduction runs over kernel rows, 0 when over taps."""
         if self.groups > 1 or self.kernel[1] == 1 or self.in_channels >= 16:
@@ -357,7 +363,7 @@ class ConvolutionLaunch:
             UNITS=units, UNIT_IN=unit_in, UNIT_OUT=unit_out, KH=shape.kernel[0],
             KW=shape.kernel[1], STRIDE=shape.stride, DILATION_Y=shape.dilation[0],
             DILATION_X=shape.dilation[1], OUT_STEP=shape.out_step,
-            PADDED=tuple(shape.kernel) != (1, 1) or tuple(shape.padding) != (0, 0),
+            PADDED=shape.reads_beyond_border,
             ROW_PACK=shape.row_pack,
             ROW_CONTIGUOUS=_contiguous_rows(first.x, shape),
             RESIDUAL_SCALE=shape.residual_scale, ACTIVATION=name, PRECISION=precision,
@@ -415,6 +421,46 @@ def _level_table(levels):
         sizes = [level.tiling.tile, *level.x.size, *level.out.size]
         table.append([*offsets, *sizes, level.x.rows.stride(0), level.out.rows.stride(0)])
     return torch.tensor(table, dtype=torch.int64, device=first.x.rows.device)
+
+
+def transposed_phases(weight, *, groups, stride, padding, activation=None):
+    """A transposed convolution as ordinary ones, each writing every stride-th output pixel.
+
+    Output pixel o = j * stride + phase collects the taps t = r + stride * q of the input pixels
+    (o + padding - t) / stride, where r = (phase + padding) mod stride: with q counted backwards, a
+    convolution at the input's resolution.
+
+    Args:
+        weight: (C_in, C_out / groups, KH, KW) of conv_transpose2d.
+        groups: as there; stride: int; padding: (y, x).
+        activation: program.Activation or None.
+
+    Yields:
+        (ConvolutionShape, weight as of conv2d), for stride * stride phases.
+    """
+    in_channels, per_group_out, *kernel = weight.shape
+    grouped = weight.view(groups, in_channels // groups, per_group_out, *kernel).transpose(1, 2)
+    grouped = grouped.reshape(groups * per_group_out, in_channels // groups, *kernel)
+    for phase in ((y, x) for y in range(stride) for x in range(stride)):
+        part, before = grouped, []
+        for axis in (0, 1):
+            remainder = (phase[axis] + padding[axis]) % stride
+            taps = list(range(remainder, kernel[axis], stride))[::-1]
+            before.append(max(len(taps), 1) - 1 - (phase[axis] + padding[axis]) // stride)
+            index = torch.tensor(taps, dtype=torch.int64, device=weight.device)
+            part = part.index_select(2 + axis, index)
+            if not taps:  # a stride above the kernel size leaves pixels that no tap reaches
+                shape = list(part.shape)
+                shape[2 + axis] = 1
+                part = part.new_zeros(shape)
+        yield (
+            ConvolutionShape(
+                in_channels=in_channels, out_channels=len(grouped), groups=groups,
+                kernel=tuple(part.shape[2:]), stride=1, padding=tuple(before), dilation=(1, 1),
+                out_step=stride, out_offset=phase, activation=activation,
+            ),
+            part,
+        )  # fmt: skip
 
 
 def convolution_reference(x, weight, bias, shape, residual=None):

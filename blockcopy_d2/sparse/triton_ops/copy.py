@@ -13,7 +13,8 @@ from .geometry import begin, locate
 @triton.jit
 def copy_kernel(
     x_ptr, scale_ptr, shift_ptr, out_ptr, blocks_ptr, count_ptr, T, GH, GW, H, W, C,
-    stride_n, stride_c, stride_y, stride_x, out_row, activation_first, activation_second,
+    stride_n, stride_c, stride_y, stride_x, out_row, affine_row,
+    activation_first, activation_second,
     AFFINE: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -26,15 +27,15 @@ def copy_kernel(
     stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
     valid = valid & (y < H) & (x < W)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    within = channel < C
-    mask = valid[:, None] & within[None, :]
+    mask = valid[:, None] & (channel < C)[None, :]
     if WIDE:
         stream, y, x = stream.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
     source = x_ptr + (stream * stride_n + y * stride_y + x * stride_x)[:, None]
     value = tl.load(source + (channel * stride_c)[None, :], mask=mask, other=0).to(tl.float32)
     if AFFINE:
-        value = value * tl.load(scale_ptr + channel, mask=within, other=0.0)[None, :]
-        value += tl.load(shift_ptr + channel, mask=within, other=0.0)[None, :]
+        factor = (stream * affine_row)[:, None] + channel[None, :]
+        value = value * tl.load(scale_ptr + factor, mask=mask, other=0.0)
+        value += tl.load(shift_ptr + factor, mask=mask, other=0.0)
     value = activate(value, activation_first, activation_second, ACTIVATION)
     target = out_ptr + (((stream * H + y) * W + x) * out_row)[:, None] + channel[None, :]
     tl.store(target, value.to(out_ptr.dtype.element_ty), mask=mask)
@@ -43,7 +44,7 @@ def copy_kernel(
 class CopyLaunch:
     """copy(x, blocks) writes the active blocks of x into the map; x may be another at every call.
 
-    With scale and shift it is a batch norm that no convolution precedes.
+    With scale and shift it is a batch norm that no convolution precedes, or applies a group norm.
     """
 
     def __init__(self, out, tiling, *, scale=None, shift=None, activation=None, pdl=False):
@@ -51,7 +52,7 @@ class CopyLaunch:
         Args:
             out: state.FeatureMap.
             tiling: Tiling of its blocks.
-            scale, shift: float32 (C,), both or neither.
+            scale, shift: float32 (C,), or (N, C) to differ between streams; both or neither.
             activation: program.Activation or None.
             pdl: start while the kernel before still runs (see geometry.begin).
         """
@@ -75,7 +76,9 @@ class CopyLaunch:
         copy_kernel[triton.cdiv(tiling.num_pixels, bm), triton.cdiv(channels, bc)](
             x, self.scale if affine else x, self.shift if affine else x, rows,
             blocks.blocks, blocks.count, tiling.tile, tiling.rows, tiling.columns, *out.size,
-            channels, *x.stride(), rows.stride(0), *self.parameters, AFFINE=affine,
+            channels, *x.stride(), rows.stride(0),
+            self.scale.shape[1] if affine and self.scale.dim() > 1 else 0,
+            *self.parameters, AFFINE=affine,
             ACTIVATION=self.activation, WIDE=wide, BM=bm, BC=bc, PDL=self.pdl, num_warps=4,
             **({"launch_pdl": True} if self.pdl else {}),
         )  # fmt: skip

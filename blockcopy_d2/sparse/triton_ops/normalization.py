@@ -1,0 +1,174 @@
+"""Statistics of whole maps at the cost of the active blocks: group norm and global mean.
+
+Every block keeps the mean and the sum of squared deviations of each of its channels; the active
+ones renew theirs, and all are combined as in Chan, Golub & LeVeque (1983): exact on the composite
+map, and stable where a sum of squares is not.
+
+Shape shorthand: N streams, C channels, H x W pixels of a map, GH x GW blocks of T x T pixels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .geometry import begin, locate
+
+
+@triton.jit
+def statistics_kernel(
+    x_ptr, mean_ptr, deviation_ptr, blocks_ptr, count_ptr, T, GH, GW, H, W, C, x_row,
+    DEVIATION: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """A program renews BC channels of one active block: its mean, then its deviations."""
+    begin(PDL)
+    place = tl.program_id(0)
+    count = tl.load(count_ptr)
+    if place >= count:
+        return
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    within = channel < C
+    total = tl.zeros((BC,), tl.float32)
+    area = 0.0
+    for first in range(0, T * T, BM):
+        x, valid = _block_pixels(
+            x_ptr, blocks_ptr, place, first, T, GH, GW, H, W, x_row, channel, within, WIDE, BM
+        )
+        total += tl.sum(tl.where(valid[:, None], x, 0.0), 0)
+        area += tl.sum(valid.to(tl.float32), 0)
+    mean = total / area
+    target = tl.load(blocks_ptr + place) * C + channel
+    tl.store(mean_ptr + target, mean, mask=within)
+    if DEVIATION:
+        deviation = tl.zeros((BC,), tl.float32)
+        for first in range(0, T * T, BM):
+            x, valid = _block_pixels(
+                x_ptr, blocks_ptr, place, first, T, GH, GW, H, W, x_row, channel, within, WIDE, BM
+            )
+            x = tl.where(valid[:, None], x - mean[None, :], 0.0)
+            deviation += tl.sum(x * x, 0)
+        tl.store(deviation_ptr + target, deviation, mask=within)
+
+
+@triton.jit
+def _block_pixels(
+    x_ptr, blocks_ptr, place, first, T, GH, GW, H, W, x_row, channel, within,
+    WIDE: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """BM pixels of the block at `place` in the list, from its pixel `first` on, and which exist."""
+    inside = first + tl.arange(0, BM)
+    m = place * T * T + inside
+    stream, y, x, valid = locate(m, blocks_ptr, (place + 1) * T * T, T, GH, GW)
+    valid = valid & (y < H) & (x < W)
+    pixel = (stream * H + y) * W + x
+    if WIDE:
+        pixel = pixel.to(tl.int64)
+    source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
+    value = tl.load(source, mask=valid[:, None] & within[None, :], other=0.0)
+    return value.to(tl.float32), valid
+
+
+@triton.jit
+def combine_kernel(
+    mean_ptr, deviation_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
+    T, GH, GW, H, W, C, eps,
+    PER_GROUP: tl.constexpr, NORMALIZE: tl.constexpr, AFFINE: tl.constexpr,
+    BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One group of channels of one stream: its mean, or the scale and shift that normalize it."""
+    begin(PDL)
+    stream, group = tl.program_id(0), tl.program_id(1)
+    inside = tl.arange(0, CHANNELS)
+    channel = group * PER_GROUP + inside
+    within = inside < PER_GROUP
+    total = 0.0
+    for first in range(0, GH * GW, BLOCKS):
+        mean, area, source, mask = _load_means(
+            mean_ptr, stream, first, T, GH, GW, H, W, C, channel, within, BLOCKS
+        )
+        total += tl.sum(tl.sum(mean * area, 1), 0)
+    size = (PER_GROUP * H * W).to(tl.float32)
+    center = total / size
+    if NORMALIZE:
+        spread = 0.0
+        for first in range(0, GH * GW, BLOCKS):
+            mean, area, source, mask = _load_means(
+                mean_ptr, stream, first, T, GH, GW, H, W, C, channel, within, BLOCKS
+            )
+            deviation = tl.load(deviation_ptr + source, mask=mask, other=0.0)
+            distance = tl.where(mask, mean - center, 0.0)
+            spread += tl.sum(tl.sum(deviation + distance * distance * area, 1), 0)
+        scale = tl.zeros((CHANNELS,), tl.float32) + tl.rsqrt(spread / size + eps)
+        if AFFINE:
+            scale = scale * tl.load(weight_ptr + channel, mask=within, other=0.0)
+        shift = -center * scale
+        if AFFINE:
+            shift += tl.load(bias_ptr + channel, mask=within, other=0.0)
+        tl.store(scale_ptr + stream * C + channel, scale, mask=within)
+        tl.store(shift_ptr + stream * C + channel, shift, mask=within)
+    else:
+        result = (tl.zeros((CHANNELS,), tl.float32) + center).to(scale_ptr.dtype.element_ty)
+        tl.store(scale_ptr + stream * C + channel, result, mask=within)
+
+
+@triton.jit
+def _load_means(mean_ptr, stream, first, T, GH, GW, H, W, C, channel, within, BLOCKS: tl.constexpr):
+    """Means (BLOCKS, CHANNELS) of some blocks of a stream, their pixels inside the map, where
+    they stand, and which exist."""
+    block = first + tl.arange(0, BLOCKS)
+    rows = tl.minimum(T, H - block // GW * T)
+    columns = tl.minimum(T, W - block % GW * T)
+    mask = (block < GH * GW)[:, None] & within[None, :]
+    area = tl.where(mask, (rows * columns).to(tl.float32)[:, None], 0.0)
+    source = (stream * GH * GW + block)[:, None] * C + channel[None, :]
+    return tl.load(mean_ptr + source, mask=mask, other=0.0), area, source, mask
+
+
+class StatisticsLaunch:
+    """Statistics of a map, bound to what keeps them; calling it with a BlockList renews them.
+
+    With a normalization, `scale` and `shift`, float32 (N, C), are then those that a group norm
+    applies; without, `scale` is the mean (N, C) of every channel, in the map's own dtype.
+    """
+
+    def __init__(self, x, tiling, statistics, *, groups, normalize=None, pdl=False):
+        """
+        Args:
+            x: state.FeatureMap.
+            tiling: Tiling of its blocks.
+            statistics: (means, deviations), float32 (N, GH * GW, C) each, kept between frames.
+            groups: of channels, statistics are combined within.
+            normalize: (weight, bias, eps) of a group norm, or None for the mean.
+            pdl: start while the kernel before still runs (see geometry.begin).
+        """
+        streams, _, channels = statistics[0].shape
+        self.tiling, self.statistics, self.x = tiling, statistics, x
+        weight, bias, eps = normalize or (None, None, 0.0)
+        dtype = torch.float32 if normalize else x.rows.dtype
+        self.scale = x.rows.new_empty(streams, channels, dtype=dtype)
+        self.shift = torch.empty_like(self.scale)
+        self.affine = [
+            self.scale if part is None else part.float().contiguous() for part in (weight, bias)
+        ]
+        self.sizes = (tiling.tile, tiling.rows, tiling.columns, *x.size, channels)
+        bc = min(triton.next_power_of_2(channels), 64)
+        options = dict(PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}))
+        self.grid = (tiling.num_blocks, triton.cdiv(channels, bc))
+        self.constants = dict(DEVIATION=normalize is not None, WIDE=x.wide, BM=64, BC=bc, **options)
+        self.combine_grid = (streams, groups)
+        per_group = channels // groups
+        self.combine_constants = dict(
+            PER_GROUP=per_group, NORMALIZE=normalize is not None, AFFINE=weight is not None,
+            BLOCKS=64, CHANNELS=triton.next_power_of_2(per_group), **options,
+        )  # fmt: skip
+        self.eps = eps
+
+    def __call__(self, blocks):
+        statistics_kernel[self.grid](
+            self.x.rows, *self.statistics, blocks.blocks, blocks.count, *self.sizes,
+            self.x.rows.stride(0), **self.constants,
+        )  # fmt: skip
+        combine_kernel[self.combine_grid](
+            *self.statistics, *self.affine, self.scale, self.shift, *self.sizes, self.eps,
+            **self.combine_constants,
+        )  # fmt: skip
