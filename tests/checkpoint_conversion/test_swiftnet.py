@@ -1,0 +1,54 @@
+"""Converted SwiftNet gives what the published network gives with the same weights."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from blockcopy_d2.checkpoint_conversion import MAPPINGS, ConversionError, convert_state_dict
+from blockcopy_d2.engine import load_config
+from blockcopy_d2.resources import config_path
+from tests.checkpoint_conversion.published_swiftnet import PublishedSwiftNet
+from tests.sparse.networks import randomize
+
+OPTS = ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16"]
+BOTTLENECKS = [
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",
+    "MODEL.RESNETS.WIDTH_PER_GROUP", "4",
+]  # fmt: skip
+WIDTHS = {
+    18: {"stem": 64, "width": 64, "out_channels": 64},
+    50: {"stem": 8, "width": 4, "out_channels": 16},
+}
+
+
+def build(depth):
+    torch.manual_seed(0)
+    published = PublishedSwiftNet(depth, features=16, **WIDTHS[depth]).eval()
+    randomize(published)
+    opts = [*OPTS, *(BOTTLENECKS if depth == 50 else [])]
+    cfg = load_config(config_path(f"Cityscapes/swiftnet_R_{depth}.yaml"), opts)
+    return published, build_model(cfg).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", WIDTHS)
+def test_the_same_logits(depth):
+    published, model = build(depth)
+    state = convert_state_dict(MAPPINGS["swiftnet"], published.state_dict(), model.state_dict())
+    model.load_state_dict(state, strict=True)
+    image = torch.randint(0, 256, (3, 256, 512)).float()
+    found = model([{"image": image}])[0]["sem_seg"]
+    expected = published(image)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_keys_that_do_not_fit_are_listed():
+    published, model = build(50)
+    state = published.state_dict()
+    state["backbone.fc.weight"] = state.pop("spp.spp.spp_bn.norm.weight")
+    with pytest.raises(ConversionError) as error:
+        convert_state_dict(MAPPINGS["swiftnet"], state, model.state_dict())
+    assert "spp.spp.spp_bn.norm.weight (for backbone.spp.project.norm.weight)" in str(error.value)
+    assert "backbone.fc.weight" in str(error.value)
