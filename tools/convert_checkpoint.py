@@ -45,12 +45,14 @@ def argument_parser():
     parser.add_argument("output", help="where to write the converted checkpoint (.pth)")
     parser.add_argument(
         "--config-file",
+        metavar="FILE",
         help="config of the model to convert to, a file or the name of a shipped one; default:"
         " the network's, see below",
     )
     parser.add_argument(
-        "opts",
+        "--opts",
         nargs=argparse.REMAINDER,
+        default=[],
         metavar="KEY VALUE",
         help="changes to the config, pairs at the end of the command",
     )

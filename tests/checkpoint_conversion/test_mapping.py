@@ -138,7 +138,7 @@ def tool():
 
 def test_help_tells_every_network_and_argument(tool):
     text = tool.argument_parser().format_help()
-    for word in (*MAPPINGS, "input", "output", "--config-file", "KEY VALUE"):
+    for word in (*MAPPINGS, "input", "output", "--config-file", "--opts"):
         assert word in text
     for mapping in MAPPINGS.values():
         assert mapping.config_file in text and mapping.source in text
@@ -148,7 +148,7 @@ def test_from_file_to_file(tool, tmp_path):
     published = PublishedCSP()
     torch.save({"state_dict": published.state_dict()}, tmp_path / "public.pth")
     output = tmp_path / "folder" / "ours.pth"
-    arguments = ["csp", str(tmp_path / "public.pth"), str(output), *OPTS]
+    arguments = ["csp", str(tmp_path / "public.pth"), str(output), "--opts", *OPTS]
     count = tool.main(tool.argument_parser().parse_args(arguments))
     model = small_csp()
     state = torch.load(output, weights_only=True)["model"]
@@ -161,7 +161,7 @@ def test_from_file_to_file(tool, tmp_path):
 def test_a_checkpoint_of_another_network_writes_nothing(tool, tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "public.pth")
     output = tmp_path / "ours.pth"
-    arguments = ["csp", str(tmp_path / "public.pth"), str(output), *OPTS]
+    arguments = ["csp", str(tmp_path / "public.pth"), str(output), "--opts", *OPTS]
     with pytest.raises(ConversionError, match="neck.p3.weight"):
         tool.main(tool.argument_parser().parse_args(arguments))
     assert not output.exists()
