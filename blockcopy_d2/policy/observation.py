@@ -112,13 +112,17 @@ def rasterize_instances(
     Raises:
         ValueError: if the masks are not at output size, or no block size gives this grid.
     """
-    step = _block_size(canvas_size, grid_shape) / pixels_per_block
-    size = _policy_size(grid_shape, pixels_per_block)
     output_size = instances.image_size
     has_masks = instances.has("pred_masks")
     device = (instances.pred_masks if has_masks else instances.pred_boxes.tensor).device
-    rows = _centres(step, image_size[0], output_size[0], device)
-    columns = _centres(step, image_size[1], output_size[1], device)
+    rows, columns = policy_centres(
+        image_size=image_size,
+        output_size=output_size,
+        canvas_size=canvas_size,
+        grid_shape=grid_shape,
+        pixels_per_block=pixels_per_block,
+        device=device,
+    )
     if has_masks:
         masks = _sample_masks(instances.pred_masks, output_size, rows, columns)
     else:
@@ -126,7 +130,28 @@ def rasterize_instances(
         in_rows = (rows >= y0) & (rows < y1)
         in_columns = (columns >= x0) & (columns < x1)
         masks = in_rows[:, :, None] & in_columns[:, None, :]
-    return _pad_to(masks, size)
+    return _pad_to(masks, _policy_size(grid_shape, pixels_per_block))
+
+
+def policy_centres(
+    *, image_size, output_size, canvas_size, grid_shape, pixels_per_block=PIXELS_PER_BLOCK, device
+):
+    """
+    Where the policy pixels inside an image lie in the task network's output.
+
+    Args:
+        image_size, canvas_size, grid_shape, pixels_per_block: as in :func:`rasterize_instances`.
+        output_size (tuple[int, int]): of the output, which shows the same view as the image.
+        device (torch.device):
+
+    Returns:
+        tuple[Tensor, Tensor]: float, centres of the rows and of the columns in output pixels.
+    """
+    step = _block_size(canvas_size, grid_shape) / pixels_per_block
+    return tuple(
+        _centres(step, length, output_length, device)
+        for length, output_length in zip(image_size, output_size, strict=True)
+    )
 
 
 def paint_output(masks, scores, classes, num_classes):
