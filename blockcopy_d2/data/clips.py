@@ -44,7 +44,7 @@ class FrameReadError(RuntimeError):
 class ClipMapper:
     """
     Maps the dataset dict of a frame to the model's input, as Detectron2's ``DatasetMapper`` does
-    at test time, with video_id, frame_index and labelled kept.
+    at test time, with video_id, frame_index, clip_length and labelled kept.
     """
 
     @configurable
@@ -181,5 +181,9 @@ def _take_clips(dataset_name, num_clips, num_frames):
     clips = itertools.groupby(dataset, key=operator.itemgetter("video_id"))
     clips = [list(frames)[-num_frames:] for _, frames in clips][: num_clips or None]
     return [
-        [{**frame, "frame_index": index} for index, frame in enumerate(clip)] for clip in clips
+        [
+            {**frame, "frame_index": index, "clip_length": len(clip)}
+            for index, frame in enumerate(clip)
+        ]
+        for clip in clips
     ]

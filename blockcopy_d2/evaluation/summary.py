@@ -10,7 +10,7 @@ from tabulate import tabulate
 from .efficiency import EfficiencyMeter
 from .gain_share import GainShare
 
-__all__ = ["RunRecord", "summarize", "summary_table", "write_summary"]
+__all__ = ["RunRecord", "headline", "summarize", "summary_table", "write_summary"]
 
 
 @dataclass
@@ -133,19 +133,32 @@ def _efficiency(record, name, scores):
         return None
     meter = record.meters[name]
     return {
-        **_headline(scores.get(name)),
+        **headline(scores.get(name)),
         "gmacs": meter.gmacs,
         "seconds_per_frame": meter.seconds_per_frame,
     }
 
 
-def _headline(results):
+def headline(results):
+    """
+    Args:
+        results (dict or None): {task: {metric: value}} as evaluators give it.
+
+    Returns:
+        dict[str, float or None]: what tables show: mIoU for semantic segmentation, AP and AP50 for
+        instances, and the miss rate (MR, Reasonable) where it was measured.
+    """
     results = results or {}
     if "sem_seg" in results:
         sem_seg = results["sem_seg"]
         return {"mIoU": _finite(sem_seg.get("mIoU", sem_seg.get("IoU")))}
+    shown = {}
     task = results.get("segm") or results.get("bbox") or {}
-    return {metric: _finite(task.get(metric)) for metric in ("AP", "AP50")}
+    if task or "miss_rate" not in results:
+        shown = {metric: _finite(task.get(metric)) for metric in ("AP", "AP50")}
+    if "miss_rate" in results:
+        shown["MR"] = _finite(results["miss_rate"].get("Reasonable"))
+    return shown
 
 
 def _metrics(summary):

@@ -10,6 +10,7 @@ Shape shorthand in this module:
     n: detections of a frame
 """
 
+import torch
 from torch.nn import functional as F
 
 from blockcopy_d2.policy import (
@@ -93,14 +94,22 @@ class SemanticTask:
         Args: as :meth:`InstanceTask.observe`.
 
         Returns:
-            Tensor: float (K, h, w), probabilities; zero in the padding.
+            Tensor: float (K, h, w), probabilities of the mean logits of a policy pixel; zero in
+            the padding.
         """
-        logits = F.interpolate(
-            output["sem_seg"][None], size=image_size, mode="bilinear", align_corners=False
+        logits = output["sem_seg"][None]
+        inside = logits.new_ones(1, 1, *image_size)
+        if tuple(logits.shape[-2:]) != tuple(image_size):
+            logits = F.interpolate(logits, size=image_size, mode="bilinear", align_corners=False)
+        if tuple(canvas_size) != tuple(image_size):
+            padding = (0, canvas_size[1] - image_size[1], 0, canvas_size[0] - image_size[0])
+            logits, inside = F.pad(logits, padding), F.pad(inside, padding)
+        logits, inside = (
+            resize_to_policy(x, grid_shape, self.pixels_per_block).float() for x in (logits, inside)
         )
-        padding = (0, canvas_size[1] - image_size[1], 0, canvas_size[0] - image_size[0])
-        probabilities = F.pad(logits.softmax(dim=1), padding)
-        return resize_to_policy(probabilities, grid_shape, self.pixels_per_block)[0]
+        # Softmax comes last: it would take most of the time at the resolution of the output.
+        probabilities = (logits / inside.clamp_min(torch.finfo(torch.float32).eps)).softmax(dim=1)
+        return probabilities.masked_fill(inside == 0, 0)[0]
 
     def paint(self, seen):
         """

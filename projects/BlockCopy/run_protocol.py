@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-Runs the paper's protocol for Mask R-CNN: warms a policy per target on training clips, then runs the
-clips of DATASETS.TEST with every method side by side and scores their last, labelled frames:
+Runs the paper's protocol: warms a policy per target on training clips, then runs the clips of
+DATASETS.TEST with every method side by side and scores their labelled frames:
 
     python projects/BlockCopy/run_protocol.py --warm-clips 20 --clips 20 --targets 0.3 0.5 0.7
 
@@ -22,6 +22,7 @@ from blockcopy_protocol.loop import (
 from blockcopy_protocol.methods import BASELINES, build_methods
 from blockcopy_protocol.report import markdown_table
 from blockcopy_protocol.results import ResultsHook, describe_run
+from detectron2.data import MetadataCatalog
 
 from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.engine import PolicyCheckpointer, build_video_model, setup
@@ -49,6 +50,13 @@ def get_parser():
         " (%(default)s)",
     )
     parser.add_argument(
+        "--warm-passes",
+        type=positive,
+        default=1,
+        metavar="P",
+        help="run these clips P times, for data sets with few of them (%(default)s)",
+    )
+    parser.add_argument(
         "--clips",
         type=positive,
         metavar="M",
@@ -66,8 +74,8 @@ def get_parser():
         "--baselines",
         nargs="*",
         choices=list(BASELINES),
-        default=list(BASELINES),
-        help="policies to compare with at every target (both)",
+        default=["random", "frame_difference"],
+        help="what to compare with; random and frame_difference at every target (these two)",
     )
     parser.add_argument(
         "--output", default="./output/protocol", metavar="DIR", help="(%(default)s)"
@@ -116,7 +124,8 @@ def build_config(args):
             raise ValueError(
                 f"DATASETS.{key} is {cfg.DATASETS[key]}; the protocol takes one data set of clips."
             )
-    if not cfg.MODEL.MASK_ON:
+    evaluator_type = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type")
+    if evaluator_type == "cityscapes_video_instance" and not cfg.MODEL.MASK_ON:
         raise ValueError("MODEL.MASK_ON is off; the protocol scores the masks of instances.")
     if args.warm_clips and not cfg.MODEL.BLOCKCOPY.LEARNER.ENABLED:
         raise ValueError(
@@ -126,12 +135,15 @@ def build_config(args):
     return cfg
 
 
-def warm_policies(cfg, model, methods, loader):
+def warm_policies(cfg, model, methods, loader, passes):
     """Let every policy that learns do so on training clips, and save it in the output folder."""
-    loop = ProtocolLoop(model, loader, [m for m in methods if m.learner is not None])
-    loop.register_hooks([ProgressHook(f"Warming {len(loop.methods)} policies")])
-    loop.train()
-    for method in loop.methods:
+    methods = [method for method in methods if method.learner is not None]
+    for index in range(passes):
+        loop = ProtocolLoop(model, loader, methods)
+        title = f"Warming {len(methods)} policies, {index + 1}/{passes}"
+        loop.register_hooks([ProgressHook(title)])
+        loop.train()
+    for method in methods:
         checkpointer = PolicyCheckpointer(method.policy, cfg.OUTPUT_DIR, learner=method.learner)
         checkpointer.save(f"policy_{method.target:g}")
 
@@ -183,7 +195,7 @@ def main(argv=None):
         raise SystemExit(f"error: {message}") from error
     try:
         if warm:
-            warm_policies(cfg, model, methods, train_loader)
+            warm_policies(cfg, model, methods, train_loader, args.warm_passes)
         run_methods(cfg, model, methods, test_loader, describe_run(cfg, args))
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted: {cfg.OUTPUT_DIR} has what was run.") from None

@@ -17,10 +17,16 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", metavar="FILE", help="results.json of a run")
+    parser.add_argument(
+        "--section",
+        default="",
+        metavar="NAME",
+        help="where the README shows several runs: between <!-- NAME results: begin --> and end",
+    )
     parser.add_argument("--readme", default=Path(__file__).with_name("README.md"), metavar="FILE")
     args = parser.parse_args(argv)
     try:
-        embed_report(read_results(args.results), args.readme)
+        embed_report(read_results(args.results), args.readme, args.section)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -144,6 +144,20 @@ class Interrupted:
         return self.run(method, model, inputs)
 
 
+def test_baselines_without_a_target(run, read):
+    names = ["every_second_frame", "every_third_frame", "half_resolution"]
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *names)
+    dense, second, third, half, learned = read()["rows"]
+    assert [row["method"] for row in (second, third, half)] == names
+    assert learned["method"] == "blockcopy"
+    # Two frames follow the first one, which all but half_resolution run whole.
+    assert second["executed_fraction"] == 0.5 and third["executed_fraction"] == 0
+    assert half["executed_fraction"] == 1 and half["gain_share"] is None
+    assert third["gmacs"] < second["gmacs"] < dense["gmacs"] and half["gmacs"] < dense["gmacs"]
+    for row in (second, third, half):
+        assert set(row["ms_per_stage"]) == {"network", "heads"}
+
+
 SMALL = ("--warm-clips", 0, "--clips", 2, "--targets", 0.4, "--baselines")
 
 
@@ -173,10 +187,11 @@ def test_run_that_is_not_scored_leaves_the_cost_of_its_clips(run, read, tmp_path
         run(*SMALL)
     results = read()
     assert not results["complete"] and results["clips"] == 2
-    assert all(row["AP"] is None and row["gmacs"] > 0 for row in results["rows"])
+    assert results["metrics"] == []
+    assert all("AP" not in row and row["gmacs"] > 0 for row in results["rows"])
     readme = tmp_path / "README.md"
     shutil.copy(PROJECT / "README.md", readme)
-    with pytest.raises(SystemExit, match="No method has an AP"):
+    with pytest.raises(SystemExit, match="No method has a score"):
         update_readme.main([str(tmp_path / "output" / "results.json"), "--readme", str(readme)])
     assert readme.read_text() == (PROJECT / "README.md").read_text()
 
@@ -245,6 +260,8 @@ def results_file(tmp_path):
         "dataset": "some_val",
         "train_dataset": "some_train",
         "warm_clips": 7,
+        "warm_passes": 2,
+        "metrics": ["AP", "AP50"],
         "clips": 3,
         "frames": 60,
         "complete": True,
@@ -270,12 +287,35 @@ def test_readme_shows_the_latest_run(results_file, tmp_path):
     assert text.split(begin)[0] == original.split(begin)[0]
     assert text.split(end)[1] == original.split(end)[1]
     block = text.split(begin)[1].split(end)[0]
-    for part in ("some_val", "3 clips", "7 clips of some_train", "Some GPU", "2030-01-02", "44.5"):
+    for part in (
+        "some_val",
+        "3 clips",
+        "7 clips of some_train, 2 times",
+        "Some GPU",
+        "2030-01-02",
+        "44.5",
+    ):
         assert part in block
     for name in ("ap_gmacs.png", "ap_ms.png"):
         assert f"(figures/{name})" in block and (tmp_path / "figures" / name).is_file()
     update_readme.main([str(results_file), "--readme", str(readme)])
     assert readme.read_text() == text
+
+
+def test_readme_may_show_several_runs(results_file, tmp_path):
+    import update_readme
+
+    readme = tmp_path / "README.md"
+    markers = [
+        f"<!-- {name}: {word} -->"
+        for name in ("results", "other results")
+        for word in ("begin", "end")
+    ]
+    readme.write_text("\n".join(markers))
+    update_readme.main([str(results_file), "--readme", str(readme), "--section", "other"])
+    text = readme.read_text()
+    assert text.startswith("\n".join(markers[:3])) and "44.5" in text
+    assert (tmp_path / "figures" / "other_ap_ms.png").is_file()
 
 
 def test_readme_without_markers_stays(results_file, tmp_path):

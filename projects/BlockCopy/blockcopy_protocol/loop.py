@@ -29,6 +29,11 @@ class ProtocolLoop(EvaluationLoop):
         super().__init__(model, data_loader)
         self.methods = methods
 
+    def _warm_up(self):
+        super()._warm_up()
+        for method in self.methods:
+            method.warm_up(self.model, self.inputs)
+
     def run_step(self):
         self.runs = {}
         self.inputs = self._next_frame()
@@ -49,7 +54,7 @@ class Measurement:
         meter (EfficiencyMeter): averages over all frames, the first ones of clips included.
         milliseconds (list[float]): of every frame.
         executed (list[float]): executed fraction of every frame but the first ones of clips.
-        gain_share (GainShare): against dense outputs.
+        gain_share (GainShare): against dense outputs; empty where the frames have another size.
     """
 
     meter: EfficiencyMeter = field(default_factory=EfficiencyMeter)
@@ -72,7 +77,8 @@ class Measurement:
             self.gain_share.start(frame)
         else:
             self.executed.append(run.result.grid.fraction)
-            self.gain_share.update(frame, run.result.grid.active, dense_gain)
+            if dense_gain.shape == run.result.grid.active.shape:
+                self.gain_share.update(frame, run.result.grid.active, dense_gain)
 
     def summary(self):
         """

@@ -1,15 +1,44 @@
-"""The methods that the protocol compares: ways of picking blocks for one and the same network."""
+"""The methods that the protocol compares: ways of spending less on one and the same network."""
+
+from dataclasses import dataclass
+
+from torch.nn import functional as F
 
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
 from blockcopy_d2.evaluation.efficiency import MacCounter
-from blockcopy_d2.modeling import StreamPool
+from blockcopy_d2.modeling import StreamPool, VideoStream
 from blockcopy_d2.policy import OnlineLearner, build_policy
 
-__all__ = ["BASELINES", "Method", "build_methods"]
+__all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
 
-# Policies to compare with, by their name on the command line.
-BASELINES = {"random": "RandomBlocks", "frame_difference": "FrameDifference"}
+
+@dataclass(frozen=True)
+class Baseline:
+    """
+    What BlockCopy is compared with.
+
+    Attributes:
+        policy (str): in POLICY_REGISTRY.
+        follows_target (bool): there is one for every tau, at the cost of BlockCopy.
+        period (int): of EveryKthFrame.
+        scale (float): of the frames that the network gets.
+    """
+
+    policy: str
+    follows_target: bool = False
+    period: int = 1
+    scale: float = 1.0
+
+
+# By their name on the command line.
+BASELINES = {
+    "random": Baseline("RandomBlocks", follows_target=True),
+    "frame_difference": Baseline("FrameDifference", follows_target=True),
+    "every_second_frame": Baseline("EveryKthFrame", period=2),
+    "every_third_frame": Baseline("EveryKthFrame", period=3),
+    "half_resolution": Baseline("AllBlocks", scale=0.5),
+}
 
 
 class Method:
@@ -18,7 +47,7 @@ class Method:
     shared by all methods.
     """
 
-    def __init__(self, kind, policy, *, target=None, learner=None, stages=None):
+    def __init__(self, kind, policy, *, target=None, learner=None, stages=None, scale=1.0):
         """
         Args:
             kind (str): "dense", "blockcopy" or one of ``BASELINES``.
@@ -26,18 +55,26 @@ class Method:
             target (float or None): tau.
             learner (OnlineLearner or None): of ``policy``.
             stages (tuple[str] or None): the stages of a frame whose time counts; None: all.
+            scale (float): of the frames that the network gets. Outputs keep their size, and the
+                time of the resizing does not count.
         """
         self.kind = kind
         self.policy = policy
         self.target = target
         self.learner = learner
         self._stages = stages
+        self._scale = scale
         self._streams = StreamPool(max_streams=1)
 
     @property
     def name(self):
         """str: unique among methods, such as "blockcopy 0.3"."""
         return self.kind if self.target is None else f"{self.kind} {self.target:g}"
+
+    def warm_up(self, model, inputs):
+        """Let the network be captured for frames of this method's size, which is no cost of one."""
+        if self._scale != 1:
+            model.step(self._resize(inputs), VideoStream())
 
     def run(self, model, inputs):
         """
@@ -52,6 +89,7 @@ class Method:
             ModelRun:
         """
         model.policy = self.policy
+        inputs = self._resize(inputs)
         stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
         learning = self.learner is not None and self.learner.wants_graph()
         with MacCounter(model) as counter:
@@ -71,6 +109,15 @@ class Method:
             result=result,
         )
 
+    def _resize(self, inputs):
+        """A smaller image, each pixel an average of those it replaces."""
+        if self._scale == 1:
+            return inputs
+        image = inputs["image"]
+        size = [round(length * self._scale) for length in image.shape[-2:]]
+        image = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0]
+        return {**inputs, "image": image}
+
 
 def build_methods(cfg, model, *, targets, baselines=()):
     """
@@ -81,22 +128,33 @@ def build_methods(cfg, model, *, targets, baselines=()):
         baselines (sequence[str]): keys of ``BASELINES``.
 
     Returns:
-        list[Method]: dense, then per target a policy that starts as a copy of the model's, and
-        the baselines.
+        list[Method]: dense and the baselines that know no target, then per target a policy that
+        starts as a copy of the model's, and the other baselines.
 
     Raises:
         ValueError: the policy that ``cfg`` names does not learn.
     """
-    # Dense stands for the network alone: it has no policy to prepare a frame for.
-    dense = _build_policy(_configure(cfg, "AllBlocks"), model)
-    methods = [Method("dense", dense, stages=("network", "heads"))]
+    methods = [_fixed_method("dense", Baseline("AllBlocks"), cfg, model)]
+    chosen = {kind: BASELINES[kind] for kind in baselines}
+    for kind, baseline in chosen.items():
+        if not baseline.follows_target:
+            methods.append(_fixed_method(kind, baseline, cfg, model))
     for target in targets:
         learned_cfg = _configure(cfg, cfg.MODEL.BLOCKCOPY.POLICY.NAME, target)
         methods.append(_learned_method(learned_cfg, model))
-        for kind in baselines:
-            policy = _build_policy(_configure(cfg, BASELINES[kind], target), model)
-            methods.append(Method(kind, policy, target=target))
+        for kind, baseline in chosen.items():
+            if baseline.follows_target:
+                policy = _build_policy(_configure(cfg, baseline.policy, target), model)
+                methods.append(Method(kind, policy, target=target))
     return methods
+
+
+def _fixed_method(kind, baseline, cfg, model):
+    """The network alone: it has no policy to prepare a frame for."""
+    cfg = _configure(cfg, baseline.policy)
+    cfg.MODEL.BLOCKCOPY.POLICY.PERIOD = baseline.period
+    policy = _build_policy(cfg, model)
+    return Method(kind, policy, stages=("network", "heads"), scale=baseline.scale)
 
 
 def _learned_method(cfg, model):

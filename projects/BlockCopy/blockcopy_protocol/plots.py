@@ -12,6 +12,9 @@ TITLES = {
     "blockcopy": "BlockCopy",
     "frame_difference": "frame difference",
     "random": "random blocks",
+    "every_second_frame": "every 2nd frame",
+    "every_third_frame": "every 3rd frame",
+    "half_resolution": "half resolution",
 }
 
 # Colours of Okabe and Ito, which also the colour-blind can tell apart.
@@ -20,15 +23,19 @@ _STYLES = {
     "blockcopy": {"color": "#0072B2", "marker": "o", "markersize": 7, "linewidth": 2.2},
     "frame_difference": {"color": "#D55E00", "marker": "s", "markersize": 5.5},
     "random": {"color": "#8C8C8C", "marker": "^", "markersize": 6},
+    "every_second_frame": {"color": "#009E73", "marker": "D", "markersize": 6, "linestyle": "none"},
+    "every_third_frame": {"color": "#009E73", "marker": "d", "markersize": 6, "linestyle": "none"},
+    "half_resolution": {"color": "#CC79A7", "marker": "v", "markersize": 7, "linestyle": "none"},
 }
 
 
-def plot_trade_off(results, cost, label, path):
+def plot_trade_off(results, metric, cost, label, path):
     """
-    Draw AP against a cost.
+    Draw accuracy against a cost.
 
     Args:
-        results (dict): of results.json. Rows without AP or cost are left out.
+        results (dict): of results.json. Rows without the metric or the cost are left out.
+        metric (str): the key of the accuracy in a row, such as "AP".
         cost (str): the key of the cost in a row, such as "gmacs".
         label (str): what the cost is, with its unit.
         path (str or Path): of the PNG file.
@@ -37,9 +44,9 @@ def plot_trade_off(results, cost, label, path):
     axes = figure.subplots()
     for kind, style in _STYLES.items():
         points = sorted(
-            (row[cost], row["AP"], row["target"])
+            (row[cost], row[metric], row["target"])
             for row in results["rows"]
-            if row["method"] == kind and row.get(cost) is not None and row["AP"] is not None
+            if row["method"] == kind and None not in (row.get(cost), row.get(metric))
         )
         if not points:
             continue
@@ -61,7 +68,7 @@ def plot_trade_off(results, cost, label, path):
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
     axes.set_xlabel(label)
-    axes.set_ylabel("mask AP")
+    axes.set_ylabel(metric)
     axes.set_xlim(left=0)
     axes.margins(y=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(7))

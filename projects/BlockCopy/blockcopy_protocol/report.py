@@ -8,20 +8,18 @@ from .plots import TITLES, plot_trade_off
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
 
-_BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
-
-# File, key of the cost in a row, label of the axis.
+# Short name, key of the cost in a row, label of the axis.
 _PLOTS = (
-    ("ap_gmacs.png", "gmacs", "GMACs per frame"),
-    ("ap_ms.png", "ms_median", "ms per frame (median)"),
+    ("gmacs", "gmacs", "GMACs per frame"),
+    ("ms", "ms_median", "ms per frame (median)"),
 )
 
-# Key in a row, title, format.
-_COLUMNS = (
+# Key in a row, title, format: before the metrics and after them.
+_CHOICE = (
     ("target", "tau", "g"),
     ("executed_fraction", "executed", ".3f"),
-    ("AP", "AP", ".1f"),
-    ("AP50", "AP50", ".1f"),
+)
+_COST = (
     ("gmacs", "GMACs", ".1f"),
     ("ms_median", "ms, median", ".1f"),
     ("ms_mean", "ms, mean", ".1f"),
@@ -37,15 +35,16 @@ def markdown_table(results):
     Returns:
         str: a row per method. What was not measured is "-".
     """
+    columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
     rows = [
-        [TITLES[row["method"]], *(_format(row.get(key), spec) for key, _, spec in _COLUMNS)]
+        [TITLES[row["method"]], *(_format(row.get(key), spec) for key, _, spec in columns)]
         for row in results["rows"]
     ]
     return tabulate(
         rows,
-        headers=["method", *(title for _, title, _ in _COLUMNS)],
+        headers=["method", *(title for _, title, _ in columns)],
         tablefmt="pipe",
-        colalign=["left"] + ["right"] * len(_COLUMNS),
+        colalign=["left"] + ["right"] * len(columns),
         disable_numparse=True,
     )
 
@@ -59,11 +58,12 @@ def write_report(results, folder):
         folder (str or Path): where to, made if need be.
     """
     folder = Path(folder)
-    _plot(results, folder)
+    if results["metrics"]:
+        _plot(results, folder)
     (folder / "results.md").write_text(f"{markdown_table(results)}\n\n{_provenance(results)}\n")
 
 
-def embed_report(results, readme):
+def embed_report(results, readme, section=""):
     """
     Replace what stands between the two markers of a README by the table and the plots, which go to
     figures/ beside it.
@@ -71,29 +71,41 @@ def embed_report(results, readme):
     Args:
         results (dict): of results.json.
         readme (str or Path):
+        section (str): names the markers and the plots, in a README that shows several runs.
 
     Raises:
         ValueError: the README has no markers, or the run was killed before it was scored.
     """
     readme = Path(readme)
     text = readme.read_text()
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise ValueError(f"{readme} needs the lines {_BEGIN} and {_END} once each.")
-    if all(row["AP"] is None for row in results["rows"]):
-        raise ValueError("No method has an AP: the run was killed before its end, when it scores.")
-    before, rest = text.split(_BEGIN)
-    after = rest.split(_END)[1]
+    name = f"{section} results".strip()
+    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{readme} needs the lines {begin} and {end} once each.")
+    if not results["metrics"]:
+        raise ValueError("No method has a score: the run was killed before its end.")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
     figures = readme.parent / "figures"
-    _plot(results, figures)
-    plots = "\n".join(f"![AP against {label}]({figures.name}/{name})" for name, _, label in _PLOTS)
-    block = f"{_provenance(results)}\n\n{markdown_table(results)}\n\n{plots}"
-    readme.write_text(f"{before}{_BEGIN}\n{block}\n{_END}{after}")
+    plots = _plot(results, figures, prefix=f"{section}_" if section else "")
+    images = "\n".join(f"![{title}]({figures.name}/{file})" for file, title in plots)
+    block = f"{_provenance(results)}\n\n{markdown_table(results)}\n\n{images}"
+    readme.write_text(f"{before}{begin}\n{block}\n{end}{after}")
 
 
-def _plot(results, folder):
+def _plot(results, folder, prefix=""):
+    """
+    Returns:
+        list[tuple[str, str]]: file and title of every plot.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    metric = results["metrics"][0]
+    plots = []
     for name, cost, label in _PLOTS:
-        plot_trade_off(results, cost, label, folder / name)
+        file = f"{prefix}{metric.lower()}_{name}.png"
+        plot_trade_off(results, metric, cost, label, folder / file)
+        plots.append((file, f"{metric} against {label}"))
+    return plots
 
 
 def _provenance(results):
@@ -101,11 +113,13 @@ def _provenance(results):
     device = f"{machine['processor']}, {machine['threads']} threads"
     if machine["device"] != "cpu":
         device = f"{machine['device']} ({device})"
+    passes = results["warm_passes"]
+    often = f", {passes} times over," if passes > 1 else ""
     ended = "" if results["complete"] else " The run was ended early."
     return (
         f"{results['clips']} clips ({results['frames']} frames) of {results['dataset']},"
         f" `{results['config_file']}`, policies warmed on {results['warm_clips']} clips of"
-        f" {results['train_dataset']} per target. {device}, torch {versions['torch']},"
+        f" {results['train_dataset']}{often} per target. {device}, torch {versions['torch']},"
         f" {results['date'][:10]}.{ended}"
     )
 

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import os
 import platform
 
@@ -13,6 +12,7 @@ import yaml
 from detectron2.engine import HookBase
 
 import blockcopy_d2
+from blockcopy_d2.evaluation.summary import headline
 
 from .report import write_report
 
@@ -51,7 +51,7 @@ class ResultsHook(HookBase):
         trainer = self.trainer
         if trainer.runs:
             self._frames += 1
-            if trainer.inputs["labelled"]:
+            if trainer.inputs["frame_index"] + 1 == trainer.inputs["clip_length"]:
                 self._clips += 1
                 self._write(complete=False)
 
@@ -60,28 +60,29 @@ class ResultsHook(HookBase):
         write_report(self.results, self._output_dir)
 
     def _write(self, complete):
+        scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
         self.results = {
             **self._description,
             "complete": complete,
             "clips": self._clips,
             "frames": self._frames,
             "failed_clips": [str(error) for error in self.trainer.failures],
-            "rows": [self._row(method) for method in self._methods],
+            "metrics": list(next(iter(scores.values()), {})),
+            "rows": [
+                {
+                    "method": method.kind,
+                    "target": method.target,
+                    **scores.get(method.name, {}),
+                    **self._measurements[method.name].summary(),
+                }
+                for method in self._methods
+            ],
         }
         # A run that ends while writing leaves the file of the clip before.
         path = os.path.join(self._output_dir, "results.json")
         with open(f"{path}.partial", "w") as f:
             json.dump(self.results, f, indent=2)
         os.replace(f"{path}.partial", path)
-
-    def _row(self, method):
-        scores = self._scoring.scores.get(method.name, {}).get("segm", {})
-        return {
-            "method": method.kind,
-            "target": method.target,
-            **{metric: _finite(scores.get(metric)) for metric in ("AP", "AP50")},
-            **self._measurements[method.name].summary(),
-        }
 
 
 def describe_run(cfg, args):
@@ -102,6 +103,7 @@ def describe_run(cfg, args):
         "weights": cfg.MODEL.WEIGHTS,
         "policy_weights": options.POLICY.WEIGHTS,
         "warm_clips": args.warm_clips,
+        "warm_passes": args.warm_passes,
         "blockcopy": yaml.safe_load(options.dump()),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
@@ -139,11 +141,6 @@ def read_results(path):
     if not isinstance(results, dict) or not results.get("rows"):
         raise ValueError(f'{path} has no "rows": it is not a results.json of run_protocol.py.')
     return results
-
-
-def _finite(value):
-    """JSON has no NaN, which evaluators give where there was nothing to score."""
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _processor():
