@@ -10,7 +10,7 @@ weights of the detector stay as they are: training warms the policy on the clips
 import os
 
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, launch
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
@@ -20,6 +20,7 @@ from blockcopy_d2.engine import (
     WeightsCheckpointer,
     default_argument_parser,
     evaluate_clips,
+    launch,
     setup,
     warm_policy,
 )
@@ -69,12 +70,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, default_argument_parser().parse_args())

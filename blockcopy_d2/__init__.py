@@ -2,16 +2,33 @@
 
 :func:`add_blockcopy_config` adds the config keys and :func:`enable_blockcopy` turns the switch
 ``MODEL.BLOCKCOPY.ENABLED`` into the names Detectron2's registries build. The registered classes
-live in :mod:`blockcopy_d2.modeling`, which imports torch and Detectron2 when it is asked for.
+live in :mod:`blockcopy_d2.modeling`. :func:`accelerate` and :class:`VideoPredictor`, for those who
+have a model and a video, are imported when they are asked for.
 """
+
+import importlib
 
 from .config import add_blockcopy_config, base_config, check_blockcopy_config, enable_blockcopy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "VideoPredictor",
+    "accelerate",
     "add_blockcopy_config",
     "base_config",
     "check_blockcopy_config",
     "enable_blockcopy",
 ]
+
+# Of sub-packages that import all of the others: whoever needs the config keys only does without.
+_LAZY = {
+    "VideoPredictor": "blockcopy_d2.engine.predictor",
+    "accelerate": "blockcopy_d2.engine.acceleration",
+}
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

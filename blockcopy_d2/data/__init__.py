@@ -15,6 +15,7 @@ from .cityscapes_video import (
 )
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
+from .read_ahead import open_frames, read_ahead
 from .sem_seg import build_sem_seg_train_mapper
 from .video_files import VideoFrames
 from .visible_boxes import VisibleBoxMapper
@@ -36,6 +37,8 @@ __all__ = [
     "load_labelled_frames",
     "load_pets09",
     "load_pets09_video",
+    "open_frames",
+    "read_ahead",
     "register_camvid",
     "register_citypersons",
     "register_citypersons_video",

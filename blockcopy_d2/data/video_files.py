@@ -113,8 +113,9 @@ class _VideoFile:
         # PyAV is needed here alone; training a detector does without it.
         import av
 
+        kind = "v4l2" if self._source.startswith("/dev/video") else None
         try:
-            container = av.open(self._source)
+            container = av.open(self._source, format=kind)
         except av.FFmpegError as error:
             raise ValueError(f"{self._source} cannot be read as a video: {error}") from error
         if not container.streams.video:

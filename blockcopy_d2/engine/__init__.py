@@ -1,6 +1,10 @@
+from .acceleration import accelerate
+from .budget import FrameBudget
 from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
 from .defaults import default_argument_parser, load_config, setup
+from .launch import launch
 from .loop import EvaluationLoop
+from .predictor import FrameMapper, VideoPredictor
 from .runs import build_video_model, evaluate_clips, warm_policy
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

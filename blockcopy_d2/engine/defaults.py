@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -16,7 +17,7 @@ from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, en
 from blockcopy_d2.policy import POLICY_REGISTRY
 from blockcopy_d2.resources import config_path
 
-__all__ = ["default_argument_parser", "load_config", "setup"]
+__all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
 
 
 def setup(args):
@@ -55,6 +56,7 @@ def load_config(path="", opts=()):
     """
     cfg = get_cfg()
     add_deeplab_config(cfg)
+    add_pointrend_config(cfg)
     add_blockcopy_config(cfg)
     try:
         if path:
@@ -65,6 +67,21 @@ def load_config(path="", opts=()):
         if unknown is None:
             raise
         raise KeyError(_unknown_key_message(unknown.group(1), cfg)) from error
+    return complete_config(cfg)
+
+
+def complete_config(cfg):
+    """
+    Args:
+        cfg (CfgNode): unfrozen, with the keys of BlockCopy, changed in place.
+
+    Returns:
+        CfgNode: ``cfg``, checked, with BlockCopy enabled where the switch is on, on a device this
+        machine has.
+
+    Raises:
+        ValueError: names a key with a value out of its range.
+    """
     enable_blockcopy(cfg)
     check_blockcopy_config(cfg)
     _check_policy_name(cfg.MODEL.BLOCKCOPY.POLICY.NAME)

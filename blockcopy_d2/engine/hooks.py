@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from blockcopy_d2.evaluation.efficiency import MacCounter
-from blockcopy_d2.modeling import StageTimer, StreamPool
+from blockcopy_d2.modeling import StageTimer, StreamPool, learn
 from blockcopy_d2.sparse import BlockGrid
 
 from .loop import ModelRun
@@ -27,7 +27,7 @@ __all__ = [
 class OnlinePolicyHook(HookBase):
     """
     Teaches the policy from the information gain of every frame. Its time is part of the frame's.
-    First frames, which the policy did not decide, teach nothing.
+    First frames, which the policy did not decide, and frames after a cut teach nothing.
     """
 
     def __init__(self, learner):
@@ -39,13 +39,8 @@ class OnlinePolicyHook(HookBase):
 
     def after_step(self):
         run = self.trainer.runs.get("blockcopy")
-        if run is None or run.result.decision.logits is None:
-            return
-        result = run.result
-        with result.timer.stage("information_gain"):
-            gain = self.trainer.model.information_gain(result)
-        with result.timer.stage("policy_update"):
-            metrics = self._learner.observe(result.decision, gain)
+        results = [] if run is None else [run.result]
+        metrics = learn(self._learner, self.trainer.model, results)
         self.trainer.storage.put_scalars(
             **{f"policy/{name}": value.item() for name, value in metrics.items()}
         )
@@ -131,7 +126,7 @@ class ScoringHook(HookBase):
                 self._evaluators[name].process([self.trainer.inputs], [run.output])
 
     def after_train(self):
-        if self.trainer.iter == self.trainer.max_iter:
+        if self.trainer.finished:
             self.scores = {
                 name: evaluator.evaluate() for name, evaluator in self._evaluators.items()
             }
@@ -165,7 +160,7 @@ class EfficiencyHook(HookBase):
                     **{f"ms/{stage}": 1000 * value for stage, value in seconds.items()}
                 )
         result = trainer.runs["blockcopy"].result
-        if result.previous_detections is None:
+        if result.is_first:
             record.clips += 1
         else:
             record.executed.append(result.grid.fraction)
@@ -191,7 +186,7 @@ class GainShareHook(HookBase):
         result = self.trainer.runs["blockcopy"].result
         dense = self.trainer.runs["dense"].result
         frame = result.frame.nan_to_num()
-        if dense.previous_detections is None:
+        if dense.is_first:
             self._gain_share.start(frame)
         else:
             gain = self.trainer.model.information_gain(dense)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 
 from blockcopy_d2.evaluation.efficiency import MacCounter
 from blockcopy_d2.modeling import FrameResult, StreamPool, VideoStream
@@ -67,12 +68,22 @@ class EvaluationLoop(TrainerBase):
     def train(self, start_iter=0, max_iter=None):
         """
         Args:
-            start_iter, max_iter (int): frames of the loader to run; all of them by default.
+            start_iter, max_iter (int): frames of the loader to run; all of them by default. Where
+                processes learn together, those with fewer frames wait for the others.
         """
         self._frames = iter(self.data_loader)
         for _ in range(start_iter):
             next(self._frames)
-        super().train(start_iter, len(self.data_loader) if max_iter is None else max_iter)
+        if max_iter is None:
+            max_iter = len(self.data_loader)
+            if self.learner is not None and self.learner.sync:
+                max_iter = max(comm.all_gather(max_iter))
+        super().train(start_iter, max_iter)
+
+    @property
+    def finished(self):
+        """bool: whether all frames were run; a process may have had none."""
+        return self.iter >= self.max_iter
 
     def run_step(self):
         self.runs = {}
@@ -100,7 +111,9 @@ class EvaluationLoop(TrainerBase):
         self._warm = True
 
     def _next_frame(self):
-        inputs = next(self._frames)[0]
+        inputs = next(self._frames, [None])[0]
+        if inputs is None:
+            return None
         if inputs["video_id"] == self._failed_clip:
             return None
         if "error" in inputs:

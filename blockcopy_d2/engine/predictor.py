@@ -1,43 +1,38 @@
-"""Running a model on a video of any length: Detectron2's ``DefaultPredictor`` for streams."""
+"""Running a model on videos of any length: Detectron2's ``DefaultPredictor`` for streams."""
+
+import contextlib
+import copy
+import statistics
+import time
 
 import numpy as np
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable, instantiate
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
-from blockcopy_d2.modeling import VideoStream
+from blockcopy_d2.data import open_frames, read_ahead
+from blockcopy_d2.modeling import StreamBatch, learn
 
-from .runs import build_video_model
+from .acceleration import accelerate, video_config
+from .budget import FrameBudget
 
-__all__ = ["VideoPredictor"]
+__all__ = ["FrameMapper", "VideoPredictor"]
 
 
-class VideoPredictor:
+class FrameMapper:
     """
-    Runs BlockCopy on one video, frame by frame, and teaches its policy on the way, as evaluation
-    does. Frames go through the test-time resizing of the config. Nothing is kept of a frame but
-    what the next one needs.
+    Maps a frame to a model's input, as Detectron2's ``DefaultPredictor`` does.
 
     Attributes:
-        model (BlockCopyVideoModel):
-        learner (OnlineLearner or None): None where the policy does not learn.
-        scale (float): pixels of the network's input per pixel of the last frame.
-
-    Examples:
-    ::
-        predictor = VideoPredictor(cfg)
-        for image, result in predictor.stream(VideoFrames("input.mp4")):
-            instances = result.output["instances"]
+        scale (float or None): pixels of the network's input per pixel of the last frame.
     """
 
     @configurable
-    def __init__(self, *, model, learner, augmentations, image_format):
+    def __init__(self, *, augmentations=(), image_format="BGR"):
         """
         Args:
-            model (BlockCopyVideoModel): with its weights loaded.
-            learner (OnlineLearner or None): of the model's policy.
-            augmentations (list[Augmentation]): deterministic ones, applied to each frame.
+            augmentations (sequence[Augmentation]): deterministic ones, applied to each frame.
             image_format (str): "BGR" or "RGB", what the model takes.
 
         Raises:
@@ -45,31 +40,129 @@ class VideoPredictor:
         """
         if image_format not in ("BGR", "RGB"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; a video is in 'BGR' or 'RGB'.")
-        self.model = model
-        self.learner = learner
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.scale = None
+
+    @classmethod
+    def from_config(cls, cfg):
+        """
+        Args:
+            cfg (CfgNode or DictConfig): of a model, or a LazyConfig with a test mapper.
+        """
+        if isinstance(cfg, CfgNode):
+            return {
+                "augmentations": detection_utils.build_augmentation(cfg, is_train=False),
+                "image_format": cfg.INPUT.FORMAT,
+            }
+        mapper = cfg.dataloader.test.mapper
+        return {
+            "augmentations": [instantiate(x) for x in mapper.augmentations],
+            "image_format": mapper.image_format,
+        }
+
+    def __call__(self, image):
+        """
+        Args:
+            image (ndarray): uint8, (H, W, 3), BGR.
+
+        Returns:
+            dict: "image" (uint8 tensor), and "height" and "width" of ``image``.
+        """
+        height, width = image.shape[:2]
+        augmented = T.AugInput(image[:, :, ::-1] if self.image_format == "RGB" else image)
+        self.augmentations(augmented)
+        self.scale = augmented.image.shape[0] / height
+        tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+
+class VideoPredictor:
+    """
+    Runs a model with BlockCopy on video, and teaches its policy on the way. Frames go through the
+    test-time resizing of the config. Nothing is kept of a frame but what the next one needs.
+
+    Results read as the outputs of ``DefaultPredictor``, and tell more, see :class:`FrameResult`.
+
+    Attributes:
+        model (BlockCopyVideoModel):
+        learner (OnlineLearner or None): None where the policy does not learn.
+        mapper (FrameMapper):
+
+    Examples:
+    ::
+        predictor = VideoPredictor(cfg)  # any config of Detectron2
+        for frame, outputs in predictor.stream("input.mp4"):
+            instances = outputs["instances"]
+    """
+
+    @configurable
+    def __init__(self, *, model, mapper=None, clock=time.perf_counter):
+        """
+        Args:
+            model (BlockCopyVideoModel): with its weights loaded, see :func:`accelerate`.
+            mapper (FrameMapper or None): default: frames as they are, in BGR.
+            clock (callable): gives the time in seconds, for :meth:`set_budget`.
+        """
+        self.model = model
+        self.learner = model.learner
+        self.mapper = FrameMapper() if mapper is None else mapper
+        self._clock = clock
+        self._budget = None
+        # Every policy that runs, with its learner: that of the model, or those of its streams.
+        self._policies = [(model.policy, model.learner)]
         self.reset()
 
     @classmethod
     def from_config(cls, cfg):
         """
         Args:
-            cfg (CfgNode): with BlockCopy enabled, see
-                :func:`blockcopy_d2.engine.defaults.load_config`.
+            cfg (CfgNode or DictConfig): any of Detectron2's. What it says of BlockCopy counts, but
+                for the switch, which is on.
         """
-        model, learner = build_video_model(cfg)
-        return {
-            "model": model,
-            "learner": learner,
-            "augmentations": detection_utils.build_augmentation(cfg, is_train=False),
-            "image_format": cfg.INPUT.FORMAT,
-        }
+        if isinstance(cfg, CfgNode):
+            cfg = video_config(cfg)
+            return {"model": accelerate(cfg, target=None), "mapper": FrameMapper(cfg)}
+        return {"model": accelerate(cfg), "mapper": FrameMapper(cfg)}
+
+    @property
+    def scale(self):
+        """float: pixels of the network's input per pixel of the last frame."""
+        return self.mapper.scale
 
     def reset(self):
         """Start a new video: its first frame executes all blocks. What was learned stays."""
-        self._stream = VideoStream()
-        self.scale = None
+        self._stream = self.model.init_state()
+
+    def set_target(self, target):
+        """
+        Change the wished fraction of executed blocks, from the next frame on.
+
+        Args:
+            target (float): tau, in [0, 1].
+
+        Raises:
+            ValueError: it is out of range, or the policy follows no target.
+        """
+        if not 0 <= target <= 1:
+            raise ValueError(f"target is {target}; it is a fraction of blocks, within [0, 1].")
+        for policy, learner in self._policies:
+            _follower(policy, learner).target = target
+
+    def set_budget(self, milliseconds):
+        """
+        Hold the median time of a frame by moving the target, see :class:`FrameBudget`. The time
+        is that of a call: resizing, network and learning, but no decoding.
+
+        Args:
+            milliseconds (float or None): None to stop, and leave the target where it is.
+
+        Raises:
+            ValueError: it is not positive, or the policy follows no target.
+        """
+        for policy, learner in self._policies:
+            _follower(policy, learner)
+        self._budget = None if milliseconds is None else FrameBudget(milliseconds / 1000)
 
     def __call__(self, image):
         """
@@ -79,37 +172,88 @@ class VideoPredictor:
             image (ndarray): uint8, (H, W, 3), BGR.
 
         Returns:
-            FrameResult: ``output`` is in pixels of ``image``.
+            FrameResult: reads as the output dict, in pixels of ``image``.
         """
-        learning = self.learner is not None and self._stream.started
-        result = self.model.step(
-            self._inputs(image),
-            self._stream,
-            learning=learning and self.learner.wants_graph(),
-        )
-        if learning and result.decision.logits is not None:
-            self.learner.observe(result.decision, self.model.information_gain(result))
-        return result
+        return self._tick([image], self._stream)[0]
 
-    def stream(self, frames):
+    def stream(self, source):
         """
-        Run a video from its first frame.
+        Run a video from its first frame, decoded on a thread of its own, in constant memory.
 
         Args:
-            frames (iterable[ndarray]): as of :class:`blockcopy_d2.data.VideoFrames`; read as they
-                are needed.
+            source (str, int or iterable[ndarray]): a file, a folder of frames, an address
+                (``rtsp://...``, ``http://...``), the number of a camera, or BGR frames.
 
         Yields:
             tuple[ndarray, FrameResult]: a frame and what it gave.
         """
         self.reset()
-        for image in frames:
-            yield image, self(image)
+        with contextlib.closing(read_ahead(open_frames(source))) as frames:
+            for image in frames:
+                yield image, self(image)
+                del image
 
-    def _inputs(self, image):
-        height, width = image.shape[:2]
-        augmented = T.AugInput(image[:, :, ::-1] if self.image_format == "RGB" else image)
-        self.augmentations(augmented)
-        self.scale = augmented.image.shape[0] / height
-        tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+    def streams(self, sources, *, own_policies=False):
+        """
+        Run several videos of one size together, a frame of each at a time.
+
+        Args:
+            sources (sequence): as of :meth:`stream`.
+            own_policies (bool): every video learns a policy for itself, all from that of the
+                model, which stays as it is. Default: they learn that one together.
+
+        Yields:
+            list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended.
+        """
+        before, policies = self._policies, None
+        if own_policies:
+            # Copied together, so that each learner teaches its policy's copy.
+            self._policies = [copy.deepcopy(before[0]) for _ in sources]
+            policies = [policy for policy, _ in self._policies]
+        batch = StreamBatch(len(sources), policies=policies)
+        try:
+            with contextlib.ExitStack() as stack:
+                readers = [
+                    stack.enter_context(contextlib.closing(read_ahead(open_frames(source))))
+                    for source in sources
+                ]
+                while True:
+                    images = [next(reader, None) for reader in readers]
+                    if all(image is None for image in images):
+                        return
+                    results = self._tick(images, batch)
+                    yield [
+                        None if image is None else (image, result)
+                        for image, result in zip(images, results, strict=True)
+                    ]
+        finally:
+            self._policies = before
+
+    def _tick(self, images, batch):
+        start = self._clock()
+        inputs = [None if image is None else self.mapper(image) for image in images]
+        learners = [learner for _, learner in self._policies]
+        wanted = [learner is not None and learner.wants_graph() for learner in learners]
+        learning = wanted[0] if batch.policies is None else wanted
+        results = self.model.step_batch(inputs, batch, learning=learning)
+        taught = [results] if batch.policies is None else [[result] for result in results]
+        for learner, group in zip(learners, taught, strict=True):
+            if learner is not None:
+                learn(learner, self.model, [result for result in group if result is not None])
+        present = [result for result in results if result is not None]
+        if self._budget is not None and not any(result.is_first for result in present):
+            executed = statistics.fmean(result.executed for result in present)
+            target = self._budget.update(self._clock() - start, executed)
+            if target is not None:
+                self.set_target(target)
+        return results
+
+
+def _follower(policy, learner):
+    """What has the target of a policy: its learner, or the policy itself."""
+    if learner is not None:
+        return learner
+    if not hasattr(policy, "target"):
+        when = " while it does not learn" if policy.learns else ""
+        raise ValueError(f"{type(policy).__name__} follows no target{when}.")
+    return policy

@@ -47,7 +47,7 @@ class OverlayHook(HookBase):
         run = self.trainer.runs.get("blockcopy")
         if run is None:
             return
-        self._clips += run.result.previous_detections is None
+        self._clips += run.result.is_first
         if self._clips <= self._num_clips:
             self._writer.write(self._draw(run))
 
@@ -97,7 +97,7 @@ class SummaryHook(HookBase):
         self._output_dir = output_dir
 
     def after_train(self):
-        if self.trainer.iter != self.trainer.max_iter:
+        if not self.trainer.finished:
             return
         record, *others = comm.gather(self._record) or [None]
         if not comm.is_main_process():

@@ -28,7 +28,7 @@ from .hooks import (
 from .loop import EvaluationLoop
 from .reporting import OverlayHook, SummaryHook
 
-__all__ = ["build_video_model", "evaluate_clips", "warm_policy"]
+__all__ = ["build_learner", "build_video_model", "evaluate_clips", "warm_policy"]
 
 
 def build_video_model(cfg):
@@ -42,15 +42,28 @@ def build_video_model(cfg):
         tuple[BlockCopyVideoModel, OnlineLearner or None]: the learner of the model's policy, if
         there is anything to learn.
     """
-    options = cfg.MODEL.BLOCKCOPY
     model = build_model(cfg)
     WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    learner = None
-    if options.LEARNER.ENABLED and model.policy.learns:
-        learner = OnlineLearner(cfg, model.policy)
-    if options.POLICY.WEIGHTS and model.policy.learns:
-        PolicyCheckpointer(model.policy, learner=learner).load(options.POLICY.WEIGHTS)
-    return model, learner
+    return model, build_learner(cfg, model.policy)
+
+
+def build_learner(cfg, policy):
+    """
+    Load the weights of a policy that ``cfg`` names, and build its learner.
+
+    Args:
+        cfg (CfgNode): with BlockCopy enabled.
+        policy (Policy): on the device where it will stay.
+
+    Returns:
+        OnlineLearner or None: None if there is nothing to learn.
+    """
+    options, learner = cfg.MODEL.BLOCKCOPY, None
+    if options.LEARNER.ENABLED and policy.learns:
+        learner = OnlineLearner(cfg, policy)
+    if options.POLICY.WEIGHTS and policy.learns:
+        PolicyCheckpointer(policy, learner=learner).load(options.POLICY.WEIGHTS)
+    return learner
 
 
 def warm_policy(cfg, *, resume=False):

@@ -1,6 +1,6 @@
 from .backbone import BlockCopyBackbone
 from .csp import CSP
-from .heads import BlockCopyDenseHead, convert_heads
+from .heads import BlockCopyDenseHead, convert_model
 from .learning import learn
 from .meta_arch import BlockCopyVideoModel
 from .mgan import MGANROIHeads
@@ -10,7 +10,7 @@ from .rpn import BlockCopyRPNHead
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream
 from .swiftnet import SwiftNetBackbone, SwiftNetHead
-from .task import InstanceTask, SemanticTask, build_task
+from .task import InstanceTask, PanopticTask, SemanticTask, build_task, infer_task
 from .timing import StageTimer
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

@@ -1,10 +1,16 @@
+import logging
+
 import torch
 import torch.utils._pytree as pytree
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from blockcopy_d2.sparse import BlockSparseModule
 
-__all__ = ["BlockCopyDenseHead", "convert_heads"]
+from .backbone import BlockCopyBackbone
+from .rpn import BlockCopyRPNHead
+
+__all__ = ["BlockCopyDenseHead", "convert_model"]
 
 
 class BlockCopyDenseHead(BlockSparseModule):
@@ -18,20 +24,56 @@ class BlockCopyDenseHead(BlockSparseModule):
         return pytree.tree_map_only(torch.Tensor, torch.clone, outputs)
 
 
-def convert_heads(base, backend="auto"):
+# Where meta-architectures keep what is fully convolutional, and what it becomes.
+_CONVERSIONS = {
+    "backbone": BlockCopyBackbone,
+    "proposal_generator.rpn_head": BlockCopyRPNHead,
+    "head": BlockCopyDenseHead,
+    "sem_seg_head": BlockSparseModule,
+}
+
+
+def convert_model(base, backend="auto"):
     """
-    Make the fully convolutional heads of a meta-architecture block-sparse that are known by an
-    attribute only. (Backbone and RPN head are built by name, from Detectron2's registries.)
+    Make the backbone and the fully convolutional heads of a meta-architecture block-sparse. Heads
+    that are something else stay as they are. So does a model whose backbone is: the attention of
+    a transformer (ViT, Swin) has no blocks. Its name is logged as a warning, once.
 
     Args:
-        base (nn.Module): a meta-architecture, changed in place.
+        base (nn.Module): a meta-architecture, changed in place. Modules that are block-sparse
+            already are left alone.
         backend (str): see :class:`blockcopy_d2.sparse.BlockSparseModule`.
 
     Returns:
-        nn.Module: ``base``.
+        bool: whether the model runs in blocks.
     """
-    for name, convert in (("head", BlockCopyDenseHead), ("sem_seg_head", BlockSparseModule)):
-        head = getattr(base, name, None)
-        if isinstance(head, nn.Module) and not isinstance(head, BlockSparseModule):
-            setattr(base, name, convert(head, backend))
-    return base
+    runs_in_blocks = _is_convolutional(base.backbone)
+    if not runs_in_blocks:
+        log_first_n(
+            logging.WARNING,
+            f"{_name(base.backbone)} is not fully convolutional: {_name(base)} cannot be run in"
+            " blocks and runs densely.",
+            name=__name__,
+            key="message",
+        )
+    for path, convert in _CONVERSIONS.items():
+        owner, _, name = path.rpartition(".")
+        owner = getattr(base, owner, None) if owner else base
+        module = getattr(owner, name, None)
+        if not isinstance(module, nn.Module):
+            continue
+        is_converted = isinstance(module, BlockSparseModule)
+        if runs_in_blocks and not is_converted and _is_convolutional(module):
+            setattr(owner, name, convert(module=module, backend=backend))
+        elif not runs_in_blocks and is_converted:
+            setattr(owner, name, module.dense_module)
+    return runs_in_blocks
+
+
+def _is_convolutional(module):
+    # A linear layer works on tokens or regions, a 1D convolution on points.
+    return not any(isinstance(m, (nn.Linear, nn.Conv1d)) for m in module.modules())
+
+
+def _name(module):
+    return type(getattr(module, "dense_module", module)).__name__

@@ -25,11 +25,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from blockcopy_d2.config import base_config
-from blockcopy_d2.policy import Decision, Observation, build_policy, resize_to_policy
+from blockcopy_d2.policy import (
+    AllBlocks,
+    Decision,
+    Observation,
+    build_policy,
+    resize_to_policy,
+)
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_blocks
 from blockcopy_d2.sparse.grid import check_stride
 
-from .heads import convert_heads
+from .heads import convert_model
 from .learning import learn
 from .refresh import due_for_refresh
 from .result import FrameResult
@@ -69,7 +75,7 @@ class BlockCopyVideoModel(nn.Module):
         """
         Args:
             base (nn.Module): a Detectron2 meta-architecture with block-sparse modules in it, see
-                :func:`convert_heads`. Its backbone tells the padding, ``pixel_mean`` and
+                :func:`convert_model`. Its backbone tells the padding, ``pixel_mean`` and
                 ``pixel_std`` the normalization of what the policy sees.
             policy (Policy): picks the blocks.
             task (InstanceTask or SemanticTask): what the policy sees of an output.
@@ -111,10 +117,29 @@ class BlockCopyVideoModel(nn.Module):
         base_cfg.defrost()
         base_cfg.MODEL.META_ARCHITECTURE = options.BASE_META_ARCHITECTURE
         base = META_ARCH_REGISTRY.get(options.BASE_META_ARCHITECTURE)(base_cfg)
-        task = build_task(base_config(cfg))
+        return {"base": base, **cls.parts(cfg, base, build_task(base_config(cfg)))}
+
+    @classmethod
+    def parts(cls, cfg, base, task):
+        """
+        What makes a video model of a meta-architecture, which is made block-sparse for it.
+
+        Args:
+            cfg (CfgNode): of the video model; nothing of the meta-architecture is read from it.
+            base (nn.Module): the meta-architecture, changed in place.
+            task (InstanceTask, SemanticTask or PanopticTask): see :func:`infer_task`.
+
+        Returns:
+            dict: the arguments of this class besides ``base``. A model that cannot run in blocks
+            gets a policy that executes all of them.
+        """
+        options = cfg.MODEL.BLOCKCOPY
+        if convert_model(base, options.BACKEND):
+            policy = build_policy(cfg, num_classes=task.num_classes)
+        else:
+            policy = AllBlocks()
         return {
-            "base": convert_heads(base, options.BACKEND),
-            "policy": build_policy(cfg, num_classes=task.num_classes),
+            "policy": policy,
             "task": task,
             "block_size": options.BLOCK_SIZE,
             "max_streams": options.MAX_STREAMS,

@@ -11,6 +11,7 @@ Shape shorthand in this module:
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from blockcopy_d2.policy import (
@@ -23,7 +24,7 @@ from blockcopy_d2.policy import (
     semantic_information_gain,
 )
 
-__all__ = ["InstanceTask", "SemanticTask", "build_task"]
+__all__ = ["InstanceTask", "PanopticTask", "SemanticTask", "build_task", "infer_task"]
 
 
 class InstanceTask:
@@ -126,20 +127,108 @@ class SemanticTask:
         return block_information_gain(semantic_information_gain(current, previous), grid_shape)
 
 
+class PanopticTask:
+    """Outputs with "instances" and "sem_seg": what either task sees, and the larger gain."""
+
+    def __init__(self, num_things, num_stuff, pixels_per_block=32):
+        """
+        Args:
+            num_things (int): classes of instances.
+            num_stuff (int): classes of the semantic segmentation.
+            pixels_per_block (int): P.
+        """
+        self.instances = InstanceTask(num_things, pixels_per_block)
+        self.semantic = SemanticTask(num_stuff, pixels_per_block)
+        self.num_classes = num_things + num_stuff
+        self.pixels_per_block = pixels_per_block
+
+    def observe(self, output, **geometry):
+        """
+        Args: as :meth:`InstanceTask.observe`.
+
+        Returns:
+            tuple[DetectionMasks, Tensor]:
+        """
+        return (
+            self.instances.observe(output, **geometry),
+            self.semantic.observe(output, **geometry),
+        )
+
+    def paint(self, seen):
+        """
+        Returns:
+            Tensor: float (K, h, w) in [0, 1], things first.
+        """
+        instances, semantic = seen
+        return torch.cat([self.instances.paint(instances), self.semantic.paint(semantic)])
+
+    def block_gain(self, current, previous, grid_shape):
+        """
+        Returns:
+            Tensor: float (GH, GW), eq. 1. A divergence counts up to 1 nat, which is what a certain
+            instance gains.
+        """
+        gains = [
+            task.block_gain(now, before, grid_shape)
+            for task, now, before in zip((self.instances, self.semantic), current, previous)
+        ]
+        return torch.maximum(gains[0], gains[1].clamp(max=1))
+
+
 def build_task(cfg):
     """
     Args:
         cfg (CfgNode): names the task network, not the model around it.
 
     Returns:
-        InstanceTask or SemanticTask:
+        InstanceTask, SemanticTask or PanopticTask:
     """
     name = cfg.MODEL.META_ARCHITECTURE
     pixels_per_block = cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK
     if name == "SemanticSegmentor":
         return SemanticTask(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, pixels_per_block)
+    if name == "PanopticFPN":
+        return PanopticTask(
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, pixels_per_block
+        )
     if name == "CSP":
         return InstanceTask(1, pixels_per_block)
     if name == "RetinaNet":
         return InstanceTask(cfg.MODEL.RETINANET.NUM_CLASSES, pixels_per_block)
     return InstanceTask(cfg.MODEL.ROI_HEADS.NUM_CLASSES, pixels_per_block)
+
+
+def infer_task(base, pixels_per_block=32):
+    """
+    Args:
+        base (nn.Module): a meta-architecture of Detectron2, or one that keeps its parts under the
+            same names: "roi_heads", "sem_seg_head", or "head" for a one-stage detector.
+        pixels_per_block (int): P.
+
+    Returns:
+        InstanceTask, SemanticTask or PanopticTask: that understands its outputs.
+
+    Raises:
+        ValueError: the meta-architecture has none of these parts.
+    """
+    roi_heads = getattr(base, "roi_heads", None)
+    sem_seg_head = getattr(base, "sem_seg_head", None)
+    if roi_heads is not None and sem_seg_head is not None:
+        num_stuff = _num_channels(sem_seg_head)
+        return PanopticTask(roi_heads.num_classes, num_stuff, pixels_per_block)
+    if roi_heads is not None:
+        return InstanceTask(roi_heads.num_classes, pixels_per_block)
+    if sem_seg_head is not None:
+        return SemanticTask(_num_channels(sem_seg_head), pixels_per_block)
+    if hasattr(base, "head"):
+        return InstanceTask(getattr(base, "num_classes", 1), pixels_per_block)
+    raise ValueError(
+        f"{type(base).__name__} has no roi_heads, sem_seg_head or head: it is not known what its"
+        " outputs look like. Give BlockCopyVideoModel a task for them."
+    )
+
+
+def _num_channels(head):
+    """Of its last convolution, which gives the logits."""
+    convolutions = [m for m in head.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
+    return convolutions[-1].out_channels

@@ -77,6 +77,10 @@ class SeededUniform:
         self.seed = seed
         self._generator = None
 
+    def __deepcopy__(self, memo):
+        # A copied torch.Generator of a state in use repeats itself.
+        return SeededUniform(self.seed)
+
     def draw(self, shape, device):
         """
         Returns:

@@ -80,10 +80,10 @@ class OnlineLearner:
         self._frames = 0
         self._moving_cost = torch.tensor(float(target), device=device)
         self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
-        self._sync = sync and comm.get_world_size() > 1
+        self.sync = sync and comm.get_world_size() > 1
         # Costs that are not part of the moving average yet, with the number of streams.
         self._new_costs = []
-        if self._sync:
+        if self.sync:
             for parameter in self._parameters:
                 dist.broadcast(parameter.detach(), src=0)
 
@@ -180,7 +180,7 @@ class OnlineLearner:
         Called instead of :meth:`observe` by a process that has nothing to observe, when others of
         its job may have. Does nothing unless they learn together.
         """
-        if not self._sync:
+        if not self.sync:
             return
         updates = self.wants_graph()
         nothing = torch.zeros_like(self._moving_cost)
@@ -233,10 +233,10 @@ class OnlineLearner:
         updates = self.wants_graph()
         self._frames += 1
         self._new_costs.append(torch.stack([costs, num_streams.float()]))
-        if self._sync and not updates:
+        if self.sync and not updates:
             return num_streams
         new_costs, self._new_costs = torch.stack(self._new_costs), []
-        if self._sync:
+        if self.sync:
             dist.all_reduce(new_costs)
         for costs, num_streams in new_costs:
             cost = torch.where(num_streams > 0, costs / num_streams, self._moving_cost)
@@ -246,7 +246,7 @@ class OnlineLearner:
     def _update(self, gradients, loss, num_streams):
         """A step of RMSprop, taken back if anything about it was not finite."""
         values = [loss.detach(), *gradients]
-        if self._sync:
+        if self.sync:
             flat = torch.cat([value.flatten() for value in values])
             dist.all_reduce(flat)
             sizes = [value.numel() for value in values]

@@ -1,0 +1,118 @@
+"""Any Detectron2 model, accelerated in one line."""
+
+import torch
+from detectron2.config import CfgNode, get_cfg, instantiate
+from omegaconf import DictConfig
+
+from blockcopy_d2.config import add_blockcopy_config
+from blockcopy_d2.modeling import BlockCopyVideoModel, infer_task
+
+from .checkpoint import WeightsCheckpointer
+from .defaults import complete_config
+from .runs import build_learner, build_video_model
+
+__all__ = ["accelerate", "video_config"]
+
+_OPTIONS = {
+    "block_size": "BLOCK_SIZE",
+    "backend": "BACKEND",
+    "policy": "POLICY.NAME",
+    "policy_weights": "POLICY.WEIGHTS",
+    "learn": "LEARNER.ENABLED",
+    "scene_cut": "SCENE_CUT",
+    "refresh_every": "REFRESH_EVERY",
+    "max_streams": "MAX_STREAMS",
+    "seed": "POLICY.SEED",
+}
+
+
+def accelerate(model_or_cfg, target=0.3, **options):
+    """
+    Make a model that runs video block by block of any model of Detectron2's.
+
+    ::
+        model = blockcopy_d2.accelerate(model_zoo.get("COCO-Detection/fcos_R_50_FPN_1x.py", True))
+        for index, image in enumerate(video):  # float or uint8 tensors (3, H, W)
+            (output,) = model([{"image": image, "video_id": "camera 1", "frame_index": index}])
+
+    The policy learns on the frames that :meth:`forward` is given, unless ``learn`` is off. What is
+    not fully convolutional (ViT, Swin) is logged as a warning and runs densely.
+
+    Args:
+        model_or_cfg (nn.Module, CfgNode or DictConfig): a built meta-architecture, whose modules
+            and weights become part of the accelerated one, frozen; a config whose MODEL.WEIGHTS
+            are loaded; a LazyConfig whose ``train.init_checkpoint`` is loaded, with options in a
+            node ``blockcopy`` if it has one; or the model node of a LazyConfig, with weights as
+            they are initialized.
+        target (float): tau, the wished fraction of executed blocks.
+        options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``policy`` (its
+            name), ``policy_weights``, ``learn``, ``scene_cut``, ``refresh_every``,
+            ``max_streams``, ``seed``. Default: what the config says.
+
+    Returns:
+        BlockCopyVideoModel: takes and gives what the model does.
+
+    Raises:
+        TypeError: an unknown option, or something that is no model.
+        ValueError: an option out of its range, or weights that do not fit.
+    """
+    if isinstance(model_or_cfg, CfgNode):
+        model, model.learner = build_video_model(video_config(model_or_cfg, target, **options))
+        return model
+    base = model_or_cfg
+    if isinstance(base, DictConfig):
+        options = {**base.get("blockcopy", {}), "target": target, **options}
+        target = options.pop("target")
+        base = _build_lazily(base)
+    if not hasattr(base, "backbone") or isinstance(base, BlockCopyVideoModel):
+        raise TypeError(
+            f"{type(base).__name__} cannot be accelerated; expected a config, or a Detectron2 model"
+            " (it has a backbone) that is not accelerated already."
+        )
+    cfg = get_cfg()
+    cfg.MODEL.PIXEL_STD = base.pixel_std.flatten().tolist()
+    cfg.MODEL.DEVICE = str(base.pixel_mean.device)
+    cfg = video_config(cfg, target, **options)
+    task = infer_task(base, cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK)
+    model = BlockCopyVideoModel(base=base, **BlockCopyVideoModel.parts(cfg, base, task))
+    model.to(base.pixel_mean.device)
+    model.learner = build_learner(cfg, model.policy)
+    return model
+
+
+def video_config(cfg, target=None, **options):
+    """
+    Args:
+        cfg (CfgNode): any of Detectron2's, with or without the keys of BlockCopy.
+        target, options: as of :func:`accelerate`; None for what ``cfg`` says.
+
+    Returns:
+        CfgNode: a copy of ``cfg`` with BlockCopy enabled, checked, on a device this machine has.
+    """
+    unknown = options.keys() - _OPTIONS.keys()
+    if unknown:
+        raise TypeError(
+            f"There is no option {', '.join(sorted(unknown))}; expected {', '.join(_OPTIONS)}."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    add_blockcopy_config(cfg)
+    cfg.MODEL.BLOCKCOPY.ENABLED = True
+    if target is not None:
+        cfg.MODEL.BLOCKCOPY.TARGET = float(target)
+    for name, value in options.items():
+        node, _, key = _OPTIONS[name].rpartition(".")
+        node = cfg.MODEL.BLOCKCOPY[node] if node else cfg.MODEL.BLOCKCOPY
+        node[key] = type(node[key])(value)
+    return complete_config(cfg)
+
+
+def _build_lazily(cfg):
+    if "model" not in cfg:
+        return instantiate(cfg).eval()
+    model = instantiate(cfg.model).eval()
+    train = cfg.get("train", {})
+    if train.get("device", "cpu") != "cpu" and torch.cuda.is_available():
+        model.to(train.device)
+    WeightsCheckpointer(model).load(train.get("init_checkpoint", ""))
+    return model
