@@ -76,6 +76,10 @@ class StreamState:
         }
         return sum(storages.values())
 
+    def all_caches(self):
+        """The Caches of every program that ran for the stream."""
+        return list(self._programs.values())
+
     def caches(self, program):
         """The Caches of `program`, or None before its first frame."""
         return self._programs.get(program)

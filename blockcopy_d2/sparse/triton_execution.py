@@ -114,6 +114,7 @@ class Bound:
 
     Attributes:
         shared: number of an input -> FeatureMap of another module that it is, or None.
+        convolutions: the ConvolutionLaunches, for the search of configurations.
     """
 
     def __init__(self, program, caches, grid, shared):
@@ -136,6 +137,7 @@ class Bound:
             for index in program.inputs
             if index in self.maps and shared[index] is None
         ]
+        self.convolutions = []
         self.steps = []
         for step in self.plan.steps:
             launch = _BINDERS[type(step.operators[0])](self, step)
@@ -248,28 +250,29 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
     """Launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`."""
     lowered = bound.lowered
     out = bound.maps[parts[0][0].output]
-    pixels = sum(
-        bound.maps[operator.output].size[0] * bound.maps[operator.output].size[1]
-        for operator, _, _ in parts
-    )
-    pixels = pixels * bound.batch // shape.out_step**2
+    tilings = [
+        bound.tiling(operator.output if tiled_as is None else tiled_as) for operator, _, _ in parts
+    ]
+    pixels = sum(tiling.num_pixels for tiling in tilings)
     config = convolution_config(shape, pixels, out.rows.dtype, lowered.device)
     levels = []
-    for operator, weight, bias in parts:
+    for (operator, weight, bias), tiling in zip(parts, tilings):
         residual = bound.plan.residuals.get(operator)
         levels.append(
             ConvolutionLevel(
                 x=bound.maps[operator.inputs[0]],
                 out=bound.maps[operator.output],
                 packed=lowered.packed(weight, bias, shape, config),
-                tiling=bound.tiling(operator.output if tiled_as is None else tiled_as),
+                tiling=tiling,
                 residual=residual and bound.maps[residual[0]],
             )
         )
-    return ConvolutionLaunch(
+    launch = ConvolutionLaunch(
         shape, config, levels, precision=lowered.precision, num_sms=lowered.device.num_sms,
         workspace=lowered.workspace(config, out.rows.device), pdl=lowered.device.pdl,
     )  # fmt: skip
+    bound.convolutions.append(launch)
+    return launch
 
 
 def _transposed_convolution(bound, step):

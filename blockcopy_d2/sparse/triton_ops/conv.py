@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate, parameters
-from .geometry import Tiling, begin, locate
+from .geometry import BlockList, Tiling, begin, locate
 
 # Columns of the table of levels, int64 each: where the operands of a level start, in elements from
 # those of the first level, and what differs between levels.
@@ -37,7 +37,7 @@ def convolution_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr,
     blocks_ptr, count_ptr, levels_ptr, workspace_ptr, arrivals_ptr,
     T, GH, GW, H, W, OH, OW, x_row, out_row, residual_row,
-    pad_y, pad_x, out_y, out_x, activation_first, activation_second,
+    pad_y, pad_x, out_y, out_x, activation_first, activation_second, max_splits,
     UNITS: tl.constexpr, UNIT_IN: tl.constexpr, UNIT_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, OUT_STEP: tl.constexpr,
@@ -49,7 +49,9 @@ def convolution_kernel(
     LEVELS: tl.constexpr, FIELDS: tl.constexpr, X_ALIGNED: tl.constexpr,
     OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    MAX_SPLITS: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    SWAP: tl.constexpr,  # weights are the first factor of the product
+    SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy
+    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
@@ -74,8 +76,8 @@ def convolution_kernel(
     else:
         tiles = tl.cdiv(count * T * T, BM) * N_TILES
     splits = 1
-    if MAX_SPLITS > 1:
-        splits = tl.minimum(tl.maximum(PROGRAMS // tl.maximum(tiles, 1), 1), MAX_SPLITS)
+    if SPLIT:
+        splits = tl.minimum(tl.maximum(PROGRAMS // tl.maximum(tiles, 1), 1), max_splits)
 
     for work in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
         tile = work % tiles
@@ -125,7 +127,10 @@ def convolution_kernel(
         k = tl.arange(0, BK)
         x_tile = x_ptr + x_offset + unit * UNIT_IN
         weight_tile = weight_ptr + weight_offset + packed[:, None] * (STEPS * BK) + k[None, :]
-        acc = tl.zeros((BM, BN), tl.float32)
+        if SWAP:
+            acc = tl.zeros((BN, BM), tl.float32)
+        else:
+            acc = tl.zeros((BM, BN), tl.float32)
         for step in range(split * STEPS // splits, (split + 1) * STEPS // splits):
             tap = step // STEPS_PER_TAP
             if ROW_PACK > 0:
@@ -161,10 +166,15 @@ def convolution_kernel(
                     mask = mask & (c < UNIT_IN)[None, :]
             a = tl.load(a_ptr, mask=mask, other=0.0)
             b = tl.load(weight_tile + step * BK)
-            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+            if SWAP:
+                acc = tl.dot(b, a.T, acc, input_precision=PRECISION)
+            else:
+                acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        if SWAP:
+            acc = acc.T
 
         complete = True
-        if MAX_SPLITS > 1:
+        if SPLIT:
             if splits > 1:
                 part = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
                 parts = workspace_ptr + tile * splits * (BM * BN) + part
@@ -206,6 +216,8 @@ class ConvolutionConfig:
         num_warps, num_stages: of a program.
         max_splits: the reduction of a tile is split over up to so many programs.
         per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
+        swap: weights are the first factor of the product, which needs 64 rows to use the fast
+            instructions of Hopper: for tiles of fewer pixels.
     """
 
     bm: int
@@ -215,6 +227,7 @@ class ConvolutionConfig:
     num_stages: int = 3
     max_splits: int = 1
     per_sm: int = 0
+    swap: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,20 +357,21 @@ class ConvolutionLaunch:
         if config.per_sm:
             programs = min(programs, config.per_sm * num_sms)
         residual = first.residual if first.residual is not None else first.x
+        # Tensors of other levels are only pointed to; self.levels keeps them.
         table = _level_table(levels) if len(levels) > 1 else None
         maps = [map_ for level in levels for map_ in (level.x, level.out)]
+        self.shape, self.config, self.levels = shape, config, levels
         self.grid = (max(programs, 1),)
         self.tensors = (
             first.x.rows, first.packed.matrix, first.packed.bias, residual.rows, first.out.rows,
         )  # fmt: skip
-        self.kept = levels  # the operands of the other levels, which the table only points to
         self.table = table if table is not None else workspace.arrivals
         self.workspace = workspace
         tiling = first.tiling
         self.sizes = (
             tiling.tile, tiling.rows, tiling.columns, *first.x.size, *first.out.size,
             first.x.rows.stride(0), first.out.rows.stride(0), residual.rows.stride(0),
-            *shape.padding, *shape.out_offset, activation_first, activation_second,
+            *shape.padding, *shape.out_offset, activation_first, activation_second, splits,
         )  # fmt: skip
         self.constants = dict(
             UNITS=units, UNIT_IN=unit_in, UNIT_OUT=unit_out, KH=shape.kernel[0],
@@ -371,15 +385,27 @@ class ConvolutionLaunch:
             X_ALIGNED=all(_aligned(level.x.rows, first.x.rows) for level in levels),
             OUT_ALIGNED=all(_aligned(level.out.rows, first.out.rows) for level in levels),
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
-            BM=config.bm, BN=config.bn, BK=config.bk, MAX_SPLITS=splits, PROGRAMS=num_sms,
-            PDL=pdl, num_warps=config.num_warps, num_stages=config.num_stages,
-            **({"launch_pdl": True} if pdl else {}),
+            BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
+            SPLIT=splits > 1, PROGRAMS=num_sms, PDL=pdl, num_warps=config.num_warps,
+            num_stages=config.num_stages, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
 
     def __call__(self, blocks):
-        convolution_kernel[self.grid](
+        convolution_kernel[self.grid](*self._arguments(blocks), **self.constants)
+
+    def signature(self):
+        """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
+        integer = torch.empty(0, dtype=torch.int32)
+        arguments = self._arguments(BlockList(integer, integer))
+        return (
+            [x.dtype if isinstance(x, torch.Tensor) else x for x in arguments],
+            self.constants,
+        )
+
+    def _arguments(self, blocks):
+        return (
             *self.tensors, blocks.blocks, blocks.count, self.table, self.workspace.sums,
-            self.workspace.arrivals, *self.sizes, **self.constants,
+            self.workspace.arrivals, *self.sizes,
         )  # fmt: skip
 
 

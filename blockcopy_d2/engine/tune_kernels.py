@@ -1,0 +1,97 @@
+"""
+Measure the Triton kernels of a network on this machine's GPU and keep what was fastest:
+
+    python -m blockcopy_d2.engine.tune_kernels --config-file FILE --size 1024 2048 --dtype fp16
+
+The table is written into the package (blockcopy_d2/sparse/triton_ops/tables/GPU.json), where every
+model finds it from then on; layers of the same shape in other networks benefit, too. Frames are
+random: only sizes matter.
+"""
+
+import argparse
+import logging
+import pathlib
+
+import torch
+from detectron2 import model_zoo
+from detectron2.modeling import build_model
+
+from blockcopy_d2.config import add_blockcopy_config, enable_blockcopy
+from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def argument_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+        help="a Detectron2 config: a file, or a name in its model zoo (default %(default)s)",
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"),
+        help="of the frames, in pixels (default 1024 2048)",
+    )  # fmt: skip
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--dtype", choices=_DTYPES, default="fp16")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=(0.01, 0.1, 0.3, 1.0),
+        help="of the blocks, to measure at (default 0.01 0.1 0.3 1.0)",
+    )  # fmt: skip
+    parser.add_argument("--only", default="", help="measure layers whose key contains this text")
+    parser.add_argument("--workers", type=int, help="processes that compile (default: all cores)")
+    parser.add_argument("--output", type=pathlib.Path, help="write the table here instead")
+    return parser
+
+
+@torch.no_grad()
+def convolutions(config_file, size, block_size, dtype):
+    """
+    Returns:
+        list[tuple]: (shape, levels, dtype) of every convolution that the block-sparse modules of a
+        config launch, on the current GPU.
+    """
+    path = pathlib.Path(config_file)
+    file = str(path) if path.exists() else model_zoo.get_config_file(config_file)
+    cfg = model_zoo.model_zoo.get_cfg()
+    add_blockcopy_config(cfg)
+    cfg.merge_from_file(file)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cuda"
+    cfg.MODEL.BLOCKCOPY.ENABLED, cfg.MODEL.BLOCKCOPY.BACKEND = True, "triton"
+    enable_blockcopy(cfg)
+    model = build_model(cfg).to(dtype)
+    state = StreamState()
+    grid = BlockGrid.full(block_size=block_size, image_size=size, device="cuda")
+    image = torch.randn(1, 3, *size, device="cuda", dtype=dtype)
+    with block_sparse(model.base, grid, state):
+        features = model.base.backbone(image)
+        generator = getattr(model.base, "proposal_generator", None)
+        if generator is not None:
+            generator.rpn_head([features[name] for name in generator.in_features])
+        for name in ("head", "sem_seg_head"):
+            head = getattr(model.base, name, None)
+            if isinstance(head, BlockSparseModule):
+                names = getattr(model.base, "head_in_features", None)
+                head(features) if names is None else head([features[key] for key in names])
+    launches = [launch for caches in state.all_caches() for launch in caches.bound.convolutions]
+    return [(launch.shape, launch.levels, dtype) for launch in launches]
+
+
+def main():
+    args = argument_parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from blockcopy_d2.sparse.triton_ops import search, tuning
+
+    dtype = _DTYPES[args.dtype]
+    layers = convolutions(args.config_file, tuple(args.size), args.block_size, dtype)
+    layers = [layer for layer in layers if args.only in tuning.layer_key(layer[0], dtype, 0)]
+    entries = search.search(layers, args.shares, workers=args.workers)
+    path = search.save(entries, torch.cuda.get_device_name(), args.output)
+    print(f"{len(entries)} entries in {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Configurations: from the table where there is one, else by rule; and the search that fills it."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
+from blockcopy_d2.sparse.triton_ops import search, tuning  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
+    ConvolutionConfig,
+    ConvolutionLevel,
+    ConvolutionShape,
+    pack_weight,
+)
+from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
+
+
+def shape(in_channels=64, out_channels=128, kernel=3, stride=1, groups=1):
+    padding = (kernel // 2,) * 2
+    return ConvolutionShape(
+        in_channels, out_channels, groups, (kernel,) * 2, stride, padding, (1, 1)
+    )
+
+
+def gpu(name="Some GPU", num_sms=132, shared_memory=227 << 10):
+    device = tuning.Device("cpu")
+    device.name, device.num_sms, device.shared_memory = name, num_sms, shared_memory
+    return device
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("pixels", [100, 10_000, 1_000_000])
+@pytest.mark.parametrize(
+    "layer", [shape(3, 64, 7, 2), shape(256, 15, 1), shape(256, 256, 3), shape(256, 256, 3, 1, 32)]
+)
+def test_rule_fits_layer_and_gpu(layer, pixels, dtype):
+    for device in (gpu(), gpu(shared_memory=99 << 10)):
+        config = tuning.convolution_config(layer, pixels, dtype, device)
+        stage = (config.bm + config.bn) * config.bk * dtype.itemsize
+        assert stage * config.num_stages <= device.shared_memory
+        assert config.bn <= max(16, 2 * layer.units[2])
+        assert config.bm * config.bn <= 128 * 32 * config.num_warps
+
+
+def test_many_pixels_get_larger_tiles():
+    small, large = (
+        tuning.convolution_config(shape(256, 256), pixels, torch.float16, gpu())
+        for pixels in (1000, 1_000_000)
+    )
+    assert large.bm * large.bn > small.bm * small.bn
+
+
+def test_table_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_TABLES", tmp_path)
+    layer, device = shape(), gpu("GPU of this test")
+    known = ConvolutionConfig(64, 128, 64, 8, 5, max_splits=3, per_sm=2, swap=True)
+    key = tuning.layer_key(layer, torch.float16, tuning.pixel_bucket(30_000))
+    search.save({key: vars(known)}, device.name)
+    for pixels, expected in ((100_000, True), (130_000, True), (10_000_000, False)):
+        found = tuning.convolution_config(layer, pixels, torch.float16, device, share=0.3)
+        assert (found == known) == expected
+    assert tuning.convolution_config(layer, 100_000, torch.float32, device) != known
+
+
+def test_search_keeps_the_fastest(tmp_path, monkeypatch):
+    layer = shape(16, 32)
+    maps = [
+        FeatureMap(batch=1, channels=channels, size=(16, 16), dtype=torch.float32, device="cpu")
+        for channels in (16, 32)
+    ]
+    config = ConvolutionConfig(64, 32, 16)
+    packed = pack_weight(torch.zeros(32, 16, 3, 3), None, layer, config)
+    level = ConvolutionLevel(*maps, packed, Tiling(4, 4, 4, 16))
+
+    def milliseconds(launch, blocks):
+        config = launch.config
+        slow = (
+            abs(config.bm - 64) + abs(config.bn - 32) + abs(config.max_splits - 8) + config.per_sm
+        )
+        return 1.0 + slow * blocks.count.item()
+
+    monkeypatch.setattr(search, "_milliseconds", milliseconds)
+    monkeypatch.setattr(search, "_compile", lambda jobs, workers: None)
+    entries = search.search([(layer, [level], torch.float32)] * 2, (0.1, 1.0), device="cpu")
+    assert len(entries) == 2
+    for entry in entries.values():
+        assert (entry["bm"], entry["bn"], entry["max_splits"], entry["per_sm"]) == (64, 32, 8, 0)
+    path = search.save(entries, "GPU", tmp_path / "table.json")
+    search.save({"another": entry}, "GPU", path)
+    assert set(json.loads(path.read_text())["entries"]) == {*entries, "another"}
