@@ -1,14 +1,22 @@
 """Compiles what a launch would run, without a GPU: to run in a process that does not interpret."""
 
 import contextlib
+import json
+import re
+import sys
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse
+
+# An asynchronous copy to shared memory, and how many bytes it takes.
+_COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")
 _TYPES = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
@@ -52,3 +60,49 @@ def compiling(capability):
 
     with mock.patch.object(JITFunction, "run", compile_launch):
         yield compiled
+
+
+class Everything(torch.nn.Module):
+    """A network that takes every kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 64, 7, 2, 3)
+        self.conv = torch.nn.Conv2d(64, 64, 3, 1, 1)
+        self.grouped = torch.nn.Conv2d(64, 64, 3, 1, 1, groups=8)
+        self.norm = torch.nn.GroupNorm(8, 64)
+        self.up = torch.nn.ConvTranspose2d(64, 64, 2, 2)
+        self.predictor = torch.nn.Conv2d(64, 15, 1)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
+        x = self.conv(x) + F.interpolate(F.max_pool2d(x, 1, 2), scale_factor=2)
+        y = F.interpolate(F.relu(self.norm(self.grouped(x))), scale_factor=2, mode="bilinear")
+        gain = F.adaptive_avg_pool2d(y, 1)
+        y = self.up(F.avg_pool2d(y, 3, 2, 1))
+        return self.predictor(x), self.predictor(y), F.interpolate(y, scale_factor=2), gain
+
+
+@torch.no_grad()
+def main(capability, dtype):
+    """Prints what was compiled for the launches of Everything, as JSON."""
+    network = BlockSparseModule(Everything().eval().to(dtype), backend="triton")
+    grid = BlockGrid.full(block_size=64, image_size=(256, 512))
+    with compiling(capability) as compiled, block_sparse(network, grid, StreamState()):
+        network(torch.randn(1, 3, 256, 512, dtype=dtype))
+    kernels = [
+        {
+            "name": kernel.metadata.name,
+            "tensor_cores": "wgmma" in kernel.asm["ptx"] or "mma.sync" in kernel.asm["ptx"],
+            "wgmma": "wgmma" in kernel.asm["ptx"],
+            "copies": [int(size, 0) for size in _COPY.findall(kernel.asm["ptx"])],
+            "shared_memory": kernel.metadata.shared,
+            "bytes": len(kernel.asm["cubin"]),
+        }
+        for kernel in compiled.values()
+    ]
+    print(json.dumps(kernels))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]))

@@ -1,0 +1,41 @@
+"""Every kernel compiles for the GPUs it is meant for, without one, and as the design wants it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[3]
+KERNELS = {
+    "compact_kernel", "copy_kernel", "convolution_kernel", "pool_kernel", "upsample_kernel",
+    "statistics_kernel", "combine_kernel",
+}  # fmt: skip
+SHARED_MEMORY = {90: 227 << 10, 80: 163 << 10}
+
+
+@pytest.mark.parametrize(
+    "capability,dtype",
+    [
+        (90, "float16"),
+        pytest.param(80, "float16", marks=pytest.mark.slow),
+        pytest.param(90, "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_compiles(capability, dtype):
+    command = [sys.executable, "-m", "tests.sparse.triton_ops.compiling", str(capability), dtype]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = json.loads(done.stdout.strip().splitlines()[-1])
+    assert {kernel["name"] for kernel in kernels} == KERNELS
+    for kernel in kernels:
+        assert kernel["bytes"] > 0 and kernel["shared_memory"] <= SHARED_MEMORY[capability]
+        if kernel["name"] == "convolution_kernel":
+            assert kernel["wgmma"] if capability == 90 else kernel["tensor_cores"]
+            # The stem of three half precision channels reads pixels of 8 bytes, all else 16.
+            assert min(kernel["copies"]) >= 8

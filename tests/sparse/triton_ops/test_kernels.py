@@ -1,0 +1,224 @@
+"""Each kernel against its plain reference: on the GPU if there is one, else interpreted.
+
+Maps are NaN before, where nothing may be read or written they stay NaN.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.sparse import BlockGrid  # noqa: E402
+from blockcopy_d2.sparse.program import Activation  # noqa: E402
+from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.compact import (  # noqa: E402
+    allocate_list,
+    compact,
+    compact_reference,
+)
+from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
+    ConvolutionConfig,
+    ConvolutionLaunch,
+    ConvolutionLevel,
+    ConvolutionShape,
+    Workspace,
+    convolution_reference,
+    pack_weight,
+    workspace_size,
+)
+from blockcopy_d2.sparse.triton_ops.copy import CopyLaunch  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NUM_SMS = 8
+CONFIG = ConvolutionConfig(64, 32, 32)
+
+
+def feature_map(tensor, dtype=torch.float32):
+    batch, channels, *size = tensor.shape
+    result = FeatureMap(batch=batch, channels=channels, size=size, dtype=dtype, device=DEVICE)
+    result.pixels.copy_(tensor.permute(0, 2, 3, 1))
+    return result
+
+
+def blocks_of(active):
+    blocks = allocate_list(active, 1)
+    compact(active, 1, blocks)
+    return blocks
+
+
+def active_of(batch, size, tile, share=0.5):
+    shape = (batch, -(-size[0] // tile), -(-size[1] // tile))
+    return (torch.rand(shape) < share).to(DEVICE)
+
+
+def pixels_of(active, tile, size):
+    return BlockGrid(active, block_size=tile, image_size=size).at_stride(1).pixel_mask()[:, None]
+
+
+def tiling_of(active, tile):
+    return Tiling(tile, *active.shape[1:], active.numel())
+
+
+@pytest.mark.parametrize("shape,factor", [((1, 8, 16), 1), ((2, 5, 7), 2), ((1, 40, 33), 1)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_compact(shape, factor, share):
+    active = torch.rand(shape, device=DEVICE) < share
+    blocks = allocate_list(active, factor)
+    compact(active, factor, blocks)
+    expected = compact_reference(active, factor)
+    assert blocks.count.item() == len(expected)
+    assert torch.equal(blocks.blocks[: len(expected)].long(), expected)
+
+
+def check_convolution(
+    shape, config, sizes, *, tiles, batch=1, residual=False, share=0.5, dtype=torch.float32
+):
+    """One launch on maps of several sizes, twice: nothing may be left over from the first."""
+    levels, expected, active = [], [], None
+    for size, tile in zip(sizes, tiles):
+        x = torch.randn(batch, shape.in_channels, *size, device=DEVICE).to(dtype)
+        weight = torch.randn(
+            shape.out_channels, shape.in_channels // shape.groups, *shape.kernel, device=DEVICE
+        ).to(dtype)
+        bias = torch.randn(shape.out_channels, device=DEVICE).to(dtype)
+        other = None
+        if residual:
+            small = [extent // shape.residual_scale for extent in size]
+            other = torch.randn(batch, shape.out_channels, *small, device=DEVICE).to(dtype)
+        result = convolution_reference(x, weight, bias, shape, other)
+        out = feature_map(torch.full_like(result, torch.nan), dtype)
+        if active is None:
+            active = active_of(batch, out.size, tile, share)
+        levels.append(
+            ConvolutionLevel(
+                feature_map(x, dtype),
+                out,
+                pack_weight(weight, bias, shape, config),
+                tiling_of(active, tile),
+                None if other is None else feature_map(other, dtype),
+            )  # fmt: skip
+        )
+        expected.append(torch.where(pixels_of(active, tile, out.size), result, torch.nan))
+    workspace = Workspace(workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
+    launch = ConvolutionLaunch(
+        shape, config, levels, precision="ieee", workspace=workspace, num_sms=NUM_SMS
+    )
+    bound = 1e-4 if dtype == torch.float32 else 1e-2
+    tolerance = {"rtol": bound, "atol": bound}
+    for _ in range(2):
+        workspace.sums.fill_(torch.nan)
+        launch(blocks_of(active))
+        for level, truth in zip(levels, expected):
+            found = level.out.as_nchw()
+            torch.testing.assert_close(found, truth, equal_nan=True, **tolerance)
+    assert not workspace.arrivals.any()
+
+
+def shape_of(in_channels, out_channels, kernel, *, groups=1, stride=1, **options):
+    return ConvolutionShape(
+        in_channels, out_channels, groups, (kernel,) * 2, stride, (kernel // 2,) * 2, (1, 1),
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ConvolutionConfig(64, 32, 32),
+        ConvolutionConfig(32, 64, 64, swap=True),
+        ConvolutionConfig(64, 64, 32, max_splits=8),
+        ConvolutionConfig(64, 16, 32, per_sm=1),
+        ConvolutionConfig(32, 32, 32, max_splits=4, per_sm=2, swap=True),
+    ],
+    ids=str,
+)
+def test_configurations_agree(config):
+    check_convolution(shape_of(40, 48, 3), config, [(9, 14)], tiles=[4], batch=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_reductions_are_split_by_the_active_count(share):
+    config = ConvolutionConfig(16, 32, 64, max_splits=8)
+    check_convolution(shape_of(96, 32, 3), config, [(8, 24)], tiles=[4], share=share)
+
+
+@pytest.mark.parametrize("residual_scale", [1, 2])
+def test_residual_and_activation(residual_scale):
+    shape = shape_of(
+        32, 24, 1, residual_scale=residual_scale, activation=Activation("leaky_relu", (0.2,))
+    )
+    check_convolution(shape, CONFIG, [(12, 18)], tiles=[4], residual=True)
+
+
+@pytest.mark.parametrize("in_channels", [1, 3, 6])
+def test_few_input_channels(in_channels):
+    check_convolution(shape_of(in_channels, 20, 7, stride=2), CONFIG, [(19, 26)], tiles=[4])
+
+
+def test_levels_in_one_launch():
+    config = ConvolutionConfig(32, 16, 32, max_splits=4)
+    check_convolution(shape_of(32, 24, 3), config, [(16, 24), (8, 12), (3, 5)], tiles=[8, 4, 2])
+
+
+def test_levels_of_strided_convolutions_with_clipped_blocks():
+    config = ConvolutionConfig(16, 16, 16, per_sm=1)
+    sizes = [(29, 43), (15, 22)]
+    check_convolution(shape_of(16, 12, 3, stride=2), config, sizes, tiles=[8, 4], batch=2)
+
+
+@pytest.mark.parametrize("channels,groups", [(64, 8), (48, 48), (24, 2), (160, 5)])
+def test_groups(channels, groups):
+    check_convolution(shape_of(channels, channels, 3, groups=groups), CONFIG, [(9, 14)], tiles=[4])
+
+
+def test_half_precision():
+    check_convolution(shape_of(40, 32, 3), CONFIG, [(13, 18)], tiles=[4], dtype=torch.float16)
+
+
+def test_weights_of_units_are_those_of_the_groups():
+    """A grouped convolution of many groups runs as several dense ones of at least 32 channels."""
+    assert shape_of(256, 256, 3, groups=32).units == (8, 32, 32)
+    assert shape_of(64, 64, 3, groups=64).units == (2, 32, 32)
+    assert shape_of(64, 64, 3).units == (1, 64, 64)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_copy_takes_tensors_of_any_strides(strided):
+    x = torch.randn(2, 3, 13, 18, device=DEVICE)
+    if strided:
+        x = x.contiguous(memory_format=torch.channels_last)
+    out = feature_map(torch.full((2, 3, 13, 18), torch.nan))
+    active = active_of(2, (13, 18), 4)
+    CopyLaunch(out, tiling_of(active, 4))(x, blocks_of(active))
+    expected = torch.where(pixels_of(active, 4, out.size), x, torch.nan)
+    assert torch.allclose(out.as_nchw(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        Activation("relu"), Activation("relu6"), Activation("sigmoid"), Activation("silu"),
+        Activation("hardswish"), Activation("hardsigmoid"), Activation("elu", (0.7,)),
+        Activation("hardtanh", (-0.5, 2.0)), Activation("leaky_relu", (0.3,)),
+    ],
+    ids=lambda activation: activation.name,
+)  # fmt: skip
+def test_activations(activation):
+    x = torch.linspace(-8, 8, 4 * 6 * 5, device=DEVICE).view(1, 4, 6, 5)
+    x[0, 0, 0, 0] = torch.nan
+    active = torch.ones(1, 2, 2, dtype=torch.bool, device=DEVICE)
+    out = feature_map(torch.zeros_like(x))
+    CopyLaunch(out, tiling_of(active, 4), activation=activation)(x, blocks_of(active))
+    expected = activation(x.clone())
+    torch.testing.assert_close(out.as_nchw(), expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def test_reference_of_a_residual_is_nearest_upsampling():
+    shape = shape_of(2, 2, 1, residual_scale=2)
+    residual = torch.randn(1, 2, 3, 4)
+    found = convolution_reference(
+        torch.zeros(1, 2, 6, 8), torch.zeros(2, 2, 1, 1), None, shape, residual
+    )
+    assert torch.equal(found, F.interpolate(residual, scale_factor=2))
