@@ -1,0 +1,92 @@
+"""
+Detections in a fixed number of slots.
+
+Shape shorthand in this module:
+
+    N: images of a batch
+    D: slots of an image, TEST.DETECTIONS_PER_IMAGE
+    M: side of a predicted mask
+    h, w: policy resolution
+    n: detections of an image
+"""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from blockcopy_d2.policy import DetectionMasks
+
+from .paste import paste_masks
+
+__all__ = ["StaticDetections"]
+
+
+@dataclass
+class StaticDetections:
+    """
+    The detections of a batch of images on the device, in descending order of their scores. Slots
+    beyond the count hold a score of 0, class 0, an empty box and an empty policy mask.
+
+    Attributes:
+        count (Tensor): int32 (N,), detections of each image.
+        boxes (Tensor): float32 (N, D, 4), x0 y0 x1 y1 in pixels of the output.
+        scores (Tensor): float32 (N, D).
+        classes (Tensor): int64 (N, D).
+        masks (Tensor or None): float32 (N, D, M, M), probabilities within the boxes; undefined
+            beyond the count. None for detectors without masks.
+        policy_masks (Tensor): bool (N, D, h, w), the policy pixels with their centres in the mask,
+            or in the box where there are no masks.
+        output_size (tuple[int, int]): height, width.
+        pixels_per_block (int): of the policy masks, along an axis.
+    """
+
+    count: Tensor
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor | None
+    policy_masks: Tensor
+    output_size: tuple[int, int]
+    pixels_per_block: int
+
+    def to_instances(self):
+        """
+        Detectron2's results, in memory of their own. The host waits for the count here.
+
+        Returns:
+            list[Instances]: n detections of each image, with "pred_boxes", "scores",
+            "pred_classes" and, for detectors with masks, "pred_masks", bool (n, H, W).
+        """
+        return [self._instances(image, n) for image, n in enumerate(self.count.tolist())]
+
+    def _instances(self, image, n):
+        instances = Instances(self.output_size)
+        instances.pred_boxes = Boxes(self.boxes[image, :n].clone())
+        instances.scores = self.scores[image, :n].clone()
+        instances.pred_classes = self.classes[image, :n].clone()
+        if self.masks is not None:
+            this = slice(image, image + 1)
+            size = (1, n, *self.output_size)
+            pasted = torch.empty(size, dtype=torch.bool, device=self.masks.device)
+            if n:
+                paste_masks(self.masks[this, :n], self.boxes[this, :n], self.count[this], pasted)
+            instances.pred_masks = pasted[0]
+        return instances
+
+    def of_policy(self, image=0):
+        """
+        What the policy and the information gain see of an image. Empty slots stay: they change
+        nothing.
+
+        Returns:
+            DetectionMasks: of D detections, in the memory of this object.
+        """
+        return DetectionMasks(
+            self.policy_masks[image],
+            self.scores[image],
+            self.classes[image],
+            None if self.masks is not None else self.boxes[image],
+            self.pixels_per_block,
+        )

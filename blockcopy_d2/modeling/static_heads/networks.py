@@ -1,0 +1,102 @@
+"""
+The layers of Detectron2's box and mask heads, with weights prepared once for a dtype and for
+channels-last features.
+
+Shape shorthand in this module:
+
+    R: regions of all images
+    C: channels of the features
+    P: side of the pooled features of a region
+    M: side of a mask, 2 P
+    K: classes
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["BoxNetwork", "MaskNetwork"]
+
+
+class BoxNetwork(nn.Module):
+    """FastRCNNConvFCHead and FastRCNNOutputLayers."""
+
+    def __init__(self, head, predictor, side, dtype):
+        """
+        Args:
+            head (FastRCNNConvFCHead): with one fully connected layer at least; copied.
+            predictor (FastRCNNOutputLayers): copied.
+            side (int): P.
+            dtype (torch.dtype):
+        """
+        super().__init__()
+        self.convs = _copy(nn.Sequential(*head.conv_norm_relus), dtype)
+        self.fcs = _copy(nn.ModuleList(head.fcs), dtype)
+        first = self.fcs[0].weight
+        # The first layer takes features as they lie in memory, (P, P, C), not (C, P, P).
+        weight = first.view(len(first), -1, side, side).permute(0, 2, 3, 1).flatten(1)
+        self.fcs[0].weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        outputs = _copy(nn.ModuleList([predictor.cls_score, predictor.bbox_pred]), dtype)
+        self.weight = nn.Parameter(torch.cat([x.weight for x in outputs]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([x.bias for x in outputs]), requires_grad=False)
+        self.num_scores = predictor.cls_score.out_features
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): (R, C, P, P).
+
+        Returns:
+            tuple[Tensor, Tensor]: class logits (R, K + 1) and deltas (R, 4 K or 4).
+        """
+        x = self.convs(x).permute(0, 2, 3, 1).flatten(1)
+        for fc in self.fcs:
+            x = F.relu_(fc(x))
+        x = F.linear(x, self.weight, self.bias)
+        return x[:, : self.num_scores], x[:, self.num_scores :]
+
+
+class MaskNetwork(nn.Module):
+    """MaskRCNNConvUpsampleHead, with the upsampling as a matrix product per pixel."""
+
+    def __init__(self, head, dtype):
+        """
+        Args:
+            head (MaskRCNNConvUpsampleHead): copied.
+            dtype (torch.dtype):
+        """
+        super().__init__()
+        self.convs = _copy(nn.Sequential(*head.conv_norm_relus), dtype)
+        deconv = _copy(head.deconv, dtype)
+        # Each pixel makes 2 x 2 pixels on its own.
+        weight = deconv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        self.up_weight = nn.Parameter(weight, requires_grad=False)
+        self.up_bias = nn.Parameter(deconv.bias.repeat(4), requires_grad=False)
+        predictor = _copy(head.predictor, dtype)
+        self.weight = nn.Parameter(predictor.weight.flatten(1), requires_grad=False)
+        self.bias = predictor.bias
+
+    def forward(self, x, classes):
+        """
+        Args:
+            x (Tensor): (R, C, P, P).
+            classes (Tensor): int64 (R,), whose mask is wanted.
+
+        Returns:
+            Tensor: probabilities, float32 (R, M, M).
+        """
+        x = self.convs(x).permute(0, 2, 3, 1)
+        regions, side = x.shape[:2]
+        x = F.relu_(F.linear(x, self.up_weight, self.up_bias))
+        x = F.linear(x.view(regions, side * side * 4, -1), self.weight, self.bias)
+        if x.shape[2] > 1:
+            x = x.gather(2, classes[:, None, None].expand(-1, x.shape[1], 1))
+        x = x.view(regions, side, side, 2, 2).transpose(2, 3)
+        return x.reshape(regions, 2 * side, 2 * side).float().sigmoid()
+
+
+def _copy(module, dtype):
+    module = copy.deepcopy(module).to(dtype=dtype, memory_format=torch.channels_last)
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,280 @@
+"""
+The second stage of Faster and Mask R-CNN in fixed shapes: RPN outputs and features in, detections
+in a fixed number of slots out. The host never waits and no shape depends on what is seen, so that
+the whole stage can be part of a CUDA graph.
+
+Shape shorthand in this module:
+
+    N: images of a batch
+    L: feature levels of the RPN
+    R: proposals of an image
+    D: detections of an image at most
+    K: classes
+"""
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.layers import ROIAlign as Detectron2ROIAlign
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+    StandardROIHeads,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockcopy_d2.policy.observation import policy_centres
+
+from .box_inference import select_detections
+from .boxes import decode_boxes
+from .detections import StaticDetections
+from .networks import BoxNetwork, MaskNetwork
+from .paste import sample_masks
+from .proposals import find_proposals
+from .roi_align import RoIAlign
+
+__all__ = ["FrameSizes", "StaticRCNN", "supports"]
+
+
+@dataclass(frozen=True)
+class FrameSizes:
+    """
+    Attributes:
+        image_size (tuple[int, int]): height, width of the network's input without its padding.
+        canvas_size (tuple[int, int]): of the network's input.
+        output_size (tuple[int, int]): of the detections' boxes and masks.
+        grid_shape (tuple[int, int]): rows and columns of blocks.
+        pixels_per_block (int): policy pixels along the side of a block.
+    """
+
+    image_size: tuple[int, int]
+    canvas_size: tuple[int, int]
+    output_size: tuple[int, int]
+    grid_shape: tuple[int, int]
+    pixels_per_block: int
+
+
+def supports(model):
+    """
+    Args:
+        model (nn.Module): a Detectron2 meta-architecture.
+
+    Returns:
+        bool: whether :class:`StaticRCNN` can stand in for its proposal selection and RoI heads.
+        Those of Cascade R-CNN, C4, keypoint and rotated models, and any subclass that may compute
+        something else, it cannot.
+    """
+    return (
+        isinstance(model, GeneralizedRCNN)
+        and _supports_rpn(model.proposal_generator)
+        and _supports_roi_heads(model.roi_heads)
+    )
+
+
+def _supports_rpn(rpn):
+    return (
+        type(rpn) is RPN
+        and isinstance(rpn.anchor_generator, DefaultAnchorGenerator)
+        and isinstance(rpn.box2box_transform, Box2BoxTransform)
+    )
+
+
+def _supports_roi_heads(heads):
+    return (
+        type(heads) is StandardROIHeads
+        and not heads.keypoint_on
+        and _supports_pooler(heads.box_pooler)
+        and type(heads.box_head) is FastRCNNConvFCHead
+        and len(heads.box_head.fcs) > 0
+        and type(heads.box_predictor) is FastRCNNOutputLayers
+        and isinstance(heads.box_predictor.box2box_transform, Box2BoxTransform)
+        and heads.box_predictor.test_topk_per_image > 0
+        and (not heads.mask_on or _supports_masks(heads))
+    )
+
+
+def _supports_masks(heads):
+    return type(heads.mask_head) is MaskRCNNConvUpsampleHead and _supports_pooler(heads.mask_pooler)
+
+
+def _supports_pooler(pooler):
+    return (
+        pooler is not None
+        and pooler.output_size[0] == pooler.output_size[1]
+        and all(type(p) is Detectron2ROIAlign for p in pooler.level_poolers)
+    )
+
+
+class StaticRCNN:
+    """
+    What a GeneralizedRCNN does after its RPN head, with the same results.
+
+    Weights are copied from the model on the first call of a dtype. That call, and the first of a
+    FrameSizes, also put tables on the device: make it before a CUDA graph is captured.
+    """
+
+    def __init__(self, model, *, max_candidates=2048):
+        """
+        Args:
+            model (GeneralizedRCNN): one that :func:`supports` is true for.
+            max_candidates (int): pairs of a proposal and a class that take part in the final
+                suppression, see :func:`select_detections`.
+
+        Raises:
+            ValueError: if the model has other heads.
+        """
+        if not supports(model):
+            raise ValueError(
+                f"{type(model).__name__} with"
+                f" {type(getattr(model, 'roi_heads', None)).__name__} is not a Faster or Mask"
+                " R-CNN with standard heads; run its own heads instead."
+            )
+        self.max_candidates = max_candidates
+        self._rpn = model.proposal_generator
+        self._heads = heads = model.roi_heads
+        self._box_align = RoIAlign.from_pooler(heads.box_pooler)
+        self._mask_align = RoIAlign.from_pooler(heads.mask_pooler) if heads.mask_on else None
+        self._networks = {}
+        self._tables = {}
+
+    @torch.no_grad()
+    def __call__(self, features, logits, deltas, sizes):
+        """
+        Args:
+            features (dict[str, Tensor]): the backbone's, (N, C, H, W) each, of the dtype to
+                compute in, best in channels-last memory.
+            logits (list[Tensor]): objectness of each level as the RPN head gives it, (N, A, H, W).
+            deltas (list[Tensor]): likewise, (N, 4 A, H, W).
+            sizes (FrameSizes): of the images, all alike.
+
+        Returns:
+            StaticDetections:
+        """
+        heads, predictor = self._heads, self._heads.box_predictor
+        tables = self._tables_for(sizes, logits)
+        proposals, objectness = find_proposals(
+            logits,
+            deltas,
+            tables.anchors,
+            transform=self._rpn.box2box_transform,
+            image_size=sizes.image_size,
+            nms_threshold=self._rpn.nms_thresh,
+            pre_nms_topk=self._rpn.pre_nms_topk[False],
+            post_nms_topk=self._rpn.post_nms_topk[False],
+            least_side=self._rpn.min_box_size,
+        )
+        box_features = [features[name] for name in heads.box_in_features]
+        box_network, mask_network = self._networks_for(box_features[0].dtype)
+        class_logits, box_deltas = box_network(self._box_align(box_features, proposals))
+        class_logits = class_logits.float().unflatten(0, proposals.shape[:2])
+        boxes, finite = decode_boxes(
+            box_deltas.unflatten(0, proposals.shape[:2]),
+            proposals,
+            predictor.box2box_transform,
+            sizes.image_size,
+        )
+        sigmoid = predictor.use_sigmoid_ce
+        (height, width), (image_height, image_width) = sizes.output_size, sizes.image_size
+        boxes, output_boxes, scores, classes, count = select_detections(
+            class_logits.sigmoid() if sigmoid else class_logits.softmax(dim=2),
+            boxes,
+            (objectness > -torch.inf) & finite.all(dim=2),
+            output_scale=(width / image_width, height / image_height),
+            output_size=sizes.output_size,
+            score_threshold=predictor.test_score_thresh,
+            nms_threshold=predictor.test_nms_thresh,
+            max_candidates=self.max_candidates,
+            max_detections=predictor.test_topk_per_image,
+        )
+        masks = None
+        if heads.mask_on:
+            mask_features = [features[name] for name in heads.mask_in_features]
+            masks = mask_network(self._mask_align(mask_features, boxes), classes.flatten())
+            masks = masks.unflatten(0, classes.shape)
+            policy_masks = sample_masks(masks, output_boxes, count, tables.rows, tables.columns)
+        else:
+            policy_masks = _inside(output_boxes, tables.row_centres, tables.column_centres)
+        return StaticDetections(
+            count=count,
+            boxes=output_boxes,
+            scores=scores,
+            classes=classes,
+            masks=masks,
+            policy_masks=policy_masks,
+            output_size=sizes.output_size,
+            pixels_per_block=sizes.pixels_per_block,
+        )
+
+    def _networks_for(self, dtype):
+        if dtype not in self._networks:
+            heads = self._heads
+            side = self._box_align.output_size
+            self._networks[dtype] = (
+                BoxNetwork(heads.box_head, heads.box_predictor, side, dtype),
+                MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
+            )
+        return self._networks[dtype]
+
+    def _tables_for(self, sizes, logits):
+        key = (sizes, tuple(x.shape[2:] for x in logits), logits[0].device)
+        if key not in self._tables:
+            anchors = [x.tensor for x in self._rpn.anchor_generator(logits)]
+            self._tables[key] = _Tables.build(sizes, anchors)
+        return self._tables[key]
+
+
+@dataclass
+class _Tables:
+    """
+    What depends on sizes only.
+
+    Attributes:
+        anchors (list[Tensor]): of every level, float32 (H_l W_l A, 4).
+        row_centres, column_centres (Tensor): float32 (h,) and (w,), centres of the policy pixels
+            in pixels of the output, -1 beyond it.
+        rows, columns (Tensor): int64, the pixels that they lie in.
+    """
+
+    anchors: list[Tensor]
+    row_centres: Tensor
+    column_centres: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def build(cls, sizes, anchors):
+        centres = policy_centres(
+            image_size=sizes.image_size,
+            output_size=sizes.output_size,
+            canvas_size=sizes.canvas_size,
+            grid_shape=sizes.grid_shape,
+            pixels_per_block=sizes.pixels_per_block,
+            device=anchors[0].device,
+        )
+        pixels = [
+            # Rounding must not carry the centre of the last pixel over the border.
+            x.long().clamp_(max=length - 1)
+            for x, length in zip(centres, sizes.output_size, strict=True)
+        ]
+        rows, columns = (
+            [
+                F.pad(x, (0, sizes.pixels_per_block * blocks - len(x)), value=-1)
+                for x, blocks in zip(per_axis, sizes.grid_shape, strict=True)
+            ]
+            for per_axis in (centres, pixels)
+        )
+        return cls(anchors, *rows, *columns)
+
+
+def _inside(boxes, rows, columns):
+    """bool (N, D, h, w): the policy pixels whose centres lie in boxes (N, D, 4)."""
+    x0, y0, x1, y1 = boxes[..., None].unbind(2)
+    in_rows = (rows >= y0) & (rows < y1)
+    in_columns = (columns >= x0) & (columns < x1)
+    return in_rows[..., :, None] & in_columns[..., None, :]
