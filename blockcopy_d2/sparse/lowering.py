@@ -16,11 +16,27 @@ _ALIGNMENT = 256
 
 
 @dataclasses.dataclass(eq=False)
+class ConvolutionPair:
+    """Two convolutions of one map that differ in weights and activation only: one product."""
+
+    first: Convolution
+    second: Convolution
+
+    @property
+    def inputs(self):
+        return self.first.inputs
+
+    @property
+    def output(self):
+        return self.first.output
+
+
+@dataclasses.dataclass(eq=False)
 class Step:
     """One launch: an operator, or several equal convolutions that do not depend on each other.
 
     Attributes:
-        operators: in program order.
+        operators: in program order; ConvolutionPairs among them.
         reads: numbers of the values that they read.
     """
 
@@ -29,7 +45,7 @@ class Step:
 
     @property
     def writes(self):
-        return [operator.output for operator in self.operators]
+        return [index for operator in self.operators for index in _outputs(operator)]
 
 
 @dataclasses.dataclass
@@ -78,7 +94,7 @@ def lower(program):
     """
     operators, reads, residuals = _fold_upsampling(program)
     parents = _aliases(program, operators)
-    operators = [op for op in operators if not _is_view(op)]
+    operators = _pair([op for op in operators if not _is_view(op)], reads, residuals)
     steps = _schedule(program, operators, reads, residuals)
     used = {index for step in steps for index in [*step.reads, *step.writes]}
     used |= {output.index for output in program.outputs if isinstance(output, Ref)}
@@ -113,6 +129,35 @@ def _fold_upsampling(program):
         reads[operator] = [operator.inputs[0], index]
         residuals[operator] = (index, scale)
     return operators, reads, residuals
+
+
+def _pair(operators, reads, residuals):
+    """Puts convolutions of the same map together: the shortcut and the first convolution of a
+    residual stage, the predictors of a head."""
+    open_operators, paired = {}, []
+    for operator in operators:
+        key = None
+        if isinstance(operator, Convolution) and operator not in residuals:
+            key = (
+                operator.inputs[0], operator.kernel, operator.stride, operator.padding,
+                operator.dilation, operator.weight.dtype,
+            )  # fmt: skip
+            key = key if operator.groups == 1 else None
+        position = open_operators.pop(key, None)
+        if position is not None:
+            paired[position] = ConvolutionPair(paired[position], operator)
+            reads[paired[position]] = list(operator.inputs)
+            continue
+        if key is not None:
+            open_operators[key] = len(paired)
+        paired.append(operator)
+    return paired
+
+
+def _outputs(operator):
+    if isinstance(operator, ConvolutionPair):
+        return [operator.first.output, operator.second.output]
+    return [operator.output]
 
 
 # ------------------------------------------------------------------------ views
@@ -216,7 +261,7 @@ def _schedule(program, operators, reads, residuals):
             step = open_steps[key] = Step([operator], list(reads[operator]))
             needs[step] = before
             steps.append(step)
-        producers[operator.output] = step
+        producers.update(dict.fromkeys(_outputs(operator), step))
 
     ordered, done = [], set()
     for step in steps:
@@ -235,6 +280,8 @@ def _schedule(program, operators, reads, residuals):
 
 def _launch_key(program, operator):
     """Equal for convolutions that one launch can run; None for what is launched alone."""
+    if isinstance(operator, ConvolutionPair):
+        return _launch_key(program, operator.first), _launch_key(program, operator.second)
     if not isinstance(operator, Convolution):
         return None
     activation = operator.activation

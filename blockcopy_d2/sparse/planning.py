@@ -250,15 +250,16 @@ class _Planner:
         x, y = (operand.index for operand in operands)
         if x == y or self.values[x].shape != self.values[y].shape:
             return None
-        # Of two candidates the later one: its partner is then computed before it.
+        # Of two candidates the one that nothing but itself reads the input of: the other may be
+        # a shortcut, which can share a launch with what reads the same input.
         candidates = [
-            (self.operators.index(operator), operator, other)
+            (-self.users[operator.inputs[0]], self.operators.index(operator), operator, other)
             for index, other in ((x, y), (y, x))
             if (operator := self.fusable(index, Convolution)) and operator.residual is None
         ]
         if not candidates or not (self.aligned(x) and self.aligned(y)):
             return None
-        _, operator, other = max(candidates, key=lambda candidate: candidate[0])
+        *_, operator, other = max(candidates, key=lambda candidate: candidate[:2])
         operator.residual = other
         operator.inputs = [*operator.inputs, other]
         return self.fuse(call, operator)

@@ -10,7 +10,7 @@ Shape shorthand: N streams, GH x GW blocks, C channels, H x W pixels of a map.
 import torch
 
 from .capture import Ref
-from .lowering import call_name, lower, scratch_map
+from .lowering import ConvolutionPair, call_name, lower, scratch_map
 from .program import (
     Affine,
     Convolution,
@@ -23,15 +23,8 @@ from .program import (
     Upsample,
 )
 from .state import FeatureMap
-from .triton_ops.conv import (
-    ConvolutionLaunch,
-    ConvolutionLevel,
-    ConvolutionShape,
-    Workspace,
-    pack_weight,
-    transposed_phases,
-    workspace_size,
-)
+from .triton_ops.conv import ConvolutionLaunch, ConvolutionLevel, Workspace, workspace_size
+from .triton_ops.conv_shape import ConvolutionShape, pack_weight, transposed_phases
 from .triton_ops.copy import CopyLaunch
 from .triton_ops.geometry import Tiling
 from .triton_ops.normalization import StatisticsLaunch
@@ -90,7 +83,7 @@ class LoweredForTriton:
             (self.plan.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device
         )
         self.precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
-        self._packed = {}
+        self._packed, self._joined = {}, {}
         self._workspace = None
 
     def packed(self, weight, bias, shape, config):
@@ -100,6 +93,19 @@ class LoweredForTriton:
             # The tensors are kept with it, so that no other takes their addresses.
             self._packed[key] = (pack_weight(weight, bias, shape, config), weight, bias)
         return self._packed[key][0]
+
+    def joined(self, pair):
+        """Weight and bias of a ConvolutionPair as of one convolution, made once."""
+        operators = (pair.first, pair.second)
+        key = tuple(operator.weight.data_ptr() for operator in operators)
+        if key not in self._joined:
+            biases = [
+                operator.weight.new_zeros(len(operator.weight)) if operator.bias is None
+                else operator.bias for operator in operators
+            ]  # fmt: skip
+            weight = torch.cat([operator.weight for operator in operators])
+            self._joined[key] = (weight, torch.cat(biases))
+        return self._joined[key]
 
     def workspace(self, config, device):
         """A Workspace that is large enough for a launch, shared with the launches before."""
@@ -246,6 +252,18 @@ def _convolution(bound, step):
     return _launch_convolution(bound, shape, [(op, op.weight, op.bias) for op in step.operators])
 
 
+def _convolution_pair(bound, step):
+    first, second = step.operators[0].first, step.operators[0].second
+    shape = ConvolutionShape(
+        in_channels=first.weight.shape[1], first_out=first.weight.shape[0],
+        out_channels=first.weight.shape[0] + second.weight.shape[0], groups=1,
+        kernel=first.kernel, stride=first.stride[0], padding=first.padding,
+        dilation=first.dilation, activation=first.activation, second_activation=second.activation,
+    )  # fmt: skip
+    parts = [(pair, *bound.lowered.joined(pair)) for pair in step.operators]
+    return _launch_convolution(bound, shape, parts)
+
+
 def _launch_convolution(bound, shape, parts, tiled_as=None):
     """Launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`."""
     lowered = bound.lowered
@@ -265,6 +283,7 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
                 packed=lowered.packed(weight, bias, shape, config),
                 tiling=tiling,
                 residual=residual and bound.maps[residual[0]],
+                second=bound.maps[operator.second.output] if shape.first_out else None,
             )
         )
     launch = ConvolutionLaunch(
@@ -404,6 +423,7 @@ def _densified(bound, step):
 _BINDERS = {
     Affine: _affine,
     Convolution: _convolution,
+    ConvolutionPair: _convolution_pair,
     Densified: _densified,
     GlobalMean: _global_mean,
     GroupNorm: _group_norm,

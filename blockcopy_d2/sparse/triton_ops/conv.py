@@ -25,19 +25,21 @@ import triton
 import triton.language as tl
 
 from .activation import activate, parameters
+from .conv_shape import PackedWeight
 from .geometry import BlockList, Tiling, begin, locate
 
 # Columns of the table of levels, int64 each: where the operands of a level start, in elements from
 # those of the first level, and what differs between levels.
-_FIELDS = 11
+_FIELDS = 13
 
 
 @triton.jit
 def convolution_kernel(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr,
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, second_ptr,
     blocks_ptr, count_ptr, levels_ptr, workspace_ptr, arrivals_ptr,
-    T, GH, GW, H, W, OH, OW, x_row, out_row, residual_row,
-    pad_y, pad_x, out_y, out_x, activation_first, activation_second, max_splits,
+    T, GH, GW, H, W, OH, OW, x_row, out_row, second_row, residual_row,
+    pad_y, pad_x, out_y, out_x, activation_first, activation_second,
+    second_activation_first, second_activation_second, max_splits,
     UNITS: tl.constexpr, UNIT_IN: tl.constexpr, UNIT_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, OUT_STEP: tl.constexpr,
@@ -45,7 +47,8 @@ def convolution_kernel(
     ROW_PACK: tl.constexpr,  # channels per pixel in the reduction over a kernel row, 0 for taps
     ROW_CONTIGUOUS: tl.constexpr,  # those channels are contiguous in memory, zero beyond C_in
     RESIDUAL_SCALE: tl.constexpr,  # output pixels per residual pixel along an axis, 0 for none
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST_OUT: tl.constexpr,  # output channels that go to out, the others go to second
+    ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     LEVELS: tl.constexpr, FIELDS: tl.constexpr, X_ALIGNED: tl.constexpr,
     OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -92,6 +95,7 @@ def convolution_kernel(
             fields = levels_ptr + level * FIELDS
             x_offset, out_offset = tl.load(fields), tl.load(fields + 1)
             weight_offset, bias_offset = tl.load(fields + 2), tl.load(fields + 3)
+            second_offset, second_step = tl.load(fields + 11), tl.load(fields + 12).to(tl.int32)
             side = tl.load(fields + 4).to(tl.int32)
             h, w = tl.load(fields + 5).to(tl.int32), tl.load(fields + 6).to(tl.int32)
             oh, ow = tl.load(fields + 7).to(tl.int32), tl.load(fields + 8).to(tl.int32)
@@ -102,9 +106,12 @@ def convolution_kernel(
             if OUT_ALIGNED:
                 out_offset = tl.multiple_of(out_offset, 16)
                 out_step = tl.multiple_of(out_step, 16)
+                second_offset = tl.multiple_of(second_offset, 16)
+                second_step = tl.multiple_of(second_step, 16)
             in_tile = tile - first
         else:
             x_offset, out_offset, weight_offset, bias_offset = 0, 0, 0, 0
+            second_offset, second_step = 0, second_row
             side, h, w, oh, ow, x_step, out_step = T, H, W, OH, OW, x_row, out_row
             in_tile = tile
 
@@ -199,137 +206,63 @@ def convolution_kernel(
                     pixel = pixel.to(tl.int64)
                 residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
                 out += tl.load(residual, mask=mask, other=0.0).to(tl.float32)
-            out = activate(out, activation_first, activation_second, ACTIVATION)
             pixel = (stream * oh + oy) * ow + ox
             if WIDE:
                 pixel = pixel.to(tl.int64)
-            target = out_ptr + out_offset + (pixel * out_step)[:, None] + channel[None, :]
-            tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)
+            out_base, second_base = out_ptr + out_offset, second_ptr + second_offset - FIRST_OUT
+            if FIRST_OUT == UNIT_OUT:
+                _finish(
+                    out, out_base, pixel, out_step, channel, mask,
+                    activation_first, activation_second, ACTIVATION,
+                )  # fmt: skip
+            elif FIRST_OUT % BN == 0:  # a tile belongs to one of the two
+                if n_tile * BN < FIRST_OUT:
+                    _finish(
+                        out, out_base, pixel, out_step, channel, mask,
+                        activation_first, activation_second, ACTIVATION,
+                    )  # fmt: skip
+                else:
+                    _finish(
+                        out, second_base, pixel, second_step, channel, mask,
+                        second_activation_first, second_activation_second, SECOND_ACTIVATION,
+                    )  # fmt: skip
+            else:
+                first_mask = mask & (column < FIRST_OUT)[None, :]
+                second_mask = mask & (column >= FIRST_OUT)[None, :]
+                _finish(
+                    out, out_base, pixel, out_step, channel, first_mask,
+                    activation_first, activation_second, ACTIVATION,
+                )  # fmt: skip
+                _finish(
+                    out, second_base, pixel, second_step, channel, second_mask,
+                    second_activation_first, second_activation_second, SECOND_ACTIVATION,
+                )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class ConvolutionConfig:
-    """How a launch divides its work. See tuning.py for where the values come from.
-
-    Attributes:
-        bm, bn, bk: pixels, channels and reduction of a tile.
-        num_warps, num_stages: of a program.
-        max_splits: the reduction of a tile is split over up to so many programs.
-        per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
-        swap: weights are the first factor of the product, which needs 64 rows to use the fast
-            instructions of Hopper: for tiles of fewer pixels.
-    """
-
-    bm: int
-    bn: int
-    bk: int
-    num_warps: int = 4
-    num_stages: int = 3
-    max_splits: int = 1
-    per_sm: int = 0
-    swap: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvolutionShape:
-    """What the programs of a convolution have in common, whichever maps it runs on.
-
-    Attributes:
-        in_channels, out_channels, groups, kernel (y, x), stride, dilation (y, x): as in conv2d.
-        padding: zeros above and left of the map; what is below and right follows from the sizes.
-        out_step, out_offset: output pixel p is written to p * out_step + out_offset (y, x).
-        activation: program.Activation or None.
-        residual_scale: output pixels per residual pixel along an axis; 0 without a residual.
-    """
-
-    in_channels: int
-    out_channels: int
-    groups: int
-    kernel: tuple
-    stride: int
-    padding: tuple
-    dilation: tuple
-    out_step: int = 1
-    out_offset: tuple = (0, 0)
-    activation: Any = None
-    residual_scale: int = 0
-
-    @property
-    def units(self):
-        """(number, input channels, output channels) of the dense units a grouped one runs as."""
-        together = self.groups
-        for divisor in range(1, self.groups + 1):
-            wide = divisor * self.out_channels // self.groups >= 32
-            if self.groups % divisor == 0 and wide:
-                together = divisor
-                break
-        units = self.groups // together
-        return units, self.in_channels // units, self.out_channels // units
-
-    @property
-    def reads_beyond_border(self):
-        """Whether taps may fall outside of the input."""
-        padded = tuple(self.kernel) != (1, 1) or tuple(self.padding) != (0, 0)
-        return padded or self.out_step > 1
-
-    @property
-    def row_pack(self):
-        """Channels per pixel when the reduction runs over kernel rows, 0 when over taps."""
-        if self.groups > 1 or self.kernel[1] == 1 or self.in_channels >= 16:
-            return 0
-        return triton.next_power_of_2(self.in_channels)
-
-    def reduction(self, bk):
-        """(number of taps or rows, length of each rounded up to whole steps of `bk`)."""
-        if self.row_pack:
-            taps, length = self.kernel[0], self.kernel[1] * self.row_pack
-        else:
-            taps, length = self.kernel[0] * self.kernel[1], self.units[1]
-        return taps, -(-length // bk) * bk
-
-
-@dataclasses.dataclass
-class PackedWeight:
-    """Weight (rows, reduction) and float32 bias (rows,), zero-padded to whole tiles."""
-
-    matrix: torch.Tensor
-    bias: torch.Tensor
-
-
-def pack_weight(weight, bias, shape, config):
-    """Lays out conv2d's weight (C_out, C_in / groups, KH, KW) and bias for convolution_kernel."""
-    units, unit_in, unit_out = shape.units
-    taps, length = shape.reduction(config.bk)
-    kernel = tuple(shape.kernel)
-    together = shape.groups // units
-    per_group_in, per_group_out = weight.shape[1], shape.out_channels // shape.groups
-    dense = weight.new_zeros(units, together, per_group_out, together, per_group_in, *kernel)
-    grouped = weight.view(units, together, per_group_out, per_group_in, *kernel)
-    for group in range(together):
-        dense[:, group, :, group] = grouped[:, group]
-    dense = dense.view(units, unit_out, unit_in, *kernel).permute(0, 1, 3, 4, 2)
-    if shape.row_pack:
-        dense = torch.nn.functional.pad(dense, (0, shape.row_pack - unit_in)).flatten(3)
-    else:
-        dense = dense.flatten(2, 3)
-    rows = -(-unit_out // config.bn) * config.bn
-    matrix = weight.new_zeros(units, rows, taps, length)
-    matrix[:, :unit_out, :, : dense.shape[3]] = dense
-    packed_bias = torch.zeros(units, rows, dtype=torch.float32, device=weight.device)
-    if bias is not None:
-        packed_bias[:, :unit_out] = bias.float().view(units, unit_out)
-    return PackedWeight(matrix.view(units * rows, -1), packed_bias.flatten())
+@triton.jit
+def _finish(
+    out, out_ptr, pixel, row, channel, mask, activation_first, activation_second,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Applies an activation and writes a tile."""
+    out = activate(out, activation_first, activation_second, ACTIVATION)
+    target = out_ptr + (pixel * row)[:, None] + channel[None, :]
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @dataclasses.dataclass
 class ConvolutionLevel:
-    """One map that a launch works on: state.FeatureMaps, and how blocks tile the output."""
+    """One map that a launch works on: state.FeatureMaps, and how blocks tile the output.
+
+    `second` takes the output channels of the second of two convolutions.
+    """
 
     x: Any
     out: Any
     packed: PackedWeight
     tiling: Tiling
     residual: Any = None
+    second: Any = None
 
 
 class ConvolutionLaunch:
@@ -357,21 +290,27 @@ class ConvolutionLaunch:
         if config.per_sm:
             programs = min(programs, config.per_sm * num_sms)
         residual = first.residual if first.residual is not None else first.x
+        second = first.second if first.second is not None else first.out
+        second_name, *second_activation = parameters(shape.second_activation)
         # Tensors of other levels are only pointed to; self.levels keeps them.
         table = _level_table(levels) if len(levels) > 1 else None
-        maps = [map_ for level in levels for map_ in (level.x, level.out)]
+        maps = [
+            map_ for level in levels for map_ in (level.x, level.out, level.second or level.out)
+        ]
         self.shape, self.config, self.levels = shape, config, levels
         self.grid = (max(programs, 1),)
         self.tensors = (
             first.x.rows, first.packed.matrix, first.packed.bias, residual.rows, first.out.rows,
+            second.rows,
         )  # fmt: skip
         self.table = table if table is not None else workspace.arrivals
         self.workspace = workspace
         tiling = first.tiling
         self.sizes = (
             tiling.tile, tiling.rows, tiling.columns, *first.x.size, *first.out.size,
-            first.x.rows.stride(0), first.out.rows.stride(0), residual.rows.stride(0),
-            *shape.padding, *shape.out_offset, activation_first, activation_second, splits,
+            first.x.rows.stride(0), first.out.rows.stride(0), second.rows.stride(0),
+            residual.rows.stride(0), *shape.padding, *shape.out_offset, activation_first,
+            activation_second, *second_activation, splits,
         )  # fmt: skip
         self.constants = dict(
             UNITS=units, UNIT_IN=unit_in, UNIT_OUT=unit_out, KH=shape.kernel[0],
@@ -380,10 +319,15 @@ class ConvolutionLaunch:
             PADDED=shape.reads_beyond_border,
             ROW_PACK=shape.row_pack,
             ROW_CONTIGUOUS=_contiguous_rows(first.x, shape),
-            RESIDUAL_SCALE=shape.residual_scale, ACTIVATION=name, PRECISION=precision,
+            RESIDUAL_SCALE=shape.residual_scale, FIRST_OUT=shape.first_out or unit_out,
+            ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
             LEVELS=len(levels), FIELDS=_FIELDS,
             X_ALIGNED=all(_aligned(level.x.rows, first.x.rows) for level in levels),
-            OUT_ALIGNED=all(_aligned(level.out.rows, first.out.rows) for level in levels),
+            OUT_ALIGNED=all(
+                _aligned(level.out.rows, first.out.rows)
+                and (level.second is None or _aligned(level.second.rows, second.rows))
+                for level in levels
+            ),
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
             SPLIT=splits > 1, PROGRAMS=num_sms, PDL=pdl, num_warps=config.num_warps,
@@ -427,9 +371,13 @@ def _contiguous_rows(x, shape):
     return readable and x.rows.stride(0) == shape.row_pack and shape.dilation[1] == 1
 
 
+def _distance(tensor, base):
+    """Elements from the start of one tensor to that of another."""
+    return (tensor.data_ptr() - base.data_ptr()) // tensor.element_size()
+
+
 def _aligned(rows, base):
-    distance = (rows.data_ptr() - base.data_ptr()) // rows.element_size()
-    return distance % 16 == 0 and rows.stride(0) % 16 == 0
+    return _distance(rows, base) % 16 == 0 and rows.stride(0) % 16 == 0
 
 
 def _level_table(levels):
@@ -443,59 +391,11 @@ def _level_table(levels):
             (level.packed.matrix, first.packed.matrix),
             (level.packed.bias, first.packed.bias),
         )
-        offsets = [(own.data_ptr() - base.data_ptr()) // own.element_size() for own, base in pairs]
+        offsets = [_distance(own, base) for own, base in pairs]
         sizes = [level.tiling.tile, *level.x.size, *level.out.size]
-        table.append([*offsets, *sizes, level.x.rows.stride(0), level.out.rows.stride(0)])
+        second = [0, 0]
+        if level.second is not None:
+            second = [_distance(level.second.rows, first.second.rows), level.second.rows.stride(0)]
+        strides = [level.x.rows.stride(0), level.out.rows.stride(0)]
+        table.append([*offsets, *sizes, *strides, *second])
     return torch.tensor(table, dtype=torch.int64, device=first.x.rows.device)
-
-
-def transposed_phases(weight, *, groups, stride, padding, activation=None):
-    """A transposed convolution as ordinary ones, each writing every stride-th output pixel.
-
-    Output pixel o = j * stride + phase collects the taps t = r + stride * q of the input pixels
-    (o + padding - t) / stride, where r = (phase + padding) mod stride: with q counted backwards, a
-    convolution at the input's resolution.
-
-    Args:
-        weight: (C_in, C_out / groups, KH, KW) of conv_transpose2d.
-        groups: as there; stride: int; padding: (y, x).
-        activation: program.Activation or None.
-
-    Yields:
-        (ConvolutionShape, weight as of conv2d), for stride * stride phases.
-    """
-    in_channels, per_group_out, *kernel = weight.shape
-    grouped = weight.view(groups, in_channels // groups, per_group_out, *kernel).transpose(1, 2)
-    grouped = grouped.reshape(groups * per_group_out, in_channels // groups, *kernel)
-    for phase in ((y, x) for y in range(stride) for x in range(stride)):
-        part, before = grouped, []
-        for axis in (0, 1):
-            remainder = (phase[axis] + padding[axis]) % stride
-            taps = list(range(remainder, kernel[axis], stride))[::-1]
-            before.append(max(len(taps), 1) - 1 - (phase[axis] + padding[axis]) // stride)
-            index = torch.tensor(taps, dtype=torch.int64, device=weight.device)
-            part = part.index_select(2 + axis, index)
-            if not taps:  # a stride above the kernel size leaves pixels that no tap reaches
-                shape = list(part.shape)
-                shape[2 + axis] = 1
-                part = part.new_zeros(shape)
-        yield (
-            ConvolutionShape(
-                in_channels=in_channels, out_channels=len(grouped), groups=groups,
-                kernel=tuple(part.shape[2:]), stride=1, padding=tuple(before), dilation=(1, 1),
-                out_step=stride, out_offset=phase, activation=activation,
-            ),
-            part,
-        )  # fmt: skip
-
-
-def convolution_reference(x, weight, bias, shape, residual=None):
-    """The whole map that the kernel computes in parts, (N, C, H, W), in plain PyTorch."""
-    y = torch.nn.functional.conv2d(
-        x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups
-    )
-    if residual is not None:
-        y = y + residual.repeat_interleave(shape.residual_scale, 2).repeat_interleave(
-            shape.residual_scale, 3
-        )
-    return y if shape.activation is None else shape.activation(y)

@@ -14,13 +14,8 @@ import torch
 import triton
 
 from .compact import allocate_list, compact
-from .conv import (
-    ConvolutionConfig,
-    ConvolutionLaunch,
-    Workspace,
-    convolution_kernel,
-    pack_weight,
-)
+from .conv import ConvolutionLaunch, Workspace, convolution_kernel
+from .conv_shape import ConvolutionConfig, pack_weight
 from .tuning import Device, layer_key, pixel_bucket, table_path
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import pathlib
 import torch
 import triton
 
-from .conv import ConvolutionConfig
+from .conv_shape import ConvolutionConfig
 
 _TABLES = pathlib.Path(__file__).parent / "tables"
 # Share of active pixels that configurations are chosen for when nothing better is known.
@@ -64,8 +64,10 @@ def layer_key(shape, dtype, bucket):
     """Key of a layer in the tables, for 2 ** bucket active output pixels."""
     kernel = "x".join(map(str, shape.kernel))
     groups = f" g{shape.groups}" if shape.groups > 1 else ""
+    pair = f"+{shape.out_channels - shape.first_out}" if shape.first_out else ""
     return (
-        f"conv {str(dtype).removeprefix('torch.')} {shape.in_channels}-{shape.out_channels}"
+        f"conv {str(dtype).removeprefix('torch.')} {shape.in_channels}-"
+        f"{shape.first_out or shape.out_channels}{pair}"
         f" {kernel} s{shape.stride}{groups} 2^{bucket}"
     )
 

@@ -72,7 +72,8 @@ class Everything(torch.nn.Module):
         self.grouped = torch.nn.Conv2d(64, 64, 3, 1, 1, groups=8)
         self.norm = torch.nn.GroupNorm(8, 64)
         self.up = torch.nn.ConvTranspose2d(64, 64, 2, 2)
-        self.predictor = torch.nn.Conv2d(64, 15, 1)
+        self.predictor = torch.nn.Conv2d(64, 3, 1)
+        self.other = torch.nn.Conv2d(64, 12, 1)
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
@@ -80,7 +81,8 @@ class Everything(torch.nn.Module):
         y = F.interpolate(F.relu(self.norm(self.grouped(x))), scale_factor=2, mode="bilinear")
         gain = F.adaptive_avg_pool2d(y, 1)
         y = self.up(F.avg_pool2d(y, 3, 2, 1))
-        return self.predictor(x), self.predictor(y), F.interpolate(y, scale_factor=2), gain
+        predicted = self.predictor(x), self.other(x), self.predictor(y), self.other(y)
+        return predicted, F.interpolate(y, scale_factor=2), gain
 
 
 @torch.no_grad()

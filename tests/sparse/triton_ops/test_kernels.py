@@ -3,6 +3,8 @@
 Maps are NaN before, where nothing may be read or written they stay NaN.
 """
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,16 @@ from blockcopy_d2.sparse.triton_ops.compact import (  # noqa: E402
     compact_reference,
 )
 from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
-    ConvolutionConfig,
     ConvolutionLaunch,
     ConvolutionLevel,
-    ConvolutionShape,
     Workspace,
+    workspace_size,
+)
+from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
+    ConvolutionConfig,
+    ConvolutionShape,
     convolution_reference,
     pack_weight,
-    workspace_size,
 )
 from blockcopy_d2.sparse.triton_ops.copy import CopyLaunch  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
@@ -171,6 +175,37 @@ def test_levels_of_strided_convolutions_with_clipped_blocks():
 @pytest.mark.parametrize("channels,groups", [(64, 8), (48, 48), (24, 2), (160, 5)])
 def test_groups(channels, groups):
     check_convolution(shape_of(channels, channels, 3, groups=groups), CONFIG, [(9, 14)], tiles=[4])
+
+
+@pytest.mark.parametrize("first_out", [32, 3])
+@pytest.mark.parametrize("num_levels", [1, 2])
+def test_two_convolutions_of_one_map(first_out, num_levels):
+    """Tiles of channels that belong to one of the two (32), and one that belongs to both (3)."""
+    shape = dataclasses.replace(
+        shape_of(16, first_out + 20, 3), first_out=first_out, activation=Activation("relu")
+    )
+    sizes, tiles = [(9, 14), (5, 7)][:num_levels], [4, 2][:num_levels]
+    active = active_of(1, sizes[0], 4)
+    levels, expected = [], []
+    for size, tile in zip(sizes, tiles):
+        x = torch.randn(1, 16, *size, device=DEVICE)
+        weight, bias = torch.randn(first_out + 20, 16, 3, 3), torch.randn(first_out + 20)
+        weight, bias = weight.to(DEVICE), bias.to(DEVICE)
+        y = F.conv2d(x, weight, bias, padding=1)
+        parts = [y[:, :first_out].relu(), y[:, first_out:]]
+        mask = pixels_of(active, tile, size)
+        expected.append([torch.where(mask, part, torch.nan) for part in parts])
+        out, second = (feature_map(torch.full_like(part, torch.nan)) for part in parts)
+        packed = pack_weight(weight, bias, shape, CONFIG)
+        tiling = tiling_of(active, tile)
+        levels.append(ConvolutionLevel(feature_map(x), out, packed, tiling, second=second))
+    workspace = Workspace(0, NUM_SMS, DEVICE)
+    ConvolutionLaunch(
+        shape, CONFIG, levels, precision="ieee", workspace=workspace, num_sms=NUM_SMS
+    )(blocks_of(active))
+    for level, parts in zip(levels, expected):
+        for found, truth in zip((level.out, level.second), parts):
+            torch.testing.assert_close(found.as_nchw(), truth, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision():

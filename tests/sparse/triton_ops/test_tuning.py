@@ -9,9 +9,9 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
 from blockcopy_d2.sparse.triton_ops import search, tuning  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.conv import ConvolutionLevel  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     ConvolutionConfig,
-    ConvolutionLevel,
     ConvolutionShape,
     pack_weight,
 )
