@@ -26,7 +26,7 @@ _OPTIONS = {
 }
 
 
-def accelerate(model_or_cfg, target=0.3, **options):
+def accelerate(model_or_cfg, target=None, **options):
     """
     Make a model that runs video block by block of any model of Detectron2's.
 
@@ -44,7 +44,8 @@ def accelerate(model_or_cfg, target=0.3, **options):
             are loaded; a LazyConfig whose ``train.init_checkpoint`` is loaded, with options in a
             node ``blockcopy`` if it has one; or the model node of a LazyConfig, with weights as
             they are initialized.
-        target (float): tau, the wished fraction of executed blocks.
+        target (float or None): tau, the wished fraction of executed blocks. None: what the config
+            says, 0.3 if it says nothing.
         options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``policy`` (its
             name), ``policy_weights``, ``learn``, ``scene_cut``, ``refresh_every``,
             ``max_streams``, ``seed``. Default: what the config says.
@@ -61,8 +62,9 @@ def accelerate(model_or_cfg, target=0.3, **options):
         return model
     base = model_or_cfg
     if isinstance(base, DictConfig):
-        options = {**base.get("blockcopy", {}), "target": target, **options}
-        target = options.pop("target")
+        own = dict(base.get("blockcopy", {}))
+        own_target = own.pop("target", None)
+        target, options = own_target if target is None else target, {**own, **options}
         base = _build_lazily(base)
     if not hasattr(base, "backbone") or isinstance(base, BlockCopyVideoModel):
         raise TypeError(

@@ -122,7 +122,6 @@ class VideoPredictor:
         """
         if isinstance(cfg, CfgNode):
             cfg = video_config(cfg)
-            return {"model": accelerate(cfg, target=None), "mapper": FrameMapper(cfg)}
         return {"model": accelerate(cfg), "mapper": FrameMapper(cfg)}
 
     @property
