@@ -32,7 +32,7 @@ from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
 from blockcopy_d2.resources import config_path
-from blockcopy_d2.visualization import VideoWriter, draw_frame
+from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
 
 CAMERA = "/dev/video0"
 
@@ -160,8 +160,10 @@ def run_pictures(args, cfg):
         raise ValueError(f"{len(args.input)} pictures need --output FOLDER, one that exists.")
     for path in tqdm(args.input, unit="picture"):
         image = read_image(path, format="BGR")
-        instances = shown_instances(predictor(image), args.confidence_threshold)
-        picture = draw_frame(image, instances, metadata=predictor.metadata)
+        output = predictor(image)
+        instances = shown_instances(output, args.confidence_threshold)
+        classes = pixel_classes(output)
+        picture = draw_frame(image, instances, metadata=predictor.metadata, classes=classes)
         name = os.path.basename(path)
         target = os.path.join(args.output, name) if os.path.isdir(args.output) else args.output
         Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(target)
@@ -247,6 +249,7 @@ class VideoRun:
             image,
             shown_instances(output, self.threshold),
             metadata=self.metadata,
+            classes=pixel_classes(output),
             block_size=self.block_size,
             caption=(f"frame {self.frames - 1}", what, f"{1000 * seconds:.0f} ms"),
             **blocks,

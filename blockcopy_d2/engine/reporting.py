@@ -10,15 +10,16 @@ from detectron2.utils import comm
 from PIL import Image
 
 from blockcopy_d2.evaluation.summary import summarize, summary_table, write_summary
-from blockcopy_d2.visualization import VideoWriter, draw_frame
+from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
 
 __all__ = ["OverlayHook", "SummaryHook"]
 
 
 class OverlayHook(HookBase):
     """
-    Draws the first clips to a video: detections, executed blocks, frame number, executed fraction
-    and time. Comes after the hooks that run models; drawing is no part of any frame's time.
+    Draws the first clips to a video: detections or classes of pixels, executed blocks, frame
+    number, executed fraction and time. Comes after the hooks that run models; drawing is no part
+    of any frame's time.
     """
 
     def __init__(self, path, *, num_clips, fps, metadata, image_format, score_threshold):
@@ -56,8 +57,9 @@ class OverlayHook(HookBase):
 
     def _draw(self, run):
         inputs, grid = self.trainer.inputs, run.result.grid
-        instances = run.output["instances"]
-        instances = instances[instances.scores > self._score_threshold]
+        instances = run.output.get("instances")
+        if instances is not None:
+            instances = instances[instances.scores > self._score_threshold]
         size = (inputs["width"], inputs["height"])
         image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), self._image_format)
         scale = image.shape[0] / inputs["height"]
@@ -67,6 +69,7 @@ class OverlayHook(HookBase):
             instances,
             grid.active[0].cpu(),
             self._metadata,
+            classes=pixel_classes(run.output),
             block_size=grid.block_size,
             scale=scale,
             caption=(

@@ -1,4 +1,4 @@
-from .overlay import draw_frame
+from .overlay import draw_frame, pixel_classes
 from .video import VideoWriter
 
-__all__ = ["VideoWriter", "draw_frame"]
+__all__ = ["VideoWriter", "draw_frame", "pixel_classes"]

@@ -8,15 +8,17 @@ import functools
 import math
 
 import numpy as np
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Polygon
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["draw_frame"]
+__all__ = ["draw_frame", "pixel_classes"]
 
 _LABEL_THRESHOLD = 0.5
 _MASK_ALPHA = 0.4
+_CLASS_ALPHA = 0.55
 # BGR
 _TINT = np.array([60, 190, 255], dtype=np.float32)
 _TINT_ALPHA = 0.2
@@ -33,7 +35,15 @@ _CAPTION_COLOR = (235, 235, 235)
 
 
 def draw_frame(
-    image, instances, active=None, metadata=None, *, block_size=128, scale=1.0, caption=()
+    image,
+    instances,
+    active=None,
+    metadata=None,
+    *,
+    classes=None,
+    block_size=128,
+    scale=1.0,
+    caption=(),
 ):
     """
     Args:
@@ -43,7 +53,10 @@ def draw_frame(
             colour of their class; those with a score above 0.5 get a label.
         active (Tensor or ndarray or None): bool, (GH, GW): the executed blocks, which are tinted
             and outlined; the others are dimmed. None: the frame was not run in blocks.
-        metadata (Metadata or None): of Detectron2; ``thing_classes`` names the classes.
+        metadata (Metadata or None): of Detectron2; ``thing_classes`` names the classes of
+            instances, ``stuff_colors`` (RGB) colours those of pixels.
+        classes (Tensor or ndarray or None): int, (H, W): the class of every pixel, laid over the
+            image in its colour.
         block_size (int): side of a block in pixels of the network's input.
         scale (float): pixels of the network's input per pixel of ``image``.
         caption (str or sequence[str]): text of a strip below the picture, in equal columns, so
@@ -52,15 +65,36 @@ def draw_frame(
     Returns:
         ndarray: uint8, (H, W, 3), BGR; with a caption, the strip adds about H / 18 rows.
     """
-    picture = image
+    picture = image if classes is None else _blend_classes(image, classes, metadata)
     if active is not None:
-        picture = _tint_blocks(image, np.asarray(active, dtype=bool), block_size / scale)
+        picture = _tint_blocks(picture, np.asarray(active, dtype=bool), block_size / scale)
     if instances is not None and len(instances):
         picture = _draw_instances(picture, instances.to("cpu"), metadata)
     if caption:
         columns = (caption,) if isinstance(caption, str) else tuple(caption)
         picture = np.concatenate([picture, _caption_strip(columns, *image.shape[:2])])
     return np.ascontiguousarray(picture)
+
+
+def pixel_classes(output):
+    """
+    Args:
+        output (dict): of a model, for one frame.
+
+    Returns:
+        Tensor or None: int64 (H, W) on the CPU, what ``draw_frame`` takes; None for outputs that
+        have instances, or no classes of pixels.
+    """
+    if "instances" in output or "sem_seg" not in output:
+        return None
+    return output["sem_seg"].argmax(dim=0).cpu()
+
+
+def _blend_classes(image, classes, metadata):
+    colors = metadata.get("stuff_colors") if metadata is not None else None
+    colors = colormap(rgb=False) if colors is None else np.asarray(colors)[:, ::-1]
+    painted = colors[np.asarray(classes) % len(colors)]
+    return (image * (1 - _CLASS_ALPHA) + painted * _CLASS_ALPHA).round().astype(np.uint8)
 
 
 def _tint_blocks(image, active, side):

@@ -109,7 +109,7 @@ def read_summary(tmp_path):
 )
 def test_evaluation_on_clips(run, tmp_path, config, opts):
     weights = save_weights(config, opts, tmp_path / "model.pth")
-    opts = [*opts, *weights, "INPUT.MIN_SIZE_TEST", "64"]
+    opts = [*opts, *weights, "INPUT.MIN_SIZE_TEST", "64", "TEST.BLOCKCOPY.OVERLAY_CLIPS", "1"]
     results = run(config, *opts, data="tiny_sem_seg_val", flags=["--eval-only"])
     assert set(results["sem_seg"]) == {"IoU", "iIoU", "IoU_sup", "iIoU_sup"}
     summary = read_summary(tmp_path)
@@ -117,6 +117,7 @@ def test_evaluation_on_clips(run, tmp_path, config, opts):
     assert summary["blockcopy"]["mIoU"] == pytest.approx(results["sem_seg"]["IoU"])
     assert summary["dense"]["mIoU"] is not None and summary["stock"]["seconds_per_frame"] > 0
     assert summary["blockcopy"]["gmacs"] > 0
+    assert (tmp_path / "output" / "overlay.mp4").stat().st_size > 0
 
     opts = [*opts, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks"]
     run(config, *opts, data="tiny_sem_seg_val", flags=["--eval-only"])

@@ -4,7 +4,7 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
-from blockcopy_d2.visualization import draw_frame
+from blockcopy_d2.visualization import draw_frame, pixel_classes
 
 HEIGHT, WIDTH = 96, 160
 METADATA = Metadata(name="test", thing_classes=["person", "car"])
@@ -105,3 +105,21 @@ def test_result_is_a_plain_image(image):
     )
     assert picture.dtype == np.uint8 and picture.flags.c_contiguous
     assert picture.shape[1:] == (WIDTH, 3)
+
+
+def test_classes_of_pixels_are_laid_over_in_their_colours(image):
+    metadata = Metadata(name="test", stuff_colors=[[200, 0, 0], [0, 0, 250]])  # RGB
+    sem_seg = torch.zeros(2, HEIGHT, WIDTH)
+    sem_seg[1, :, 80:] = 1
+    picture = draw_frame(
+        image, None, metadata=metadata, classes=pixel_classes({"sem_seg": sem_seg})
+    )
+    assert picture[0, 0].tolist() == [45, 45, 155] and picture[0, 80].tolist() == [182, 45, 45]
+    # Any number of classes has colours without metadata.
+    many = torch.arange(HEIGHT * WIDTH).view(HEIGHT, WIDTH)
+    assert draw_frame(image, None, classes=many).shape == image.shape
+
+
+def test_instances_go_before_classes_of_pixels():
+    assert pixel_classes({"instances": None, "sem_seg": torch.zeros(2, 4, 4)}) is None
+    assert pixel_classes({"instances": None}) is None
