@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.policy.observation import policy_centres
 
-from .box_inference import select_detections
+from .box_inference import candidate_scores, select_detections
 from .boxes import decode_boxes
 from .detections import StaticDetections
 from .networks import BoxNetwork, MaskNetwork
@@ -172,22 +172,26 @@ class StaticRCNN:
         box_features = [features[name] for name in heads.box_in_features]
         box_network, mask_network = self._networks_for(box_features[0].dtype)
         class_logits, box_deltas = box_network(self._box_align(box_features, proposals))
-        class_logits = class_logits.float().unflatten(0, proposals.shape[:2])
+        per_image = proposals.shape[:2]
         boxes, finite = decode_boxes(
-            box_deltas.unflatten(0, proposals.shape[:2]),
+            box_deltas.unflatten(0, per_image),
             proposals,
             predictor.box2box_transform,
             sizes.image_size,
         )
-        sigmoid = predictor.use_sigmoid_ce
+        candidates = candidate_scores(
+            class_logits.unflatten(0, per_image),
+            objectness > -torch.inf,
+            finite,
+            predictor.test_score_thresh,
+            sigmoid=predictor.use_sigmoid_ce,
+        )
         (height, width), (image_height, image_width) = sizes.output_size, sizes.image_size
         boxes, output_boxes, scores, classes, count = select_detections(
-            class_logits.sigmoid() if sigmoid else class_logits.softmax(dim=2),
+            candidates,
             boxes,
-            (objectness > -torch.inf) & finite.all(dim=2),
             output_scale=(width / image_width, height / image_height),
             output_size=sizes.output_size,
-            score_threshold=predictor.test_score_thresh,
             nms_threshold=predictor.test_nms_thresh,
             max_candidates=self.max_candidates,
             max_detections=predictor.test_topk_per_image,

@@ -11,6 +11,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from blockcopy_d2.modeling.static_heads.box_inference import (
+    candidate_scores_triton,
+    fill_slots_triton,
+)
 from blockcopy_d2.modeling.static_heads.boxes import decode_boxes_triton
 from blockcopy_d2.modeling.static_heads.nms import nms_triton
 from blockcopy_d2.modeling.static_heads.paste import paste_masks_triton, sample_masks_triton
@@ -18,6 +22,7 @@ from blockcopy_d2.modeling.static_heads.proposals import (
     align_levels_triton,
     decode_candidates_triton,
 )
+from blockcopy_d2.modeling.static_heads.ranking import best_values_triton
 from blockcopy_d2.modeling.static_heads.roi_align import RoIAlign, roi_align_triton
 
 TYPES = {
@@ -72,17 +77,23 @@ def launch_all(dtype):
     nms_triton(boxes, valid, 0.7)
     nms_triton(torch.rand(1, 2048, 4), valid.new_ones(1, 2048), 0.5, torch.zeros(1, 2048).long())
     nms_triton(boxes[:, :40], valid[:, :40], 0.5)
-    sizes = (12288, 3072, 768, 192, 48)
-    logits = [torch.randn(1, size).to(dtype) for size in sizes]
+    sides = [64 >> i for i in range(5)]
+    logits = [torch.randn(1, 3, side, side).to(dtype) for side in sides]
     align_levels_triton(logits)
-    deltas = [torch.randn(1, size, 4).to(dtype) for size in sizes]
-    anchors = [torch.rand(size, 4) for size in sizes]
+    deltas = [torch.randn(1, 12, side, side).to(dtype) for side in sides]
+    anchors = [torch.rand(3 * side**2, 4) for side in sides]
     index = torch.zeros(1, 5, 1000, dtype=torch.int64)
     candidates = torch.zeros(1, 5, 1000, dtype=dtype)
     decode_candidates_triton(deltas, anchors, index, candidates, transform, (512, 512), 0.0)
     for side, levels in ((7, 4), (14, 4), (7, 1)):
         maps = [torch.randn(1, 256, 128 >> i, 128 >> i).to(dtype) for i in range(levels)]
         roi_align_triton(RoIAlign(output_size=side, min_level=2), maps, boxes[:1, :50])
+    best_values_triton(torch.rand(1, 8000), 2048)
+    class_logits = torch.randn(1, 1000, 41).to(dtype)[..., :9]
+    candidate_scores_triton(class_logits, valid[:1], torch.ones(1, 1000, 8).bool(), 0.05)
+    scores, classes = torch.rand(1, 2048), torch.zeros(1, 2048).long()
+    best_boxes = torch.rand(1, 2048, 4)
+    fill_slots_triton(scores > 0.5, best_boxes, scores, classes, (2.0, 2.0), (64, 96), 100)
     masks, count = torch.rand(1, 100, 28, 28), torch.ones(1, dtype=torch.int32)
     paste_masks_triton(masks, boxes[:1, :100], count, torch.zeros(1, 100, 64, 96).bool())
     rows = torch.arange(32)

@@ -7,6 +7,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 
 pytest.importorskip("triton")
 
+from blockcopy_d2.modeling.static_heads.box_inference import (  # noqa: E402
+    candidate_scores_reference,
+    candidate_scores_triton,
+    fill_slots_reference,
+    fill_slots_triton,
+)
 from blockcopy_d2.modeling.static_heads.boxes import (  # noqa: E402
     decode_boxes_reference,
     decode_boxes_triton,
@@ -22,6 +28,10 @@ from blockcopy_d2.modeling.static_heads.proposals import (  # noqa: E402
     align_levels_triton,
     decode_candidates_reference,
     decode_candidates_triton,
+)
+from blockcopy_d2.modeling.static_heads.ranking import (  # noqa: E402
+    best_values_reference,
+    best_values_triton,
 )
 from blockcopy_d2.modeling.static_heads.roi_align import (  # noqa: E402
     RoIAlign,
@@ -96,17 +106,67 @@ def test_nms_along_the_longest_chain():
     assert keep[0].tolist() == [True, False] * 50
 
 
-def test_align_levels():
-    logits = [torch.randn(2, size).half() for size in (700, 100, 3)]
+@pytest.mark.parametrize("size", [1, 33, 300])
+def test_best_values(size):
+    values = torch.randint(size, (2, size)).float()
+    values[0, ::3] = -torch.inf
+    for k in (1, size // 2 + 1, size):
+        got, want = best_values_triton(values, k), best_values_reference(values, k)
+        assert got[0].equal(want[0]) and got[1].equal(want[1])
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("num_boxes", [1, 5])
+def test_candidate_scores(sigmoid, num_boxes):
+    logits = torch.randn(2, 30, 9).half() * 2
+    logits[0, 2, 1] = torch.nan
+    logits[0, 3, 5] = torch.nan
+    logits[1, 4, 2] = torch.inf
+    logits = logits[..., :6]
+    usable = torch.rand(2, 30) > 0.1
+    finite = torch.rand(2, 30, num_boxes) > 0.05
+    args = (logits, usable, finite, 0.1)
+    got = candidate_scores_triton(*args, sigmoid=sigmoid)
+    want = candidate_scores_reference(*args, sigmoid=sigmoid)
+    assert (got < 0).equal(want < 0) and (want < 0).any() and (want > 0.1).any()
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("num_slots", [3, 20, 70])
+def test_fill_slots(num_slots):
+    boxes = random_boxes(2, 50)
+    # Empty before scaling, and by clipping.
+    boxes[0, 4, 2] = boxes[0, 4, 0]
+    boxes[1, 2] = torch.tensor([10.0, 190, 20, 200])
+    keep = torch.rand(2, 50) > 0.5
+    keep[0, 4] = keep[1, 2] = True
+    scores, classes = torch.rand(2, 50), torch.randint(8, (2, 50))
+    args = (keep, boxes, scores, classes, (1.5, 0.5), (80, 400), num_slots)
+    for got, want in zip(fill_slots_triton(*args), fill_slots_reference(*args), strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want)
+
+
+def maps(channels, *, row=None):
+    """Maps of three levels; with `row`, pixels lie that many channels apart."""
+    for size in ((6, 5), (2, 5), (2, 1)):
+        x = torch.randn(2, *size, row or channels)
+        yield x[..., :channels].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("row", [None, 15])
+def test_align_levels(row):
+    logits = [x.half() for x in maps(3, row=row)]
     assert align_levels_triton(logits).equal(align_levels_reference(logits))
 
 
-def test_decode_candidates():
+@pytest.mark.parametrize("row", [None, 15])
+def test_decode_candidates(row):
     sizes = (90, 30, 6)
     anchors = [random_boxes(size, size=(150, 250)) for size in sizes]
-    deltas = [torch.randn(2, size, 4) for size in sizes]
+    deltas = list(maps(12, row=row))
     deltas[0][0, 7] = torch.nan
-    deltas[1][1, 2, 3] = torch.nan
+    deltas[1][1, 3] = torch.nan
     # Beyond what the last level has: its padding.
     index = torch.stack([torch.randperm(90)[:20] % max(size, 12) for size in sizes])
     index = torch.stack([index, index.flip(1)])
