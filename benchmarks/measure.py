@@ -72,6 +72,8 @@ def captured(function, *, generators=()):
         graph.replay()
 
     replay.result = result
+    # What the function refers to must outlive the graph, which knows addresses only.
+    replay.function = function
     return replay
 
 
@@ -101,7 +103,8 @@ def results_path(config_name, dtype):
         Path: such as results/h100_maskrcnn_R50_FPN_fp16.json.
     """
     words = torch.cuda.get_device_name().lower().split()
-    gpu = next((word for word in words if word[0] in "abhlvg" and any(map(str.isdigit, word))), "gpu")
+    numbered = (word for word in words if word[0].isalpha() and any(map(str.isdigit, word)))
+    gpu = next(numbered, "gpu")
     return _RESULTS / f"{gpu}_{config_name}_{dtype}.json"
 
 

@@ -179,7 +179,7 @@ def _observation(shape, num_classes):
 
 
 def _generators(policy):
-    return [policy._uniform.generator(torch.device("cuda", torch.cuda.current_device()))]
+    return policy.generators(torch.device("cuda", torch.cuda.current_device()))
 
 
 def _break_even(medians, best_dense):

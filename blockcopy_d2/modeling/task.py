@@ -24,6 +24,8 @@ from blockcopy_d2.policy import (
     semantic_information_gain,
 )
 
+from .static_heads import StaticDetections
+
 __all__ = ["InstanceTask", "PanopticTask", "SemanticTask", "build_task", "infer_task"]
 
 
@@ -42,7 +44,8 @@ class InstanceTask:
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
         Args:
-            output (dict): one frame's, in Detectron2's format.
+            output (dict): one frame's, in Detectron2's format; its "instances" may also be
+                StaticDetections of one image.
             image_size (tuple[int, int]): of the network's input without its padding.
             canvas_size (tuple[int, int]): of the network's input.
             grid_shape (tuple[int, int]): rows and columns of blocks.
@@ -51,6 +54,8 @@ class InstanceTask:
             DetectionMasks: n detections at policy resolution.
         """
         instances = output["instances"]
+        if isinstance(instances, StaticDetections):
+            return instances.of_policy()
         masks = rasterize_instances(
             instances,
             image_size=image_size,

@@ -52,6 +52,13 @@ class Policy(nn.Module, ABC):
         """
         return {}
 
+    def generators(self, device):
+        """
+        Returns:
+            list[torch.Generator]: that it draws from on a device; a CUDA graph has to know them.
+        """
+        return []
+
     @abstractmethod
     def forward(self, observation):
         """

@@ -63,6 +63,9 @@ class RandomBlocks(Policy):
         options = cfg.MODEL.BLOCKCOPY
         return {"target": options.TARGET, "seed": options.POLICY.SEED}
 
+    def generators(self, device):
+        return [self._uniform.generator(device)]
+
     def forward(self, observation):
         grid = observation.grid[:, 0]
         return Decision(active=self._uniform.draw(grid.shape, grid.device) < self.target)

@@ -55,6 +55,9 @@ class LearnedPolicy(Policy):
             "seed": cfg.MODEL.BLOCKCOPY.POLICY.SEED,
         }
 
+    def generators(self, device):
+        return [self._uniform.generator(device)]
+
     def forward(self, observation):
         """
         Args:

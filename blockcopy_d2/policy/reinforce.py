@@ -29,6 +29,9 @@ class OnlineLearner:
     A frame with values that are not finite changes no weight. Nothing here makes the host wait
     for the device.
 
+    Attributes:
+        frames (int): observed so far.
+
     With ``sync``, the processes of a job learn one policy together: an update takes the mean over
     the streams of all of them, as if they were one batch. Every process then has to call
     :meth:`observe` or, where it has nothing to observe, :meth:`sit_out` equally often.
@@ -67,17 +70,24 @@ class OnlineLearner:
             raise ValueError(f"{type(policy).__name__} has nothing to learn; use LearnedPolicy.")
         if cost_form not in ("paper", "code"):
             raise ValueError(f"cost_form is {cost_form!r}; expected 'paper' or 'code'.")
+        self._parameters = list(policy.parameters())
+        device = self._parameters[0].device
+        # Where a recorded graph reads it.
+        self._target_on_device = torch.tensor(0.0, device=device)
         self.target = target
         self.cost_weight = cost_weight
         self.cost_momentum = cost_momentum
         self.update_every = update_every
         self.cost_form = cost_form
-        self._parameters = list(policy.parameters())
+        # On CUDA a step can be part of a graph, and its counters are on the device.
+        self._capturable = device.type == "cuda"
         self.optimizer = torch.optim.RMSprop(
-            self._parameters, lr=learning_rate, weight_decay=weight_decay
+            self._parameters,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            capturable=self._capturable,
         )
-        device = self._parameters[0].device
-        self._frames = 0
+        self.frames = 0
         self._moving_cost = torch.tensor(float(target), device=device)
         self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
         self.sync = sync and comm.get_world_size() > 1
@@ -112,6 +122,7 @@ class OnlineLearner:
         if not 0 <= value <= 1:
             raise ValueError(f"target is {value}; it is a fraction of blocks, within [0, 1].")
         self._target = float(value)
+        self._target_on_device.fill_(self._target)
 
     def wants_graph(self):
         """
@@ -119,7 +130,7 @@ class OnlineLearner:
             bool: whether the next frame updates the weights, so that the policy has to run with
             gradients enabled.
         """
-        return (self._frames + 1) % self.update_every == 0
+        return (self.frames + 1) % self.update_every == 0
 
     def observe(self, decision, gain, *, executed=None):
         """
@@ -196,7 +207,7 @@ class OnlineLearner:
         """
         return {
             "optimizer": self.optimizer.state_dict(),
-            "frames": self._frames,
+            "frames": self.frames,
             "moving_cost": self._moving_cost.clone(),
             "skipped_updates": self._skipped_updates.clone(),
         }
@@ -206,14 +217,18 @@ class OnlineLearner:
         Args:
             state_dict (dict): of :meth:`state_dict`.
         """
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        self._frames = state_dict["frames"]
+        optimizer = dict(state_dict["optimizer"])
+        optimizer["param_groups"] = [
+            {**group, "capturable": self._capturable} for group in optimizer["param_groups"]
+        ]
+        self.optimizer.load_state_dict(optimizer)
+        self.frames = state_dict["frames"]
         self._moving_cost.copy_(state_dict["moving_cost"])
         self._skipped_updates.copy_(state_dict["skipped_updates"])
 
     def _reward(self, active, gain):
         """Eq. 8, 9 and 12: float (N, GH, GW)."""
-        shortfall = self.target - self._moving_cost
+        shortfall = self._target_on_device - self._moving_cost
         if self.cost_form == "code":
             shortfall = shortfall * shortfall.abs()
         value = gain + self.cost_weight * shortfall
@@ -231,7 +246,7 @@ class OnlineLearner:
             that learn together.
         """
         updates = self.wants_graph()
-        self._frames += 1
+        self.frames += 1
         self._new_costs.append(torch.stack([costs, num_streams.float()]))
         if self.sync and not updates:
             return num_streams
@@ -270,7 +285,8 @@ class OnlineLearner:
         for parameter in self._parameters:
             if not state[parameter]:
                 # As RMSprop does in its first step, which may be one to take back.
-                state[parameter]["step"] = torch.zeros(())
+                device = parameter.device if self._capturable else None
+                state[parameter]["step"] = torch.zeros((), device=device)
                 state[parameter]["square_avg"] = torch.zeros_like(parameter)
             yield parameter
             yield state[parameter]["square_avg"]
