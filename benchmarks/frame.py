@@ -1,0 +1,280 @@
+"""
+Time of whole frames: from a uint8 image on the GPU to Instances with full-size masks, information
+gain and the policy's updates included, against Detectron2 and the best dense model.
+
+    python -m benchmarks.frame --dtype fp16
+
+Runs the demo's Mask R-CNN, or other weights, on a StreetClips clip of 1024x2048, which it draws.
+All variants run interleaved, clip by clip; times are the host's, from the image to results that
+are ready. Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "frame".
+"""
+
+import argparse
+import glob
+import os
+import statistics
+import tempfile
+import time
+
+import cv2
+import torch
+from detectron2.modeling import build_model
+from tqdm import tqdm
+
+import blockcopy_d2.modeling  # noqa: F401  registers the model
+from blockcopy_d2.config import base_config
+from blockcopy_d2.data.streetclips.writer import write_split
+from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
+from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.modeling.frame_graph import FrameGraph
+from blockcopy_d2.modeling.static_heads import FrameSizes, StaticRCNN
+from blockcopy_d2.policy import Decision, OnlineLearner, Policy
+from blockcopy_d2.resources import config_path
+
+from .dense import fold_batch_norm
+from .measure import captured, environment, interleaved, results_path, write_results
+from .network import DTYPES, SHARES
+
+
+def main():
+    args = _parser().parse_args()
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    dtype = DTYPES[args.dtype]
+    images = _images(args.frames)
+    options = ["MODEL.WEIGHTS", args.weights, "MODEL.BLOCKCOPY.ENABLED", True]
+    options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", args.block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
+    cfg = load_config(config_path(args.config_file), options)
+    with torch.no_grad():
+        dense = BestDense(cfg, images, dtype)
+        blockcopy = BlockCopy(cfg, images, dtype)
+        variants = {"stock": stock(cfg, images), "best_dense": dense.clip}
+        variants["stock_amp"] = stock(cfg, images, autocast=torch.float16)
+        for share in SHARES:
+            variants[str(share)] = lambda share=share: blockcopy.clip(share)
+        variants["policy"] = lambda: blockcopy.clip(None)
+        times, counts = _clip_by_clip(variants, len(images), rounds=args.rounds)
+        parts = interleaved({**blockcopy.parts(), "dense_heads": dense.heads})
+    medians = {str(share): times[str(share)]["median"] for share in SHARES}
+    stock_ms, dense_ms = times["stock"]["median"], times["best_dense"]["median"]
+    results = {
+        "shared": {
+            **environment(), "dtype": args.dtype, "frame_config": args.config_file,
+            "policy_ms": parts["policy"]["median"], "update_ms": parts["update"]["median"],
+            "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6),
+        },
+        "size": list(images[0].shape[1:]),
+        "block_size": args.block_size,
+        "stock_ms": stock_ms,
+        "stock_fp16_autocast_ms": times["stock_amp"]["median"],
+        "best_dense_ms": dense_ms,
+        "blockcopy_ms": medians,
+        "learned_policy_ms": times["policy"]["median"],
+        "learned_policy_executed": round(blockcopy.executed, 4),
+        "speedup_against_stock": {s: round(stock_ms / t, 2) for s, t in medians.items()},
+        "speedup_against_best_dense": {s: round(dense_ms / t, 2) for s, t in medians.items()},
+        "detections": {name: round(count, 1) for name, count in counts.items()},
+        "stages_ms": {name: part["median"] for name, part in parts.items()},
+        "cache_mb": round(blockcopy.graph.stream.features.nbytes / 1e6),
+        "quartiles_ms": times,
+    }  # fmt: skip
+    path = results_path(args.name, args.dtype)
+    write_results(path, "frame", results)
+    for name, time_ in times.items():
+        print(
+            f"{name:>12} {time_['median']:8.3f} ms   {stock_ms / time_['median']:5.2f} x stock  "
+            f" {dense_ms / time_['median']:5.2f} x best dense   {counts[name]:5.1f} detections"
+        )
+    print({name: part["median"] for name, part in parts.items()})
+    print(f"results in {path}")
+
+
+def stock(cfg, images, autocast=None):
+    """Detectron2's model as users run it."""
+    model = build_model(base_config(cfg)).eval()
+    WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+
+    def clip():
+        count = 0
+        for image in images:
+            height, width = image.shape[1:]
+            with torch.autocast("cuda", autocast, enabled=autocast is not None):
+                outputs = model([{"image": image, "height": height, "width": width}])
+            count += len(outputs[0]["instances"])
+        return count
+
+    return clip
+
+
+class BestDense:
+    """The dense network at its best, with the same second stage as BlockCopy, as one graph."""
+
+    def __init__(self, cfg, images, dtype):
+        self.images = images
+        model = build_model(base_config(cfg)).eval()
+        WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        backbone, head = (
+            fold_batch_norm(m).to(dtype, memory_format=torch.channels_last)
+            for m in (model.backbone, model.proposal_generator.rpn_head)
+        )
+        second_stage = StaticRCNN(model)
+        self.image = images[0].clone()
+        names = model.proposal_generator.in_features
+        size = tuple(self.image.shape[1:])
+
+        def network():
+            x = model.preprocess_image([{"image": self.image}]).tensor
+            features = backbone(x.to(dtype, memory_format=torch.channels_last))
+            return (features, *head([features[name] for name in names]))
+
+        canvas = tuple(model.preprocess_image([{"image": self.image}]).tensor.shape[-2:])
+        block_size = cfg.MODEL.BLOCKCOPY.BLOCK_SIZE
+        grid_shape = tuple(-(-extent // block_size) for extent in canvas)
+        sizes = FrameSizes(size, canvas, size, grid_shape, 32)
+        self._frame = captured(lambda: second_stage(*network(), sizes))
+        inputs = network()
+        self.heads = captured(lambda: second_stage(*inputs, sizes))
+
+    def clip(self):
+        count = 0
+        for image in self.images:
+            self.image.copy_(image)
+            self._frame()
+            count += len(self._frame.result.to_instances()[0])
+        return count
+
+
+class BlockCopy:
+    """A stream in one graph, its blocks chosen by the policy or overruled."""
+
+    def __init__(self, cfg, images, dtype):
+        self.images = images
+        model = build_model(cfg)
+        WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        self.policy = model.policy = Overruled(model.policy)
+        learner = OnlineLearner(cfg, model.policy)
+        model.backbone.to(dtype)
+        model.proposal_generator.rpn_head.to(dtype)
+        self.model = model
+        self.graph = FrameGraph(model, image_shape=tuple(images[0].shape), learner=learner)
+        shape = self.graph.sizes.grid_shape
+        self.policy.chosen = torch.ones(1, *shape, dtype=torch.bool, device="cuda")
+        self.policy.obeyed = torch.ones(1, dtype=torch.bool, device="cuda")
+        generator = torch.Generator().manual_seed(1)
+        order = torch.rand(shape[0] * shape[1], generator=generator).argsort().argsort()
+        self.blocks = {
+            share: (order < max(round(share * len(order)), 1)).view(1, *shape).cuda()
+            for share in SHARES
+        }
+        self.executed = 0.0
+        self.clip(None)
+
+    def clip(self, share):
+        """Runs the frames as the continuation of the stream; the policy's own blocks for None."""
+        self.policy.obeyed.fill_(share is None)
+        if share is not None:
+            self.policy.chosen.copy_(self.blocks[share])
+        count, executed = 0, []
+        for image in self.images:
+            count += len(self.graph.step(image).to_instances()[0])
+            if share is None:
+                executed.append(self.graph.executed.float().mean())
+        if share is None:
+            self.executed = torch.stack(executed).mean().item()
+        return count
+
+    def parts(self):
+        """dict[str, callable]: stages of a frame, each a graph of its own."""
+        graph, model = self.graph, self.model
+        observation = graph.model._ask(model._preprocess([graph.image])[0], graph.stream, False)[0][
+            0
+        ]
+        device = model.device
+        return {
+            "policy": captured(
+                lambda: model.policy(observation), generators=model.policy.generators(device)
+            ),
+            "update": lambda: graph._learn[True](),
+            "frame": lambda: graph._run(),
+        }
+
+
+class Overruled(Policy):
+    """A learned policy that is asked, and obeyed or not, as tensors on the device say."""
+
+    learns = True
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+        self.network = policy.network
+        self.chosen = self.obeyed = None
+
+    def generators(self, device):
+        return self.policy.generators(device)
+
+    def forward(self, observation):
+        decision = self.policy(observation)
+        active = torch.where(self.obeyed, decision.active, self.chosen)
+        return Decision(active=active, logits=decision.logits)
+
+
+def _clip_by_clip(variants, num_frames, *, rounds):
+    """(quartiles in milliseconds per frame, mean number of detections), by variant."""
+    times, counts = {name: [] for name in variants}, {}
+    for round_ in tqdm(range(rounds + 2), desc="timing", unit="round"):
+        for name, clip in variants.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            count = clip()
+            torch.cuda.synchronize()
+            if round_ >= 2:
+                times[name].append(1000 * (time.perf_counter() - start) / num_frames)
+            counts[name] = count / num_frames
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+    summary = {
+        name: dict(zip(("lower", "median", "upper"), (round(x, 4) for x in values), strict=True))
+        for name, values in quartiles.items()
+    }
+    return summary, counts
+
+
+def _images(folder):
+    """list[Tensor]: uint8 (3, H, W) in BGR order on the GPU."""
+    with tempfile.TemporaryDirectory() as temporary:
+        if folder is None:
+            workers = min(os.cpu_count() or 1, 16)
+            write_split(temporary, "val", num_clips=1, height=1024, width=2048, workers=workers)
+            folder = temporary
+        pattern = os.path.join(folder, "**", "*_leftImg8bit.png")
+        files = sorted(
+            f for f in glob.glob(pattern, recursive=True) if "leftImg8bit_sequence" in f
+        ) or sorted(glob.glob(os.path.join(folder, "*")))
+        pictures = [cv2.imread(file) for file in files[:20]]
+    if not pictures or any(picture is None for picture in pictures):
+        raise SystemExit(f"--frames {folder}: expected a folder of pictures of one size.")
+    return [torch.from_numpy(x.transpose(2, 0, 1).copy()).cuda() for x in pictures]
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.frame", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--config-file", default="StreetClips/mask_rcnn_R_18_FPN.yaml", metavar="FILE",
+        help="a Faster or Mask R-CNN, a file or a model zoo name (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", default="blockcopy://maskrcnn_R_18_FPN_streetclips.pth", metavar="FILE"
+    )
+    parser.add_argument("--name", default="maskrcnn_R18_FPN", help="in the name of the results")
+    parser.add_argument("--frames", metavar="DIR", help="a clip; drawn if left out")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
+    parser.add_argument("--block-size", type=int, default=128, metavar="B")
+    parser.add_argument("--rounds", type=int, default=10, help="clips that each variant runs")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
