@@ -22,7 +22,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from detectron2.utils.logger import log_first_n
 from torch import nn
-from torch.nn import functional as F
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.policy import (
@@ -384,7 +383,7 @@ class BlockCopyVideoModel(nn.Module):
         if self.refresh_every:
             active = active | due_for_refresh(active, streams.age, self.refresh_every)
         if not all(present):
-            active = active & _on_device(present, active)
+            active = active & streams.mask(present, active)
         return BlockGrid(active, block_size=self.block_size, image_size=streams.canvas_size)
 
     def _update(self, streams, frame, outputs, grid, present):
@@ -398,32 +397,14 @@ class BlockCopyVideoModel(nn.Module):
             for output in outputs
         ]
         painted = torch.stack([self.task.paint(x) for x in seen])
-        broken = ~(_finite(frame) & _finite(painted))
-        frame, painted = frame.nan_to_num(), painted.nan_to_num()
-        first = streams.frame is None
-        executed = F.interpolate(grid.active[:, None].float(), size=frame.shape[-2:]) > 0
-        age = torch.zeros_like(grid.active, dtype=torch.int32) if first else streams.age + 1
-        new = {
-            "frame": frame,
-            "frame_state": frame if first else torch.where(executed, frame, streams.frame_state),
-            "painted": painted,
-            "active": grid.active,
-            "age": torch.where(grid.active, 0, age),
-            "broken": broken,
-            "frame_index": torch.ones_like(broken, dtype=torch.int64)
-            if first
-            else streams.frame_index + 1,
-        }
-        for name, value in new.items():
-            if not all(present):
-                mask = _on_device(present, value)
-                old = torch.zeros_like(value) if first else getattr(streams, name)
-                value = torch.where(mask, value, old)
-            setattr(streams, name, value)
-        for n, is_present in enumerate(present):
-            if is_present:
-                streams.outputs[n] = seen[n]
-                streams.counts[n] += 1
+        streams.advance(
+            frame=frame.nan_to_num(),
+            painted=painted.nan_to_num(),
+            seen=seen,
+            active=grid.active,
+            broken=~(_finite(frame) & _finite(painted)),
+            present=present,
+        )
 
 
 def _split(grid):
@@ -437,9 +418,3 @@ def _split(grid):
 def _finite(x):
     """bool (N,)"""
     return torch.isfinite(x).flatten(1).all(1)
-
-
-def _on_device(flags, like):
-    """bool (N, 1, ...), to go with a tensor of N streams."""
-    flags = torch.tensor(flags, device=like.device)
-    return flags.view(-1, *[1] * (like.dim() - 1))

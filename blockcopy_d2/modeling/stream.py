@@ -11,6 +11,9 @@ Shape shorthand in this module:
 
 from collections import OrderedDict
 
+import torch
+from torch.nn import functional as F
+
 from blockcopy_d2.sparse import StreamState
 
 from .roi_features import PlanarFeatures
@@ -87,6 +90,51 @@ class StreamBatch:
     def started(self):
         """bool: whether any stream has had a frame."""
         return any(self.counts)
+
+    def advance(self, *, frame, painted, seen, active, broken, present):
+        """
+        Take note of a frame of every stream.
+
+        Args:
+            frame (Tensor): float (N, 3, h, w), finite.
+            painted (Tensor): float (N, K, h, w), finite, the output as the policy sees it.
+            seen (list): the output of every stream as information gain compares it.
+            active (Tensor): bool (N, GH, GW), the blocks that were executed.
+            broken (Tensor): bool (N,), whether anything was not finite.
+            present (list[bool]): the streams that had a frame; the others stay as they are.
+        """
+        if self.frame is None:
+            self.frame, self.frame_state = torch.zeros_like(frame), torch.zeros_like(frame)
+            self.painted, self.active = torch.zeros_like(painted), torch.zeros_like(active)
+            self.age = torch.zeros_like(active, dtype=torch.int32)
+            self.broken = torch.zeros_like(broken)
+            self.frame_index = torch.zeros_like(broken, dtype=torch.int64)
+        executed = F.interpolate(active[:, None].float(), size=frame.shape[-2:]) > 0
+        after = {
+            "frame": frame,
+            "frame_state": torch.where(executed, frame, self.frame_state),
+            "painted": painted,
+            "active": active,
+            "age": torch.where(active, 0, self.age + 1),
+            "broken": broken,
+            "frame_index": self.frame_index + 1,
+        }
+        for name, value in after.items():
+            if not all(present):
+                value = torch.where(self.mask(present, value), value, getattr(self, name))
+            setattr(self, name, value)
+        for n in range(self.num_streams):
+            if present[n]:
+                self.outputs[n] = seen[n]
+                self.counts[n] += 1
+
+    def mask(self, flags, like):
+        """
+        Returns:
+            Tensor: bool (N, 1, ...), a flag for every stream, to go with the tensor ``like``.
+        """
+        flags = torch.tensor(flags, device=like.device)
+        return flags.view(-1, *[1] * (like.dim() - 1))
 
 
 class VideoStream(StreamBatch):
