@@ -96,13 +96,19 @@ def score_by_command_line(script, root, results, tmp_path):
         "CITYSCAPES_RESULTS": str(folder),
         "CITYSCAPES_EXPORT_DIR": str(tmp_path),
     }
-    subprocess.run(
-        [sys.executable, "-m", f"cityscapesscripts.evaluation.{script}"],
+    # The tool without arguments, but for a cache that it would leave among its own files.
+    program = (
+        f"import cityscapesscripts.evaluation.{script} as tool;"
+        "tool.args.gtInstancesFile = 'gtInstances.json'; tool.main()"
+    )
+    job = subprocess.run(
+        [sys.executable, "-c", program],
         env=environment,
         cwd=tmp_path,
-        check=True,
         capture_output=True,
+        text=True,
     )
+    assert job.returncode == 0, job.stderr
     (file,) = [f for f in tmp_path.glob("**/result*.json")]
     return json.loads(file.read_text())
 
