@@ -13,6 +13,8 @@ Shape shorthand in this module:
     K: classes
 """
 
+import functools
+import importlib.util
 import math
 import warnings
 from dataclasses import dataclass
@@ -182,6 +184,10 @@ def paint_maximum(masks, values, channels, num_channels):
         Tensor: float (num_channels, h, w), the highest value of the masks that cover a pixel; NaN
         if one of them is.
     """
+    if masks.is_cuda and _has_triton():
+        from .painting import paint_maximum_triton
+
+        return paint_maximum_triton(masks, values, channels, num_channels)
     # Painting ranks instead of values moves a byte per pixel and mask instead of four.
     ranked, order = values.sort()
     dtype = torch.uint8 if len(values) < 256 else torch.int16
@@ -193,6 +199,11 @@ def paint_maximum(masks, values, channels, num_channels):
         painted.index_reduce_(0, channels, masks.to(dtype) * ranks[:, None, None], "amax")
     value_of_rank = F.pad(ranked, (1, 0))
     return value_of_rank.index_select(0, painted.flatten().int()).view(painted.shape)
+
+
+@functools.cache
+def _has_triton():
+    return importlib.util.find_spec("triton") is not None
 
 
 def _sample_masks(masks, output_size, rows, columns):

@@ -1,5 +1,5 @@
-"""Compiles every Triton kernel as a call on a GPU would: run by test_compile.py in a process of its
-own, that does not interpret kernels. Prints the names of what was compiled."""
+"""Compiles every Triton kernel of the second stage and of the policy as a call on a GPU would: run
+by test_compile.py in a process of its own, that does not interpret. Prints the kernels' names."""
 
 import sys
 from unittest import mock
@@ -24,6 +24,7 @@ from blockcopy_d2.modeling.static_heads.proposals import (
 )
 from blockcopy_d2.modeling.static_heads.ranking import best_values_triton
 from blockcopy_d2.modeling.static_heads.roi_align import RoIAlign, roi_align_triton
+from blockcopy_d2.policy.painting import paint_maximum_triton
 
 TYPES = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
@@ -96,6 +97,7 @@ def launch_all(dtype):
     fill_slots_triton(scores > 0.5, best_boxes, scores, classes, (2.0, 2.0), (64, 96), 100)
     masks, count = torch.rand(1, 100, 28, 28), torch.ones(1, dtype=torch.int32)
     paste_masks_triton(masks, boxes[:1, :100], count, torch.zeros(1, 100, 64, 96).bool())
+    paint_maximum_triton(torch.zeros(100, 64, 96).bool(), scores[0, :100], classes[0, :100], 8)
     rows = torch.arange(32)
     sample_masks_triton(masks, boxes[:1, :100], count, rows, rows)
 

@@ -1,0 +1,40 @@
+"""The kernels of the policy's part of a frame: on the GPU if there is one, else interpreted."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.policy.information_gain import _count_in_half  # noqa: E402
+from blockcopy_d2.policy.observation import paint_maximum  # noqa: E402
+from blockcopy_d2.policy.painting import paint_maximum_triton  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("number", [0, 1, 9])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_painting(number, num_channels):
+    masks = torch.rand(number, 32, 48) > 0.6
+    values = torch.rand(number)
+    values[number // 2 :][:1] = 0
+    channels = torch.randint(num_channels, (number,))
+    want = paint_maximum(masks, values, channels, num_channels)
+    arguments = (x.to(DEVICE) for x in (masks, values, channels))
+    assert paint_maximum_triton(*arguments, num_channels).cpu().equal(want)
+
+
+def test_painting_shows_what_is_not_a_number():
+    masks = torch.zeros(2, 16, 16, dtype=torch.bool)
+    masks[0, :8] = masks[1, 4:] = True
+    arguments = (masks, torch.tensor([torch.nan, 0.5]), torch.zeros(2, dtype=torch.int64))
+    painted = paint_maximum_triton(*(x.to(DEVICE) for x in arguments), 1)[0].cpu()
+    assert painted[:8].isnan().all() and (painted[8:] == 0.5).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 96), (96, 160)])
+def test_counting_in_half_precision_is_exact(size):
+    current, previous = (torch.rand(n, size[0] * size[1], device=DEVICE) > 0.02 for n in (5, 3))
+    want = current.double() @ previous.double().T
+    assert _count_in_half(current, previous).double().equal(want)
+    assert size == (16, 16) or want.max() > 2048
