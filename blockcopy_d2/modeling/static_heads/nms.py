@@ -128,7 +128,7 @@ def nms(boxes, valid, threshold, labels=None):
     return run(boxes, valid, threshold, labels)
 
 
-def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=1024):
+def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=512):
     """As :func:`nms`; largest_block: boxes of which a program holds all bits in registers."""
     groups, size = valid.shape
     block = min(max(triton.next_power_of_2(size), 32), largest_block)
@@ -143,7 +143,7 @@ def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=1024):
         LABELS=labels is not None, BJ=bj, BW=bw, num_warps=4,
     )  # fmt: skip
     keep_kernel[(groups,)](
-        valid, bits, keep, size, words, BLOCK=block, num_warps=min(max(block // 64, 1), 16)
+        valid, bits, keep, size, words, BLOCK=block, num_warps=max(block // 32, 1)
     )
     return keep.view(torch.bool)
 

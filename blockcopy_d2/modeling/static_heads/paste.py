@@ -114,14 +114,14 @@ def sample_masks(masks, boxes, count, rows, columns):
 
 def paste_masks_triton(masks, boxes, count, out):
     """As :func:`paste_masks`."""
-    _launch(masks, boxes, count, None, None, out, block=(16, 256))
+    _launch(masks, boxes, count, None, None, out, block=(8, 256))
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
     """As :func:`sample_masks`."""
     size = (*masks.shape[:2], len(rows), len(columns))
     out = torch.empty(size, dtype=torch.bool, device=masks.device)
-    _launch(masks, boxes, count, rows, columns, out, block=(16, 128))
+    _launch(masks, boxes, count, rows, columns, out, block=(8, 128))
     return out
 
 
