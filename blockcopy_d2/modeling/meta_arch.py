@@ -191,10 +191,12 @@ class BlockCopyVideoModel(nn.Module):
             VideoStream or StreamBatch: what :meth:`step` takes; for a number of streams what
             :meth:`step_batch` takes.
         """
-        copies = [copy.deepcopy(self.policy) for _ in range(num_streams or 1)]
+        policies = None
+        if own_policies:
+            policies = [copy.deepcopy(self.policy) for _ in range(num_streams or 1)]
         if num_streams is None:
-            return VideoStream(policy=copies[0] if own_policies else None)
-        return StreamBatch(num_streams, policies=copies if own_policies else None)
+            return VideoStream(policy=policies and policies[0])
+        return StreamBatch(num_streams, policies=policies)
 
     def step(self, inputs, stream, *, learning=False, grid=None):
         """

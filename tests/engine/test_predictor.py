@@ -1,11 +1,15 @@
+import threading
 import weakref
 
 import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
+from PIL import Image
 
+import blockcopy_d2
 from blockcopy_d2.config import base_config
+from blockcopy_d2.data import FrameReadError
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import VideoPredictor
 from blockcopy_d2.resources import config_path
@@ -106,3 +110,125 @@ def test_video_is_streamed(folder):
         # The one that runs, two that wait, and one in the hands of the decoding thread.
         assert alive <= 4, f"{alive} of {len(seen)} frames are kept"
     assert len(seen) == 12
+
+
+def test_results_read_as_the_output_dict(folder):
+    result = build(folder)(next(frames(1)))
+    assert result["instances"] is result.output["instances"]
+    assert list(result) == ["instances"] and "sem_seg" not in result
+    assert result.executed == 1 and result.age.max() == 0
+    assert set(result.seconds) == {"preprocess", "policy", "network", "heads", "observe"}
+
+
+def test_any_config_of_detectron2_will_do(folder):
+    cfg = base_config(load_config(config_path(CONFIG), small_model_opts(folder)))
+    for node, key in ((cfg.MODEL, "BLOCKCOPY"), (cfg.INPUT, "CLIP"), (cfg.TEST, "BLOCKCOPY")):
+        del node[key]
+    predictor = blockcopy_d2.VideoPredictor(cfg)
+    results = [result for _, result in predictor.stream(frames(2))]
+    assert results[1].grid.block_size == 128 and predictor.learner.target == 0.3
+    assert "BLOCKCOPY" not in cfg.MODEL, "the caller's config is left alone"
+
+
+def test_sources_are_paths_and_iterables(folder, tmp_path):
+    for index, image in enumerate(frames(3)):
+        Image.fromarray(image[:, :, ::-1]).save(tmp_path / f"{index}.png")
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    first = [result["instances"].scores for _, result in predictor.stream(str(tmp_path))]
+    second = [result["instances"].scores for _, result in predictor.stream(frames(3))]
+    assert len(first) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_leaving_a_stream_early_stops_its_thread(folder):
+    stream = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks").stream(frames(1000))
+    next(stream)
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name == "read-ahead"]
+
+
+def test_an_error_of_the_source_reaches_the_caller(folder):
+    def broken():
+        yield from frames(2)
+        raise FrameReadError("clip.mp4", "clip", 2, "gone")
+
+    seen = []
+    with pytest.raises(FrameReadError, match="Frame 2 of clip clip"):
+        for _, result in build(folder).stream(broken()):
+            seen.append(result)
+    assert len(seen) == 2
+
+
+def test_the_target_moves_at_run_time(folder):
+    predictor = build(folder)
+    predictor.set_target(0.7)
+    assert predictor.learner.target == 0.7
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    shares = []
+    for index, (_, result) in enumerate(predictor.stream(frames(4))):
+        shares.append(result.executed)
+        predictor.set_target((0.5, 1.0, 0.0, 0.0)[index])
+    # 128 x 213 pixels, padded to 128 x 224, are 2 x 4 blocks of 64.
+    assert shares == [1.0, 0.5, 1.0, 0.0]
+    with pytest.raises(ValueError, match=r"within \[0, 1\]"):
+        predictor.set_target(1.5)
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    for change in (predictor.set_target, predictor.set_budget):
+        with pytest.raises(ValueError, match="AllBlocks follows no target."):
+            change(0.5)
+    predictor = build(folder, "MODEL.BLOCKCOPY.LEARNER.ENABLED", "False")
+    with pytest.raises(ValueError, match="LearnedPolicy follows no target while it does not learn"):
+        predictor.set_budget(20)
+
+
+def test_a_budget_is_held_by_moving_the_target(folder):
+    built = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+
+    class Clock:
+        """Frames take 20 ms and 10 ms for each of 8 blocks."""
+
+        now = 0.0
+
+        def __call__(self):
+            return self.now
+
+    clock = Clock()
+    predictor = VideoPredictor(model=built.model, mapper=built.mapper, clock=clock)
+    step_batch = built.model.step_batch
+
+    def timed(*args, **kwargs):
+        results = step_batch(*args, **kwargs)
+        clock.now += 0.02 + 0.01 * results[0].grid.num_active
+        return results
+
+    predictor.model.step_batch = timed
+    predictor.set_target(1.0)
+    predictor.set_budget(50)
+    times = []
+    for _ in predictor.stream(frames(40)):
+        times.append(clock.now)
+    spent = np.diff(times)
+    assert spent[0] == pytest.approx(0.1)
+    assert np.median(spent[-10:]) == pytest.approx(0.05, abs=0.011)
+    predictor.set_budget(None)
+    before = predictor.model.policy.target
+    for _ in predictor.stream(frames(12)):
+        pass
+    assert predictor.model.policy.target == before
+
+
+@pytest.mark.parametrize("own_policies", [False, True])
+def test_several_videos_run_together(folder, own_policies):
+    predictor = build(folder, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", "1")
+    before = {name: value.clone() for name, value in predictor.model.policy.state_dict().items()}
+    ticks = list(predictor.streams([frames(4), frames(2)], own_policies=own_policies))
+    assert [[entry is not None for entry in tick] for tick in ticks] == [
+        [True, True], [True, True], [True, False], [True, False],
+    ]  # fmt: skip
+    assert all(tick[0][1]["instances"].image_size == (96, 160) for tick in ticks)
+    assert ticks[0][1][1].is_first and not ticks[1][1][1].is_first
+    after = predictor.model.policy.state_dict()
+    learned = any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert learned != own_policies
+    predictor.set_target(0.4)
+    assert predictor.learner.target == 0.4
