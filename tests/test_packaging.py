@@ -21,6 +21,7 @@ import blockcopy_d2
 from blockcopy_d2 import add_blockcopy_config
 from blockcopy_d2.resources import config_path, shipped_configs, shipped_folder
 from detectron2.config import get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 
 assert blockcopy_d2.__file__.startswith(sys.argv[1]), blockcopy_d2.__file__
@@ -28,6 +29,7 @@ for name in shipped_configs():
     path = config_path(name)
     assert path.startswith(sys.argv[1]), path
     cfg = get_cfg()
+    add_deeplab_config(cfg)
     add_blockcopy_config(cfg)
     cfg.merge_from_file(path)
     print("config", name)
