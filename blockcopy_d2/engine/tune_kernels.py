@@ -48,11 +48,10 @@ def argument_parser():
 
 
 @torch.no_grad()
-def convolutions(config_file, size, block_size, dtype):
+def launches(config_file, size, block_size, dtype):
     """
     Returns:
-        list[tuple]: (shape, levels, dtype) of every convolution that the block-sparse modules of a
-        config launch, on the current GPU.
+        list: every launch of convolutions of a config's block-sparse modules, on the current GPU.
     """
     path = pathlib.Path(config_file)
     file = str(path) if path.exists() else model_zoo.get_config_file(config_file)
@@ -76,19 +75,17 @@ def convolutions(config_file, size, block_size, dtype):
             if isinstance(head, BlockSparseModule):
                 names = getattr(model.base, "head_in_features", None)
                 head(features) if names is None else head([features[key] for key in names])
-    launches = [launch for caches in state.all_caches() for launch in caches.bound.convolutions]
-    return [(launch.shape, launch.levels, dtype) for launch in launches]
+    return [launch for caches in state.all_caches() for launch in caches.bound.convolutions]
 
 
 def main():
     args = argument_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from blockcopy_d2.sparse.triton_ops import search, tuning
+    from blockcopy_d2.sparse.triton_ops import search
 
     dtype = _DTYPES[args.dtype]
-    layers = convolutions(args.config_file, tuple(args.size), args.block_size, dtype)
-    layers = [layer for layer in layers if args.only in tuning.layer_key(layer[0], dtype, 0)]
-    entries = search.search(layers, args.shares, workers=args.workers)
+    found = launches(args.config_file, tuple(args.size), args.block_size, dtype)
+    entries = search.search(found, args.shares, only=args.only, workers=args.workers)
     path = search.save(entries, torch.cuda.get_device_name(), args.output)
     print(f"{len(entries)} entries in {path}")
 

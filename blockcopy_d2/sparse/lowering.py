@@ -6,7 +6,14 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, B block size.
 import dataclasses
 
 from .capture import Ref
-from .program import Convolution, Densified, Pointwise, Upsample
+from .fusion import (
+    ConvolutionPair,
+    fold_upsampling,
+    fuse_bottlenecks,
+    outputs_of,
+    pair_convolutions,
+)
+from .program import Convolution, Densified, Pointwise
 
 # Captured calls whose result is their input, or channels of it: no work, the same memory.
 _SAME = {"clone", "contiguous", "detach", "alias", "dropout"}
@@ -16,27 +23,11 @@ _ALIGNMENT = 256
 
 
 @dataclasses.dataclass(eq=False)
-class ConvolutionPair:
-    """Two convolutions of one map that differ in weights and activation only: one product."""
-
-    first: Convolution
-    second: Convolution
-
-    @property
-    def inputs(self):
-        return self.first.inputs
-
-    @property
-    def output(self):
-        return self.first.output
-
-
-@dataclasses.dataclass(eq=False)
 class Step:
     """One launch: an operator, or several equal convolutions that do not depend on each other.
 
     Attributes:
-        operators: in program order; ConvolutionPairs among them.
+        operators: in program order; ConvolutionPairs and Bottlenecks among them.
         reads: numbers of the values that they read.
     """
 
@@ -45,7 +36,7 @@ class Step:
 
     @property
     def writes(self):
-        return [index for operator in self.operators for index in _outputs(operator)]
+        return [index for operator in self.operators for index in outputs_of(operator)]
 
 
 @dataclasses.dataclass
@@ -86,15 +77,20 @@ class Lowered:
     residuals: dict
 
 
-def lower(program):
+def lower(program, widest_bottleneck=0):
     """Plans launches and memory of a program: a Lowered.
+
+    Args:
+        program: Program.
+        widest_bottleneck: middle channels of residual blocks that one launch can keep.
 
     Nearest upsampling that is only added to a convolution is read through the convolution;
     concatenations become buffers that their parts are written to; slices are views.
     """
-    operators, reads, residuals = _fold_upsampling(program)
+    operators, reads, residuals = fold_upsampling(program)
     parents = _aliases(program, operators)
-    operators = _pair([op for op in operators if not _is_view(op)], reads, residuals)
+    operators = pair_convolutions([op for op in operators if not _is_view(op)], reads, residuals)
+    operators = fuse_bottlenecks(program, operators, reads, residuals, widest_bottleneck)
     steps = _schedule(program, operators, reads, residuals)
     used = {index for step in steps for index in [*step.reads, *step.writes]}
     used |= {output.index for output in program.outputs if isinstance(output, Ref)}
@@ -106,58 +102,6 @@ def lower(program):
     buffers = _plan_buffers(program, places)
     scratch_bytes = _place_scratch(buffers, steps, places)
     return Lowered(steps, places, buffers, scratch_bytes, residuals)
-
-
-def _fold_upsampling(program):
-    outputs = {output.index for output in program.outputs if isinstance(output, Ref)}
-    uses = {}
-    for operator in program.operators:
-        for index in operator.inputs:
-            uses.setdefault(index, []).append(operator)
-    operators, reads, residuals = list(program.operators), {}, {}
-    producers = {operator.output: operator for operator in program.operators}
-    for operator in program.operators:
-        reads[operator] = list(operator.inputs)
-        if not isinstance(operator, Convolution) or operator.residual is None:
-            continue
-        index, scale = operator.residual, 1
-        upsample = producers.get(index)
-        if isinstance(upsample, Upsample) and upsample.mode == "nearest":
-            if len(uses[index]) == 1 and index not in outputs:
-                index, scale = upsample.inputs[0], upsample.scale
-                operators.remove(upsample)
-        reads[operator] = [operator.inputs[0], index]
-        residuals[operator] = (index, scale)
-    return operators, reads, residuals
-
-
-def _pair(operators, reads, residuals):
-    """Puts convolutions of the same map together: the shortcut and the first convolution of a
-    residual stage, the predictors of a head."""
-    open_operators, paired = {}, []
-    for operator in operators:
-        key = None
-        if isinstance(operator, Convolution) and operator not in residuals:
-            key = (
-                operator.inputs[0], operator.kernel, operator.stride, operator.padding,
-                operator.dilation, operator.weight.dtype,
-            )  # fmt: skip
-            key = key if operator.groups == 1 else None
-        position = open_operators.pop(key, None)
-        if position is not None:
-            paired[position] = ConvolutionPair(paired[position], operator)
-            reads[paired[position]] = list(operator.inputs)
-            continue
-        if key is not None:
-            open_operators[key] = len(paired)
-        paired.append(operator)
-    return paired
-
-
-def _outputs(operator):
-    if isinstance(operator, ConvolutionPair):
-        return [operator.first.output, operator.second.output]
-    return [operator.output]
 
 
 # ------------------------------------------------------------------------ views
@@ -261,7 +205,7 @@ def _schedule(program, operators, reads, residuals):
             step = open_steps[key] = Step([operator], list(reads[operator]))
             needs[step] = before
             steps.append(step)
-        producers.update(dict.fromkeys(_outputs(operator), step))
+        producers.update(dict.fromkeys(outputs_of(operator), step))
 
     ordered, done = [], set()
     for step in steps:

@@ -10,27 +10,18 @@ Shape shorthand: N streams, GH x GW blocks, C channels, H x W pixels of a map.
 import torch
 
 from .capture import Ref
-from .lowering import ConvolutionPair, call_name, lower, scratch_map
+from .lowering import lower, scratch_map
 from .program import (
-    Affine,
-    Convolution,
-    Densified,
     GlobalMean,
-    GroupNorm,
-    Pointwise,
-    Pool,
-    TransposedConvolution,
-    Upsample,
 )
 from .state import FeatureMap
-from .triton_ops.conv import ConvolutionLaunch, ConvolutionLevel, Workspace, workspace_size
-from .triton_ops.conv_shape import ConvolutionShape, pack_weight, transposed_phases
+from .triton_binding import BINDERS
+from .triton_ops.bottleneck import pack_bottleneck
+from .triton_ops.conv import Workspace, workspace_size
+from .triton_ops.conv_shape import pack_weight
 from .triton_ops.copy import CopyLaunch
 from .triton_ops.geometry import Tiling
-from .triton_ops.normalization import StatisticsLaunch
-from .triton_ops.pool import PoolLaunch
-from .triton_ops.resample import UpsampleLaunch
-from .triton_ops.tuning import Device, convolution_config
+from .triton_ops.tuning import Device
 
 
 class TritonExecution:
@@ -76,8 +67,8 @@ class LoweredForTriton:
 
     def __init__(self, program, tensors):
         tensor = next(iter(tensors.values()))
-        self.plan = lower(program)
         self.device = Device(tensor.device)
+        self.plan = lower(program, self.device.widest_bottleneck)
         # 0xFF bytes are NaN in every float type: what is read unwritten shows.
         self.scratch = torch.full(
             (self.plan.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device
@@ -107,6 +98,13 @@ class LoweredForTriton:
             self._joined[key] = (weight, torch.cat(biases))
         return self._joined[key]
 
+    def bottleneck(self, block):
+        """BottleneckWeights, made once."""
+        if block not in self._joined:
+            parts = [op for op in (block.middle, block.last, block.following) if op is not None]
+            self._joined[block] = pack_bottleneck(*((op.weight, op.bias) for op in parts))
+        return self._joined[block]
+
     def workspace(self, config, device):
         """A Workspace that is large enough for a launch, shared with the launches before."""
         size = workspace_size(config, self.device.num_sms)
@@ -120,7 +118,8 @@ class Bound:
 
     Attributes:
         shared: number of an input -> FeatureMap of another module that it is, or None.
-        convolutions: the ConvolutionLaunches, for the search of configurations.
+        convolutions: the ConvolutionLaunches and BottleneckLaunches, for the search of
+            configurations.
     """
 
     def __init__(self, program, caches, grid, shared):
@@ -139,14 +138,14 @@ class Bound:
             self.maps[index] = self._map(index)
         self.factors = {self.factor(program.values[index].stride) for index in self.plan.places}
         self.inputs = [
-            (index, self.factor(program.values[index].stride), self._copy(index))
+            (index, self.factor(program.values[index].stride), self.copy(index))
             for index in program.inputs
             if index in self.maps and shared[index] is None
         ]
         self.convolutions = []
         self.steps = []
         for step in self.plan.steps:
-            launch = _BINDERS[type(step.operators[0])](self, step)
+            launch = BINDERS[type(step.operators[0])](self, step)
             if launch is not None:
                 self.steps.append((self.factor(self.step_stride(step)), launch))
 
@@ -234,201 +233,7 @@ class Bound:
 
     # ---------------------------------------------------------------- binding
 
-    def _copy(self, index, **options):
+    def copy(self, index, **options):
         return CopyLaunch(
             self.maps[index], self.tiling(index), pdl=self.lowered.device.pdl, **options
         )
-
-
-def _convolution(bound, step):
-    first, residual_scale = step.operators[0], 0
-    if first in bound.plan.residuals:
-        residual_scale = bound.plan.residuals[first][1]
-    shape = ConvolutionShape(
-        in_channels=first.weight.shape[1] * first.groups, out_channels=first.weight.shape[0],
-        groups=first.groups, kernel=first.kernel, stride=first.stride[0], padding=first.padding,
-        dilation=first.dilation, activation=first.activation, residual_scale=residual_scale,
-    )  # fmt: skip
-    return _launch_convolution(bound, shape, [(op, op.weight, op.bias) for op in step.operators])
-
-
-def _convolution_pair(bound, step):
-    first, second = step.operators[0].first, step.operators[0].second
-    shape = ConvolutionShape(
-        in_channels=first.weight.shape[1], first_out=first.weight.shape[0],
-        out_channels=first.weight.shape[0] + second.weight.shape[0], groups=1,
-        kernel=first.kernel, stride=first.stride[0], padding=first.padding,
-        dilation=first.dilation, activation=first.activation, second_activation=second.activation,
-    )  # fmt: skip
-    parts = [(pair, *bound.lowered.joined(pair)) for pair in step.operators]
-    return _launch_convolution(bound, shape, parts)
-
-
-def _launch_convolution(bound, shape, parts, tiled_as=None):
-    """Launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`."""
-    lowered = bound.lowered
-    out = bound.maps[parts[0][0].output]
-    tilings = [
-        bound.tiling(operator.output if tiled_as is None else tiled_as) for operator, _, _ in parts
-    ]
-    pixels = sum(tiling.num_pixels for tiling in tilings)
-    config = convolution_config(shape, pixels, out.rows.dtype, lowered.device)
-    levels = []
-    for (operator, weight, bias), tiling in zip(parts, tilings):
-        residual = bound.plan.residuals.get(operator)
-        levels.append(
-            ConvolutionLevel(
-                x=bound.maps[operator.inputs[0]],
-                out=bound.maps[operator.output],
-                packed=lowered.packed(weight, bias, shape, config),
-                tiling=tiling,
-                residual=residual and bound.maps[residual[0]],
-                second=bound.maps[operator.second.output] if shape.first_out else None,
-            )
-        )
-    launch = ConvolutionLaunch(
-        shape, config, levels, precision=lowered.precision, num_sms=lowered.device.num_sms,
-        workspace=lowered.workspace(config, out.rows.device), pdl=lowered.device.pdl,
-    )  # fmt: skip
-    bound.convolutions.append(launch)
-    return launch
-
-
-def _transposed_convolution(bound, step):
-    (op,) = step.operators
-    phases = transposed_phases(
-        op.weight, groups=op.groups, stride=op.stride[0], padding=op.padding,
-        activation=op.activation,
-    )  # fmt: skip
-    launches = [
-        _launch_convolution(bound, shape, [(op, weight, op.bias)], tiled_as=op.inputs[0])
-        for shape, weight in phases
-    ]
-
-    def run(blocks):
-        for launch in launches:
-            launch(blocks)
-
-    return run
-
-
-def _pool(bound, step):
-    (op,) = step.operators
-    return PoolLaunch(
-        bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), kind=op.kind,
-        kernel=op.kernel, stride=op.stride[0], padding=op.padding, dilation=op.dilation,
-        pdl=bound.lowered.device.pdl,
-    )  # fmt: skip
-
-
-def _upsample(bound, step):
-    (op,) = step.operators
-    return UpsampleLaunch(
-        bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), scale=op.scale,
-        mode=op.mode, pdl=bound.lowered.device.pdl,
-    )  # fmt: skip
-
-
-def _group_norm(bound, step):
-    (op,) = step.operators
-    x = bound.maps[op.inputs[0]]
-    statistics = StatisticsLaunch(
-        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=op.groups,
-        normalize=(op.weight, op.bias, op.eps), pdl=bound.lowered.device.pdl,
-    )  # fmt: skip
-    apply = bound._copy(
-        op.output, scale=statistics.scale, shift=statistics.shift, activation=op.activation
-    )
-
-    def run(blocks):
-        statistics(blocks)
-        apply(x.as_nchw(), blocks)
-
-    return run
-
-
-def _global_mean(bound, step):
-    (op,) = step.operators
-    x = bound.maps[op.inputs[0]]
-    statistics = StatisticsLaunch(
-        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=x.rows.shape[1],
-        pdl=bound.lowered.device.pdl,
-    )  # fmt: skip
-    result = statistics.scale.view(op.shape)
-    bound.objects[op.output] = bound.caches.whole[op.output] = result
-    return statistics
-
-
-def _affine(bound, step):
-    (op,) = step.operators
-    copy = bound._copy(
-        op.output, scale=op.scale.float(), shift=op.shift.float(), activation=op.activation
-    )
-    x = bound.tensor(op.inputs[0])
-    return lambda blocks: copy(x, blocks)
-
-
-def _pointwise(bound, step):
-    """Runs the call on whole maps, and keeps what it gives for the active blocks."""
-    (op,) = step.operators
-    if call_name(op) == "cat":
-        return _concatenation(bound, op)
-    if op.output not in bound.maps:
-
-        def evaluate(blocks):
-            values = {index: bound.tensor(index) for index in op.inputs}
-            bound.objects[op.output] = op.call.evaluate(values)
-
-        return evaluate
-    copy = bound._copy(op.output)
-
-    def run(blocks):
-        values = {index: bound.tensor(index) for index in op.inputs}
-        copy(op.call.evaluate(values), blocks)
-
-    return run
-
-
-def _concatenation(bound, op):
-    """Copies the parts that were not written to their place right away."""
-    copies, start = [], 0
-    for index in op.inputs:
-        part, count = bound.maps[index], bound.program.values[index].shape[1]
-        target = bound.maps[op.output].channels(start, count)
-        if part.rows.data_ptr() != target.rows.data_ptr():
-            options = {"pdl": bound.lowered.device.pdl}
-            copies.append((part.as_nchw(), CopyLaunch(target, bound.tiling(op.output), **options)))
-        start += count
-
-    def run(blocks):
-        for part, copy in copies:
-            copy(part, blocks)
-
-    return run if copies else None
-
-
-def _densified(bound, step):
-    (op,) = step.operators
-
-    def run(blocks):
-        result = op.call.evaluate({index: bound.tensor(index) for index in op.inputs})
-        if op.output in bound.maps:
-            bound.maps[op.output].pixels.copy_(result.permute(0, 2, 3, 1))
-        else:
-            bound.objects[op.output] = bound.caches.whole[op.output] = result
-
-    return run
-
-
-_BINDERS = {
-    Affine: _affine,
-    Convolution: _convolution,
-    ConvolutionPair: _convolution_pair,
-    Densified: _densified,
-    GlobalMean: _global_mean,
-    GroupNorm: _group_norm,
-    Pointwise: _pointwise,
-    Pool: _pool,
-    TransposedConvolution: _transposed_convolution,
-    Upsample: _upsample,
-}

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import statistics
@@ -13,10 +14,11 @@ import statistics
 import torch
 import triton
 
+from .bottleneck import BottleneckConfig, BottleneckLaunch, bottleneck_kernel
 from .compact import allocate_list, compact
 from .conv import ConvolutionLaunch, Workspace, convolution_kernel
 from .conv_shape import ConvolutionConfig, pack_weight
-from .tuning import Device, layer_key, pixel_bucket, table_path
+from .tuning import Device, bottleneck_key, layer_key, pixel_bucket, table_path
 
 logger = logging.getLogger(__name__)
 
@@ -35,78 +37,146 @@ _PER_SM = (0, 1, 2)
 _REPEATS = 20
 
 
-def search(layers, shares, *, device=None, workers=None):
-    """The fastest configurations of some convolutions.
+def search(launches, shares, *, only="", device=None, workers=None):
+    """The fastest configurations of some launches.
 
     Args:
-        layers: (ConvolutionShape, levels, dtype) of every launch, levels as ConvolutionLaunch
-            takes them; their maps are overwritten.
+        launches: ConvolutionLaunches and BottleneckLaunches; their maps are overwritten.
         shares: of the blocks, to be measured at.
+        only: part of the keys to be measured.
         device: of the maps.
         workers: processes that compile; None for one per core.
 
     Returns:
-        dict: layer_key -> fields of the ConvolutionConfig that is fastest at the share of the key,
-        among those that are not much slower than others at the other shares.
+        dict: key in the tables -> fields of the configuration that is fastest at the share of the
+        key, among those that are not much slower than others at the other shares.
     """
     device = torch.device(device or "cuda")
     gpu = Device(device)
-    unique = {}
-    for shape, levels, dtype in layers:
-        pixels = sum(level.tiling.num_pixels for level in levels)
-        key = (layer_key(shape, dtype, pixel_bucket(pixels)), len(levels))
-        unique.setdefault(key, (shape, levels, dtype, pixels))
     largest = max(bm * bn for bm, bn, *_ in _TILES)
     workspace = Workspace(largest * gpu.num_sms, gpu.num_sms, device)
+    layers = {}
+    for launch in launches:
+        kind = _Convolution if isinstance(launch, ConvolutionLaunch) else _Bottleneck
+        layer = kind(launch, gpu, workspace)
+        if only in layer.key(1.0):
+            layers.setdefault((layer.key(1.0), layer.num_levels), layer)
     jobs = {}
-    for shape, levels, dtype, _ in unique.values():
-        for config in candidates(shape, dtype, gpu):
-            job = _launch(shape, levels, config, gpu, workspace).signature()
+    for layer in layers.values():
+        for config in layer.candidates():
+            job = (layer.kernel.__name__, *layer.launch(config).signature())
             jobs[str(job)] = job
     logger.info("Compiling %d kernels.", len(jobs))
     _compile(list(jobs.values()), workers)
     entries = {}
-    for shape, levels, dtype, pixels in unique.values():
-        lists = [_random_blocks(levels[0].tiling, share, device) for share in shares]
-        times = {}
-        for config in candidates(shape, dtype, gpu):
-            times[config] = _times(_launch(shape, levels, config, gpu, workspace), lists)
+    for layer in layers.values():
+        lists = [_random_blocks(layer.tiling, share, device) for share in shares]
+        times = {config: _times(layer.launch(config), lists) for config in layer.candidates()}
         finalists = set()
         for position in range(len(shares)):
             finalists |= set(sorted(times, key=lambda config: times[config][position])[:3])
-        for config, splits, per_sm in itertools.product(finalists, _SPLITS, _PER_SM):
-            variant = dataclasses.replace(config, max_splits=splits, per_sm=per_sm)
-            times[variant] = _times(_launch(shape, levels, variant, gpu, workspace), lists)
+        for config in itertools.chain.from_iterable(map(layer.variants, finalists)):
+            times[config] = _times(layer.launch(config), lists)
         best = [min(column) for column in zip(*times.values())]
         for position, share in enumerate(shares):
             chosen = min(times, key=lambda config: _cost(times[config], best, position))
-            name = layer_key(shape, dtype, pixel_bucket(pixels * share))
-            entries[name] = dataclasses.asdict(chosen)
-            logger.info("%s: %.1f us (fastest %.1f) with %s", name,
-                        1e3 * times[chosen][position], 1e3 * best[position], chosen)  # fmt: skip
+            entries[layer.key(share)] = dataclasses.asdict(chosen)
+            time, fastest = 1e3 * times[chosen][position], 1e3 * best[position]
+            logger.info(
+                "%s: %.1f us (fastest %.1f) with %s", layer.key(share), time, fastest, chosen
+            )
     return entries
 
 
-def candidates(shape, dtype, device):
-    """ConvolutionConfigs that fit a layer and a GPU, reductions split and a program per tile."""
-    _, unit_in, unit_out = shape.units
-    length = shape.kernel[1] * shape.row_pack if shape.row_pack else unit_in
-    widest = max(triton.next_power_of_2(unit_out), 16)
-    found = {}
-    for (bm, bn, warps, swap), (row_bytes, stages) in itertools.product(_TILES, _PIPELINES):
-        bk = min(row_bytes // dtype.itemsize, max(triton.next_power_of_2(length), 16))
-        shared_memory = (bm + bn) * bk * dtype.itemsize * stages
-        if row_bytes < 128 and length * dtype.itemsize >= 128:
-            continue
-        if bn > widest or (bn < 32 and widest > bn) or shared_memory > device.shared_memory:
-            continue
-        taps, reduction = shape.reduction(bk)
-        if stages > 3 and taps * reduction // bk < stages:
-            continue
-        found[bm, bn, bk, warps, stages, swap] = ConvolutionConfig(
-            bm, bn, bk, warps, stages, max_splits=16, swap=swap
+class _Convolution:
+    """The layer of a ConvolutionLaunch."""
+
+    kernel = convolution_kernel
+
+    def __init__(self, launch, gpu, workspace):
+        self.shape, self.levels, self.gpu, self.workspace = (
+            launch.shape, launch.levels, gpu, workspace,
+        )  # fmt: skip
+        self.num_levels = len(launch.levels)
+        self.tiling = launch.levels[0].tiling
+        self.dtype = launch.levels[0].x.rows.dtype
+
+    def key(self, share):
+        pixels = sum(level.tiling.num_pixels for level in self.levels)
+        return layer_key(self.shape, self.dtype, pixel_bucket(pixels * share))
+
+    def candidates(self):
+        """Configurations that fit layer and GPU, with reductions split and a program per tile."""
+        shape, itemsize = self.shape, self.dtype.itemsize
+        _, unit_in, unit_out = shape.units
+        length = shape.kernel[1] * shape.row_pack if shape.row_pack else unit_in
+        widest = max(triton.next_power_of_2(unit_out), 16)
+        found = {}
+        for (bm, bn, warps, swap), (row_bytes, stages) in itertools.product(_TILES, _PIPELINES):
+            bk = min(row_bytes // itemsize, max(triton.next_power_of_2(length), 16))
+            shared_memory = (bm + bn) * bk * itemsize * stages
+            if row_bytes < 128 and length * itemsize >= 128:
+                continue
+            if bn > widest or (bn < 32 and widest > bn) or shared_memory > self.gpu.shared_memory:
+                continue
+            taps, reduction = shape.reduction(bk)
+            if stages > 3 and taps * reduction // bk < stages:
+                continue
+            found[bm, bn, bk, warps, stages, swap] = ConvolutionConfig(
+                bm, bn, bk, warps, stages, max_splits=16, swap=swap
+            )
+        return list(found.values())
+
+    def variants(self, config):
+        """The same kernel, launched otherwise."""
+        for splits, per_sm in itertools.product(_SPLITS, _PER_SM):
+            yield dataclasses.replace(config, max_splits=splits, per_sm=per_sm)
+
+    def launch(self, config):
+        shape, device = self.shape, self.levels[0].x.rows.device
+        weight = torch.randn(
+            shape.out_channels, shape.in_channels // shape.groups, *shape.kernel, device=device
         )
-    return list(found.values())
+        weight = (weight / weight[0].numel() ** 0.5).to(self.dtype)
+        packed = pack_weight(weight, None, shape, config)
+        levels = [dataclasses.replace(level, packed=packed) for level in self.levels]
+        return ConvolutionLaunch(
+            shape, config, levels, precision="tf32", workspace=self.workspace,
+            num_sms=self.gpu.num_sms, pdl=self.gpu.pdl,
+        )  # fmt: skip
+
+
+class _Bottleneck:
+    """The layer of a BottleneckLaunch."""
+
+    kernel = bottleneck_kernel
+    num_levels = 1
+
+    def __init__(self, launch, gpu, workspace):
+        self.shape, self.operands, self.gpu = launch.shape, launch.operands, gpu
+        self.tiling = launch.operands["tiling"]
+        self.dtype = launch.operands["x"].rows.dtype
+
+    def key(self, share):
+        return bottleneck_key(self.shape, self.dtype, pixel_bucket(self.tiling.num_pixels * share))
+
+    def candidates(self):
+        itemsize = self.dtype.itemsize
+        bk = math.gcd(self.shape.in_channels, 128 // itemsize)
+        found = []
+        for bm, bn, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
+            first = (bm + self.shape.middle) * bk * stages
+            second = (self.shape.middle + self.shape.next_channels) * bn * stages
+            fits = (max(first, second) + bm * bn) * itemsize <= self.gpu.shared_memory
+            if fits and self.shape.out_channels % bn == 0:
+                found.append(BottleneckConfig(bm, bn, bk, warps, stages))
+        return found
+
+    def variants(self, config):
+        return ()
+
+    def launch(self, config):
+        return BottleneckLaunch(self.shape, config, **self.operands, pdl=self.gpu.pdl)
 
 
 def save(entries, device_name, path=None):
@@ -125,19 +195,6 @@ def save(entries, device_name, path=None):
     return path
 
 
-def _launch(shape, levels, config, gpu, workspace):
-    dtype, device = levels[0].x.rows.dtype, levels[0].x.rows.device
-    weight = torch.randn(
-        shape.out_channels, shape.in_channels // shape.groups, *shape.kernel, device=device
-    )
-    packed = pack_weight((weight / weight[0].numel() ** 0.5).to(dtype), None, shape, config)
-    levels = [dataclasses.replace(level, packed=packed) for level in levels]
-    return ConvolutionLaunch(
-        shape, config, levels, precision="tf32", workspace=workspace, num_sms=gpu.num_sms,
-        pdl=gpu.pdl,
-    )  # fmt: skip
-
-
 def _compile(jobs, workers):
     """Fills Triton's cache on disk, in parallel; launches then only load what is there."""
     context = multiprocessing.get_context("spawn")
@@ -147,9 +204,11 @@ def _compile(jobs, workers):
 
 
 def _compile_one(job):
-    arguments, constants = job
+    name, arguments, constants = job
+    kernel = next(layer.kernel for layer in (_Convolution, _Bottleneck)
+                  if layer.kernel.__name__ == name)  # fmt: skip
     with contextlib.suppress(triton.runtime.errors.OutOfResources):
-        convolution_kernel.warmup(*arguments, grid=(1,), **constants)
+        kernel.warmup(*arguments, grid=(1,), **constants)
 
 
 def _random_blocks(tiling, share, device):

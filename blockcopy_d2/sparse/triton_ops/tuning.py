@@ -6,11 +6,13 @@ of that name.
 
 import functools
 import json
+import math
 import pathlib
 
 import torch
 import triton
 
+from .bottleneck import BottleneckConfig
 from .conv_shape import ConvolutionConfig
 
 _TABLES = pathlib.Path(__file__).parent / "tables"
@@ -25,6 +27,7 @@ class Device:
         name: as in the file names of the tables.
         num_sms: multiprocessors.
         shared_memory: bytes that one program may use.
+        widest_bottleneck: middle channels of a residual block that one program can keep.
         pdl: whether kernels can start up while those before still run.
     """
 
@@ -38,7 +41,8 @@ class Device:
             self.pdl = properties.major >= 9
         else:  # the interpreter
             self.name, self.num_sms = "interpreter", 4
-            self.shared_memory, self.pdl = 99 << 10, False
+            self.shared_memory, self.pdl = 160 << 10, False
+        self.widest_bottleneck = 128 if self.shared_memory >= 160 << 10 else 0
 
 
 def convolution_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
@@ -58,6 +62,32 @@ def convolution_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
         if entry is not None:
             return ConvolutionConfig(**entry)
     return default_convolution_config(shape, num_pixels * share, dtype, device)
+
+
+def bottleneck_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
+    """The BottleneckConfig of a launch; arguments as of convolution_config."""
+    entries = _table(device.name)
+    bucket = pixel_bucket(num_pixels * share)
+    for distance in (0, 1, -1, 2, -2):
+        entry = entries.get(bottleneck_key(shape, dtype, bucket + distance))
+        if entry is not None:
+            return BottleneckConfig(**entry)
+    wide = shape.middle > 64 or shape.next_channels > 64
+    bk = math.gcd(shape.in_channels, 64 if dtype.itemsize == 2 else 32)
+    if dtype.itemsize == 2:
+        return BottleneckConfig(64, 64, bk, num_warps=4)
+    return BottleneckConfig(64, 32, bk, num_warps=8 if wide else 4, num_stages=2 if wide else 3)
+
+
+def bottleneck_key(shape, dtype, bucket):
+    """Key of a bottleneck in the tables, for 2 ** bucket active output pixels."""
+    channels = "-".join(
+        str(count)
+        for count in (shape.in_channels, shape.middle, shape.out_channels, shape.next_channels)
+    )
+    kernel = "x".join(map(str, shape.kernel))
+    dtype = str(dtype).removeprefix("torch.")
+    return f"bottleneck {dtype} {channels} {kernel} s{shape.stride} 2^{bucket}"
 
 
 def layer_key(shape, dtype, bucket):

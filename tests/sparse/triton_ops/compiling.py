@@ -70,6 +70,8 @@ class Everything(torch.nn.Module):
         self.stem = torch.nn.Conv2d(3, 64, 7, 2, 3)
         self.conv = torch.nn.Conv2d(64, 64, 3, 1, 1)
         self.grouped = torch.nn.Conv2d(64, 64, 3, 1, 1, groups=8)
+        self.middle = torch.nn.Conv2d(64, 64, 3, 1, 1)
+        self.last = torch.nn.Conv2d(64, 64, 1)
         self.norm = torch.nn.GroupNorm(8, 64)
         self.up = torch.nn.ConvTranspose2d(64, 64, 2, 2)
         self.predictor = torch.nn.Conv2d(64, 3, 1)
@@ -78,6 +80,7 @@ class Everything(torch.nn.Module):
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
         x = self.conv(x) + F.interpolate(F.max_pool2d(x, 1, 2), scale_factor=2)
+        x = F.relu(self.last(F.relu(self.middle(x))) + x)
         y = F.interpolate(F.relu(self.norm(self.grouped(x))), scale_factor=2, mode="bilinear")
         gain = F.adaptive_avg_pool2d(y, 1)
         y = self.up(F.avg_pool2d(y, 3, 2, 1))

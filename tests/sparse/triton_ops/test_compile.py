@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[3]
 KERNELS = {
     "compact_kernel", "copy_kernel", "convolution_kernel", "pool_kernel", "upsample_kernel",
-    "statistics_kernel", "combine_kernel",
+    "statistics_kernel", "combine_kernel", "bottleneck_kernel",
 }  # fmt: skip
 SHARED_MEMORY = {90: 227 << 10, 80: 163 << 10}
 

@@ -14,6 +14,13 @@ pytest.importorskip("triton")
 from blockcopy_d2.sparse import BlockGrid  # noqa: E402
 from blockcopy_d2.sparse.program import Activation  # noqa: E402
 from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.bottleneck import (  # noqa: E402
+    BottleneckConfig,
+    BottleneckLaunch,
+    BottleneckShape,
+    bottleneck_reference,
+    pack_bottleneck,
+)
 from blockcopy_d2.sparse.triton_ops.compact import (  # noqa: E402
     allocate_list,
     compact,
@@ -217,6 +224,39 @@ def test_weights_of_units_are_those_of_the_groups():
     assert shape_of(256, 256, 3, groups=32).units == (8, 32, 32)
     assert shape_of(64, 64, 3, groups=64).units == (2, 32, 32)
     assert shape_of(64, 64, 3).units == (1, 64, 64)
+
+
+@pytest.mark.parametrize("next_channels", [0, 16])
+@pytest.mark.parametrize("stride,residual", [(1, True), (2, False)])
+def test_bottleneck(next_channels, stride, residual):
+    shape = BottleneckShape(
+        16, 32, 48, next_channels, (3, 3), stride, (1, 1), (1, 1), middle_relu=True, relu=True,
+        next_relu=residual, residual=residual,
+    )  # fmt: skip
+    x = torch.randn(2, 16, 13, 18, device=DEVICE)
+    sizes = [(32, 16, 3), (48, 32, 1), (next_channels, 48, 1)][: 3 if next_channels else 2]
+    convolutions = [
+        (torch.randn(out, inside, k, k, device=DEVICE), torch.randn(out, device=DEVICE))
+        for out, inside, k in sizes
+    ]
+    size = tuple(-(-extent // stride) for extent in x.shape[-2:])
+    other = torch.randn(2, 48, *size, device=DEVICE) if residual else None
+    expected = bottleneck_reference(x, shape, convolutions, other)
+    active = active_of(2, size, 4)
+    out, following = (
+        truth if truth is None else feature_map(torch.full_like(truth, torch.nan))
+        for truth in expected
+    )
+    BottleneckLaunch(
+        shape, BottleneckConfig(32, 16, 16), x=feature_map(x), out=out, following=following,
+        weights=pack_bottleneck(*convolutions), tiling=tiling_of(active, 4),
+        residual=feature_map(other) if residual else None, precision="ieee",
+    )(blocks_of(active))  # fmt: skip
+    mask = pixels_of(active, 4, size)
+    for found, truth in zip((out, following), expected):
+        if truth is not None:
+            truth = torch.where(mask, truth, torch.nan)
+            torch.testing.assert_close(found.as_nchw(), truth, equal_nan=True, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("strided", [False, True])

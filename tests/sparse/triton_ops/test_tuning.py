@@ -9,7 +9,11 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
 from blockcopy_d2.sparse.triton_ops import search, tuning  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.conv import ConvolutionLevel  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
+    ConvolutionLaunch,
+    ConvolutionLevel,
+    Workspace,
+)
 from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     ConvolutionConfig,
     ConvolutionShape,
@@ -84,7 +88,11 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, "_milliseconds", milliseconds)
     monkeypatch.setattr(search, "_compile", lambda jobs, workers: None)
-    entries = search.search([(layer, [level], torch.float32)] * 2, (0.1, 1.0), device="cpu")
+    launch = ConvolutionLaunch(
+        layer, config, [level], precision="ieee", workspace=Workspace(0, 4, "cpu"), num_sms=4
+    )
+    assert not search.search([launch], (0.1,), only="bottleneck", device="cpu")
+    entries = search.search([launch] * 2, (0.1, 1.0), device="cpu")
     assert len(entries) == 2
     for entry in entries.values():
         assert (entry["bm"], entry["bn"], entry["max_splits"], entry["per_sm"]) == (64, 32, 8, 0)

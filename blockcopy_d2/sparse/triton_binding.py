@@ -1,0 +1,251 @@
+"""Steps of a lowered program -> launches on the maps of one stream.
+
+A binder takes a triton_execution.Bound and a Step, and gives what launches it for a BlockList, or
+None if there is nothing to do.
+"""
+
+from .fusion import Bottleneck, ConvolutionPair
+from .lowering import call_name
+from .program import (
+    Affine,
+    Convolution,
+    Densified,
+    GlobalMean,
+    GroupNorm,
+    Pointwise,
+    Pool,
+    TransposedConvolution,
+    Upsample,
+)
+from .triton_ops.bottleneck import BottleneckLaunch, BottleneckShape
+from .triton_ops.conv import ConvolutionLaunch, ConvolutionLevel
+from .triton_ops.conv_shape import ConvolutionShape, transposed_phases
+from .triton_ops.copy import CopyLaunch
+from .triton_ops.normalization import StatisticsLaunch
+from .triton_ops.pool import PoolLaunch
+from .triton_ops.resample import UpsampleLaunch
+from .triton_ops.tuning import bottleneck_config, convolution_config
+
+
+def _convolution(bound, step):
+    first, residual_scale = step.operators[0], 0
+    if first in bound.plan.residuals:
+        residual_scale = bound.plan.residuals[first][1]
+    shape = ConvolutionShape(
+        in_channels=first.weight.shape[1] * first.groups, out_channels=first.weight.shape[0],
+        groups=first.groups, kernel=first.kernel, stride=first.stride[0], padding=first.padding,
+        dilation=first.dilation, activation=first.activation, residual_scale=residual_scale,
+    )  # fmt: skip
+    return _launch_convolution(bound, shape, [(op, op.weight, op.bias) for op in step.operators])
+
+
+def _convolution_pair(bound, step):
+    first, second = step.operators[0].first, step.operators[0].second
+    shape = ConvolutionShape(
+        in_channels=first.weight.shape[1], first_out=first.weight.shape[0],
+        out_channels=first.weight.shape[0] + second.weight.shape[0], groups=1,
+        kernel=first.kernel, stride=first.stride[0], padding=first.padding,
+        dilation=first.dilation, activation=first.activation, second_activation=second.activation,
+    )  # fmt: skip
+    parts = [(pair, *bound.lowered.joined(pair)) for pair in step.operators]
+    return _launch_convolution(bound, shape, parts)
+
+
+def _launch_convolution(bound, shape, parts, tiled_as=None):
+    """Launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`."""
+    lowered = bound.lowered
+    out = bound.maps[parts[0][0].output]
+    tilings = [
+        bound.tiling(operator.output if tiled_as is None else tiled_as) for operator, _, _ in parts
+    ]
+    pixels = sum(tiling.num_pixels for tiling in tilings)
+    config = convolution_config(shape, pixels, out.rows.dtype, lowered.device)
+    levels = []
+    for (operator, weight, bias), tiling in zip(parts, tilings):
+        residual = bound.plan.residuals.get(operator)
+        levels.append(
+            ConvolutionLevel(
+                x=bound.maps[operator.inputs[0]],
+                out=bound.maps[operator.output],
+                packed=lowered.packed(weight, bias, shape, config),
+                tiling=tiling,
+                residual=residual and bound.maps[residual[0]],
+                second=bound.maps[operator.second.output] if shape.first_out else None,
+            )
+        )
+    launch = ConvolutionLaunch(
+        shape, config, levels, precision=lowered.precision, num_sms=lowered.device.num_sms,
+        workspace=lowered.workspace(config, out.rows.device), pdl=lowered.device.pdl,
+    )  # fmt: skip
+    bound.convolutions.append(launch)
+    return launch
+
+
+def _bottleneck(bound, step):
+    (block,) = step.operators
+    middle, last, following = block.middle, block.last, block.following
+    shape = BottleneckShape(
+        in_channels=middle.weight.shape[1], middle=len(middle.weight),
+        out_channels=len(last.weight), next_channels=len(following.weight) if following else 0,
+        kernel=middle.kernel, stride=middle.stride[0], padding=middle.padding,
+        dilation=middle.dilation, middle_relu=middle.activation is not None,
+        relu=last.activation is not None, residual=last in bound.plan.residuals,
+        next_relu=following is not None and following.activation is not None,
+    )  # fmt: skip
+    lowered, tiling = bound.lowered, bound.tiling(last.output)
+    out = bound.maps[last.output]
+    launch = BottleneckLaunch(
+        shape,
+        bottleneck_config(shape, tiling.num_pixels, out.rows.dtype, lowered.device),
+        x=bound.maps[middle.inputs[0]],
+        weights=lowered.bottleneck(block),
+        out=out,
+        tiling=tiling,
+        residual=bound.maps[bound.plan.residuals[last][0]] if shape.residual else None,
+        following=bound.maps[following.output] if following else None,
+        precision=lowered.precision,
+        pdl=lowered.device.pdl,
+    )
+    bound.convolutions.append(launch)
+    return launch
+
+
+def _transposed_convolution(bound, step):
+    (op,) = step.operators
+    phases = transposed_phases(
+        op.weight, groups=op.groups, stride=op.stride[0], padding=op.padding,
+        activation=op.activation,
+    )  # fmt: skip
+    launches = [
+        _launch_convolution(bound, shape, [(op, weight, op.bias)], tiled_as=op.inputs[0])
+        for shape, weight in phases
+    ]
+
+    def run(blocks):
+        for launch in launches:
+            launch(blocks)
+
+    return run
+
+
+def _pool(bound, step):
+    (op,) = step.operators
+    return PoolLaunch(
+        bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), kind=op.kind,
+        kernel=op.kernel, stride=op.stride[0], padding=op.padding, dilation=op.dilation,
+        pdl=bound.lowered.device.pdl,
+    )  # fmt: skip
+
+
+def _upsample(bound, step):
+    (op,) = step.operators
+    return UpsampleLaunch(
+        bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), scale=op.scale,
+        mode=op.mode, pdl=bound.lowered.device.pdl,
+    )  # fmt: skip
+
+
+def _group_norm(bound, step):
+    (op,) = step.operators
+    x = bound.maps[op.inputs[0]]
+    statistics = StatisticsLaunch(
+        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=op.groups,
+        normalize=(op.weight, op.bias, op.eps), pdl=bound.lowered.device.pdl,
+    )  # fmt: skip
+    apply = bound.copy(
+        op.output, scale=statistics.scale, shift=statistics.shift, activation=op.activation
+    )
+
+    def run(blocks):
+        statistics(blocks)
+        apply(x.as_nchw(), blocks)
+
+    return run
+
+
+def _global_mean(bound, step):
+    (op,) = step.operators
+    x = bound.maps[op.inputs[0]]
+    statistics = StatisticsLaunch(
+        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=x.rows.shape[1],
+        pdl=bound.lowered.device.pdl,
+    )  # fmt: skip
+    result = statistics.scale.view(op.shape)
+    bound.objects[op.output] = bound.caches.whole[op.output] = result
+    return statistics
+
+
+def _affine(bound, step):
+    (op,) = step.operators
+    copy = bound.copy(
+        op.output, scale=op.scale.float(), shift=op.shift.float(), activation=op.activation
+    )
+    x = bound.tensor(op.inputs[0])
+    return lambda blocks: copy(x, blocks)
+
+
+def _pointwise(bound, step):
+    """Runs the call on whole maps, and keeps what it gives for the active blocks."""
+    (op,) = step.operators
+    if call_name(op) == "cat":
+        return _concatenation(bound, op)
+    if op.output not in bound.maps:
+
+        def evaluate(blocks):
+            values = {index: bound.tensor(index) for index in op.inputs}
+            bound.objects[op.output] = op.call.evaluate(values)
+
+        return evaluate
+    copy = bound.copy(op.output)
+
+    def run(blocks):
+        values = {index: bound.tensor(index) for index in op.inputs}
+        copy(op.call.evaluate(values), blocks)
+
+    return run
+
+
+def _concatenation(bound, op):
+    """Copies the parts that were not written to their place right away."""
+    copies, start = [], 0
+    for index in op.inputs:
+        part, count = bound.maps[index], bound.program.values[index].shape[1]
+        target = bound.maps[op.output].channels(start, count)
+        if part.rows.data_ptr() != target.rows.data_ptr():
+            options = {"pdl": bound.lowered.device.pdl}
+            copies.append((part.as_nchw(), CopyLaunch(target, bound.tiling(op.output), **options)))
+        start += count
+
+    def run(blocks):
+        for part, copy in copies:
+            copy(part, blocks)
+
+    return run if copies else None
+
+
+def _densified(bound, step):
+    (op,) = step.operators
+
+    def run(blocks):
+        result = op.call.evaluate({index: bound.tensor(index) for index in op.inputs})
+        if op.output in bound.maps:
+            bound.maps[op.output].pixels.copy_(result.permute(0, 2, 3, 1))
+        else:
+            bound.objects[op.output] = bound.caches.whole[op.output] = result
+
+    return run
+
+
+BINDERS = {
+    Affine: _affine,
+    Bottleneck: _bottleneck,
+    Convolution: _convolution,
+    ConvolutionPair: _convolution_pair,
+    Densified: _densified,
+    GlobalMean: _global_mean,
+    GroupNorm: _group_norm,
+    Pointwise: _pointwise,
+    Pool: _pool,
+    TransposedConvolution: _transposed_convolution,
+    Upsample: _upsample,
+}
