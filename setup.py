@@ -23,7 +23,7 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
-        "blockcopy_d2": ["**/*.json", "**/*.txt"],
+        "blockcopy_d2": ["**/*.html", "**/*.json", "**/*.txt"],
         "blockcopy_d2.configs": ["**/*.yaml", "**/*.py"],
         "blockcopy_d2.weights": ["*.pth", "*.pkl", "*.md"],
     },
@@ -31,6 +31,7 @@ setup(
     install_requires=[
         "av>=12",
         "cityscapesScripts>=2.2",
+        "jinja2",
         "matplotlib",
         "numpy",
         "pycocotools",

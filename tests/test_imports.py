@@ -1,6 +1,6 @@
 """
 Imports point one way: sparse <- policy <- modeling <- {data, evaluation, visualization} <- engine
-<- projects/ and the scripts.
+<- report, projects/ and the scripts.
 """
 
 import ast
@@ -22,6 +22,16 @@ ALLOWED = {
     "evaluation": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
     "visualization": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
     "engine": {"sparse", "policy", "modeling", "data", "evaluation", "visualization"} | FOUNDATION,
+    "report": {
+        "sparse",
+        "policy",
+        "modeling",
+        "data",
+        "evaluation",
+        "visualization",
+        "engine",
+    }
+    | FOUNDATION,
     "checkpoint_conversion": set(),
     "config": set(),
     "resources": set(),

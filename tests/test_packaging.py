@@ -78,6 +78,11 @@ def test_wheel_holds_every_data_file(wheel, folder, suffix):
     assert shipped(wheel / "blockcopy_d2" / folder, suffix) == wanted
 
 
+def test_wheel_holds_the_template_of_the_report(wheel):
+    wanted = shipped(ROOT / "blockcopy_d2", ".html")
+    assert wanted and shipped(wheel / "blockcopy_d2", ".html") == wanted
+
+
 def test_wheel_holds_nothing_else(wheel):
     tops = {path.name for path in wheel.iterdir()}
     assert len(tops) == 2 and "blockcopy_d2" in tops

@@ -1,0 +1,113 @@
+"""Agreement and speed against the target, and which target to take."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .recording import mean
+
+__all__ = ["BreakEven", "Point", "break_even", "recommend", "sweep_points"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """
+    The means of one run.
+
+    Attributes:
+        target (float or None): tau.
+        executed (float): share of the blocks.
+        milliseconds (float): per frame.
+        speed_up (float): dense time by this one.
+        scores (dict[str, float]): agreement with dense, in percent.
+    """
+
+    target: float | None
+    executed: float
+    milliseconds: float
+    speed_up: float
+    scores: dict
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """
+    The line through the times of frames: base + slope * executed share.
+
+    Attributes:
+        base, slope (float): milliseconds with no block, and what all blocks add.
+        executed (float): the share at which a frame takes as long as a dense one. Above 1 where
+            BlockCopy is faster with all blocks as well, 0 or below where it never is.
+    """
+
+    base: float
+    slope: float
+    executed: float
+
+
+def sweep_points(recording):
+    """
+    Args:
+        recording (Recording):
+
+    Returns:
+        list[Point]: by target.
+    """
+    return [
+        Point(
+            target=run.target,
+            executed=mean(run.executed),
+            milliseconds=1000 * mean(run.seconds),
+            speed_up=mean(recording.dense_seconds) / mean(run.seconds),
+            scores=run.scores,
+        )
+        for run in recording.runs
+    ]
+
+
+def break_even(recording):
+    """
+    Fit the time of a frame to its executed share, over all frames of all runs but the first ones.
+
+    Args:
+        recording (Recording):
+
+    Returns:
+        BreakEven or None: None where the shares differ too little to tell, or where more blocks
+        did not take more time.
+    """
+    executed = np.concatenate([run.executed[1:] for run in recording.runs])
+    milliseconds = 1000 * np.concatenate([run.seconds[1:] for run in recording.runs])
+    if len(executed) < 3 or np.ptp(executed) < 0.05:
+        return None
+    slope, base = np.polyfit(executed, milliseconds, 1)
+    if slope <= 0:
+        return None
+    share = (recording.dense_milliseconds - base) / slope
+    return BreakEven(base=float(base), slope=float(slope), executed=float(share))
+
+
+def recommend(points, metric, margin):
+    """
+    The fastest target that loses at most ``margin`` points of agreement, among those faster than
+    dense. Where none does, the one of these that agrees most.
+
+    Args:
+        points (list[Point]):
+        metric (str): which of the scores counts. Dense has 100.
+        margin (float): points.
+
+    Returns:
+        tuple[Point or None, bool]: the target to take, None where dense is the better choice; and
+        whether it is within the margin.
+    """
+    faster = [
+        point
+        for point in points
+        if point.target is not None and point.speed_up > 1 and not math.isnan(point.scores[metric])
+    ]
+    within = [point for point in faster if point.scores[metric] >= 100 - margin]
+    if within:
+        return min(within, key=lambda point: point.milliseconds), True
+    return max(faster, key=lambda point: point.scores[metric], default=None), False

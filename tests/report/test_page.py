@@ -1,0 +1,204 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blockcopy_d2.data import VideoFrames
+from blockcopy_d2.report import record_video, render_page
+from blockcopy_d2.report.__main__ import get_parser, main
+from blockcopy_d2.report.clip import ComparisonClip, heat_map
+from blockcopy_d2.sparse import BlockGrid
+from tests.small_model import CONFIG, small_model_opts
+
+SECTIONS = ("summary", "clip", "time", "heat", "sweep", "macs", "environment")
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+class Page(HTMLParser):
+    """The texts, cells and references of a page; its elements must be closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.rows, self.references, self.ids = "", [], [], set()
+        self.tags, self._open = [], []
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.ids.add(attributes.get("id"))
+        names = ("src", "href", "xlink:href", "poster")
+        self.references += [attributes[name] for name in names if name in attributes]
+        self.references += re.findall(
+            r"url\(['\"]?([^)'\"]*)", " ".join(map(str, attributes.values()))
+        )
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] in ("style", "script"):
+            if self._open[-1] == "script":
+                self.data = json.loads(data)
+            return
+        self.text += data
+        if any(tag in self._open for tag in ("td", "th")):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def recorded(report_folder, small_config):
+    video = VideoFrames(report_folder / "clip.mp4")
+    path = report_folder / "both.mp4"
+    with ComparisonClip(path, video.fps, threshold=0.05) as clip:
+        recording = record_video(
+            small_config(), video, targets=(0.3, 0.7), score_threshold=0.05, draw=clip.add
+        )
+    html = render_page(
+        recording,
+        title="A <clip>",
+        environment={"date": "today"},
+        clip=path.read_bytes(),
+        poster=clip.poster,
+        clip_frames=clip.frames,
+    )
+    return recording, html
+
+
+@pytest.fixture(scope="module")
+def page(recorded):
+    return Page(recorded[1])
+
+
+def test_page_holds_every_section(page):
+    assert set(SECTIONS) <= page.ids
+    assert page.tags.count("video") == 1 and page.tags.count("svg") == 5
+    assert "A <clip>" in page.text and "today" in page.text
+
+
+def test_page_refers_to_nothing_outside(recorded, page):
+    assert page.references
+    assert all(reference.startswith(("data:", "#")) for reference in page.references)
+    assert "@import" not in recorded[1] and "link" not in page.tags
+
+
+def test_numbers_are_those_recorded(recorded, page):
+    recording, _ = recorded
+    text = re.sub(r"\s+", " ", page.text)
+    assert f"{recording.speed_up:.2f}×" in text
+    assert f"{100 * recording.executed:.1f} %" in text
+    assert f"{recording.dense_milliseconds:,.0f} ms" in text
+    assert f"{recording.main.scores['AP50']:.1f} AP50 and" in text
+    assert f"{recording.frames} frames." in text
+    cells = {row[0].split()[0]: row for row in page.rows}
+    for run in recording.runs:
+        row = cells[f"{run.target:g}"]
+        assert row[1] == f"{100 * sum(run.executed[1:]) / 5:.1f} %"
+        assert row[2] == f"{1000 * sum(run.seconds[1:]) / 5:,.0f}"
+        assert row[4:] == [f"{run.scores[name]:.1f}" for name in ("AP50", "AP")]
+    for stage in ("backbone", "FPN", "RPN", "RoI", "policy"):
+        name = "RoI heads" if stage == "RoI" else stage
+        macs = sum(recording.main.macs[name][1:]) / 5
+        assert cells[stage][2] == f"{macs / 1e9:.2f}"
+    assert page.data["by_frame"]["executed"] == pytest.approx(recording.main.executed)
+    assert page.data["speed_up"] == pytest.approx(recording.speed_up, rel=1e-4)
+
+
+def test_plots_follow_the_colours_of_the_page(recorded):
+    _, html = recorded
+    assert "var(--series-1)" in html and "#0102" not in html and "#0202" not in html
+
+
+def test_heat_map_shows_where_the_policy_looks():
+    image = np.full((60, 100, 3), 128, dtype=np.uint8)
+    share = np.zeros((2, 4))
+    share[0, 3] = 1
+    heat = heat_map(image, share, side=32).astype(int)
+    assert heat.shape == image.shape
+    # Only four columns of the last block are inside the image.
+    assert heat[10, 98].sum() > heat[10, 90].sum() + 100
+    assert np.array_equal(heat[10, 90], heat[40, 98])
+
+
+def test_a_clip_stops_growing(tmp_path, monkeypatch):
+    clip = ComparisonClip(tmp_path / "clip.mp4", 12, max_bytes=-1)
+    monkeypatch.setattr(clip, "_draw", lambda *_, **__: np.zeros((64, 96, 3), dtype=np.uint8))
+    grid = BlockGrid.full(block_size=64, image_size=(64, 96))
+    result = SimpleNamespace(executed=1, grid=grid)
+    with clip:
+        for _ in range(3):
+            clip.add(None, {}, 0.1, result, 0.1, 1.0)
+    assert clip.frames == 1
+
+
+def test_command_line(report_folder, monkeypatch, tmp_path, capsys):
+    output = tmp_path / "page.html"
+    arguments = ["--config-file", CONFIG, "--video-input", str(report_folder / "clip.mp4")]
+    arguments += ["--output", str(output), "--max-frames", "2", "--targets", "--target", "0.4"]
+    monkeypatch.setattr(
+        "sys.argv", ["report", *arguments, "--opts", *small_model_opts(report_folder)]
+    )
+    main()
+    page = Page(output.read_text())
+    assert "clip" in page.text and "--max-frames 2" in page.text
+    assert "target 40 %" in re.sub(r"\s+", " ", page.text)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"--video-input": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
+        ({"--video-input": __file__}, "cannot be read as a video"),
+        ({"--output": "nowhere/report.html"}, "There is no folder"),
+        ({"--config-file": "maskrcnn_blockcop.yaml"}, "Did you mean maskrcnn_blockcopy.yaml"),
+    ],
+)
+def test_errors_name_what_is_wrong(report_folder, monkeypatch, changes, message):
+    options = {"--video-input": str(report_folder / "clip.mp4"), "--output": "report.html"}
+    arguments = [text for pair in {**options, **changes}.items() for text in pair]
+    monkeypatch.setattr("sys.argv", ["report", *arguments])
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        main()
+
+
+def test_help_tells_every_option():
+    text = get_parser().format_help()
+    for option in ("--config-file", "--video-input", "--output", "--max-frames", "--targets"):
+        assert option in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium or google-chrome")
+def test_chromium_renders_the_page(recorded, tmp_path):
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(recorded[1])
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,2400"]
+    command += ["--virtual-time-budget=2000", f"--screenshot={picture}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert picture.exists(), done.stderr
+    shown = np.asarray(Image.open(picture).convert("RGB"))
+    assert shown.shape == (2400, 1000, 3)
+    # Text, plots and pictures down the whole page.
+    for part in np.array_split(shown, 8):
+        assert len(np.unique(part.reshape(-1, 3), axis=0)) > 20
