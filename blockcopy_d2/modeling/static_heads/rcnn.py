@@ -34,7 +34,7 @@ from blockcopy_d2.policy.observation import policy_centres
 from .box_inference import candidate_scores, select_detections
 from .boxes import decode_boxes
 from .detections import StaticDetections
-from .networks import BoxNetwork, MaskNetwork
+from .networks import BoxNetwork, MaskNetwork, SparseMaskNetwork
 from .paste import sample_masks
 from .proposals import find_proposals
 from .roi_align import RoIAlign
@@ -119,12 +119,14 @@ class StaticRCNN:
     FrameSizes, also put tables on the device: make it before a CUDA graph is captured.
     """
 
-    def __init__(self, model, *, max_candidates=2048):
+    def __init__(self, model, *, max_candidates=2048, skip_empty_masks=False):
         """
         Args:
             model (GeneralizedRCNN): one that :func:`supports` is true for.
             max_candidates (int): pairs of a proposal and a class that take part in the final
                 suppression, see :func:`select_detections`.
+            skip_empty_masks (bool): run the mask head by the block-sparse engine, which leaves
+                out slots without a detection. One frame at a time then.
 
         Raises:
             ValueError: if the model has other heads.
@@ -136,6 +138,7 @@ class StaticRCNN:
                 " R-CNN with standard heads; run its own heads instead."
             )
         self.max_candidates = max_candidates
+        self._mask_network = SparseMaskNetwork if skip_empty_masks else MaskNetwork
         self._rpn = model.proposal_generator
         self._heads = heads = model.roi_heads
         self._box_align = RoIAlign.from_pooler(heads.box_pooler)
@@ -199,7 +202,9 @@ class StaticRCNN:
         masks = None
         if heads.mask_on:
             mask_features = [features[name] for name in heads.mask_in_features]
-            masks = mask_network(self._mask_align(mask_features, boxes), classes.flatten())
+            masks = mask_network(
+                self._mask_align(mask_features, boxes), classes.flatten(), (scores > 0).flatten()
+            )
             masks = masks.unflatten(0, classes.shape)
             policy_masks = sample_masks(masks, output_boxes, count, tables.rows, tables.columns)
         else:
@@ -221,7 +226,7 @@ class StaticRCNN:
             side = self._box_align.output_size
             self._networks[dtype] = (
                 BoxNetwork(heads.box_head, heads.box_predictor, side, dtype),
-                MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
+                self._mask_network(heads.mask_head, dtype) if heads.mask_on else None,
             )
         return self._networks[dtype]
 
