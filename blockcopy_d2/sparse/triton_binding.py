@@ -74,8 +74,8 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
             )
         )
     launch = ConvolutionLaunch(
-        shape, config, levels, precision=lowered.precision, num_sms=lowered.device.num_sms,
-        workspace=lowered.workspace(config, out.rows.device), pdl=lowered.device.pdl,
+        shape, config, levels, precision=lowered.precision,
+        workspace=lowered.workspace(config, out.rows.device), device=lowered.device,
     )  # fmt: skip
     bound.convolutions.append(launch)
     return launch
@@ -104,7 +104,7 @@ def _bottleneck(bound, step):
         residual=bound.maps[bound.plan.residuals[last][0]] if shape.residual else None,
         following=bound.maps[following.output] if following else None,
         precision=lowered.precision,
-        pdl=lowered.device.pdl,
+        device=lowered.device,
     )
     bound.convolutions.append(launch)
     return launch
@@ -133,7 +133,7 @@ def _pool(bound, step):
     return PoolLaunch(
         bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), kind=op.kind,
         kernel=op.kernel, stride=op.stride[0], padding=op.padding, dilation=op.dilation,
-        pdl=bound.lowered.device.pdl,
+        device=bound.lowered.device,
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _upsample(bound, step):
     (op,) = step.operators
     return UpsampleLaunch(
         bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), scale=op.scale,
-        mode=op.mode, pdl=bound.lowered.device.pdl,
+        mode=op.mode, device=bound.lowered.device,
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def _group_norm(bound, step):
     x = bound.maps[op.inputs[0]]
     statistics = StatisticsLaunch(
         x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=op.groups,
-        normalize=(op.weight, op.bias, op.eps), pdl=bound.lowered.device.pdl,
+        normalize=(op.weight, op.bias, op.eps), device=bound.lowered.device,
     )  # fmt: skip
     apply = bound.copy(
         op.output, scale=statistics.scale, shift=statistics.shift, activation=op.activation
@@ -168,7 +168,7 @@ def _global_mean(bound, step):
     x = bound.maps[op.inputs[0]]
     statistics = StatisticsLaunch(
         x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=x.rows.shape[1],
-        pdl=bound.lowered.device.pdl,
+        device=bound.lowered.device,
     )  # fmt: skip
     result = statistics.scale.view(op.shape)
     bound.objects[op.output] = bound.caches.whole[op.output] = result
@@ -212,7 +212,7 @@ def _concatenation(bound, op):
         part, count = bound.maps[index], bound.program.values[index].shape[1]
         target = bound.maps[op.output].channels(start, count)
         if part.rows.data_ptr() != target.rows.data_ptr():
-            options = {"pdl": bound.lowered.device.pdl}
+            options = {"device": bound.lowered.device}
             copies.append((part.as_nchw(), CopyLaunch(target, bound.tiling(op.output), **options)))
         start += count
 

@@ -20,8 +20,8 @@ from .triton_ops.bottleneck import pack_bottleneck
 from .triton_ops.conv import Workspace, workspace_size
 from .triton_ops.conv_shape import pack_weight
 from .triton_ops.copy import CopyLaunch
+from .triton_ops.device import Device
 from .triton_ops.geometry import Tiling
-from .triton_ops.tuning import Device
 
 
 class TritonExecution:
@@ -235,5 +235,5 @@ class Bound:
 
     def copy(self, index, **options):
         return CopyLaunch(
-            self.maps[index], self.tiling(index), pdl=self.lowered.device.pdl, **options
+            self.maps[index], self.tiling(index), device=self.lowered.device, **options
         )

@@ -36,65 +36,64 @@ def bottleneck_kernel(
     STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
     begin(PDL)
     num_pixels = tl.load(count_ptr) * T * T
-    first = tl.program_id(0) * BM
-    if first >= num_pixels:
-        return
-    stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
-    valid = valid & (oy < OH) & (ox < OW)
-    iy0 = oy * STRIDE - pad_y
-    ix0 = ox * STRIDE - pad_x
-    k = tl.arange(0, BK)
-    middle = tl.arange(0, MIDDLE)
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
+        first = tile * BM
+        stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        valid = valid & (oy < OH) & (ox < OW)
+        iy0 = oy * STRIDE - pad_y
+        ix0 = ox * STRIDE - pad_x
+        k = tl.arange(0, BK)
+        middle = tl.arange(0, MIDDLE)
+        dtype: tl.constexpr = out_ptr.dtype.element_ty
 
-    acc = tl.zeros((BM, MIDDLE), tl.float32)
-    middle_weight = middle_weight_ptr + middle[:, None] * (STEPS * BK) + k[None, :]
-    for step in range(STEPS):
-        tap = step // STEPS_PER_TAP
-        iy = iy0 + tap // KW * DILATION_Y
-        ix = ix0 + tap % KW * DILATION_X
-        inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-        pixel = (stream * H + iy) * W + ix
+        acc = tl.zeros((BM, MIDDLE), tl.float32)
+        middle_weight = middle_weight_ptr + middle[:, None] * (STEPS * BK) + k[None, :]
+        for step in range(STEPS):
+            tap = step // STEPS_PER_TAP
+            iy = iy0 + tap // KW * DILATION_Y
+            ix = ix0 + tap % KW * DILATION_X
+            inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
+            pixel = (stream * H + iy) * W + ix
+            if WIDE:
+                pixel = pixel.to(tl.int64)
+            channel = (step % STEPS_PER_TAP) * BK + k
+            source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
+            a = tl.load(source, mask=inside[:, None], other=0.0)
+            b = tl.load(middle_weight + step * BK)
+            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        acc += tl.load(middle_bias_ptr + middle)[None, :]
+        if MIDDLE_RELU:
+            acc = tl.where(acc < 0, 0.0, acc)
+        hidden = acc.to(dtype)
+
+        pixel = (stream * OH + oy) * OW + ox
         if WIDE:
             pixel = pixel.to(tl.int64)
-        channel = (step % STEPS_PER_TAP) * BK + k
-        source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
-        a = tl.load(source, mask=inside[:, None], other=0.0)
-        b = tl.load(middle_weight + step * BK)
-        acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
-    acc += tl.load(middle_bias_ptr + middle)[None, :]
-    if MIDDLE_RELU:
-        acc = tl.where(acc < 0, 0.0, acc)
-    hidden = acc.to(dtype)
-
-    pixel = (stream * OH + oy) * OW + ox
-    if WIDE:
-        pixel = pixel.to(tl.int64)
-    if NEXT > 0:
-        following = tl.arange(0, NEXT)
-        next_acc = tl.zeros((BM, NEXT), tl.float32)
-    for start in range(0, C_OUT, BN):
-        channel = start + tl.arange(0, BN)
-        weight = tl.load(weight_ptr + channel[:, None] * MIDDLE + middle[None, :])
-        y = tl.dot(hidden, weight.T, input_precision=PRECISION)
-        y += tl.load(bias_ptr + channel)[None, :]
-        if RESIDUAL:
-            residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
-            y += tl.load(residual, mask=valid[:, None], other=0.0).to(tl.float32)
-        if RELU:
-            y = tl.where(y < 0, 0.0, y)
-        out = y.to(dtype)
-        target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
-        tl.store(target, out, mask=valid[:, None])
         if NEXT > 0:
-            weight = tl.load(next_weight_ptr + following[:, None] * C_OUT + channel[None, :])
-            next_acc = tl.dot(out, weight.T, next_acc, input_precision=PRECISION)
-    if NEXT > 0:
-        next_acc += tl.load(next_bias_ptr + following)[None, :]
-        if NEXT_RELU:
-            next_acc = tl.where(next_acc < 0, 0.0, next_acc)
-        target = next_ptr + (pixel * next_row)[:, None] + following[None, :]
-        tl.store(target, next_acc.to(dtype), mask=valid[:, None])
+            following = tl.arange(0, NEXT)
+            next_acc = tl.zeros((BM, NEXT), tl.float32)
+        for start in range(0, C_OUT, BN):
+            channel = start + tl.arange(0, BN)
+            weight = tl.load(weight_ptr + channel[:, None] * MIDDLE + middle[None, :])
+            y = tl.dot(hidden, weight.T, input_precision=PRECISION)
+            y += tl.load(bias_ptr + channel)[None, :]
+            if RESIDUAL:
+                residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
+                y += tl.load(residual, mask=valid[:, None], other=0.0).to(tl.float32)
+            if RELU:
+                y = tl.where(y < 0, 0.0, y)
+            out = y.to(dtype)
+            target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
+            tl.store(target, out, mask=valid[:, None])
+            if NEXT > 0:
+                weight = tl.load(next_weight_ptr + following[:, None] * C_OUT + channel[None, :])
+                next_acc = tl.dot(out, weight.T, next_acc, input_precision=PRECISION)
+        if NEXT > 0:
+            next_acc += tl.load(next_bias_ptr + following)[None, :]
+            if NEXT_RELU:
+                next_acc = tl.where(next_acc < 0, 0.0, next_acc)
+            target = next_ptr + (pixel * next_row)[:, None] + following[None, :]
+            tl.store(target, next_acc.to(dtype), mask=valid[:, None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +105,7 @@ class BottleneckConfig:
         bn: output channels at a time.
         bk: of the reduction of the first convolution at a time.
         num_warps, num_stages: of a program.
+        per_sm: programs per multiprocessor that share all tiles.
     """
 
     bm: int
@@ -113,6 +113,7 @@ class BottleneckConfig:
     bk: int
     num_warps: int = 8
     num_stages: int = 3
+    per_sm: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ class BottleneckLaunch:
 
     def __init__(
         self, shape, config, *, x, weights, out, tiling, residual=None, following=None,
-        precision="tf32", pdl=False,
+        precision="tf32", device,
     ):  # fmt: skip
         """
         Args:
@@ -178,12 +179,12 @@ class BottleneckLaunch:
             weights: BottleneckWeights.
             tiling: Tiling of the output.
             precision: of float32 products, "tf32" or "ieee".
-            pdl: start while the kernel before still runs (see geometry.begin).
+            device: Device.
         """
         self.shape, self.config = shape, config
         self.operands = dict(x=x, weights=weights, out=out, tiling=tiling, residual=residual,
                              following=following)  # fmt: skip
-        self.grid = (triton.cdiv(tiling.num_pixels, config.bm),)
+        self.grid = (device.programs(tiling.num_pixels, config.bm, config.per_sm),)
         residual = out if residual is None else residual
         following = out if following is None else following
         next_weight = weights.out if weights.next is None else weights.next
@@ -202,8 +203,8 @@ class BottleneckLaunch:
             DILATION_Y=shape.dilation[0], DILATION_X=shape.dilation[1], RESIDUAL=shape.residual,
             MIDDLE_RELU=shape.middle_relu, RELU=shape.relu, NEXT_RELU=shape.next_relu,
             PRECISION=precision, WIDE=any(map_.wide for map_ in (x, out, residual, following)),
-            BM=config.bm, BN=config.bn, BK=config.bk, PDL=pdl, num_warps=config.num_warps,
-            num_stages=config.num_stages, **({"launch_pdl": True} if pdl else {}),
+            BM=config.bm, BN=config.bn, BK=config.bk, num_warps=config.num_warps,
+            num_stages=config.num_stages, **device.launch_options,
         )  # fmt: skip
 
     def __call__(self, blocks):

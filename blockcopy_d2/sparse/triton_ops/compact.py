@@ -7,16 +7,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import BlockList, begin
+from .geometry import BlockList
 
 
 @triton.jit
 def compact_kernel(
     active_ptr, blocks_ptr, count_ptr, total, GH, GW, ROWS, COLUMNS,
-    F: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    F: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One program: a running count over chunks of the (N, ROWS, COLUMNS) pooled blocks."""
-    begin(PDL)
     count = 0
     for first in range(0, total, CHUNK):
         block = first + tl.arange(0, CHUNK)
@@ -46,22 +45,20 @@ def allocate_list(active, factor):
     )
 
 
-def compact(active, factor, out, pdl=False):
+def compact(active, factor, out):
     """Lists the active blocks in ascending order.
 
     Args:
         active: bool (N, GH, GW), contiguous.
         factor: F; a block of F x F counts as active when any of them is.
         out: BlockList from allocate_list, overwritten.
-        pdl: start while the kernel before still runs (see geometry.begin).
     """
     _, rows, columns = active.shape
     total = out.blocks.numel()
     compact_kernel[(1,)](
         active.view(torch.uint8), out.blocks, out.count, total, rows, columns,
         -(-rows // factor), -(-columns // factor), F=factor,
-        CHUNK=min(max(triton.next_power_of_2(total), 32), 1024), PDL=pdl, num_warps=4,
-        **({"launch_pdl": True} if pdl else {}),
+        CHUNK=min(max(triton.next_power_of_2(total), 32), 1024), num_warps=4,
     )  # fmt: skip
 
 

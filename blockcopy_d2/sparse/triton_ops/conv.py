@@ -268,7 +268,7 @@ class ConvolutionLevel:
 class ConvolutionLaunch:
     """A convolution bound to its operands; calling it with a BlockList runs the active blocks."""
 
-    def __init__(self, shape, config, levels, *, precision, workspace, num_sms, pdl=False):
+    def __init__(self, shape, config, levels, *, precision, workspace, device):
         """
         Args:
             shape: ConvolutionShape.
@@ -276,8 +276,7 @@ class ConvolutionLaunch:
             levels: ConvolutionLevels of one selection of blocks. Several must not have residuals.
             precision: of float32 products, "tf32" or "ieee".
             workspace: Workspace of at least workspace_size(), shared between launches.
-            num_sms: multiprocessors of the device.
-            pdl: start while the kernel before still runs (see geometry.begin).
+            device: Device.
         """
         first = levels[0]
         units, unit_in, unit_out = shape.units
@@ -286,9 +285,9 @@ class ConvolutionLaunch:
         splits = min(config.max_splits, taps * length // config.bk)
         n_tiles = units * -(-unit_out // config.bn)
         tiles = sum(-(-level.tiling.num_pixels // config.bm) for level in levels) * n_tiles
-        programs = max(tiles, num_sms) if splits > 1 else tiles
+        programs = max(tiles, device.num_sms) if splits > 1 else tiles
         if config.per_sm:
-            programs = min(programs, config.per_sm * num_sms)
+            programs = min(programs, config.per_sm * device.num_sms)
         residual = first.residual if first.residual is not None else first.x
         second = first.second if first.second is not None else first.out
         second_name, *second_activation = parameters(shape.second_activation)
@@ -330,8 +329,8 @@ class ConvolutionLaunch:
             ),
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
-            SPLIT=splits > 1, PROGRAMS=num_sms, PDL=pdl, num_warps=config.num_warps,
-            num_stages=config.num_stages, **({"launch_pdl": True} if pdl else {}),
+            SPLIT=splits > 1, PROGRAMS=device.num_sms, num_warps=config.num_warps,
+            num_stages=config.num_stages, **device.launch_options,
         )  # fmt: skip
 
     def __call__(self, blocks):

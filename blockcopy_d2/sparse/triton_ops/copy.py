@@ -21,24 +21,23 @@ def copy_kernel(
     """out[active] = activation(x * scale + shift); a program copies BM pixels of BC channels."""
     begin(PDL)
     num_pixels = tl.load(count_ptr) * T * T
-    first = tl.program_id(0) * BM
-    if first >= num_pixels:
-        return
-    stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
-    valid = valid & (y < H) & (x < W)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = valid[:, None] & (channel < C)[None, :]
-    if WIDE:
-        stream, y, x = stream.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
-    source = x_ptr + (stream * stride_n + y * stride_y + x * stride_x)[:, None]
-    value = tl.load(source + (channel * stride_c)[None, :], mask=mask, other=0).to(tl.float32)
-    if AFFINE:
-        factor = (stream * affine_row)[:, None] + channel[None, :]
-        value = value * tl.load(scale_ptr + factor, mask=mask, other=0.0)
-        value += tl.load(shift_ptr + factor, mask=mask, other=0.0)
-    value = activate(value, activation_first, activation_second, ACTIVATION)
-    target = out_ptr + (((stream * H + y) * W + x) * out_row)[:, None] + channel[None, :]
-    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=mask)
+    for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
+        first = tile * BM
+        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        valid = valid & (y < H) & (x < W)
+        channel = tl.program_id(1) * BC + tl.arange(0, BC)
+        mask = valid[:, None] & (channel < C)[None, :]
+        if WIDE:
+            stream, y, x = stream.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
+        source = x_ptr + (stream * stride_n + y * stride_y + x * stride_x)[:, None]
+        value = tl.load(source + (channel * stride_c)[None, :], mask=mask, other=0).to(tl.float32)
+        if AFFINE:
+            factor = (stream * affine_row)[:, None] + channel[None, :]
+            value = value * tl.load(scale_ptr + factor, mask=mask, other=0.0)
+            value += tl.load(shift_ptr + factor, mask=mask, other=0.0)
+        value = activate(value, activation_first, activation_second, ACTIVATION)
+        target = out_ptr + (((stream * H + y) * W + x) * out_row)[:, None] + channel[None, :]
+        tl.store(target, value.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 class CopyLaunch:
@@ -47,16 +46,16 @@ class CopyLaunch:
     With scale and shift it is a batch norm that no convolution precedes, or applies a group norm.
     """
 
-    def __init__(self, out, tiling, *, scale=None, shift=None, activation=None, pdl=False):
+    def __init__(self, out, tiling, *, scale=None, shift=None, activation=None, device):
         """
         Args:
             out: state.FeatureMap.
             tiling: Tiling of its blocks.
             scale, shift: float32 (C,), or (N, C) to differ between streams; both or neither.
             activation: program.Activation or None.
-            pdl: start while the kernel before still runs (see geometry.begin).
+            device: Device.
         """
-        self.out, self.tiling, self.pdl = out, tiling, pdl
+        self.out, self.tiling, self.device = out, tiling, device
         self.scale, self.shift = scale, shift
         self.activation, *self.parameters = parameters(activation)
 
@@ -73,12 +72,13 @@ class CopyLaunch:
         bm = 64 if bc > 8 else 256
         affine = self.scale is not None
         wide = out.wide or sum(n * s for n, s in zip(x.shape, x.stride())) >= 2**31
-        copy_kernel[triton.cdiv(tiling.num_pixels, bm), triton.cdiv(channels, bc)](
+        programs = self.device.programs(tiling.num_pixels, bm)
+        copy_kernel[programs, triton.cdiv(channels, bc)](
             x, self.scale if affine else x, self.shift if affine else x, rows,
             blocks.blocks, blocks.count, tiling.tile, tiling.rows, tiling.columns, *out.size,
             channels, *x.stride(), rows.stride(0),
             self.scale.shape[1] if affine and self.scale.dim() > 1 else 0,
             *self.parameters, AFFINE=affine,
-            ACTIVATION=self.activation, WIDE=wide, BM=bm, BC=bc, PDL=self.pdl, num_warps=4,
-            **({"launch_pdl": True} if self.pdl else {}),
+            ACTIVATION=self.activation, WIDE=wide, BM=bm, BC=bc, num_warps=4,
+            **self.device.launch_options,
         )  # fmt: skip

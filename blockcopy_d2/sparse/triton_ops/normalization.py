@@ -131,7 +131,7 @@ class StatisticsLaunch:
     applies; without, `scale` is the mean (N, C) of every channel, in the map's own dtype.
     """
 
-    def __init__(self, x, tiling, statistics, *, groups, normalize=None, pdl=False):
+    def __init__(self, x, tiling, statistics, *, groups, normalize=None, device):
         """
         Args:
             x: state.FeatureMap.
@@ -139,7 +139,7 @@ class StatisticsLaunch:
             statistics: (means, deviations), float32 (N, GH * GW, C) each, kept between frames.
             groups: of channels, statistics are combined within.
             normalize: (weight, bias, eps) of a group norm, or None for the mean.
-            pdl: start while the kernel before still runs (see geometry.begin).
+            device: Device.
         """
         streams, _, channels = statistics[0].shape
         self.tiling, self.statistics, self.x = tiling, statistics, x
@@ -152,7 +152,7 @@ class StatisticsLaunch:
         ]
         self.sizes = (tiling.tile, tiling.rows, tiling.columns, *x.size, channels)
         bc = min(triton.next_power_of_2(channels), 64)
-        options = dict(PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}))
+        options = dict(num_warps=4, **device.launch_options)
         self.grid = (tiling.num_blocks, triton.cdiv(channels, bc))
         self.constants = dict(DEVIATION=normalize is not None, WIDE=x.wide, BM=64, BC=bc, **options)
         self.combine_grid = (streams, groups)

@@ -21,56 +21,55 @@ def pool_kernel(
     cache but for the first."""
     begin(PDL)
     num_pixels = tl.load(count_ptr) * T * T
-    first = tl.program_id(0) * BM
-    if first >= num_pixels:
-        return
-    stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
-    valid = valid & (y < OH) & (x < OW)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    within = (channel < C)[None, :]
-    result = tl.zeros((BM, BC), tl.float32)
-    if MAX:
-        result += float("-inf")
-    for tap in tl.range(0, KH * KW, loop_unroll_factor=UNROLL):
-        iy = y * STRIDE - pad_y + tap // KW * DILATION_Y
-        ix = x * STRIDE - pad_x + tap % KW * DILATION_X
-        inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-        pixel = (stream * H + iy) * W + ix
+    for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
+        first = tile * BM
+        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        valid = valid & (y < OH) & (x < OW)
+        channel = tl.program_id(1) * BC + tl.arange(0, BC)
+        within = (channel < C)[None, :]
+        result = tl.zeros((BM, BC), tl.float32)
+        if MAX:
+            result += float("-inf")
+        for tap in tl.range(0, KH * KW, loop_unroll_factor=UNROLL):
+            iy = y * STRIDE - pad_y + tap // KW * DILATION_Y
+            ix = x * STRIDE - pad_x + tap % KW * DILATION_X
+            inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
+            pixel = (stream * H + iy) * W + ix
+            if WIDE:
+                pixel = pixel.to(tl.int64)
+            source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
+            if MAX:
+                value = tl.load(source, mask=inside[:, None] & within, other=float("-inf"))
+                # Neither is below the other when one is NaN: NaN stays.
+                value = value.to(tl.float32)
+                result = tl.where((value > result) | (value != value), value, result)
+            else:
+                result += tl.load(source, mask=inside[:, None] & within, other=0.0).to(tl.float32)
+        if not MAX:
+            result = result * scale
+        pixel = (stream * OH + y) * OW + x
         if WIDE:
             pixel = pixel.to(tl.int64)
-        source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
-        if MAX:
-            value = tl.load(source, mask=inside[:, None] & within, other=float("-inf"))
-            # Neither is below the other when one is NaN: NaN stays.
-            value = value.to(tl.float32)
-            result = tl.where((value > result) | (value != value), value, result)
-        else:
-            result += tl.load(source, mask=inside[:, None] & within, other=0.0).to(tl.float32)
-    if not MAX:
-        result = result * scale
-    pixel = (stream * OH + y) * OW + x
-    if WIDE:
-        pixel = pixel.to(tl.int64)
-    target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
-    tl.store(target, result.to(out_ptr.dtype.element_ty), mask=valid[:, None] & within)
+        target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
+        tl.store(target, result.to(out_ptr.dtype.element_ty), mask=valid[:, None] & within)
 
 
 class PoolLaunch:
     """A pool bound to its maps; calling it with a BlockList runs the active blocks."""
 
-    def __init__(self, x, out, tiling, *, kind, kernel, stride, padding, dilation, pdl=False):
+    def __init__(self, x, out, tiling, *, kind, kernel, stride, padding, dilation, device):
         """
         Args:
             x, out: state.FeatureMaps.
             tiling: Tiling of the output.
             kind: "max", or "avg" with the padding counted as zeros.
             kernel, padding, dilation: pairs (y, x); stride: int.
-            pdl: start while the kernel before still runs (see geometry.begin).
+            device: Device.
         """
         channels = x.rows.shape[1]
         bc = min(triton.next_power_of_2(channels), 64)
         bm = 64
-        self.grid = (triton.cdiv(tiling.num_pixels, bm), triton.cdiv(channels, bc))
+        self.grid = (device.programs(tiling.num_pixels, bm), triton.cdiv(channels, bc))
         self.maps = (x.rows, out.rows)
         self.sizes = (
             tiling.tile, tiling.rows, tiling.columns, *x.size, *out.size, channels,
@@ -79,8 +78,8 @@ class PoolLaunch:
         self.constants = dict(
             KH=kernel[0], KW=kernel[1], STRIDE=stride, DILATION_Y=dilation[0],
             DILATION_X=dilation[1], MAX=kind == "max", UNROLL=min(kernel[0] * kernel[1], 9),
-            WIDE=x.wide or out.wide, BM=bm, BC=bc, PDL=pdl, num_warps=4,
-            **({"launch_pdl": True} if pdl else {}),
+            WIDE=x.wide or out.wide, BM=bm, BC=bc, num_warps=4,
+            **device.launch_options,
         )  # fmt: skip
 
     def __call__(self, blocks):

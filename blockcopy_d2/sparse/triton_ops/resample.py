@@ -19,57 +19,60 @@ def upsample_kernel(
     output o samples the input at (o + 1/2) / SCALE - 1/2, clamped to the map."""
     begin(PDL)
     num_pixels = tl.load(count_ptr) * T * T
-    first = tl.program_id(0) * BM
-    if first >= num_pixels:
-        return
-    stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
-    valid = valid & (y < OH) & (x < OW)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = valid[:, None] & (channel < C)[None, :]
-    if BILINEAR:
-        sample_y = tl.maximum((y + 0.5) / SCALE - 0.5, 0.0)
-        sample_x = tl.maximum((x + 0.5) / SCALE - 0.5, 0.0)
-        top, left = sample_y.to(tl.int32), sample_x.to(tl.int32)
-        weight_y, weight_x = sample_y - top, sample_x - left
-        result = tl.zeros((BM, BC), tl.float32)
-        for corner in tl.static_range(4):
-            iy = tl.minimum(top + corner // 2, H - 1)
-            ix = tl.minimum(left + corner % 2, W - 1)
-            pixel = (stream * H + iy) * W + ix
+    for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
+        first = tile * BM
+        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        valid = valid & (y < OH) & (x < OW)
+        channel = tl.program_id(1) * BC + tl.arange(0, BC)
+        mask = valid[:, None] & (channel < C)[None, :]
+        if BILINEAR:
+            sample_y = tl.maximum((y + 0.5) / SCALE - 0.5, 0.0)
+            sample_x = tl.maximum((x + 0.5) / SCALE - 0.5, 0.0)
+            top, left = sample_y.to(tl.int32), sample_x.to(tl.int32)
+            weight_y, weight_x = sample_y - top, sample_x - left
+            result = tl.zeros((BM, BC), tl.float32)
+            for corner in tl.static_range(4):
+                iy = tl.minimum(top + corner // 2, H - 1)
+                ix = tl.minimum(left + corner % 2, W - 1)
+                pixel = (stream * H + iy) * W + ix
+                if WIDE:
+                    pixel = pixel.to(tl.int64)
+                value = tl.load(
+                    x_ptr + (pixel * x_row)[:, None] + channel[None, :], mask=mask, other=0
+                )
+                share_y = weight_y if corner // 2 == 1 else 1 - weight_y
+                share_x = weight_x if corner % 2 == 1 else 1 - weight_x
+                result += value.to(tl.float32) * (share_y * share_x)[:, None]
+        else:
+            pixel = (stream * H + y // SCALE) * W + x // SCALE
             if WIDE:
                 pixel = pixel.to(tl.int64)
-            value = tl.load(x_ptr + (pixel * x_row)[:, None] + channel[None, :], mask=mask, other=0)
-            share_y = weight_y if corner // 2 == 1 else 1 - weight_y
-            share_x = weight_x if corner % 2 == 1 else 1 - weight_x
-            result += value.to(tl.float32) * (share_y * share_x)[:, None]
-    else:
-        pixel = (stream * H + y // SCALE) * W + x // SCALE
+            result = tl.load(
+                x_ptr + (pixel * x_row)[:, None] + channel[None, :], mask=mask, other=0
+            )
+        pixel = (stream * OH + y) * OW + x
         if WIDE:
             pixel = pixel.to(tl.int64)
-        result = tl.load(x_ptr + (pixel * x_row)[:, None] + channel[None, :], mask=mask, other=0)
-    pixel = (stream * OH + y) * OW + x
-    if WIDE:
-        pixel = pixel.to(tl.int64)
-    target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
-    tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
+        target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
+        tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 class UpsampleLaunch:
     """An upsampling bound to its maps; calling it with a BlockList runs the active blocks."""
 
-    def __init__(self, x, out, tiling, *, scale, mode, pdl=False):
+    def __init__(self, x, out, tiling, *, scale, mode, device):
         """
         Args:
             x, out: state.FeatureMaps.
             tiling: Tiling of the output.
             scale: output pixels per input pixel along an axis.
             mode: "nearest" or "bilinear".
-            pdl: start while the kernel before still runs (see geometry.begin).
+            device: Device.
         """
         channels = x.rows.shape[1]
         bc = min(triton.next_power_of_2(channels), 64)
         bm = 64
-        self.grid = (triton.cdiv(tiling.num_pixels, bm), triton.cdiv(channels, bc))
+        self.grid = (device.programs(tiling.num_pixels, bm), triton.cdiv(channels, bc))
         self.maps = (x.rows, out.rows)
         self.sizes = (
             tiling.tile, tiling.rows, tiling.columns, *x.size, *out.size, channels,
@@ -77,7 +80,7 @@ class UpsampleLaunch:
         )  # fmt: skip
         self.constants = dict(
             SCALE=scale, BILINEAR=mode == "bilinear", WIDE=x.wide or out.wide, BM=bm, BC=bc,
-            PDL=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
+            num_warps=4, **device.launch_options,
         )  # fmt: skip
 
     def __call__(self, blocks):

@@ -18,7 +18,8 @@ from .bottleneck import BottleneckConfig, BottleneckLaunch, bottleneck_kernel
 from .compact import allocate_list, compact
 from .conv import ConvolutionLaunch, Workspace, convolution_kernel
 from .conv_shape import ConvolutionConfig, pack_weight
-from .tuning import Device, bottleneck_key, layer_key, pixel_bucket, table_path
+from .device import Device
+from .tuning import bottleneck_key, layer_key, pixel_bucket, table_path
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _TILES = (
 # (bytes of the reduction per row, stages of the pipeline).
 _PIPELINES = ((64, 4), (128, 3), (128, 5), (256, 3))
 _SPLITS = (1, 4, 8, 16, 32)
-_PER_SM = (0, 1, 2)
+_PER_SM = (0, 1, 2, 4)
 _REPEATS = 20
 
 
@@ -141,8 +142,7 @@ class _Convolution:
         packed = pack_weight(weight, None, shape, config)
         levels = [dataclasses.replace(level, packed=packed) for level in self.levels]
         return ConvolutionLaunch(
-            shape, config, levels, precision="tf32", workspace=self.workspace,
-            num_sms=self.gpu.num_sms, pdl=self.gpu.pdl,
+            shape, config, levels, precision="tf32", workspace=self.workspace, device=self.gpu,
         )  # fmt: skip
 
 
@@ -173,10 +173,11 @@ class _Bottleneck:
         return found
 
     def variants(self, config):
-        return ()
+        for per_sm in (1, 2, 4, 8):
+            yield dataclasses.replace(config, per_sm=per_sm)
 
     def launch(self, config):
-        return BottleneckLaunch(self.shape, config, **self.operands, pdl=self.gpu.pdl)
+        return BottleneckLaunch(self.shape, config, **self.operands, device=self.gpu)
 
 
 def save(entries, device_name, path=None):

@@ -9,7 +9,6 @@ import json
 import math
 import pathlib
 
-import torch
 import triton
 
 from .bottleneck import BottleneckConfig
@@ -18,31 +17,6 @@ from .conv_shape import ConvolutionConfig
 _TABLES = pathlib.Path(__file__).parent / "tables"
 # Share of active pixels that configurations are chosen for when nothing better is known.
 TYPICAL_SHARE = 0.3
-
-
-class Device:
-    """What the choice of a configuration depends on, besides the layer.
-
-    Attributes:
-        name: as in the file names of the tables.
-        num_sms: multiprocessors.
-        shared_memory: bytes that one program may use.
-        widest_bottleneck: middle channels of a residual block that one program can keep.
-        pdl: whether kernels can start up while those before still run.
-    """
-
-    def __init__(self, device):
-        device = torch.device(device)
-        if device.type == "cuda":
-            properties = torch.cuda.get_device_properties(device)
-            self.name = properties.name
-            self.num_sms = properties.multi_processor_count
-            self.shared_memory = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
-            self.pdl = properties.major >= 9
-        else:  # the interpreter
-            self.name, self.num_sms = "interpreter", 4
-            self.shared_memory, self.pdl = 160 << 10, False
-        self.widest_bottleneck = 128 if self.shared_memory >= 160 << 10 else 0
 
 
 def convolution_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
@@ -135,4 +109,4 @@ def default_convolution_config(shape, num_active, dtype, device):
     stage = (bm + bn) * bk * dtype.itemsize
     stages = max(min(4, device.shared_memory // stage), 2)
     splits = min(8, max(taps * length // bk // 4, 1))
-    return ConvolutionConfig(bm, bn, bk, warps, stages, max_splits=splits)
+    return ConvolutionConfig(bm, bn, bk, warps, stages, max_splits=splits, per_sm=4)

@@ -39,10 +39,12 @@ from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     pack_weight,
 )
 from blockcopy_d2.sparse.triton_ops.copy import CopyLaunch  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NUM_SMS = 8
+GPU = Device(DEVICE)
+NUM_SMS = GPU.num_sms
 CONFIG = ConvolutionConfig(64, 32, 32)
 
 
@@ -114,7 +116,7 @@ def check_convolution(
         expected.append(torch.where(pixels_of(active, tile, out.size), result, torch.nan))
     workspace = Workspace(workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
     launch = ConvolutionLaunch(
-        shape, config, levels, precision="ieee", workspace=workspace, num_sms=NUM_SMS
+        shape, config, levels, precision="ieee", workspace=workspace, device=GPU
     )
     bound = 1e-4 if dtype == torch.float32 else 1e-2
     tolerance = {"rtol": bound, "atol": bound}
@@ -207,9 +209,9 @@ def test_two_convolutions_of_one_map(first_out, num_levels):
         tiling = tiling_of(active, tile)
         levels.append(ConvolutionLevel(feature_map(x), out, packed, tiling, second=second))
     workspace = Workspace(0, NUM_SMS, DEVICE)
-    ConvolutionLaunch(
-        shape, CONFIG, levels, precision="ieee", workspace=workspace, num_sms=NUM_SMS
-    )(blocks_of(active))
+    ConvolutionLaunch(shape, CONFIG, levels, precision="ieee", workspace=workspace, device=GPU)(
+        blocks_of(active)
+    )
     for level, parts in zip(levels, expected):
         for found, truth in zip((level.out, level.second), parts):
             torch.testing.assert_close(found.as_nchw(), truth, equal_nan=True, rtol=1e-4, atol=1e-4)
@@ -250,7 +252,7 @@ def test_bottleneck(next_channels, stride, residual):
     BottleneckLaunch(
         shape, BottleneckConfig(32, 16, 16), x=feature_map(x), out=out, following=following,
         weights=pack_bottleneck(*convolutions), tiling=tiling_of(active, 4),
-        residual=feature_map(other) if residual else None, precision="ieee",
+        residual=feature_map(other) if residual else None, precision="ieee", device=GPU,
     )(blocks_of(active))  # fmt: skip
     mask = pixels_of(active, 4, size)
     for found, truth in zip((out, following), expected):
@@ -266,7 +268,7 @@ def test_copy_takes_tensors_of_any_strides(strided):
         x = x.contiguous(memory_format=torch.channels_last)
     out = feature_map(torch.full((2, 3, 13, 18), torch.nan))
     active = active_of(2, (13, 18), 4)
-    CopyLaunch(out, tiling_of(active, 4))(x, blocks_of(active))
+    CopyLaunch(out, tiling_of(active, 4), device=GPU)(x, blocks_of(active))
     expected = torch.where(pixels_of(active, 4, out.size), x, torch.nan)
     assert torch.allclose(out.as_nchw(), expected, equal_nan=True)
 
@@ -285,7 +287,7 @@ def test_activations(activation):
     x[0, 0, 0, 0] = torch.nan
     active = torch.ones(1, 2, 2, dtype=torch.bool, device=DEVICE)
     out = feature_map(torch.zeros_like(x))
-    CopyLaunch(out, tiling_of(active, 4), activation=activation)(x, blocks_of(active))
+    CopyLaunch(out, tiling_of(active, 4), activation=activation, device=GPU)(x, blocks_of(active))
     expected = activation(x.clone())
     torch.testing.assert_close(out.as_nchw(), expected, equal_nan=True, rtol=1e-5, atol=1e-6)
 

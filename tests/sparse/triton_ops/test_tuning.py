@@ -19,6 +19,7 @@ from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     ConvolutionShape,
     pack_weight,
 )
+from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
 
 
@@ -30,7 +31,7 @@ def shape(in_channels=64, out_channels=128, kernel=3, stride=1, groups=1):
 
 
 def gpu(name="Some GPU", num_sms=132, shared_memory=227 << 10):
-    device = tuning.Device("cpu")
+    device = Device("cpu")
     device.name, device.num_sms, device.shared_memory = name, num_sms, shared_memory
     return device
 
@@ -89,7 +90,12 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_milliseconds", milliseconds)
     monkeypatch.setattr(search, "_compile", lambda jobs, workers: None)
     launch = ConvolutionLaunch(
-        layer, config, [level], precision="ieee", workspace=Workspace(0, 4, "cpu"), num_sms=4
+        layer,
+        config,
+        [level],
+        precision="ieee",
+        workspace=Workspace(0, 4, "cpu"),
+        device=gpu(num_sms=4),
     )
     assert not search.search([launch], (0.1,), only="bottleneck", device="cpu")
     entries = search.search([launch] * 2, (0.1, 1.0), device="cpu")

@@ -1,0 +1,43 @@
+"""What launches need to know of the GPU that they run on."""
+
+import torch
+import triton
+
+# Programs per multiprocessor that share the pixels of a memory-bound launch. Sized for every pixel
+# of a map, a launch would start thousands of programs that find nothing to do.
+_PROGRAMS_PER_SM = 8
+
+
+class Device:
+    """
+    Attributes:
+        name: as in the file names of the tables of configurations.
+        num_sms: multiprocessors.
+        shared_memory: bytes that one program may use.
+        widest_bottleneck: middle channels of a residual block that one program can keep.
+        pdl: whether kernels start up while those before them still run (programmatic dependent
+            launch, see geometry.begin).
+    """
+
+    def __init__(self, device):
+        device = torch.device(device)
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self.name = properties.name
+            self.num_sms = properties.multi_processor_count
+            self.shared_memory = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
+            self.pdl = properties.major >= 9
+        else:  # the interpreter
+            self.name, self.num_sms = "interpreter", 4
+            self.shared_memory, self.pdl = 160 << 10, False
+        self.widest_bottleneck = 128 if self.shared_memory >= 160 << 10 else 0
+
+    @property
+    def launch_options(self):
+        """Keyword arguments of every launch."""
+        return {"PDL": True, "launch_pdl": True} if self.pdl else {"PDL": False}
+
+    def programs(self, num_pixels, pixels_per_tile, per_sm=_PROGRAMS_PER_SM):
+        """How many programs share the tiles of a launch; at least 1."""
+        tiles = triton.cdiv(num_pixels, pixels_per_tile)
+        return max(min(tiles, per_sm * self.num_sms), 1)
