@@ -81,7 +81,7 @@ def get_parser():
     parser.add_argument(
         "--margin",
         type=float,
-        default=10,
+        default=5,
         metavar="POINTS",
         help="the recommended target is the fastest one whose agreement (AP50 or mIoU, dense has"
         " 100) loses at most that many points (%(default)s)",

@@ -16,7 +16,7 @@ from .sweep import break_even, recommend, sweep_points
 __all__ = ["render_page"]
 
 
-def render_page(recording, *, title, environment, clip=None, poster=None, clip_frames=0, margin=10):
+def render_page(recording, *, title, environment, clip=None, poster=None, clip_frames=0, margin=5):
     """
     Args:
         recording (Recording):

@@ -99,7 +99,8 @@ def plot_age(recording):
     """str: SVG of the age of the blocks by frame."""
     median, oldest = np.array(recording.main.age).T
     figure, axes = _figure("time_age", recording)
-    axes.plot(oldest, color=_SERIES[3], label="oldest block", drawstyle="steps-mid")
+    wide = {"linewidth": 4, "alpha": 0.45}  # seen where both are the same
+    axes.plot(oldest, color=_SERIES[3], label="oldest block", drawstyle="steps-mid", **wide)
     axes.plot(median, color=_SERIES[0], label="median", drawstyle="steps-mid")
     axes.set_ylabel("frames since executed")
     axes.set_ylim(bottom=0)
@@ -129,10 +130,11 @@ def plot_sweep(recording, points, recommended, margin):
     times = [point.milliseconds for point in shown]
     scores = [point.scores[metric] for point in shown]
     axes.plot(times, scores, color=_SERIES[0], marker="o", markersize=6)
-    for point in shown:
+    for index, point in enumerate(shown):
         name = "" if point.target is None else f"τ {point.target:g}"
-        axes.annotate(name, (point.milliseconds, point.scores[metric]), xytext=(0, -15),
-                      textcoords="offset points", ha="center")  # fmt: skip
+        # In turns above and below: neighbours may be close.
+        axes.annotate(name, (point.milliseconds, point.scores[metric]), ha="center",
+                      xytext=(0, 8 if index % 2 else -17), textcoords="offset points")  # fmt: skip
         if point is recommended:
             axes.plot(point.milliseconds, point.scores[metric], marker="o", markersize=13,
                       markerfacecolor="none", markeredgecolor=_SERIES[1], markeredgewidth=1.8,
@@ -142,7 +144,7 @@ def plot_sweep(recording, points, recommended, margin):
     axes.set_ylabel(f"{metric} against dense (%)")
     axes.set_xlim(0, 1.08 * max([dense, *times]))
     lowest = min([100 - margin, *scores])
-    axes.set_ylim(max(0, 5 * math.floor((lowest - 6) / 5)), 102)
+    axes.set_ylim(max(0, 5 * math.floor((lowest - 3) / 5)), 102)
     axes.legend(loc="lower left", handletextpad=0.4)
     return _svg(figure, "Agreement with the dense output against time per frame, by target")
 

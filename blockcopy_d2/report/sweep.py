@@ -1,9 +1,11 @@
 """Agreement and speed against the target, and which target to take."""
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import theilslopes
 
 from .recording import mean
 
@@ -37,12 +39,14 @@ class BreakEven:
 
     Attributes:
         base, slope (float): milliseconds with no block, and what all blocks add.
+        dense (float): milliseconds of the median dense frame.
         executed (float): the share at which a frame takes as long as a dense one. Above 1 where
             BlockCopy is faster with all blocks as well, 0 or below where it never is.
     """
 
     base: float
     slope: float
+    dense: float
     executed: float
 
 
@@ -69,6 +73,7 @@ def sweep_points(recording):
 def break_even(recording):
     """
     Fit the time of a frame to its executed share, over all frames of all runs but the first ones.
+    By medians (Theil and Sen), which a busy machine disturbs little.
 
     Args:
         recording (Recording):
@@ -81,11 +86,11 @@ def break_even(recording):
     milliseconds = 1000 * np.concatenate([run.seconds[1:] for run in recording.runs])
     if len(executed) < 3 or np.ptp(executed) < 0.05:
         return None
-    slope, base = np.polyfit(executed, milliseconds, 1)
-    if slope <= 0:
+    slope, base, *_ = map(float, theilslopes(milliseconds, executed, method="joint"))
+    if not slope > 0:
         return None
-    share = (recording.dense_milliseconds - base) / slope
-    return BreakEven(base=float(base), slope=float(slope), executed=float(share))
+    dense = 1000 * statistics.median(recording.dense_seconds[1:])
+    return BreakEven(base=base, slope=slope, dense=dense, executed=(dense - base) / slope)
 
 
 def recommend(points, metric, margin):

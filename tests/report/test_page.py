@@ -162,7 +162,7 @@ def test_command_line(report_folder, monkeypatch, tmp_path, capsys):
     main()
     page = Page(output.read_text())
     assert "clip" in page.text and "--max-frames 2" in page.text
-    assert "target 40 %" in re.sub(r"\s+", " ", page.text)
+    assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_break_even_is_where_the_line_meets_dense():
     line = [0.0] + [0.1 + 0.5 * share for share in executed[1:]]
     found = break_even(recording(executed, line, dense=0.5))
     assert (found.base, found.slope) == pytest.approx((100, 500))
-    assert found.executed == pytest.approx(0.8)
+    assert (found.dense, found.executed) == pytest.approx((500, 0.8))
 
 
 @pytest.mark.parametrize("executed", [[1.0, 0.3, 0.3, 0.3], [1.0, 0.2, 0.4, 0.6]])
