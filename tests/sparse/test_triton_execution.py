@@ -60,6 +60,7 @@ def test_rule(case):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["R50-FPN", "X101-FPN"])
 def test_network(name):
     """Odd size, clipped blocks; all, some, one, most and no blocks."""

@@ -191,7 +191,8 @@ def convolution_kernel(
                 complete = arrived == splits - 1
                 if complete:
                     acc = tl.zeros((BM, BN), tl.float32)
-                    for other in range(splits):
+                    # Unrolled, so that several parts are on their way at a time.
+                    for other in tl.range(0, splits, loop_unroll_factor=4):
                         acc += tl.load(parts + other * (BM * BN), cache_modifier=".cg")
                     tl.store(arrivals_ptr + tile, 0)
         if complete:

@@ -98,7 +98,8 @@ def default_convolution_config(shape, num_active, dtype, device):
     half = dtype.itemsize == 2
     length = shape.kernel[1] * shape.row_pack if shape.row_pack else unit_in
     bk = min(64 if half else 32, max(triton.next_power_of_2(length), 16))
-    widest = min(max(triton.next_power_of_2(unit_out), 16), 256)
+    # A residual takes registers that tiles of 256 channels need.
+    widest = min(max(triton.next_power_of_2(unit_out), 16), 128 if shape.residual_scale else 256)
     n_tiles = shape.units[0]
     for bm, bn, warps in ((128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 64, 4)):  # noqa: B007
         bn = min(bn, widest)
@@ -108,5 +109,5 @@ def default_convolution_config(shape, num_active, dtype, device):
     taps, length = shape.reduction(bk)
     stage = (bm + bn) * bk * dtype.itemsize
     stages = max(min(4, device.shared_memory // stage), 2)
-    splits = min(8, max(taps * length // bk // 4, 1))
+    splits = min(16, max(taps * length // bk // 4, 1))
     return ConvolutionConfig(bm, bn, bk, warps, stages, max_splits=splits, per_sm=4)
