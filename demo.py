@@ -3,9 +3,11 @@
 Runs a Detectron2 model with BlockCopy on a video of any length, and draws what it finds:
 
     python demo.py --config-file maskrcnn_blockcopy.yaml --video-input in.mp4 --output out.mp4
+    python demo.py --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml --webcam
 
-The flags are those of Detectron2's own demo, and a few more. The policy learns on the video
-itself. Ctrl-C ends the run early and leaves a playable video.
+A config by its name in Detectron2's model zoo, yaml or LazyConfig, brings its trained model along.
+The flags are those of Detectron2's own demo, and a few more. The policy learns on the video itself.
+Ctrl-C ends the run early and leaves a playable video.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode, LazyConfig
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
@@ -26,12 +29,13 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from blockcopy_d2.config import base_config
-from blockcopy_d2.data import FrameReadError, VideoFrames
+from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead
+from blockcopy_d2.engine.acceleration import build_lazy_model
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.engine.predictor import VideoPredictor
+from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
-from blockcopy_d2.resources import config_path
+from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
 
 CAMERA = "/dev/video0"
@@ -86,7 +90,8 @@ def get_parser():
         default=[],
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help="override config keys",
+        help="override config keys; of a LazyConfig by KEY=VALUE, with blockcopy.KEY=VALUE for the"
+        " options of blockcopy_d2.accelerate",
     )
     return parser
 
@@ -106,10 +111,23 @@ def positive(text):
 
 
 def build_config(args):
-    opts = ["MODEL.BLOCKCOPY.ENABLED", str(not args.dense), *args.opts]
+    """
+    Returns:
+        CfgNode or DictConfig: frozen, or a LazyConfig.
+    """
+    path, weights = config_path(args.config_file), trained_weights(args.config_file)
+    if path.endswith(".py"):
+        cfg = LazyConfig.load(path)
+        overrides = [f"train.init_checkpoint={weights}"] if weights else []
+        if args.target is not None:
+            overrides.append(f"blockcopy.target={args.target}")
+        return LazyConfig.apply_overrides(cfg, [*overrides, *args.opts])
+    opts = ["MODEL.BLOCKCOPY.ENABLED", str(not args.dense)]
+    opts += ["MODEL.WEIGHTS", weights] if weights else []
+    opts += args.opts
     if args.target is not None:
         opts += ["MODEL.BLOCKCOPY.TARGET", str(args.target)]
-    cfg = load_config(config_path(args.config_file), opts)
+    cfg = load_config(path, opts)
     cfg.freeze()
     return cfg
 
@@ -140,13 +158,33 @@ class Clock:
         return 1000 * self._total / max(1, self._calls - 1)
 
 
+class LazyPredictor:
+    """Detectron2's ``DefaultPredictor`` for a LazyConfig."""
+
+    def __init__(self, cfg):
+        self.model = build_lazy_model(cfg)
+        self.metadata = metadata_of(cfg)
+        self._mapper = FrameMapper(cfg)
+
+    @torch.no_grad()
+    def __call__(self, image):
+        return self.model([self._mapper(image)])[0]
+
+
 def dense_predictor(cfg):
     """Detectron2's own predictor and model, with weights that must fit."""
+    if not isinstance(cfg, CfgNode):
+        return LazyPredictor(cfg)
     cfg = base_config(cfg)
     weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
     predictor = DefaultPredictor(cfg)
     WeightsCheckpointer(predictor.model).load(weights)
     return predictor
+
+
+def metadata_of(cfg):
+    names = cfg.DATASETS.TEST if isinstance(cfg, CfgNode) else [cfg.dataloader.test.dataset.names]
+    return MetadataCatalog.get(names[0]) if names else None
 
 
 def shown_instances(output, threshold):
@@ -169,6 +207,12 @@ def run_pictures(args, cfg):
         Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(target)
 
 
+def finds_no_instances(cfg):
+    return (
+        isinstance(cfg, CfgNode) and base_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    )
+
+
 class VideoRun:
     """One video through BlockCopy, through the dense model, or through both."""
 
@@ -176,18 +220,17 @@ class VideoRun:
         """
         Args:
             args (Namespace): of the command line.
-            cfg (CfgNode):
+            cfg (CfgNode or DictConfig):
 
         Raises:
             OSError, ValueError: an input, output or weights that cannot be used.
         """
-        if args.compare_dense and base_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        if args.compare_dense and finds_no_instances(cfg):
             raise ValueError("--compare-dense compares instances; a SemanticSegmentor finds none.")
         self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
-        self.block_size = cfg.MODEL.BLOCKCOPY.BLOCK_SIZE
+        self.metadata = metadata_of(cfg)
         self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
         self.dense = self.agreement = None
         if args.dense or args.compare_dense:
@@ -208,8 +251,12 @@ class VideoRun:
             FrameReadError or None: what broke the video.
         """
         known = [n for n in (self.video.num_frames, self.max_frames) if n]
-        frames = itertools.islice(self.video, self.max_frames)
-        with tqdm(frames, total=min(known, default=None), unit="frame") as progress:
+        # The limit is the thread's, too: it must not wait for frames that nobody wants.
+        frames = contextlib.closing(read_ahead(itertools.islice(self.video, self.max_frames)))
+        with (
+            frames as decoded,
+            tqdm(decoded, total=min(known, default=None), unit="frame") as progress,
+        ):
             try:
                 for image in progress:
                     draw = self._step(image)
@@ -241,6 +288,7 @@ class VideoRun:
             self.blockcopy.seconds,
             f"executed {executed:.0%}",
             active=result.grid.active[0].cpu(),
+            block_size=result.grid.block_size,
             scale=self.blockcopy.predictor.scale,
         )
 
@@ -250,7 +298,6 @@ class VideoRun:
             shown_instances(output, self.threshold),
             metadata=self.metadata,
             classes=pixel_classes(output),
-            block_size=self.block_size,
             caption=(f"frame {self.frames - 1}", what, f"{1000 * seconds:.0f} ms"),
             **blocks,
         )

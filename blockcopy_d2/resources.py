@@ -10,7 +10,13 @@ from pathlib import Path
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
-__all__ = ["BlockCopyHandler", "config_path", "shipped_configs", "shipped_folder"]
+__all__ = [
+    "BlockCopyHandler",
+    "config_path",
+    "shipped_configs",
+    "shipped_folder",
+    "trained_weights",
+]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -68,11 +74,32 @@ def config_path(name):
         ) from None
 
 
+def trained_weights(name):
+    """
+    Args:
+        name (str): of a config, as for :func:`config_path`.
+
+    Returns:
+        str or None: address of the model that Detectron2's zoo has for this config, whose own
+        weights are those that training starts from. None for a config that is not of the zoo.
+    """
+    from detectron2 import model_zoo
+
+    if PathManager.isfile(name) or (shipped_folder("configs") / name).is_file():
+        return None
+    try:
+        return model_zoo.get_checkpoint_url(str(name))
+    except RuntimeError:
+        return None
+
+
 def _near_matches(name):
     from detectron2 import model_zoo
 
     zoo = Path(model_zoo.__file__).parent / "configs"
-    known = shipped_configs() + sorted(p.relative_to(zoo).as_posix() for p in zoo.rglob("*.yaml"))
+    known = shipped_configs() + sorted(
+        path.relative_to(zoo).as_posix() for kind in ("*.yaml", "*.py") for path in zoo.rglob(kind)
+    )
     name = Path(name)
     by_name = difflib.get_close_matches(name.as_posix(), known, n=3)
     # A right file name in a wrong folder is far from it as a string.

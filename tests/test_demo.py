@@ -1,11 +1,17 @@
 import av
 import numpy as np
 import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
 from PIL import Image
 
 import demo
 from blockcopy_d2.data import FrameReadError
+from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter
+from tests.engine.test_acceleration import NARROW
 from tests.small_model import CONFIG, small_model_opts
 
 
@@ -126,6 +132,70 @@ def test_pictures_are_run_for_themselves(run, tmp_path):
     run("--input", *pictures, "--output", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     assert Image.open(tmp_path / "out" / "a.png").size == (160, 96)
+
+
+def test_a_zoo_config_needs_nothing_of_ours(run_zoo, clip, capsys):
+    run_zoo("COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "--video-input", clip)
+    executed, _ = cells(capsys.readouterr().out, "BlockCopy")
+    assert 0 < float(executed.rstrip("%")) < 100
+
+
+@pytest.fixture
+def run_zoo(folder, monkeypatch):
+    """Runs a yaml of the zoo, a few channels wide, on weights in a file."""
+
+    def run(name, *args):
+        opts = [*NARROW, "INPUT.MIN_SIZE_TEST", "96", "MODEL.BLOCKCOPY.BLOCK_SIZE", "32"]
+        weights = folder / "zoo.pth"
+        torch.save(
+            {"model": build_model(load_config(config_path(name), opts)).state_dict()}, weights
+        )
+        opts += ["MODEL.WEIGHTS", str(weights)]
+        arguments = ["--config-file", name, *args, "--target", "0.4", "--opts", *opts]
+        monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
+        demo.main()
+
+    return run
+
+
+def test_a_lazy_config_runs_beside_its_dense_model(tmp_path, clip, monkeypatch, capsys):
+    name = "COCO-Detection/retinanet_R_50_FPN_1x.py"
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from detectron2.model_zoo import get_config\n"
+        "from tests.engine.test_acceleration import narrow_lazy_model\n"
+        f"_zoo = get_config({name!r})\n"
+        f"model, train, dataloader = narrow_lazy_model({name!r}), _zoo.train, _zoo.dataloader\n"
+    )
+    model = instantiate(LazyConfig.load(str(config)).model)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    opts = [
+        f"train.init_checkpoint={tmp_path / 'model.pth'}",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=96",
+        "blockcopy.block_size=32",
+        "blockcopy.policy=AllBlocks",
+    ]
+    arguments = ["--config-file", config, "--video-input", clip, "--max-frames", 3]
+    arguments += ["--confidence-threshold", 0.01, "--compare-dense", "--opts", *opts]
+    monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
+    demo.main()
+    executed, _, _, ap, _ = cells(capsys.readouterr().out, "BlockCopy")
+    assert executed == "100.0%" and float(ap) > 99
+
+
+def test_trained_weights_are_those_of_the_zoo():
+    url = trained_weights("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml")
+    assert url.startswith("https://") and url.endswith("model_final_f10217.pkl")
+    assert trained_weights(CONFIG) is None
+    assert trained_weights("Base-RCNN-FPN.yaml") is None
+    args = demo.get_parser().parse_args(
+        ["--webcam", "--config-file", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"]
+    )
+    assert demo.build_config(args).MODEL.WEIGHTS == url
+    args.opts = ["MODEL.WEIGHTS", "mine.pth"]
+    assert demo.build_config(args).MODEL.WEIGHTS == "mine.pth"
+    args.config_file, args.opts = "COCO-Detection/fcos_R_50_FPN_1x.py", []
+    assert demo.build_config(args).train.init_checkpoint.endswith(".pkl")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from .checkpoint import WeightsCheckpointer
 from .defaults import complete_config
 from .runs import build_learner, build_video_model
 
-__all__ = ["accelerate", "video_config"]
+__all__ = ["accelerate", "build_lazy_model", "video_config"]
 
 _OPTIONS = {
     "block_size": "BLOCK_SIZE",
@@ -65,7 +65,7 @@ def accelerate(model_or_cfg, target=None, **options):
         own = dict(base.get("blockcopy", {}))
         own_target = own.pop("target", None)
         target, options = own_target if target is None else target, {**own, **options}
-        base = _build_lazily(base)
+        base = build_lazy_model(base)
     if not hasattr(base, "backbone") or isinstance(base, BlockCopyVideoModel):
         raise TypeError(
             f"{type(base).__name__} cannot be accelerated; expected a config, or a Detectron2 model"
@@ -109,7 +109,15 @@ def video_config(cfg, target=None, **options):
     return complete_config(cfg)
 
 
-def _build_lazily(cfg):
+def build_lazy_model(cfg):
+    """
+    Args:
+        cfg (DictConfig): a LazyConfig, or the model node of one.
+
+    Returns:
+        nn.Module: Detectron2's own, in inference mode. Of a whole config, on its device if this
+        machine has it, with the weights it names.
+    """
     if "model" not in cfg:
         return instantiate(cfg).eval()
     model = instantiate(cfg.model).eval()
