@@ -1,5 +1,7 @@
 """Every block-sparse rule against the masked-dense oracle, one operator at a time."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,37 +35,45 @@ class Function(nn.Module):
         self.group_norm = nn.GroupNorm(3, channels)
         nn.init.normal_(self.group_norm.weight)
         nn.init.normal_(self.group_norm.bias)
-        self.function = function
+        # A copy, which follows this module to other devices and dtypes.
+        self.function = copy.deepcopy(function)
+        self.conv3x3 = Conv(3, padding=1)
 
     def forward(self, image):
         return self.function(self, self.conv(image), self.other(image))
 
 
-def conv(kernel, **options):
-    generator = torch.Generator().manual_seed(0)
-    shape = (6, 6 // options.get("groups", 1), kernel, kernel)
-    weight, bias = torch.randn(shape, generator=generator), torch.randn(6, generator=generator)
-    return lambda m, x, y: F.conv2d(x, weight, bias, **options)
+class Conv(nn.Module):
+    """A convolution as a case."""
+
+    def __init__(self, kernel, **options):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shape = (6, 6 // options.get("groups", 1), kernel, kernel)
+        self.register_buffer("weight", torch.randn(shape, generator=generator))
+        self.register_buffer("bias", torch.randn(6, generator=generator))
+        self.options = options
+
+    def forward(self, m, x, y):
+        return F.conv2d(x, self.weight, self.bias, **self.options)
 
 
 def cells(x, rows, columns):
     return F.relu(F.adaptive_avg_pool2d(x, (rows, columns)))
 
 
-CONV3X3 = conv(3, padding=1)
-
 CASES = {
-    "conv1x1": conv(1),
-    "conv1x1_stride2": conv(1, stride=2),
-    "conv1x1_padded": conv(1, padding=1, stride=2),
-    "conv3x3": conv(3, padding=1),
-    "conv3x3_stride2": conv(3, padding=1, stride=2),
-    "conv3x3_dilated": conv(3, padding=2, dilation=2),
-    "conv3x3_dilated6": conv(3, padding=6, dilation=6),
-    "conv3x3_grouped": conv(3, padding=1, groups=3),
-    "conv3x3_depthwise": conv(3, padding=1, groups=6),
-    "conv5x5": conv(5, padding=2),
-    "conv7x7_stride2": conv(7, padding=3, stride=2),
+    "conv1x1": Conv(1),
+    "conv1x1_stride2": Conv(1, stride=2),
+    "conv1x1_padded": Conv(1, padding=1, stride=2),
+    "conv3x3": Conv(3, padding=1),
+    "conv3x3_stride2": Conv(3, padding=1, stride=2),
+    "conv3x3_dilated": Conv(3, padding=2, dilation=2),
+    "conv3x3_dilated6": Conv(3, padding=6, dilation=6),
+    "conv3x3_grouped": Conv(3, padding=1, groups=3),
+    "conv3x3_depthwise": Conv(3, padding=1, groups=6),
+    "conv5x5": Conv(5, padding=2),
+    "conv7x7_stride2": Conv(7, padding=3, stride=2),
     "conv_asymmetric": lambda m, x, y: F.conv2d(x, m.asymmetric, padding=(2, 0)),
     "max_pool": lambda m, x, y: F.max_pool2d(x, 3, 2, 1),
     "max_pool_2x2": lambda m, x, y: F.max_pool2d(F.pad(x, (0, 0)), 2, 2, ceil_mode=True),
@@ -84,7 +94,7 @@ CASES = {
     "add_scaled": lambda m, x, y: torch.add(x, y, alpha=2),
     "add_in_place": lambda m, x, y: F.relu_(x.add_(y)) + x,
     "group_norm": lambda m, x, y: F.relu(m.group_norm(x)),
-    "group_norm_then_conv": lambda m, x, y: CONV3X3(m, F.relu(m.group_norm(x)), y),
+    "group_norm_then_conv": lambda m, x, y: m.conv3x3(m, F.relu(m.group_norm(x)), y),
     "global_mean": lambda m, x, y: x * torch.sigmoid(F.adaptive_avg_pool2d(y, 1)),
     "global_mean_dims": lambda m, x, y: x + y.mean((2, 3), keepdim=True),
     "global_pool_upsampled": lambda m, x, y: torch.cat(
@@ -101,13 +111,13 @@ CASES = {
     "uneven_cells": lambda m, x, y: (
         x + F.interpolate(cells(y, 3, 5), size=x.shape[-2:], mode="bilinear")
     ),
-    "cat_then_conv": lambda m, x, y: CONV3X3(m, torch.cat([x, y], 1)[:, 3:9], y),
+    "cat_then_conv": lambda m, x, y: m.conv3x3(m, torch.cat([x, y], 1)[:, 3:9], y),
     "split": lambda m, x, y: torch.cat(x.split(2, 1)[::-1], 1),
     "l2_norm": lambda m, x, y: x / (x.norm(dim=1, keepdim=True) + 1e-10) * m.gain,
     "softmax": lambda m, x, y: x.softmax(1),
     "silu": lambda m, x, y: F.silu(x) * F.leaky_relu(y, 0.1),
     "relu6": lambda m, x, y: F.relu6(x) + F.hardswish(y),
-    "no_rule": lambda m, x, y: CONV3X3(m, x.flip(3), y) + y,
+    "no_rule": lambda m, x, y: m.conv3x3(m, x.flip(3), y) + y,
 }
 
 # Calls that have no block-sparse rule, and say so.

@@ -1,5 +1,7 @@
 """The Triton backend on a GPU: whole networks in every dtype, CUDA graphs, no host in the loop."""
 
+import copy
+
 import pytest
 import torch
 from detectron2 import model_zoo
@@ -15,6 +17,7 @@ from blockcopy_d2.sparse import (
 )
 from tests.sparse.networks import Network, randomize
 from tests.sparse.test_networks import tensors
+from tests.sparse.test_operators import CASES, Function
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
@@ -100,6 +103,34 @@ def test_half_precision_is_as_good_as_cudnn(model, monkeypatch, dtype):
             )
     finally:
         model.float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "dtype,tolerance",
+    [(torch.float32, 2e-3), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)],
+    ids=["tf32", "float16", "bfloat16"],
+)
+@pytest.mark.parametrize("case", CASES)
+def test_rule_at_reduced_precision(case, dtype, tolerance, monkeypatch):
+    size, block_size, batch = (84, 164), 32, 2
+    module = Function(CASES[case]).eval().cuda()
+    reduced = copy.deepcopy(module).to(dtype)
+    network, state = BlockSparseModule(reduced, backend="triton"), StreamState()
+    shape = (batch, *num_blocks(block_size, size))
+    image = torch.randn(batch, 3, *size, device="cuda")
+    grid = BlockGrid.full(block_size=block_size, image_size=size, batch=batch, device="cuda")
+    densified = network.program((image.to(dtype),), {}, grid).densified
+    oracle = MaskedDenseOracle(module, (image,), unmasked=densified)
+    for fraction in (1.0, 0.3, 0.0, 0.7):
+        image = torch.randn_like(image).to(dtype)
+        active = torch.rand(shape, device="cuda") < fraction
+        grid = BlockGrid(active, block_size=block_size, image_size=size)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        with block_sparse(network, grid, state):
+            found = network(image)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert max(relative_errors(found, oracle((image.float(),), grid))) < tolerance
 
 
 @torch.no_grad()
