@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import os
 
 import torch
 import torch.utils._pytree as pytree
@@ -124,6 +125,10 @@ def execution(backend, tensor):
         backend: "triton" for Triton's kernels, "torch" for PyTorch's own operators, "auto" for
             Triton's on NVIDIA GPUs from compute capability 8.0 on and PyTorch's elsewhere.
         tensor: an input of the program.
+
+    Raises:
+        RuntimeError: if Triton is asked for and the tensor is not on an NVIDIA GPU, unless Triton
+            interprets its kernels (TRITON_INTERPRET=1), which is for tests.
     """
     if backend == "auto":
         fast = tensor.is_cuda and torch.version.cuda is not None
@@ -131,6 +136,11 @@ def execution(backend, tensor):
         backend = "triton" if fast and importlib.util.find_spec("triton") else "torch"
     if backend == "torch":
         return torch_ops.Execution
+    if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
+        raise RuntimeError(
+            f"Backend 'triton' runs on NVIDIA GPUs, and the input is on {tensor.device}: move the "
+            "model there, or set MODEL.BLOCKCOPY.BACKEND to 'auto' or 'torch'."
+        )
     from .triton_execution import TritonExecution
 
     return TritonExecution

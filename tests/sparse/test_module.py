@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse
+from blockcopy_d2.sparse.module import execution
 
 
 class Net(nn.Module):
@@ -149,6 +150,25 @@ def test_a_failing_frame_leaves_no_half_written_state(net, monkeypatch):
     with block_sparse(sparse, full(), state), pytest.raises(TypeError):
         sparse(image)
     assert state.nbytes == 0
+
+
+def test_backends(monkeypatch):
+    image = torch.randn(1, 3, 32, 48)
+    assert execution("auto", image) is execution("torch", image)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="'triton'.*cpu.*BACKEND"):
+        execution("triton", image)
+    with pytest.raises(ValueError, match="'cuda'.*auto, triton, torch"):
+        BlockSparseModule(Net().eval(), backend="cuda")
+
+
+@torch.no_grad()
+def test_macs_are_counted_when_they_are_asked_for(net):
+    sparse, state = BlockSparseModule(net), StreamState()
+    with block_sparse(sparse, full(), state) as frame:
+        sparse(torch.randn(1, 3, 32, 48))
+        assert len(frame.programs) == 1
+    assert frame.macs == frame.dense_macs > 0
 
 
 def test_densified_operators_are_named_once(caplog):

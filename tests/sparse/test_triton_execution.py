@@ -14,6 +14,7 @@ from blockcopy_d2.sparse import (
     block_sparse,
     num_blocks,
 )
+from blockcopy_d2.sparse.device_grid import DeviceGrid
 from tests.sparse.networks import Network, build
 from tests.sparse.test_networks import assert_equal, frames, grids, tensors
 from tests.sparse.test_operators import CASES, Function
@@ -80,3 +81,24 @@ def test_network(name):
         if grid.is_empty:
             assert all(torch.equal(one, other) for one, other in zip(tensors(outputs), previous))
         previous = [tensor.clone() for tensor in tensors(outputs)]
+
+
+@torch.no_grad()
+def test_device_grid_follows_its_active_blocks():
+    """The same lists in the same memory for every frame, as a CUDA graph needs them."""
+    size, module = (24, 40), Function(CASES["conv3x3_stride2"]).eval().to(DEVICE)
+    sparse, state = BlockSparseModule(module, backend="triton"), StreamState()
+    image = torch.randn(1, 3, *size, device=DEVICE)
+    oracle = MaskedDenseOracle(module, (image,))
+    grid = DeviceGrid.full(block_size=8, image_size=size, device=DEVICE)
+    lists = grid.block_list(1)
+    for fraction in (1.0, 0.4, 0.2):
+        image.copy_(torch.randn_like(image))
+        grid.active.copy_(torch.rand(grid.active.shape) < fraction)
+        grid.compact()
+        assert grid.block_list(1) is lists and lists.count.item() == grid.active.sum()
+        with block_sparse(sparse, grid, state) as frame:
+            found = sparse(image)
+        torch.testing.assert_close(found, oracle((image.clone(),), grid), rtol=1e-4, atol=2e-5)
+        later = grid.snapshot()
+        assert frame.macs == sum(program.macs(later)[0] for program in frame.programs)

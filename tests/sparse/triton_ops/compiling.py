@@ -13,7 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse
+from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse, module
+from blockcopy_d2.sparse.triton_execution import TritonExecution
 
 # An asynchronous copy to shared memory, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")
@@ -58,7 +59,10 @@ def compiling(capability):
             target = GPUTarget("cuda", capability, 32)
             compiled[key] = triton.compile(source, target=target, options=kwargs)
 
-    with mock.patch.object(JITFunction, "run", compile_launch):
+    with (
+        mock.patch.object(JITFunction, "run", compile_launch),
+        mock.patch.object(module, "execution", lambda backend, tensor: TritonExecution),
+    ):
         yield compiled
 
 
