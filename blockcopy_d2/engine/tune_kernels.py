@@ -48,7 +48,7 @@ def argument_parser():
 
 
 @torch.no_grad()
-def launches(config_file, size, block_size, dtype):
+def launches(config_file, size, block_size, dtype, device="cuda"):
     """
     Returns:
         list: every launch of convolutions of a config's block-sparse modules, on the current GPU.
@@ -58,13 +58,13 @@ def launches(config_file, size, block_size, dtype):
     cfg = model_zoo.model_zoo.get_cfg()
     add_blockcopy_config(cfg)
     cfg.merge_from_file(file)
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cuda"
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
     cfg.MODEL.BLOCKCOPY.ENABLED, cfg.MODEL.BLOCKCOPY.BACKEND = True, "triton"
     enable_blockcopy(cfg)
     model = build_model(cfg).to(dtype)
     state = StreamState()
-    grid = BlockGrid.full(block_size=block_size, image_size=size, device="cuda")
-    image = torch.randn(1, 3, *size, device="cuda", dtype=dtype)
+    grid = BlockGrid.full(block_size=block_size, image_size=size, device=device)
+    image = torch.randn(1, 3, *size, device=device, dtype=dtype)
     with block_sparse(model.base, grid, state):
         features = model.base.backbone(image)
         generator = getattr(model.base, "proposal_generator", None)
