@@ -19,8 +19,9 @@ def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage)
     that moves leaves the mean of a cell nearly as it was; another scene does not.
 
     Measured at blocks of 128, the largest share that changed between consecutive frames: 0.07 from
-    a car at 15 frames a second (CamVid), 0.24 at a third of that rate, 0.04 from static cameras.
-    The smallest between different scenes: 0.52; between frames of one drive 7 seconds apart: 0.41.
+    a car at 15 frames a second (CamVid), 0.24 at a third of that rate, 0.04 in StreetClips and
+    OpenCV's vtest.avi. The smallest between different scenes: 0.52; between frames of one drive
+    3 seconds apart: 0.41.
 
     Args:
         frame, previous (Tensor): float (N, 3, h, w), normalized.
