@@ -60,7 +60,7 @@ def main():
         "break_even_share": _break_even(medians, best_dense),
         "gmacs": network.gmacs,
         "tflops": {
-            share: round(2e-3 * network.gmacs * float(share) / t, 1) for share, t in medians.items()
+            share: round(2 * network.gmacs * float(share) / t, 1) for share, t in medians.items()
         },
         "quartiles_ms": times,
     }  # fmt: skip
