@@ -16,7 +16,8 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .cityscapes_video import _find, _require_folder, load_cityscapes_video
+from .cityscapes_video import load_cityscapes_video
+from .files import find_files, require_folder
 
 _SUFFIX = "_gtBboxCityPersons.json"
 
@@ -40,9 +41,9 @@ def load_citypersons(root, split, origin=""):
     image_dir = os.path.join(root, "leftImg8bit", split)
     gt_dir = os.path.join(root, "gtBboxCityPersons", split)
     for folder in (image_dir, gt_dir):
-        _require_folder(folder, root, origin)
+        require_folder(folder, root, origin)
     dataset = []
-    for file in _find(gt_dir, _SUFFIX, root, origin):
+    for file in find_files(gt_dir, _SUFFIX, root, origin):
         height, width, annotations = _read(file)
         city = os.path.basename(os.path.dirname(file))
         image_id = os.path.basename(file).replace(_SUFFIX, "_leftImg8bit.png")
@@ -74,10 +75,10 @@ def load_citypersons_video(root, split, origin=""):
         FileNotFoundError: names the missing file or folder, and where the data set comes from.
     """
     gt_dir = os.path.join(root, "gtBboxCityPersons", split)
-    _require_folder(gt_dir, root, origin)
+    require_folder(gt_dir, root, origin)
     files = {
         os.path.basename(file).removesuffix(_SUFFIX): file
-        for file in _find(gt_dir, _SUFFIX, root, origin)
+        for file in find_files(gt_dir, _SUFFIX, root, origin)
     }
     # The clips are found by images, of which another package may hold more or fewer.
     frames = load_cityscapes_video(root, split, origin)

@@ -9,7 +9,6 @@ Cityscapes labels the 20th image of each snippet of 30. A clip here is the 20 fr
 the labelled one.
 """
 
-import glob
 import os
 
 import pycocotools.mask as mask_util
@@ -18,6 +17,8 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from detectron2.structures import BoxMode
 from PIL import Image
+
+from .files import find_files, require_folder
 
 CLIP_LENGTH = 20
 
@@ -46,19 +47,19 @@ def load_cityscapes_video(root, split, origin=""):
     """
     sequence_dir = os.path.join(root, "leftImg8bit_sequence", split)
     gt_dir = os.path.join(root, "gtFine", split)
-    _require_folder(sequence_dir, root, origin)
+    require_folder(sequence_dir, root, origin)
     if os.path.isdir(gt_dir):
         suffix, labelled = "_gtFine_instanceIds.png", True
-        files = _find(gt_dir, suffix, root, origin)
+        files = find_files(gt_dir, suffix, root, origin)
     else:
         suffix, labelled = "_leftImg8bit.png", False
-        files = _find(os.path.join(root, "leftImg8bit", split), suffix, root, origin)
+        files = find_files(os.path.join(root, "leftImg8bit", split), suffix, root, origin)
 
     dataset = []
     for file in files:
         city = os.path.basename(os.path.dirname(file))
         city_dir = os.path.join(sequence_dir, city)
-        _require_folder(city_dir, root, origin)
+        require_folder(city_dir, root, origin)
         video_id = os.path.basename(file)[: -len(suffix)]
         sequence, last = video_id.rsplit("_", 1)
         with Image.open(file) as image:
@@ -99,7 +100,7 @@ def load_labelled_frames(root, split, origin=""):
     image_dir = os.path.join(root, "leftImg8bit", split)
     gt_dir = os.path.join(root, "gtFine", split)
     for folder in (image_dir, gt_dir):
-        _require_folder(folder, root, origin)
+        require_folder(folder, root, origin)
     dataset = load_cityscapes_instances(image_dir, gt_dir, from_json=False, to_polygons=False)
     for record in dataset:
         for annotation in record["annotations"]:
@@ -146,25 +147,4 @@ def _register(name, load, **metadata):
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         **metadata, ignore_label=255, **_get_builtin_metadata("cityscapes")
-    )
-
-
-def _find(folder, suffix, root, origin):
-    files = sorted(glob.glob(os.path.join(glob.escape(folder), "*", f"*{suffix}")))
-    if not files:
-        raise FileNotFoundError(_missing(f"Files {folder}/<city>/*{suffix} are", root, origin))
-    return files
-
-
-def _require_folder(folder, root, origin):
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(_missing(f"The folder {folder} is", root, origin))
-
-
-def _missing(what, root, origin):
-    return (
-        f"{what} missing. {origin} "
-        f"The data set was looked for in {os.path.abspath(root)}; the environment variable "
-        f"DETECTRON2_DATASETS names the folder above it "
-        f"(now {os.getenv('DETECTRON2_DATASETS', 'not set: ./datasets')})."
     )

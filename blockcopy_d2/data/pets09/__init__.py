@@ -17,7 +17,7 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..cityscapes_video import _require_folder
+from ..files import require_folder
 
 NAME = "PETS09-S2L1"
 HEIGHT, WIDTH = 576, 768
@@ -64,7 +64,7 @@ def load_pets09(root, split, origin=""):
         ValueError: a line of gt.txt is not a box.
     """
     for folder in ("img1", "gt"):
-        _require_folder(os.path.join(root, folder), root, origin)
+        require_folder(os.path.join(root, folder), root, origin)
     boxes = read_boxes(gt_file(root))
     return [
         {
