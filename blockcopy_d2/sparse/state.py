@@ -80,14 +80,23 @@ class StreamState:
         """The Caches of every program that ran for the stream."""
         return list(self._programs.values())
 
-    def caches(self, program):
-        """The Caches of `program`, or None before its first frame."""
-        return self._programs.get(program)
+    def caches(self, program, grid):
+        """The Caches of `program`; empty ones before its first frame.
 
-    def create_caches(self, program):
-        """Empty Caches for `program`."""
-        caches = self._programs[program] = Caches()
-        return caches
+        Args:
+            grid: BlockGrid of the frame that is to run.
+
+        Raises:
+            RuntimeError: if there are none yet and the frame does not run all blocks.
+        """
+        if program not in self._programs:
+            if not grid.is_full:
+                raise RuntimeError(
+                    "The first frame of a stream must run all blocks: this StreamState holds no "
+                    "features of this network at this size. Reset it and pass BlockGrid.full()."
+                )
+            self._programs[program] = Caches()
+        return self._programs[program]
 
     def share(self, feature_map):
         """Lets other modules of this stream read `feature_map` in place when they are given it."""

@@ -34,14 +34,7 @@ class Execution:
         self.grid = grid
         self.full = grid.is_full
         self.state = state
-        self.caches = state.caches(program)
-        if self.caches is None:
-            if not self.full:
-                raise RuntimeError(
-                    "The first frame of a stream must run all blocks: this StreamState holds no "
-                    "features of this network at this size. Reset it and pass BlockGrid.full()."
-                )
-            self.caches = state.create_caches(program)
+        self.caches = state.caches(program, grid)
         self.tiles_of = {}
         self.whole = {}
 

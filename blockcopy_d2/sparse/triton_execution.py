@@ -31,14 +31,7 @@ class TritonExecution:
         self.program = program
         self.grid = grid
         self.state = state
-        self.caches = state.caches(program)
-        if self.caches is None:
-            if not grid.is_full:
-                raise RuntimeError(
-                    "The first frame of a stream must run all blocks: this StreamState holds no "
-                    "features of this network at this size. Reset it and pass BlockGrid.full()."
-                )
-            self.caches = state.create_caches(program)
+        self.caches = state.caches(program, grid)
 
     def run(self, tensors):
         """The program's outputs for its input tensors, as a flat list; maps of the stream's own."""
