@@ -32,12 +32,13 @@ from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from blockcopy_d2.resources import config_path
 
 from .dense import fold_batch_norm
-from .measure import captured, environment, interleaved, results_path, write_results
+from .measure import captured, environment, interleaved, require_gpu, results_path, write_results
 from .network import DTYPES, SHARES
 
 
 def main():
     args = _parser().parse_args()
+    require_gpu()
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     dtype = DTYPES[args.dtype]

@@ -8,9 +8,20 @@ import subprocess
 import torch
 from tqdm import tqdm
 
-__all__ = ["captured", "environment", "interleaved", "results_path", "write_results"]
+__all__ = ["captured", "environment", "interleaved", "require_gpu", "results_path", "write_results"]
 
 _RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def require_gpu():
+    """
+    Raises:
+        SystemExit: where there is no CUDA device to time anything on.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "This benchmark needs an NVIDIA GPU and found none. On a CPU: python -m benchmarks.cpu"
+        )
 
 
 def interleaved(variants, *, rounds=30, repeats=5, before=None):

@@ -20,7 +20,7 @@ from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
 
 from .dense import fold_batch_norm
-from .measure import captured, environment, interleaved, results_path, write_results
+from .measure import captured, environment, interleaved, require_gpu, results_path, write_results
 from .plots import plot_shares
 
 SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
@@ -29,6 +29,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
 
 def main():
     args = _parser().parse_args()
+    require_gpu()
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     dtype = DTYPES[args.dtype]

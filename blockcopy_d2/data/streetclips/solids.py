@@ -18,11 +18,6 @@ def circle(u: float, w: float, v: float, radius: float, count: int = 18) -> np.n
     )
 
 
-def side_polygon(profile: Sequence[Point2], w: float) -> np.ndarray:
-    """(n, 3) points of a (u, v) polygon at the lateral offset `w`."""
-    return np.array([[u, w, v] for u, v in profile], float)
-
-
 def box_profile(start: float, end: float, bottom: float, top: float) -> Sequence[Point2]:
     """Upright rectangle in (u, v)."""
     return [(start, bottom), (start, top), (end, top), (end, bottom)]
