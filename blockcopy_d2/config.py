@@ -19,9 +19,11 @@ def add_blockcopy_config(cfg):
     cfg.MODEL.BLOCKCOPY = cfg.MODEL.get("BLOCKCOPY", CN())
     cfg.INPUT.CLIP = cfg.INPUT.get("CLIP", CN())
     cfg.TEST.BLOCKCOPY = cfg.TEST.get("BLOCKCOPY", CN())
+    cfg.TEST.AMP = cfg.TEST.get("AMP", CN())
     _add_missing(cfg.MODEL.BLOCKCOPY, _model_defaults())
     _add_missing(cfg.INPUT.CLIP, _clip_defaults())
     _add_missing(cfg.TEST.BLOCKCOPY, _test_defaults())
+    _add_missing(cfg.TEST.AMP, _amp_defaults())
 
 
 def _model_defaults():
@@ -136,6 +138,14 @@ def _test_defaults():
     _C.OVERLAY_FPS = 17
     # Detections below this score are not drawn
     _C.OVERLAY_THRESHOLD = 0.5
+    return _C
+
+
+def _amp_defaults():
+    _C = CN()
+    # The counterpart of SOLVER.AMP: run the task network in fp16 on CUDA, in bf16 on CPUs that
+    # have AMX or AVX512-BF16, in fp32 on others. Read where BlockCopy is enabled
+    _C.ENABLED = False
     return _C
 
 

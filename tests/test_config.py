@@ -43,7 +43,8 @@ def test_inert_by_default():
     plain, ours = get_cfg(), get_cfg()
     add_blockcopy_config(ours)
     enable_blockcopy(ours)
-    del ours.MODEL["BLOCKCOPY"], ours.INPUT["CLIP"], ours.TEST["BLOCKCOPY"]
+    del ours.MODEL["BLOCKCOPY"], ours.INPUT["CLIP"]
+    del ours.TEST["BLOCKCOPY"], ours.TEST["AMP"]
     assert ours.dump() == plain.dump()
 
 

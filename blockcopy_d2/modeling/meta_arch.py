@@ -36,6 +36,7 @@ from blockcopy_d2.sparse.grid import check_stride
 
 from .heads import convert_model
 from .learning import learn
+from .precision import inference_autocast
 from .refresh import due_for_refresh
 from .result import FrameResult
 from .roi_features import planar_features
@@ -69,7 +70,16 @@ class BlockCopyVideoModel(nn.Module):
 
     @configurable
     def __init__(
-        self, *, base, policy, task, block_size, max_streams, scene_cut=0.0, refresh_every=0
+        self,
+        *,
+        base,
+        policy,
+        task,
+        block_size,
+        max_streams,
+        scene_cut=0.0,
+        refresh_every=0,
+        amp=False,
     ):
         """
         Args:
@@ -84,6 +94,8 @@ class BlockCopyVideoModel(nn.Module):
                 :func:`scene_cuts`; such frames execute all blocks. 0: there are no cuts.
             refresh_every (int): frames in which every block is executed at least once, see
                 :func:`due_for_refresh`. 0: no limit.
+            amp (bool): run the task network in half precision, see :func:`inference_autocast`.
+                Its weights stay as they are.
 
         Raises:
             ValueError: if blocks of ``block_size`` do not align with a feature map of the
@@ -105,6 +117,7 @@ class BlockCopyVideoModel(nn.Module):
         self.block_size = block_size
         self.scene_cut = scene_cut
         self.refresh_every = refresh_every
+        self.amp = amp
         self.streams = StreamPool(max_streams)
         self.learner = None
         self.eval()
@@ -144,6 +157,7 @@ class BlockCopyVideoModel(nn.Module):
             "max_streams": options.MAX_STREAMS,
             "scene_cut": options.SCENE_CUT,
             "refresh_every": options.REFRESH_EVERY,
+            "amp": cfg.TEST.AMP.ENABLED,
         }
 
     @property
@@ -165,7 +179,8 @@ class BlockCopyVideoModel(nn.Module):
         """
         in_video = ["video_id" in x for x in batched_inputs]
         if not any(in_video):
-            return self.base(batched_inputs)
+            with inference_autocast(self.device, self.amp):
+                return self.base(batched_inputs)
         if not all(in_video):
             raise ValueError(
                 f"{in_video.count(False)} of {len(in_video)} inputs of a batch have no 'video_id'."
@@ -260,6 +275,7 @@ class BlockCopyVideoModel(nn.Module):
         sparse_modules = [m for m in self.base.modules() if isinstance(m, BlockSparseModule)]
         with (
             timer.stage("inference"),
+            inference_autocast(self.device, self.amp),
             timed_modules(timer, "network", sparse_modules),
             planar_features(self.base, streams.roi_features, grid),
             block_sparse(self.base, grid, streams.features) as work,

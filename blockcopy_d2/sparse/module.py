@@ -12,11 +12,12 @@ from torch import nn
 from . import torch_ops
 from .capture import CaptureError, capture
 from .planning import plan
+from .precision import autocast_dtype, example_inputs
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "torch")
-# Programs kept per module, one for each input size and block size.
+# Programs kept per module, one for each input size, block size and precision.
 _MAX_PROGRAMS = 8
 
 
@@ -29,6 +30,9 @@ class BlockSparseModule(nn.Module):
 
     The network is captured when it first sees an input size. A network that torch.export cannot
     capture runs densely, and says so once.
+
+    It computes in the precision of its weights; under torch.autocast in autocast's, all of it, with
+    weights rounded once and for all frames. Feature caches and outputs are of that precision.
     """
 
     def __init__(self, module, backend="auto"):
@@ -78,10 +82,9 @@ class BlockSparseModule(nn.Module):
             logger.warning("%s runs densely: %s", type(self.dense_module).__name__, error)
             self._uncapturable = True
             return self.dense_module(*args, **kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors = _tensors(args, kwargs)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
                 run = execution(self.backend, tensors[0])
                 outputs = run(program, frame.state, frame.grid).run(tensors)
         except BaseException:
@@ -103,19 +106,29 @@ class BlockSparseModule(nn.Module):
             (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
             for leaf in leaves
         )
-        key = (shapes, grid.block_size, grid.image_size)
+        device = _tensors(args, kwargs)[0].device
+        dtype = autocast_dtype(device)
+        key = (shapes, grid.block_size, grid.image_size, dtype)
         if key not in self._programs:
-            captured = capture(self.dense_module, args, kwargs)
+            if dtype is not None:
+                args, kwargs = example_inputs(self.dense_module, args, kwargs)
+            with torch.autocast(device.type, enabled=False):
+                captured = capture(self.dense_module, args, kwargs)
             program = plan(
                 captured,
                 block_size=grid.block_size,
                 image_size=grid.image_size,
+                dtype=dtype,
                 module_name=type(self.dense_module).__name__,
             )
             while len(self._programs) >= _MAX_PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
             self._programs[key] = program
         return self._programs[key]
+
+
+def _tensors(args, kwargs):
+    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
 
 
 def execution(backend, tensor):

@@ -10,6 +10,7 @@ import torch
 
 from .capture import Ref
 from .grid import check_stride
+from .precision import cast_values, pack_weights
 from .program import (
     Activation,
     Affine,
@@ -61,13 +62,14 @@ _CHANNELWISE = {
 _UNALIGNED = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "sliding_mean"}
 
 
-def plan(captured, *, block_size, image_size, module_name="module"):
+def plan(captured, *, block_size, image_size, dtype=None, module_name="module"):
     """Compiles a captured module.
 
     Args:
         captured: CapturedModule.
         block_size: B in input pixels.
         image_size: (H, W) of the frame, which the strides refer to.
+        dtype: what to compute in; None for the precision of the captured module.
         module_name: for the log line that names operators without a block-sparse rule.
 
     Returns:
@@ -76,7 +78,7 @@ def plan(captured, *, block_size, image_size, module_name="module"):
     Raises:
         ValueError: if B does not align with the stride of a feature map.
     """
-    program = _Planner(captured, block_size, image_size).program()
+    program = _Planner(captured, block_size, image_size, dtype).program()
     if program.densified:
         logger.info(
             "%s: no block-sparse rule for %s; run on full feature maps.",
@@ -87,10 +89,11 @@ def plan(captured, *, block_size, image_size, module_name="module"):
 
 
 class _Planner:
-    def __init__(self, captured, block_size, image_size):
+    def __init__(self, captured, block_size, image_size, dtype):
         self.captured = captured
         self.block_size = block_size
         self.image_size = image_size
+        self.dtype = dtype
         self.values = {}
         self.operators = []
         self.producers = {}
@@ -117,7 +120,8 @@ class _Planner:
         for position, operator in enumerate(self.operators):
             for index in operator.inputs:
                 last_use[index] = position
-        self.pack_weights()
+        pack_weights(self.operators, self.dtype)
+        cast_values(self.values.values(), self.dtype)
         densified = [op.name for op in self.operators if isinstance(op, Densified)]
         return Program(
             captured.inputs,
@@ -397,16 +401,6 @@ class _Planner:
         return self.aligned(index) or (len(shape) == 4 and tuple(shape[-2:]) == (1, 1))
 
     # ---------------------------------------------------------------- memory
-
-    def pack_weights(self):
-        """Puts weights into the memory format of the feature maps, shared ones once."""
-        packed = {}
-        for operator in self.operators:
-            if isinstance(operator, (Convolution, TransposedConvolution)):
-                weight = operator.weight
-                if weight.data_ptr() not in packed:
-                    packed[weight.data_ptr()] = weight.contiguous(memory_format=torch.channels_last)
-                operator.weight = packed[weight.data_ptr()]
 
     def mark_persistent(self, outputs):
         """Values that something reads outside the executed blocks of the frame."""

@@ -93,7 +93,8 @@ class StreamState:
             if not grid.is_full:
                 raise RuntimeError(
                     "The first frame of a stream must run all blocks: this StreamState holds no "
-                    "features of this network at this size. Reset it and pass BlockGrid.full()."
+                    "features of this network at this size and precision. Reset it and pass "
+                    "BlockGrid.full()."
                 )
             self._programs[program] = Caches()
         return self._programs[program]

@@ -109,7 +109,7 @@ class Execution:
         self.tiles_of[index] = tiles
         if not value.persistent:
             return
-        feature_map = self.feature_map(index, tiles)
+        feature_map = self.feature_map(index, tiles.device)
         channels_last = tiles.permute(0, 2, 3, 1)
         if self.full:
             feature_map.pixels.copy_(channels_last)
@@ -124,15 +124,16 @@ class Execution:
             self.whole[index] = tensor
             self.caches.whole[index] = tensor
         else:
-            self.feature_map(index, tensor).pixels.copy_(tensor.permute(0, 2, 3, 1))
+            self.feature_map(index, tensor.device).pixels.copy_(tensor.permute(0, 2, 3, 1))
 
-    def feature_map(self, index, like):
+    def feature_map(self, index, device):
         """The FeatureMap of value `index`, made on the first frame."""
         maps = self.caches.maps
         if index not in maps:
-            batch, channels, *size = self.program.values[index].shape
+            value = self.program.values[index]
+            batch, channels, *size = value.shape
             maps[index] = FeatureMap(
-                batch=batch, channels=channels, size=size, dtype=like.dtype, device=like.device
+                batch=batch, channels=channels, size=size, dtype=value.dtype, device=device
             )
         return maps[index]
 
@@ -140,19 +141,20 @@ class Execution:
         """Takes the active blocks of an input (N, C, H, W); the others stay as last executed."""
         value = self.program.values[index]
         if value.stride is None:
-            self.whole[index] = tensor
+            self.whole[index] = tensor.to(value.dtype)
             return
         shared = self.state.find(tensor)
         if shared is not None:
             self.caches.maps[index] = shared
             return
-        feature_map = self.feature_map(index, tensor)
+        feature_map = self.feature_map(index, tensor.device)
         pixels = tensor.permute(0, 2, 3, 1)
         level = self.grid.at_stride(value.stride)
         if self.full:
             feature_map.pixels.copy_(pixels)
         elif tensor.is_cuda:
             active = level.pixel_mask()[..., None]
+            pixels = pixels.to(feature_map.pixels.dtype)
             feature_map.pixels.copy_(torch.where(active, pixels, feature_map.pixels))
         else:
             # On a CPU touching the inactive blocks would cost more than these few copies.
