@@ -17,7 +17,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import nn
 from torch.nn import functional as F
 
-from .observation import PIXELS_PER_BLOCK
+from .observation import PIXELS_PER_BLOCK, has_triton
 
 __all__ = ["PolicyNetwork"]
 
@@ -51,7 +51,7 @@ class PolicyNetwork(nn.Module):
     The input stacks frame (3), frame state (3), previous output (K) and previous grid (1);
     at K = 1 there are 605,377 parameters, and 6.9 GMACs at 256 x 512, that is for a frame of
     1024 x 2048 and blocks of 128. Runs in channels_last and fp32, on CUDA in half precision where
-    no gradient is wanted.
+    no gradient is wanted, there as a few Triton kernels.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class PolicyNetwork(nn.Module):
         nn.init.normal_(self.head[-1].weight, std=0.01)
         nn.init.zeros_(self.head[-1].bias)
         self.to(memory_format=torch.channels_last)
+        self._fused = None
 
     def forward(self, observation):
         """
@@ -95,12 +96,27 @@ class PolicyNetwork(nn.Module):
         Returns:
             Tensor: float (N, GH, GW), logits of execution.
         """
+        is_cuda = observation.frame.is_cuda
+        if is_cuda and not torch.is_grad_enabled() and has_triton() and not self._is_watched():
+            return self._fused_network()(observation)
         stacked = self._stack(observation)
         # Gradients of a reward are too small for half precision. Without any, a GPU spends its
         # time on moving these few channels, and half precision halves that.
         half = stacked.is_cuda and not torch.is_grad_enabled()
         with torch.autocast(stacked.device.type, torch.float16, enabled=half):
             return self.head(self.backbone(stacked))[:, 0].float()
+
+    def _fused_network(self):
+        from .fused_network import FusedNetwork
+
+        if self._fused is None:
+            self._fused = FusedNetwork(self)
+        return self._fused
+
+    def _is_watched(self):
+        """Whether hooks, such as those that count operations, wait for layers to run one by one."""
+        layers = (*self.backbone.modules(), *self.head.modules())
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
     def _stack(self, observation):
         frame, frame_state = observation.frame, observation.frame_state

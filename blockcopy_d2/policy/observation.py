@@ -184,7 +184,7 @@ def paint_maximum(masks, values, channels, num_channels):
         Tensor: float (num_channels, h, w), the highest value of the masks that cover a pixel; NaN
         if one of them is.
     """
-    if masks.is_cuda and _has_triton():
+    if masks.is_cuda and has_triton():
         from .painting import paint_maximum_triton
 
         return paint_maximum_triton(masks, values, channels, num_channels)
@@ -202,7 +202,11 @@ def paint_maximum(masks, values, channels, num_channels):
 
 
 @functools.cache
-def _has_triton():
+def has_triton():
+    """
+    Returns:
+        bool: whether kernels of its can be used on a GPU.
+    """
     return importlib.util.find_spec("triton") is not None
 
 

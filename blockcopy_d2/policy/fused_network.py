@@ -1,0 +1,472 @@
+"""
+The policy network where no gradient is wanted, on a GPU: needs Triton.
+
+A convolution is one launch. It normalizes what it reads, adds the residual and rectifies, and
+writes plain sums. On the way each program keeps the mean and the squared deviations of what it
+writes; the last one to finish combines them, always in the same order, to the scale and shift that
+normalize these sums where the next layer reads them. Combined as in Chan, Golub & LeVeque (1983).
+
+Shape shorthand in this module:
+
+    N: streams
+    GH, GW: rows and columns of the block grid
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
+    K: classes of the task network's output
+    H, W, C: size and channels of what a layer reads
+    OH, OW, O: of what it writes, with the channels of a shortcut beside it
+"""
+
+import dataclasses
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from blockcopy_d2.sparse.triton_ops.device import Device
+from blockcopy_d2.sparse.triton_ops.geometry import begin
+
+__all__ = ["FusedNetwork"]
+
+# Columns of the table of weights, see pack_kernel.
+_FIELDS = 10
+
+# Output pixels and channels that a program computes at a time, the best product first; launches
+# that these do not fill the GPU with take a later one.
+_TILES = (((8, 16), 64), ((4, 16), 64), ((4, 8), 32), ((4, 4), 32))
+
+# Channels of a map are padded to a multiple, for tensor cores.
+_CHANNELS = 16
+
+# Programs of a launch per multiprocessor: as many as run at a time. More only make more statistics.
+_PROGRAMS_PER_SM = 4
+
+
+@triton.jit
+def pack_kernel(
+    weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals,
+    FIELDS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Copies weights of one convolution to (O, 9, C); the programs before layer_kernel's."""
+    begin(PDL)
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        for first in range(0, num_arrivals, BLOCK):
+            place = first + tl.arange(0, BLOCK)
+            tl.store(arrivals_ptr + place, 0, mask=place < num_arrivals)
+    fields = table_ptr + tl.program_id(1) * FIELDS
+    source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
+    size, taps = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
+    channels, padded = tl.load(fields + 4).to(tl.int32), tl.load(fields + 5).to(tl.int32)
+    stride_o, stride_c = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
+    stride_y, stride_x = tl.load(fields + 8).to(tl.int32), tl.load(fields + 9).to(tl.int32)
+    for first in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
+        index = first + tl.arange(0, BLOCK)
+        c, row = index % padded, index // padded
+        tap, o = row % taps, row // taps
+        place = o * stride_o + c * stride_c + tap // 3 * stride_y + tap % 3 * stride_x
+        value = tl.load(source + place, mask=(index < size) & (c < channels), other=0.0)
+        place = (o * 9 + tap) * padded + c
+        tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=index < size)
+
+
+@triton.jit
+def stack_kernel(
+    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
+    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
+    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
+    FRAME: tl.constexpr,  # channels of a frame
+    C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A program writes BC channels of BM pixels: frame, frame state, output, grid, zeros."""
+    begin(PDL)
+    stream = tl.program_id(2).to(tl.int64)
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    exists = pixel < h * w
+    y, x = pixel // w, pixel % w
+
+    mask = exists & (channel < FRAME)
+    source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
+    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    mask = exists & (channel >= FRAME) & (channel < 2 * FRAME)
+    source = state_ptr + stream * state_n + y * state_y + x * state_x + (channel - FRAME) * state_c
+    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    factor = tl.load(pixel_scale_ptr + channel % FRAME, mask=channel < 2 * FRAME, other=1.0)
+    value = value * factor
+    c = channel - 2 * FRAME
+    mask = exists & (c >= 0) & (c < K)
+    source = output_ptr + stream * output_n + y * output_y + x * output_x + c * output_c
+    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
+    value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
+    target = out_ptr + (stream * h * w + pixel) * C + channel
+    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def layer_kernel(
+    x_ptr, affine_ptr, residual_ptr, residual_affine_ptr, weight_ptr, bias_ptr, out_ptr,
+    norm_weight_ptr, norm_bias_ptr, shortcut_weight_ptr, shortcut_bias_ptr,
+    partial_ptr, count_ptr, arrivals_ptr, out_affine_ptr,
+    H, W, OH, OW, tiles_x, tiles, eps,
+    C: tl.constexpr, X_ROW: tl.constexpr,  # channels that are read, and that the map has
+    RESIDUAL_ROW: tl.constexpr,  # channels of the residual's map, 0 without
+    O: tl.constexpr, SHORTCUT: tl.constexpr,  # channels of the convolution, of a shortcut beside it
+    STRIDE: tl.constexpr, AFFINE: tl.constexpr,  # whether x is to be normalized and rectified
+    RESIDUAL_RELU: tl.constexpr,
+    STATISTICS: tl.constexpr,  # whether a normalization follows; if not, a bias
+    TH: tl.constexpr, TW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ROWS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out = conv3x3(relu(x * scale + shift + residual)), and the scale and shift that normalize it.
+
+    A program computes some tiles of TH x TW pixels and BN channels. The channels of a shortcut,
+    which is a 1x1 convolution, reduce over the tap in the centre.
+    """
+    BM: tl.constexpr = TH * TW
+    ROW: tl.constexpr = O + SHORTCUT
+    STEPS_PER_TAP: tl.constexpr = C // BK
+    begin(PDL)
+    n_tile, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    channel = n_tile * BN + tl.arange(0, BN)
+    first, last = 0, 9 * STEPS_PER_TAP
+    if SHORTCUT > 0:
+        is_shortcut = n_tile * BN >= O
+        first = tl.where(is_shortcut, 4 * STEPS_PER_TAP, first)
+        last = tl.where(is_shortcut, 5 * STEPS_PER_TAP, last)
+
+    k = tl.arange(0, BK)
+    x_base = x_ptr + stream * H * W * X_ROW
+    out_base = out_ptr + stream * OH * OW * ROW
+    weights = weight_ptr + channel[:, None] * (9 * C) + k[None, :]
+    if AFFINE:
+        scale = tl.load(affine_ptr + stream * 2 * X_ROW + k)[None, :]
+        shift = tl.load(affine_ptr + stream * 2 * X_ROW + X_ROW + k)[None, :]
+    if RESIDUAL_ROW > 0:
+        residual_base = residual_ptr + stream * H * W * RESIDUAL_ROW
+        residual_affine = residual_affine_ptr + stream * 2 * RESIDUAL_ROW
+        residual_scale = tl.load(residual_affine + k)[None, :]
+        residual_shift = tl.load(residual_affine + RESIDUAL_ROW + k)[None, :]
+
+    m = tl.arange(0, BM)
+    count = 0.0
+    mean, deviation = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        y = tile // tiles_x * TH + m // TW
+        x = tile % tiles_x * TW + m % TW
+        valid = (y < OH) & (x < OW)
+        acc = tl.zeros((BM, BN), tl.float32)
+        for step in range(first, last):
+            tap = step // STEPS_PER_TAP
+            c = step % STEPS_PER_TAP * BK + k
+            iy, ix = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
+            inside = (valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W))[:, None]
+            pixel = (iy * W + ix)[:, None]
+            a = tl.load(x_base + pixel * X_ROW + c[None, :], mask=inside, other=0.0)
+            if AFFINE:
+                value = a.to(tl.float32) * scale + shift
+                if RESIDUAL_ROW > 0:
+                    source = residual_base + pixel * RESIDUAL_ROW + c[None, :]
+                    other = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+                    other = other * residual_scale + residual_shift
+                    if RESIDUAL_RELU:
+                        other = _relu(other)
+                    value += other
+                a = tl.where(inside, _relu(value), 0.0).to(a.dtype)
+            if ROW % BN == 0:
+                b = tl.load(weights + step * BK)
+            else:
+                b = tl.load(weights + step * BK, mask=(channel < ROW)[:, None], other=0.0)
+            acc = tl.dot(a, b.T, acc, input_precision="ieee")
+
+        mask = valid[:, None]
+        if ROW % BN != 0:
+            mask = mask & (channel < ROW)[None, :]
+        target = out_base + ((y * OW + x) * ROW)[:, None] + channel[None, :]
+        if STATISTICS:
+            out = acc.to(out_ptr.dtype.element_ty)
+            tl.store(target, out, mask=mask)
+            out = tl.where(mask, out.to(tl.float32), 0.0)
+            area = tl.sum(valid.to(tl.float32), 0)
+            center = tl.sum(out, 0) / area
+            distance = tl.where(mask, out - center[None, :], 0.0)
+            step_to = center - mean
+            deviation += tl.sum(distance * distance, 0)
+            deviation += step_to * step_to * (count * area / (count + area))
+            mean += step_to * (area / (count + area))
+            count += area
+        else:
+            tl.store(target, acc + tl.load(bias_ptr), mask=mask)
+
+    if STATISTICS:
+        group = stream * tl.num_programs(1) + n_tile
+        counts = count_ptr + group * tl.num_programs(0)
+        partials = partial_ptr + stream * tl.num_programs(0) * 2 * ROW + channel
+        own = partials + tl.program_id(0) * 2 * ROW
+        tl.store(own, mean)
+        tl.store(own + ROW, deviation)
+        tl.store(counts + tl.program_id(0), count)
+        tl.debug_barrier()  # all is written before it is announced
+        arrived = tl.atomic_add(arrivals_ptr + group, 1, sem="acq_rel")
+        if arrived == tl.num_programs(0) - 1:
+            mean, variance = _combine(partials, counts, tl.num_programs(0), ROW, BN, ROWS)
+            factor = tl.rsqrt(variance + eps)
+            if n_tile * BN < O:
+                factor *= tl.load(norm_weight_ptr + channel)
+                bias = tl.load(norm_bias_ptr + channel)
+            else:
+                factor *= tl.load(shortcut_weight_ptr + channel - O)
+                bias = tl.load(shortcut_bias_ptr + channel - O)
+            out_affine = out_affine_ptr + stream * 2 * ROW + channel
+            tl.store(out_affine, factor)
+            tl.store(out_affine + ROW, bias - mean * factor)
+
+
+@triton.jit
+def _relu(x):
+    """What is not a number has to reach the logits."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _combine(
+    partials, counts, number, ROW: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """(mean, variance) of BN channels from those of their parts.
+
+    Distances are taken from the mean of the first part. Its own distance to the mean of all is
+    part of the variance, so that no more digits cancel than there are parts.
+    """
+    origin = tl.load(partials, cache_modifier=".cg")
+    size = 0.0
+    total, spread = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
+    for first in range(0, number, ROWS):
+        part = first + tl.arange(0, ROWS)
+        exists = part < number
+        area = tl.load(counts + part, mask=exists, other=0.0, cache_modifier=".cg")
+        source = partials[None, :] + (part * 2 * ROW)[:, None]
+        exists = exists[:, None]
+        mean = tl.load(source, mask=exists, other=0.0, cache_modifier=".cg")
+        deviation = tl.load(source + ROW, mask=exists, other=0.0, cache_modifier=".cg")
+        distance = tl.where(exists, mean - origin[None, :], 0.0)
+        weighted = distance * area[:, None]
+        size += tl.sum(area, 0)
+        total += tl.sum(weighted, 0)
+        spread += tl.sum(deviation + weighted * distance, 0)
+    distance = total / size
+    variance = spread / size - distance * distance
+    return origin + distance, tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@dataclasses.dataclass
+class _Map:
+    """What a layer reads: relu(pixels * scale + shift + residual).
+
+    Attributes:
+        pixels (Tensor): half (N, H, W, C), or some channels of such a tensor.
+        affine (Tensor or None): float (N, 2, C), scale and shift; the pixels themselves if None.
+        relu (bool): False for a residual that is added as it is.
+        residual (_Map or None): without one of its own.
+    """
+
+    pixels: Tensor
+    affine: Tensor | None = None
+    relu: bool = True
+    residual: "_Map | None" = None
+
+    def channels(self, start, stop, **changes):
+        pixels, affine = self.pixels[..., start:stop], self.affine[..., start:stop]
+        return dataclasses.replace(self, pixels=pixels, affine=affine, **changes)
+
+
+class FusedNetwork:
+    """
+    Runs a :class:`PolicyNetwork` in half precision. Reads its parameters as they are at the time of
+    the call, or of the replay of a CUDA graph that has recorded one. The call before a recording
+    has to be one of the same parameters.
+    """
+
+    def __init__(self, network, *, dtype=torch.float16, device=None):
+        """
+        Args:
+            network (PolicyNetwork):
+            dtype (torch.dtype): of maps and weights.
+            device (Device): what is known of the GPU that it runs on; looked up if None.
+        """
+        self._network, self._dtype, self._device = network, dtype, device
+        self._addresses = self._table = self._size = self._places = None
+
+    def __call__(self, observation):
+        """
+        Args:
+            observation (Observation): of N streams.
+
+        Returns:
+            Tensor: float (N, GH, GW), logits of execution.
+        """
+        frame = observation.frame
+        device = self._device or _device_of(frame.device)
+        launch = _Launch(device, self._dtype, *self._pack(len(frame), device))
+        value = self._stack(observation, device)
+        stem, *blocks = self._network.backbone
+        value = launch(stem, value)
+        for block in blocks:
+            y = launch(block.conv1, value, block.shortcut)
+            residual = value
+            if block.shortcut is not None:
+                middle = block.conv1.out_channels
+                residual = y.channels(middle, None, relu=False)
+                y = y.channels(0, middle)
+            value = launch(block.conv2, y)
+            value.residual = residual
+        for conv in self._network.head:
+            value = launch(conv, value)
+        return value.pixels[..., 0]
+
+    def _pack(self, num_streams, device):
+        """The weights of every convolution, (O, 9, C), and a counter of programs per launch."""
+        weights = [p for p in self._network.parameters() if p.dim() == 4]
+        addresses = [weight.data_ptr() for weight in weights]
+        if addresses != self._addresses:
+            self._table, self._size, self._places = _weight_table(self._network)
+            self._addresses = addresses
+        base = self._network.head[-1].weight
+        packed = base.new_empty(self._size, dtype=self._dtype)
+        groups = num_streams * max(triton.cdiv(2 * len(weight), _CHANNELS) for weight in weights)
+        arrivals = torch.empty(len(weights), groups, dtype=torch.int32, device=base.device)
+        pack_kernel[24, len(weights)](
+            base, self._table, packed, arrivals, arrivals.numel(), FIELDS=_FIELDS, BLOCK=1024,
+            num_warps=4, **device.launch_options,
+        )  # fmt: skip
+        return {conv: packed[place:] for conv, place in self._places.items()}, iter(arrivals)
+
+    def _stack(self, observation, device):
+        maps = [observation.frame, observation.frame_state, observation.output]
+        grid, scale = observation.grid, self._network.pixel_scale
+        num_streams, num_classes, height, width = observation.output.shape
+        channels = _padded(2 * scale.numel() + num_classes + 1)
+        out = scale.new_empty(num_streams, height, width, channels, dtype=self._dtype)
+        stack_kernel[triton.cdiv(height * width, 128), channels // _CHANNELS, num_streams](
+            *maps, grid, scale, out, height, width, num_classes, height // grid.shape[2],
+            *(stride for x in maps for stride in x.stride()),
+            grid.stride(0), grid.stride(2), grid.stride(3),
+            FRAME=scale.numel(), C=channels, BM=128, BC=_CHANNELS, num_warps=4,
+            **device.launch_options,
+        )  # fmt: skip
+        return _Map(out)
+
+
+class _Launch:
+    """Runs convolutions one after the other."""
+
+    def __init__(self, device, dtype, weights, arrivals):
+        self._device, self._dtype = device, dtype
+        self._weights, self._arrivals = weights, arrivals
+
+    def __call__(self, conv, value, shortcut=None):
+        """
+        Args:
+            conv (Conv2d): 3x3, with a norm or a bias.
+            value (_Map): that it reads.
+            shortcut (Conv2d or None): 1x1, with a norm, that reads the same.
+
+        Returns:
+            _Map: sums of the convolution, then of the shortcut; logits of a layer without a norm.
+        """
+        pixels, residual = value.pixels, value.residual
+        num_streams, height, width, channels = pixels.shape
+        stride = conv.stride[0]
+        size = [(length - 1) // stride + 1 for length in (height, width)]
+        norm = getattr(conv, "norm", None)
+        out_channels = conv.out_channels
+        beside = 0 if shortcut is None else shortcut.out_channels
+        row = out_channels + beside
+        tile, bn = self._tile(size, num_streams, out_channels)
+        tiles_x = triton.cdiv(size[1], tile[1])
+        tiles = triton.cdiv(size[0], tile[0]) * tiles_x
+        n_tiles = triton.cdiv(row, bn)
+        # As many rounds for all of them.
+        rounds = triton.cdiv(tiles, _PROGRAMS_PER_SM * self._device.num_sms)
+        programs = triton.cdiv(tiles, rounds)
+        floats = functools.partial(pixels.new_empty, dtype=torch.float32)
+        dtype = torch.float32 if norm is None else self._dtype
+        out = pixels.new_empty(num_streams, *size, row, dtype=dtype)
+        affine = partials = counts = out
+        if norm is not None:
+            affine = floats(num_streams, 2, row)
+            partials = floats(num_streams, programs, 2, row)
+            counts = floats(num_streams, n_tiles, programs)
+        norms = [affine] * 4
+        if norm is not None:
+            other = norm if shortcut is None else shortcut.norm
+            norms = [norm.weight, norm.bias, other.weight, other.bias]
+        is_raw = value.affine is None
+        layer_kernel[programs, n_tiles, num_streams](
+            pixels, pixels if is_raw else value.affine,
+            pixels if residual is None else residual.pixels,
+            pixels if residual is None else residual.affine,
+            self._weights[conv], out if conv.bias is None else conv.bias, out, *norms,
+            partials, counts, next(self._arrivals), affine, height, width, *size, tiles_x, tiles,
+            0.0 if norm is None else norm.eps,
+            C=channels, X_ROW=pixels.stride(2),
+            RESIDUAL_ROW=0 if residual is None else residual.pixels.stride(2),
+            O=out_channels, SHORTCUT=beside, STRIDE=stride, AFFINE=not is_raw,
+            RESIDUAL_RELU=residual is not None and residual.relu, STATISTICS=norm is not None,
+            TH=tile[0], TW=tile[1], BN=bn, BK=_reduction(channels) if is_raw else channels,
+            ROWS=max(4096 // bn, 16), num_warps=8 if tile[0] * tile[1] * bn >= 8192 else 4,
+            num_stages=3, **self._device.launch_options,
+        )  # fmt: skip
+        return _Map(out, None if norm is None else affine)
+
+    def _tile(self, size, num_streams, out_channels):
+        """((TH, TW), BN) of a launch."""
+        for (height, width), bn in _TILES:
+            bn = min(bn, triton.next_power_of_2(max(out_channels, _CHANNELS)))
+            tiles = triton.cdiv(size[0], height) * triton.cdiv(size[1], width)
+            if 2 * num_streams * tiles * triton.cdiv(out_channels, bn) >= 3 * self._device.num_sms:
+                break
+        return (height, width), bn
+
+
+def _weight_table(network):
+    """
+    Returns:
+        tuple[Tensor, int, dict[Conv2d, int]]: int64 (weights, _FIELDS) as pack_kernel reads it,
+        the size of what it writes, and where in there the weights of a 3x3 convolution start.
+    """
+    table, places, size = [], {}, 0
+    first = network.head[-1].weight
+    pairs = [(conv, None) for conv in (network.backbone[0], *network.head)]
+    for block in network.backbone[1:]:
+        pairs += [(block.conv1, block.shortcut), (block.conv2, None)]
+    for conv, shortcut in pairs:
+        places[conv] = size
+        for layer in (conv, shortcut):
+            if layer is None:
+                continue
+            weight = layer.weight
+            num_out, channels, *kernel = weight.shape
+            taps, padded = kernel[0] * kernel[1], _padded(channels)
+            # A 1x1 convolution is the tap in the centre.
+            target = size + (4 * padded if taps == 1 else 0)
+            source = (weight.data_ptr() - first.data_ptr()) // weight.element_size()
+            stride = weight.stride()
+            table.append([source, target, num_out * taps * padded, taps, channels, padded, *stride])
+            size += num_out * 9 * padded
+    return torch.tensor(table, dtype=torch.int64, device=first.device), size, places
+
+
+def _padded(channels):
+    return -(-channels // _CHANNELS) * _CHANNELS
+
+
+def _reduction(channels):
+    """The largest power of two that divides the channels, for the reduction in steps."""
+    return min(channels & -channels, 64)
+
+
+@functools.cache
+def _device_of(device):
+    return Device(device)

@@ -1,0 +1,149 @@
+"""The policy network as Triton kernels: on the GPU if there is one, else interpreted."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
+from blockcopy_d2.policy.fused_network import FusedNetwork  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that nothing was written to is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def make(num_classes, pixels_per_block, pixel_std=(1.0, 1.0, 1.0)):
+    """A network with norms and logits that are not those of the start."""
+    network = PolicyNetwork(
+        num_classes=num_classes, pixels_per_block=pixels_per_block, pixel_std=pixel_std
+    )
+    shake(network)
+    return network.to(DEVICE)
+
+
+@torch.no_grad()
+def shake(network):
+    network.head[-1].weight.normal_(std=0.1)
+    network.head[-1].bias.normal_()
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_()
+
+
+def observe(grid_shape, num_classes, pixels_per_block, streams=1):
+    size = [pixels_per_block * blocks for blocks in grid_shape]
+    frame, state = 50 * torch.randn(2, streams, 3, *size, device=DEVICE)
+    # The brightness of streams differs, and with it their statistics.
+    frame *= torch.arange(1.0, streams + 1, device=DEVICE).view(-1, 1, 1, 1)
+    output = torch.rand(streams, num_classes, *size, device=DEVICE)
+    grid = (torch.rand(streams, 1, *grid_shape, device=DEVICE) > 0.5).float()
+    return Observation(frame, state.to(memory_format=torch.channels_last), output, grid, 1)
+
+
+@torch.enable_grad()
+def reference(network, observation):
+    """In single precision, everywhere."""
+    return network(observation).detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "grid_shape,num_classes,pixels_per_block,streams",
+    [((1, 2), 8, 32, 1), ((3, 1), 19, 8, 2), ((1, 3), 80, 16, 1)],
+)
+def test_logits_are_those_of_the_layers(
+    dtype, grid_shape, num_classes, pixels_per_block, streams
+):
+    network = make(num_classes, pixels_per_block)
+    seen = observe(grid_shape, num_classes, pixels_per_block, streams)
+    want, fused = reference(network, seen), FusedNetwork(network, dtype=dtype)
+    logits = fused(seen)
+    assert logits.dtype == torch.float32 and want.std() > 0.1
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(logits, want, atol=tolerance, rtol=0)
+    assert fused(seen).equal(logits)
+
+
+def test_tiles_of_a_large_gpu():
+    network, seen = make(1, 8), observe((2, 3), 1, 8)
+    device = Device(DEVICE)
+    device.num_sms = 64
+    logits = FusedNetwork(network, dtype=torch.float32, device=device)(seen)
+    torch.testing.assert_close(logits, reference(network, seen), atol=1e-4, rtol=0)
+
+
+def test_statistics_of_what_hardly_varies():
+    """Frames of one colour and a few pixels: nothing cancels."""
+    network, seen = make(1, 8), observe((2, 2), 1, 8)
+    with torch.no_grad():
+        seen.frame.copy_(seen.frame * 1e-3 + 120)
+        seen.frame_state.fill_(-100)
+    logits = FusedNetwork(network, dtype=torch.float32)(seen)
+    torch.testing.assert_close(logits, reference(network, seen), atol=1e-2, rtol=0)
+
+
+def test_follows_the_weights_and_copies():
+    network, seen = make(1, 8), observe((2, 2), 1, 8)
+    network._fused_network()(seen)
+    copied = copy.deepcopy(network)
+    shake(network)
+    for one in (network, copied):
+        logits = one._fused_network()(seen)
+        torch.testing.assert_close(logits, reference(one, seen), atol=0.03, rtol=0)
+    assert not reference(network, seen).allclose(reference(copied, seen), atol=0.1)
+
+
+def test_what_is_not_finite_reaches_the_logits_of_its_stream():
+    network, seen = make(1, 8), observe((2, 2), 1, 8, streams=2)
+    seen.frame[0, 1, 3, 3] = torch.nan
+    logits = FusedNetwork(network)(seen)
+    assert logits[0].isnan().all() and logits[1].isfinite().all()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("grid_shape,streams", [((8, 16), 1), ((5, 7), 3)])
+def test_on_a_gpu(grid_shape, streams):
+    network, seen = make(8, 32), observe(grid_shape, 8, 32, streams)
+    want = reference(network, seen)
+    with torch.no_grad():
+        logits = network(seen)
+        assert network._fused is not None
+        torch.testing.assert_close(logits, want, atol=0.05, rtol=0)
+        # cuDNN in half precision is not closer to single precision by much.
+        network._is_watched = lambda: True
+        layers = network(seen)
+    assert (logits - want).square().mean() < 2 * (layers - want).square().mean() + 1e-6
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@torch.no_grad()
+def test_a_recorded_graph_follows_the_weights():
+    network, seen = make(8, 32), observe((8, 16), 8, 32)
+    network(seen)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.graph(graph):
+            logits = network(seen)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(3):
+        graph.replay()
+        first = logits.clone()
+        torch.testing.assert_close(first, reference(network, seen), atol=0.05, rtol=0)
+        for _ in range(5):
+            graph.replay()
+            assert logits.equal(first)
+        shake(network)
+        seen.frame.normal_(std=50)
