@@ -8,6 +8,7 @@ from torch import nn
 from blockcopy_d2.sparse import BlockSparseModule
 
 from .backbone import BlockCopyBackbone
+from .roi_align import convert_roi_align
 from .rpn import BlockCopyRPNHead
 
 __all__ = ["BlockCopyDenseHead", "convert_model"]
@@ -37,7 +38,8 @@ def convert_model(base, backend="auto"):
     """
     Make the backbone and the fully convolutional heads of a meta-architecture block-sparse. Heads
     that are something else stay as they are. So does a model whose backbone is: the attention of
-    a transformer (ViT, Swin) has no blocks. Its name is logged as a warning, once.
+    a transformer (ViT, Swin) has no blocks. Its name is logged as a warning, once. RoI pooling
+    reads the features in the layout that block-sparse modules keep them in.
 
     Args:
         base (nn.Module): a meta-architecture, changed in place. Modules that are block-sparse
@@ -67,6 +69,8 @@ def convert_model(base, backend="auto"):
             setattr(owner, name, convert(module=module, backend=backend))
         elif not runs_in_blocks and is_converted:
             setattr(owner, name, module.dense_module)
+    if runs_in_blocks:
+        convert_roi_align(base)
     return runs_in_blocks
 
 

@@ -39,7 +39,6 @@ from .learning import learn
 from .precision import inference_autocast
 from .refresh import due_for_refresh
 from .result import FrameResult
-from .roi_features import planar_features
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream
 from .task import build_task
@@ -277,7 +276,6 @@ class BlockCopyVideoModel(nn.Module):
             timer.stage("inference"),
             inference_autocast(self.device, self.amp),
             timed_modules(timer, "network", sparse_modules),
-            planar_features(self.base, streams.roi_features, grid),
             block_sparse(self.base, grid, streams.features) as work,
         ):
             outputs = self.base(inputs)

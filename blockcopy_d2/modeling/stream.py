@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from blockcopy_d2.sparse import StreamState
 
-from .roi_features import PlanarFeatures
-
 
 class StreamBatch:
     """
@@ -33,7 +31,6 @@ class StreamBatch:
         counts (list[int]): frames so far, of every stream.
         policies (list[Policy] or None): of every stream; None for that of the model.
         features (StreamState): feature caches of the block-sparse modules.
-        roi_features (PlanarFeatures): the backbone's features as RoI heads read them.
         outputs (list): the last output of every stream as information gain compares it.
         image_size (tuple[int, int] or None): of the frames, as the network takes them.
         canvas_size (tuple[int, int] or None): H, W, with their padding.
@@ -63,7 +60,6 @@ class StreamBatch:
         self.num_streams = num_streams
         self.policies = policies
         self.features = StreamState()
-        self.roi_features = PlanarFeatures()
         self.reset()
 
     def reset(self, slot=None):
@@ -79,7 +75,6 @@ class StreamBatch:
             self.frame_index[slot] = 0
             return
         self.features.reset()
-        self.roi_features.reset()
         self.counts = [0] * self.num_streams
         self.outputs = [None] * self.num_streams
         self.image_size = self.canvas_size = None

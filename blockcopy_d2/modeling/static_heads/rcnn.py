@@ -107,7 +107,7 @@ def _supports_pooler(pooler):
     return (
         pooler is not None
         and pooler.output_size[0] == pooler.output_size[1]
-        and all(type(p) is Detectron2ROIAlign for p in pooler.level_poolers)
+        and all(isinstance(p, Detectron2ROIAlign) for p in pooler.level_poolers)
     )
 
 
