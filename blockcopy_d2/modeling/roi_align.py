@@ -48,12 +48,14 @@ class ChannelsLastROIAlign(ROIAlign):
         weights = weights_y[:, :, None, :, None] * weights_x[:, None, :, None, :]
         touched = weights > 0  # (R, P, Q, T, U)
         ends = touched.flatten(3).sum(-1).flatten().cumsum(0)
+        # Several times as fast as indexing by the mask.
+        entries = touched.flatten().nonzero()[:, 0]
         bags = F.embedding_bag(
-            pixels[touched],
+            pixels.flatten().index_select(0, entries),
             input.permute(0, 2, 3, 1).flatten(0, 2),
             F.pad(ends, (1, 0)).int(),
             mode="sum",
-            per_sample_weights=weights[touched].to(input.dtype),
+            per_sample_weights=weights.flatten().index_select(0, entries).to(input.dtype),
             include_last_offset=True,
         )
         return bags.view(len(rois), *self.output_size, -1).permute(0, 3, 1, 2)

@@ -189,7 +189,8 @@ def _windowed_convolution(op, run, level):
         for stride, kernel, dilation in zip(op.stride, op.kernel, op.dilation)
     ]
     taps = op.kernel[0] * op.kernel[1]
-    if op.groups == 1 and taps * level.tile**2 <= 2.5 * spans[0] * spans[1]:
+    copies = taps * level.tile**2 / (spans[0] * spans[1])
+    if op.groups == 1 and copies <= (4 if level.tile <= 4 else 1):
         # Small tiles: the halo outweighs the tile, and one matrix product per layer is faster.
         rows = level.tap_rows(
             size, kernel=op.kernel, stride=op.stride, padding=op.padding, dilation=op.dilation
