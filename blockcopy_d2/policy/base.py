@@ -42,6 +42,10 @@ class Policy(nn.Module, ABC):
 
     # Whether an OnlineLearner can improve it.
     learns = False
+    # Whether forward() is safe to capture in a CUDA graph: it does the same whatever the numbers,
+    # and never waits for the device. If the policy learns, it has its logits from a module
+    # ``network``.
+    capturable = False
 
     @classmethod
     def from_config(cls, cfg, num_classes):

@@ -23,6 +23,8 @@ __all__ = ["AllBlocks", "EveryKthFrame", "FrameDifference", "NoBlocks", "RandomB
 class AllBlocks(Policy):
     """Executes every block: the task network as it is."""
 
+    capturable = True
+
     @configurable
     def __init__(self):
         super().__init__()
@@ -35,6 +37,8 @@ class AllBlocks(Policy):
 class NoBlocks(Policy):
     """Executes nothing: the output of a stream's first frame stays."""
 
+    capturable = True
+
     @configurable
     def __init__(self):
         super().__init__()
@@ -46,6 +50,8 @@ class NoBlocks(Policy):
 @POLICY_REGISTRY.register()
 class RandomBlocks(Policy):
     """Executes each block with the same probability, independently."""
+
+    capturable = True
 
     @configurable
     def __init__(self, *, target, seed=0):
@@ -75,6 +81,8 @@ class RandomBlocks(Policy):
 class FrameDifference(Policy):
     """Executes the blocks whose pixels differ most from when they were last executed."""
 
+    capturable = True
+
     @configurable
     def __init__(self, *, target):
         """
@@ -101,6 +109,8 @@ class FrameDifference(Policy):
 @POLICY_REGISTRY.register()
 class EveryKthFrame(Policy):
     """Executes every block of each k-th frame of a stream and none between: a lower frame rate."""
+
+    capturable = True
 
     @configurable
     def __init__(self, *, period):

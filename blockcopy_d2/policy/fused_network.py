@@ -114,8 +114,8 @@ def layer_kernel(
     C: tl.constexpr, X_ROW: tl.constexpr,  # channels that are read, and that the map has
     RESIDUAL_ROW: tl.constexpr,  # channels of the residual's map, 0 without
     O: tl.constexpr, SHORTCUT: tl.constexpr,  # channels of the convolution, of a shortcut beside it
-    STRIDE: tl.constexpr, AFFINE: tl.constexpr,  # whether x is to be normalized and rectified
-    RESIDUAL_RELU: tl.constexpr,
+    STRIDE: tl.constexpr,
+    KIND: tl.constexpr,  # x as it is: 0, normalized: 1, with a residual: 2, a rectified one: 3
     STATISTICS: tl.constexpr,  # whether a normalization follows; if not, a bias
     TH: tl.constexpr, TW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ROWS: tl.constexpr, PDL: tl.constexpr,
@@ -141,14 +141,11 @@ def layer_kernel(
     x_base = x_ptr + stream * H * W * X_ROW
     out_base = out_ptr + stream * OH * OW * ROW
     weights = weight_ptr + channel[:, None] * (9 * C) + k[None, :]
-    if AFFINE:
-        scale = tl.load(affine_ptr + stream * 2 * X_ROW + k)[None, :]
-        shift = tl.load(affine_ptr + stream * 2 * X_ROW + X_ROW + k)[None, :]
-    if RESIDUAL_ROW > 0:
-        residual_base = residual_ptr + stream * H * W * RESIDUAL_ROW
-        residual_affine = residual_affine_ptr + stream * 2 * RESIDUAL_ROW
-        residual_scale = tl.load(residual_affine + k)[None, :]
-        residual_shift = tl.load(residual_affine + RESIDUAL_ROW + k)[None, :]
+    residual_base = residual_ptr + stream * H * W * RESIDUAL_ROW
+    affine = _affine(affine_ptr, stream, k, X_ROW, x_ptr.dtype.element_ty, KIND > 0)
+    residual_affine = _affine(
+        residual_affine_ptr, stream, k, RESIDUAL_ROW, x_ptr.dtype.element_ty, KIND > 1
+    )
 
     m = tl.arange(0, BM)
     count = 0.0
@@ -158,28 +155,27 @@ def layer_kernel(
         x = tile % tiles_x * TW + m % TW
         valid = (y < OH) & (x < OW)
         acc = tl.zeros((BM, BN), tl.float32)
+        # While a step is multiplied, the next one is normalized and the one after that on its way.
+        raw, other, inside = _read(
+            x_base, residual_base, first, y, x, valid, H, W, k,
+            C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
+        )  # fmt: skip
+        a = _normalize(raw, affine, other, residual_affine, inside, KIND)
+        raw, other, inside = _read(
+            x_base, residual_base, first + 1, y, x, valid & (first + 1 < last), H, W, k,
+            C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
+        )  # fmt: skip
         for step in range(first, last):
-            tap = step // STEPS_PER_TAP
-            c = step % STEPS_PER_TAP * BK + k
-            iy, ix = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
-            inside = (valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W))[:, None]
-            pixel = (iy * W + ix)[:, None]
-            a = tl.load(x_base + pixel * X_ROW + c[None, :], mask=inside, other=0.0)
-            if AFFINE:
-                value = a.to(tl.float32) * scale + shift
-                if RESIDUAL_ROW > 0:
-                    source = residual_base + pixel * RESIDUAL_ROW + c[None, :]
-                    other = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-                    other = other * residual_scale + residual_shift
-                    if RESIDUAL_RELU:
-                        other = _relu(other)
-                    value += other
-                a = tl.where(inside, _relu(value), 0.0).to(a.dtype)
             if ROW % BN == 0:
                 b = tl.load(weights + step * BK)
             else:
                 b = tl.load(weights + step * BK, mask=(channel < ROW)[:, None], other=0.0)
             acc = tl.dot(a, b.T, acc, input_precision="ieee")
+            a = _normalize(raw, affine, other, residual_affine, inside, KIND)
+            raw, other, inside = _read(
+                x_base, residual_base, step + 2, y, x, valid & (step + 2 < last), H, W, k,
+                C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
+            )  # fmt: skip
 
         mask = valid[:, None]
         if ROW % BN != 0:
@@ -190,9 +186,9 @@ def layer_kernel(
             tl.store(target, out, mask=mask)
             out = tl.where(mask, out.to(tl.float32), 0.0)
             area = tl.sum(valid.to(tl.float32), 0)
-            center = tl.sum(out, 0) / area
-            distance = tl.where(mask, out - center[None, :], 0.0)
-            step_to = center - mean
+            tile_mean = tl.sum(out, 0) / area
+            distance = tl.where(mask, out - tile_mean[None, :], 0.0)
+            step_to = tile_mean - mean
             deviation += tl.sum(distance * distance, 0)
             deviation += step_to * step_to * (count * area / (count + area))
             mean += step_to * (area / (count + area))
@@ -219,15 +215,65 @@ def layer_kernel(
             else:
                 factor *= tl.load(shortcut_weight_ptr + channel - O)
                 bias = tl.load(shortcut_bias_ptr + channel - O)
-            out_affine = out_affine_ptr + stream * 2 * ROW + channel
-            tl.store(out_affine, factor)
-            tl.store(out_affine + ROW, bias - mean * factor)
+            out_affine = out_affine_ptr + stream * 3 * ROW + channel
+            # In half precision, distances from the mean are more exact than products with it.
+            rounded = mean.to(out_ptr.dtype.element_ty).to(tl.float32)
+            tl.store(out_affine, rounded)
+            tl.store(out_affine + ROW, factor)
+            tl.store(out_affine + 2 * ROW, bias - (mean - rounded) * factor)
+
+
+@triton.jit
+def _read(
+    x_base, residual_base, step, y, x, valid, H, W, k,
+    C: tl.constexpr, X_ROW: tl.constexpr, RESIDUAL_ROW: tl.constexpr, STRIDE: tl.constexpr,
+    BK: tl.constexpr,
+):  # fmt: skip
+    """What a step of the reduction reads for output pixels (y, x), and which of it exists."""
+    tap = step // (C // BK)
+    c = step % (C // BK) * BK + k
+    iy, ix = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
+    inside = (valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W))[:, None]
+    pixel = (iy * W + ix)[:, None]
+    a = tl.load(x_base + pixel * X_ROW + c[None, :], mask=inside, other=0.0)
+    other = a
+    if RESIDUAL_ROW > 0:
+        other = tl.load(residual_base + pixel * RESIDUAL_ROW + c[None, :], mask=inside, other=0.0)
+    return a, other, inside
+
+
+@triton.jit
+def _affine(affine_ptr, stream, k, ROW: tl.constexpr, dtype: tl.constexpr, EXISTS: tl.constexpr):
+    """(center, scale, shift) of the channels k."""
+    if EXISTS:
+        affine = affine_ptr + stream * 3 * ROW + k[None, :]
+        center, scale = tl.load(affine).to(dtype), tl.load(affine + ROW).to(dtype)
+        shift = tl.load(affine + 2 * ROW).to(dtype)
+        return center, scale, shift
+    else:
+        return 0, 0, 0
+
+
+@triton.jit
+def _normalize(x, affine, residual, residual_affine, inside, KIND: tl.constexpr):
+    """Zero beyond the border of the map, where a normalization would not leave it."""
+    if KIND > 0:
+        center, scale, shift = affine
+        x = (x - center) * scale + shift
+        if KIND > 1:
+            center, scale, shift = residual_affine
+            residual = (residual - center) * scale + shift
+            if KIND == 3:
+                residual = _relu(residual)
+            x += residual
+        x = tl.where(inside, _relu(x), tl.zeros_like(x))
+    return x
 
 
 @triton.jit
 def _relu(x):
     """What is not a number has to reach the logits."""
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(x, tl.zeros_like(x), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -336,9 +382,9 @@ class FusedNetwork:
         packed = base.new_empty(self._size, dtype=self._dtype)
         groups = num_streams * max(triton.cdiv(2 * len(weight), _CHANNELS) for weight in weights)
         arrivals = torch.empty(len(weights), groups, dtype=torch.int32, device=base.device)
-        pack_kernel[24, len(weights)](
-            base, self._table, packed, arrivals, arrivals.numel(), FIELDS=_FIELDS, BLOCK=1024,
-            num_warps=4, **device.launch_options,
+        pack_kernel[triton.cdiv(2 * device.num_sms, len(weights)), len(weights)](
+            base, self._table, packed, arrivals, arrivals.numel(), FIELDS=_FIELDS, BLOCK=4096,
+            num_warps=8, **device.launch_options,
         )  # fmt: skip
         return {conv: packed[place:] for conv, place in self._places.items()}, iter(arrivals)
 
@@ -395,7 +441,7 @@ class _Launch:
         out = pixels.new_empty(num_streams, *size, row, dtype=dtype)
         affine = partials = counts = out
         if norm is not None:
-            affine = floats(num_streams, 2, row)
+            affine = floats(num_streams, 3, row)
             partials = floats(num_streams, programs, 2, row)
             counts = floats(num_streams, n_tiles, programs)
         norms = [affine] * 4
@@ -403,6 +449,9 @@ class _Launch:
             other = norm if shortcut is None else shortcut.norm
             norms = [norm.weight, norm.bias, other.weight, other.bias]
         is_raw = value.affine is None
+        bk = _reduction(channels) if is_raw else channels
+        # Elements of a program's largest tile, which its threads keep in registers.
+        large = tile[0] * tile[1] * max(bn, bk * (1 if residual is None else 2)) >= 8192
         layer_kernel[programs, n_tiles, num_streams](
             pixels, pixels if is_raw else value.affine,
             pixels if residual is None else residual.pixels,
@@ -412,11 +461,11 @@ class _Launch:
             0.0 if norm is None else norm.eps,
             C=channels, X_ROW=pixels.stride(2),
             RESIDUAL_ROW=0 if residual is None else residual.pixels.stride(2),
-            O=out_channels, SHORTCUT=beside, STRIDE=stride, AFFINE=not is_raw,
-            RESIDUAL_RELU=residual is not None and residual.relu, STATISTICS=norm is not None,
-            TH=tile[0], TW=tile[1], BN=bn, BK=_reduction(channels) if is_raw else channels,
-            ROWS=max(4096 // bn, 16), num_warps=8 if tile[0] * tile[1] * bn >= 8192 else 4,
-            num_stages=3, **self._device.launch_options,
+            O=out_channels, SHORTCUT=beside, STRIDE=stride,
+            KIND=0 if is_raw else 1 if residual is None else 2 + residual.relu,
+            STATISTICS=norm is not None,
+            TH=tile[0], TW=tile[1], BN=bn, BK=bk, ROWS=max(1024 // bn, 16), num_warps=8 if large else 4,
+            num_stages=3, maxnreg=128, **self._device.launch_options,
         )  # fmt: skip
         return _Map(out, None if norm is None else affine)
 

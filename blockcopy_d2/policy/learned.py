@@ -22,6 +22,7 @@ class LearnedPolicy(Policy):
     """
 
     learns = True
+    capturable = True
 
     @configurable
     def __init__(
