@@ -18,7 +18,9 @@ from .program import (
     Upsample,
 )
 from .triton_ops.bottleneck import BottleneckLaunch, BottleneckShape
-from .triton_ops.conv import ConvolutionLaunch, ConvolutionLevel
+from .triton_ops.box_conv import BoxConfig, BoxConvolutionLaunch, takes_boxes
+from .triton_ops.conv import ConvolutionLaunch
+from .triton_ops.conv_levels import ConvolutionLevel
 from .triton_ops.conv_shape import ConvolutionShape, transposed_phases
 from .triton_ops.copy import CopyLaunch
 from .triton_ops.normalization import StatisticsLaunch
@@ -58,8 +60,14 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
     tilings = [
         bound.tiling(operator.output if tiled_as is None else tiled_as) for operator, _, _ in parts
     ]
-    pixels = sum(tiling.num_pixels for tiling in tilings)
-    config = convolution_config(shape, pixels, out.rows.dtype, lowered.device)
+    tiles = [
+        (bound.maps[operator.inputs[0]], tiling.tile)
+        for (operator, _, _), tiling in zip(parts, tilings)
+    ]
+    config = convolution_config(
+        shape, sum(tiling.num_pixels for tiling in tilings), out.rows.dtype, lowered.device,
+        boxes=takes_boxes(shape, tiles, lowered.precision, lowered.device), tile=tilings[0].tile,
+    )  # fmt: skip
     levels = []
     for (operator, weight, bias), tiling in zip(parts, tilings):
         residual = bound.plan.residuals.get(operator)
@@ -73,10 +81,12 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
                 second=bound.maps[operator.second.output] if shape.first_out else None,
             )
         )
-    launch = ConvolutionLaunch(
-        shape, config, levels, precision=lowered.precision,
-        workspace=lowered.workspace(config, out.rows.device), device=lowered.device,
-    )  # fmt: skip
+    common = {"precision": lowered.precision, "device": lowered.device}
+    if isinstance(config, BoxConfig):
+        launch = BoxConvolutionLaunch(shape, config, levels, **common)
+    else:
+        workspace = lowered.workspace(config, out.rows.device)
+        launch = ConvolutionLaunch(shape, config, levels, workspace=workspace, **common)
     bound.convolutions.append(launch)
     return launch
 

@@ -61,7 +61,7 @@ class LoweredForTriton:
     def __init__(self, program, tensors):
         tensor = next(iter(tensors.values()))
         self.device = Device(tensor.device)
-        self.plan = lower(program, self.device.widest_bottleneck)
+        self.plan = lower(program, self.device.widest_bottleneck(tensor.dtype))
         # 0xFF bytes are NaN in every float type: what is read unwritten shows.
         self.scratch = torch.full(
             (self.plan.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device

@@ -166,6 +166,8 @@ def pack_bottleneck(*convolutions):
 class BottleneckLaunch:
     """The launch bound to its operands; calling it with a BlockList runs the active blocks."""
 
+    kernel = bottleneck_kernel
+
     def __init__(
         self, shape, config, *, x, weights, out, tiling, residual=None, following=None,
         precision="tf32", device,
@@ -208,7 +210,7 @@ class BottleneckLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        bottleneck_kernel[self.grid](*self._arguments(blocks), **self.constants)
+        self.kernel[self.grid](*self._arguments(blocks), **self.constants)
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""

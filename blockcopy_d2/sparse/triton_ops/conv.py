@@ -17,20 +17,14 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a
 taps.
 """
 
-import dataclasses
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from .activation import activate, parameters
-from .conv_shape import PackedWeight
-from .geometry import BlockList, Tiling, begin, locate
-
-# Columns of the table of levels, int64 each: where the operands of a level start, in elements from
-# those of the first level, and what differs between levels.
-_FIELDS = 13
+from .activation import parameters
+from .conv_levels import LEVEL_FIELDS, aligned, level_table
+from .conv_output import write_tile
+from .geometry import BlockList, begin, locate
 
 
 @triton.jit
@@ -196,78 +190,20 @@ def convolution_kernel(
                         acc += tl.load(parts + other * (BM * BN), cache_modifier=".cg")
                     tl.store(arrivals_ptr + tile, 0)
         if complete:
-            mask = valid[:, None]
-            if UNIT_OUT % BN != 0:
-                mask = mask & (column < UNIT_OUT)[None, :]
-            out = acc + tl.load(bias_ptr + bias_offset + packed)[None, :]
-            if RESIDUAL_SCALE > 0:
-                pixel = stream * (oh // RESIDUAL_SCALE) + oy // RESIDUAL_SCALE
-                pixel = pixel * (ow // RESIDUAL_SCALE) + ox // RESIDUAL_SCALE
-                if WIDE:
-                    pixel = pixel.to(tl.int64)
-                residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
-                out += tl.load(residual, mask=mask, other=0.0).to(tl.float32)
-            pixel = (stream * oh + oy) * ow + ox
-            if WIDE:
-                pixel = pixel.to(tl.int64)
-            out_base, second_base = out_ptr + out_offset, second_ptr + second_offset - FIRST_OUT
-            if FIRST_OUT == UNIT_OUT:
-                _finish(
-                    out, out_base, pixel, out_step, channel, mask,
-                    activation_first, activation_second, ACTIVATION,
-                )  # fmt: skip
-            elif FIRST_OUT % BN == 0:  # a tile belongs to one of the two
-                if n_tile * BN < FIRST_OUT:
-                    _finish(
-                        out, out_base, pixel, out_step, channel, mask,
-                        activation_first, activation_second, ACTIVATION,
-                    )  # fmt: skip
-                else:
-                    _finish(
-                        out, second_base, pixel, second_step, channel, mask,
-                        second_activation_first, second_activation_second, SECOND_ACTIVATION,
-                    )  # fmt: skip
-            else:
-                first_mask = mask & (column < FIRST_OUT)[None, :]
-                second_mask = mask & (column >= FIRST_OUT)[None, :]
-                _finish(
-                    out, out_base, pixel, out_step, channel, first_mask,
-                    activation_first, activation_second, ACTIVATION,
-                )  # fmt: skip
-                _finish(
-                    out, second_base, pixel, second_step, channel, second_mask,
-                    second_activation_first, second_activation_second, SECOND_ACTIVATION,
-                )  # fmt: skip
-
-
-@triton.jit
-def _finish(
-    out, out_ptr, pixel, row, channel, mask, activation_first, activation_second,
-    ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    """Applies an activation and writes a tile."""
-    out = activate(out, activation_first, activation_second, ACTIVATION)
-    target = out_ptr + (pixel * row)[:, None] + channel[None, :]
-    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@dataclasses.dataclass
-class ConvolutionLevel:
-    """One map that a launch works on: state.FeatureMaps, and how blocks tile the output.
-
-    `second` takes the output channels of the second of two convolutions.
-    """
-
-    x: Any
-    out: Any
-    packed: PackedWeight
-    tiling: Tiling
-    residual: Any = None
-    second: Any = None
+            write_tile(
+                acc, stream, oy, ox, valid, n_tile * BN, column, channel, oh, ow,
+                bias_ptr + bias_offset + packed, residual_ptr, residual_row,
+                out_ptr + out_offset, out_step, second_ptr + second_offset, second_step,
+                activation_first, activation_second, second_activation_first,
+                second_activation_second, UNIT_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
+                SECOND_ACTIVATION, BN, WIDE,
+            )  # fmt: skip
 
 
 class ConvolutionLaunch:
     """A convolution bound to its operands; calling it with a BlockList runs the active blocks."""
+
+    kernel = convolution_kernel
 
     def __init__(self, shape, config, levels, *, precision, workspace, device):
         """
@@ -293,7 +229,7 @@ class ConvolutionLaunch:
         second = first.second if first.second is not None else first.out
         second_name, *second_activation = parameters(shape.second_activation)
         # Tensors of other levels are only pointed to; self.levels keeps them.
-        table = _level_table(levels) if len(levels) > 1 else None
+        table = level_table(levels) if len(levels) > 1 else None
         maps = [
             map_ for level in levels for map_ in (level.x, level.out, level.second or level.out)
         ]
@@ -321,11 +257,11 @@ class ConvolutionLaunch:
             ROW_CONTIGUOUS=_contiguous_rows(first.x, shape),
             RESIDUAL_SCALE=shape.residual_scale, FIRST_OUT=shape.first_out or unit_out,
             ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
-            LEVELS=len(levels), FIELDS=_FIELDS,
-            X_ALIGNED=all(_aligned(level.x.rows, first.x.rows) for level in levels),
+            LEVELS=len(levels), FIELDS=LEVEL_FIELDS,
+            X_ALIGNED=all(aligned(level.x.rows, first.x.rows) for level in levels),
             OUT_ALIGNED=all(
-                _aligned(level.out.rows, first.out.rows)
-                and (level.second is None or _aligned(level.second.rows, second.rows))
+                aligned(level.out.rows, first.out.rows)
+                and (level.second is None or aligned(level.second.rows, second.rows))
                 for level in levels
             ),
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
@@ -335,7 +271,7 @@ class ConvolutionLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        convolution_kernel[self.grid](*self._arguments(blocks), **self.constants)
+        self.kernel[self.grid](*self._arguments(blocks), **self.constants)
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
@@ -369,33 +305,3 @@ def workspace_size(config, num_sms):
 def _contiguous_rows(x, shape):
     readable = x.zero_padded or shape.row_pack == shape.in_channels
     return readable and x.rows.stride(0) == shape.row_pack and shape.dilation[1] == 1
-
-
-def _distance(tensor, base):
-    """Elements from the start of one tensor to that of another."""
-    return (tensor.data_ptr() - base.data_ptr()) // tensor.element_size()
-
-
-def _aligned(rows, base):
-    return _distance(rows, base) % 16 == 0 and rows.stride(0) % 16 == 0
-
-
-def _level_table(levels):
-    """int64 (levels, _FIELDS) as convolution_kernel reads it."""
-    first = levels[0]
-    table = []
-    for level in levels:
-        pairs = (
-            (level.x.rows, first.x.rows),
-            (level.out.rows, first.out.rows),
-            (level.packed.matrix, first.packed.matrix),
-            (level.packed.bias, first.packed.bias),
-        )
-        offsets = [_distance(own, base) for own, base in pairs]
-        sizes = [level.tiling.tile, *level.x.size, *level.out.size]
-        second = [0, 0]
-        if level.second is not None:
-            second = [_distance(level.second.rows, first.second.rows), level.second.rows.stride(0)]
-        strides = [level.x.rows.stride(0), level.out.rows.stride(0)]
-        table.append([*offsets, *sizes, *strides, *second])
-    return torch.tensor(table, dtype=torch.int64, device=first.x.rows.device)

@@ -14,7 +14,7 @@ class Device:
         name: as in the file names of the tables of configurations.
         num_sms: multiprocessors.
         shared_memory: bytes that one program may use.
-        widest_bottleneck: middle channels of a residual block that one program can keep.
+        bulk_copies: whether there is a tensor memory accelerator, see box_conv.py.
         pdl: whether kernels start up while those before them still run (programmatic dependent
             launch, see geometry.begin).
     """
@@ -26,11 +26,17 @@ class Device:
             self.name = properties.name
             self.num_sms = properties.multi_processor_count
             self.shared_memory = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
-            self.pdl = properties.major >= 9
+            self.pdl = self.bulk_copies = properties.major >= 9
         else:  # the interpreter
             self.name, self.num_sms = "interpreter", 4
-            self.shared_memory, self.pdl = 160 << 10, False
-        self.widest_bottleneck = 128 if self.shared_memory >= 160 << 10 else 0
+            self.shared_memory, self.pdl, self.bulk_copies = 160 << 10, False, True
+
+    def widest_bottleneck(self, dtype):
+        """Middle channels up to which the rest of a residual block is one launch, see
+        bottleneck.py: those that a program can keep, as long as that is faster."""
+        if self.bulk_copies:
+            return 64 if dtype.itemsize == 2 else 0
+        return 128 if self.shared_memory >= 160 << 10 else 0
 
     @property
     def launch_options(self):

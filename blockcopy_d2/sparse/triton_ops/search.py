@@ -14,12 +14,13 @@ import statistics
 import torch
 import triton
 
-from .bottleneck import BottleneckConfig, BottleneckLaunch, bottleneck_kernel
+from .bottleneck import BottleneckConfig, BottleneckLaunch
+from .box_conv import BoxConfig, BoxConvolutionLaunch, takes_boxes
 from .compact import allocate_list, compact
-from .conv import ConvolutionLaunch, Workspace, convolution_kernel
+from .conv import ConvolutionLaunch, Workspace
 from .conv_shape import ConvolutionConfig, pack_weight
 from .device import Device
-from .tuning import bottleneck_key, layer_key, pixel_bucket, table_path
+from .tuning import PIXELS_OF_A_BOX, bottleneck_key, layer_key, pixel_bucket, table_path, to_entry
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,19 @@ _TILES = (
 )  # fmt: skip
 # (bytes of the reduction per row, stages of the pipeline).
 _PIPELINES = ((64, 4), (128, 3), (128, 5), (256, 3))
-_SPLITS = (1, 4, 8, 16, 32)
+# (pixels, channels, warps, stages) of a tile of box_conv.py.
+_BOXES = (
+    (256, 128, 8, 3), (256, 128, 8, 4), (128, 256, 8, 3), (128, 256, 8, 4), (128, 128, 4, 3),
+    (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6), (128, 64, 4, 4), (256, 64, 4, 3),
+    (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4), (64, 128, 8, 6), (64, 64, 4, 4),
+    (64, 64, 4, 6), (32, 128, 4, 6), (16, 128, 4, 6), (16, 256, 8, 6),
+)  # fmt: skip
+_SPLITS = (1, 4, 16)
 _PER_SM = (0, 1, 2, 4)
+# Configurations per share of which variants are measured.
+_FINALISTS = 2
 _REPEATS = 20
+_PRECISION = "tf32"
 
 
 def search(launches, shares, *, only="", device=None, workers=None):
@@ -58,14 +69,15 @@ def search(launches, shares, *, only="", device=None, workers=None):
     workspace = Workspace(largest * gpu.num_sms, gpu.num_sms, device)
     layers = {}
     for launch in launches:
-        kind = _Convolution if isinstance(launch, ConvolutionLaunch) else _Bottleneck
+        kind = _Bottleneck if isinstance(launch, BottleneckLaunch) else _Convolution
         layer = kind(launch, gpu, workspace)
         if only in layer.key(1.0):
             layers.setdefault((layer.key(1.0), layer.num_levels), layer)
     jobs = {}
     for layer in layers.values():
         for config in layer.candidates():
-            job = (layer.kernel.__name__, *layer.launch(config).signature())
+            trial = layer.launch(config)
+            job = (trial.kernel.__name__, *trial.signature())
             jobs[str(job)] = job
     logger.info("Compiling %d kernels.", len(jobs))
     _compile(list(jobs.values()), workers)
@@ -75,13 +87,13 @@ def search(launches, shares, *, only="", device=None, workers=None):
         times = {config: _times(layer.launch(config), lists) for config in layer.candidates()}
         finalists = set()
         for position in range(len(shares)):
-            finalists |= set(sorted(times, key=lambda config: times[config][position])[:3])
+            finalists |= set(sorted(times, key=lambda config: times[config][position])[:_FINALISTS])
         for config in itertools.chain.from_iterable(map(layer.variants, finalists)):
             times[config] = _times(layer.launch(config), lists)
         best = [min(column) for column in zip(*times.values())]
         for position, share in enumerate(shares):
             chosen = min(times, key=lambda config: _cost(times[config], best, position))
-            entries[layer.key(share)] = dataclasses.asdict(chosen)
+            entries[layer.key(share)] = to_entry(chosen)
             time, fastest = 1e3 * times[chosen][position], 1e3 * best[position]
             logger.info(
                 "%s: %.1f us (fastest %.1f) with %s", layer.key(share), time, fastest, chosen
@@ -90,9 +102,7 @@ def search(launches, shares, *, only="", device=None, workers=None):
 
 
 class _Convolution:
-    """The layer of a ConvolutionLaunch."""
-
-    kernel = convolution_kernel
+    """The layer of a ConvolutionLaunch or BoxConvolutionLaunch."""
 
     def __init__(self, launch, gpu, workspace):
         self.shape, self.levels, self.gpu, self.workspace = (
@@ -101,13 +111,35 @@ class _Convolution:
         self.num_levels = len(launch.levels)
         self.tiling = launch.levels[0].tiling
         self.dtype = launch.levels[0].x.rows.dtype
+        maps = [(level.x, level.tiling.tile) for level in self.levels]
+        self.boxes = takes_boxes(self.shape, maps, _PRECISION, gpu)
 
     def key(self, share):
         pixels = sum(level.tiling.num_pixels for level in self.levels)
         return layer_key(self.shape, self.dtype, pixel_bucket(pixels * share))
 
     def candidates(self):
-        """Configurations that fit layer and GPU, with reductions split and a program per tile."""
+        """Configurations that fit layer and GPU."""
+        large = self.tiling.tile**2 >= PIXELS_OF_A_BOX and self.shape.out_channels >= 32
+        boxes = self._boxes() if self.boxes else []
+        return boxes if boxes and large else boxes + self._gathers()
+
+    def _boxes(self):
+        shape, itemsize = self.shape, self.dtype.itemsize
+        bk = math.gcd(shape.in_channels, 128 // itemsize)
+        widest = max(triton.next_power_of_2(shape.out_channels), 64)
+        pixels = max(self.tiling.tile**2, 16)
+        found = []
+        for bm, bn, warps, stages in _BOXES:
+            shared_memory = (bm + bn) * bk * itemsize * stages
+            if bm > pixels or bn > widest or shared_memory > self.gpu.shared_memory:
+                continue
+            for flatten in (False, True):
+                found.append(BoxConfig(bm, bn, bk, warps, stages, per_sm=1, flatten=flatten))
+        return found
+
+    def _gathers(self):
+        """With reductions split and a program per tile."""
         shape, itemsize = self.shape, self.dtype.itemsize
         _, unit_in, unit_out = shape.units
         length = shape.kernel[1] * shape.row_pack if shape.row_pack else unit_in
@@ -130,8 +162,12 @@ class _Convolution:
 
     def variants(self, config):
         """The same kernel, launched otherwise."""
+        if isinstance(config, BoxConfig):
+            return [dataclasses.replace(config, per_sm=per_sm) for per_sm in _PER_SM]
+        found = []
         for splits, per_sm in itertools.product(_SPLITS, _PER_SM):
-            yield dataclasses.replace(config, max_splits=splits, per_sm=per_sm)
+            found.append(dataclasses.replace(config, max_splits=splits, per_sm=per_sm))
+        return found
 
     def launch(self, config):
         shape, device = self.shape, self.levels[0].x.rows.device
@@ -141,15 +177,15 @@ class _Convolution:
         weight = (weight / weight[0].numel() ** 0.5).to(self.dtype)
         packed = pack_weight(weight, None, shape, config)
         levels = [dataclasses.replace(level, packed=packed) for level in self.levels]
-        return ConvolutionLaunch(
-            shape, config, levels, precision="tf32", workspace=self.workspace, device=self.gpu,
-        )  # fmt: skip
+        common = {"precision": _PRECISION, "device": self.gpu}
+        if isinstance(config, BoxConfig):
+            return BoxConvolutionLaunch(shape, config, levels, **common)
+        return ConvolutionLaunch(shape, config, levels, workspace=self.workspace, **common)
 
 
 class _Bottleneck:
     """The layer of a BottleneckLaunch."""
 
-    kernel = bottleneck_kernel
     num_levels = 1
 
     def __init__(self, launch, gpu, workspace):
@@ -199,15 +235,15 @@ def save(entries, device_name, path=None):
 def _compile(jobs, workers):
     """Fills Triton's cache on disk, in parallel; launches then only load what is there."""
     context = multiprocessing.get_context("spawn")
-    workers = workers or min(os.cpu_count(), 16)
+    workers = workers or min(os.cpu_count(), 32)
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         list(pool.map(_compile_one, jobs, chunksize=4))
 
 
 def _compile_one(job):
     name, arguments, constants = job
-    kernel = next(layer.kernel for layer in (_Convolution, _Bottleneck)
-                  if layer.kernel.__name__ == name)  # fmt: skip
+    kernels = (kind.kernel for kind in (ConvolutionLaunch, BoxConvolutionLaunch, BottleneckLaunch))
+    kernel = next(kernel for kernel in kernels if kernel.__name__ == name)
     with contextlib.suppress(triton.runtime.errors.OutOfResources):
         kernel.warmup(*arguments, grid=(1,), **constants)
 

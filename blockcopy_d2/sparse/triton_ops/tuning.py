@@ -4,6 +4,7 @@ Nothing is measured while a network runs. tables/*.json hold what the tuning com
 of that name.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -12,15 +13,23 @@ import pathlib
 import triton
 
 from .bottleneck import BottleneckConfig
+from .box_conv import BoxConfig
 from .conv_shape import ConvolutionConfig
 
 _TABLES = pathlib.Path(__file__).parent / "tables"
+_KERNELS = {"gather": ConvolutionConfig, "box": BoxConfig, "bottleneck": BottleneckConfig}
 # Share of active pixels that configurations are chosen for when nothing better is known.
 TYPICAL_SHARE = 0.3
 
 
-def convolution_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
-    """The ConvolutionConfig of a launch.
+# Pixels of a block from which its boxes are worth a bulk copy.
+PIXELS_OF_A_BOX = 64
+
+
+def convolution_config(
+    shape, num_pixels, dtype, device, share=TYPICAL_SHARE, *, boxes=False, tile=1
+):
+    """The BoxConfig or ConvolutionConfig of a launch.
 
     Args:
         shape: ConvolutionShape.
@@ -28,14 +37,29 @@ def convolution_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
         dtype: of the feature maps.
         device: Device.
         share: of the pixels expected to be active.
+        boxes: whether box_conv.py can run it.
+        tile: side of the blocks of the largest map.
     """
     entries = _table(device.name)
     bucket = pixel_bucket(num_pixels * share)
     for distance in (0, 1, -1, 2, -2):
         entry = entries.get(layer_key(shape, dtype, bucket + distance))
-        if entry is not None:
-            return ConvolutionConfig(**entry)
+        if entry is not None and (boxes or entry["kernel"] != "box"):
+            return from_entry(entry)
+    if boxes and tile**2 >= PIXELS_OF_A_BOX and shape.out_channels >= 32:
+        return default_box_config(shape, num_pixels * share, dtype, device)
     return default_convolution_config(shape, num_pixels * share, dtype, device)
+
+
+def to_entry(config):
+    """A configuration as the tables keep it; from_entry() gives it back."""
+    kernel = next(name for name, kind in _KERNELS.items() if isinstance(config, kind))
+    return {"kernel": kernel, **dataclasses.asdict(config)}
+
+
+def from_entry(entry):
+    fields = dict(entry)
+    return _KERNELS[fields.pop("kernel")](**fields)
 
 
 def bottleneck_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
@@ -45,7 +69,7 @@ def bottleneck_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
     for distance in (0, 1, -1, 2, -2):
         entry = entries.get(bottleneck_key(shape, dtype, bucket + distance))
         if entry is not None:
-            return BottleneckConfig(**entry)
+            return from_entry(entry)
     wide = shape.middle > 64 or shape.next_channels > 64
     bk = math.gcd(shape.in_channels, 64 if dtype.itemsize == 2 else 32)
     if dtype.itemsize == 2:
@@ -111,3 +135,17 @@ def default_convolution_config(shape, num_active, dtype, device):
     stages = max(min(4, device.shared_memory // stage), 2)
     splits = min(16, max(taps * length // bk // 4, 1))
     return ConvolutionConfig(bm, bn, bk, warps, stages, max_splits=splits, per_sm=4)
+
+
+def default_box_config(shape, num_active, dtype, device):
+    """The largest tiles that still fill the GPU; those of 64 x 64 where nothing does."""
+    bk = math.gcd(shape.in_channels, 128 // dtype.itemsize)
+    widest = max(triton.next_power_of_2(shape.out_channels), 64)
+    for bm, bn, warps, stages, waves in (  # noqa: B007
+        (256, 128, 8, 3, 6), (128, 128, 8, 4, 1), (64, 128, 4, 4, 1), (64, 64, 4, 6, 0),
+    ):  # fmt: skip
+        bn = min(bn, widest)
+        tiles = triton.cdiv(int(num_active), bm) * triton.cdiv(shape.out_channels, bn)
+        if tiles >= waves * device.num_sms:
+            break
+    return BoxConfig(bm, bn, bk, 4 if bn < 128 else warps, stages, per_sm=1 if bm > 64 else 2)

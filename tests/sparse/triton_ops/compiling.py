@@ -12,9 +12,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse, module
-from blockcopy_d2.sparse.triton_execution import TritonExecution
+from blockcopy_d2.sparse import (
+    BlockGrid,
+    BlockSparseModule,
+    StreamState,
+    block_sparse,
+    module,
+    triton_execution,
+)
+from blockcopy_d2.sparse.triton_ops.device import Device
 
 # An asynchronous copy to shared memory, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")
@@ -47,6 +55,9 @@ def compiling(capability):
                 signature[name] = _TYPES[value.dtype]
                 if value.data_ptr() % 16 == 0:
                     attributes[position,] = [["tt.divisibility", 16]]
+            elif isinstance(value, TensorDescriptor):
+                box = ",".join(map(str, value.block_shape))
+                signature[name] = f"tensordesc<{_TYPES[value.base.dtype][1:]}[{box}]>"
             elif isinstance(value, float):
                 signature[name] = "fp32"
             else:
@@ -59,9 +70,17 @@ def compiling(capability):
             target = GPUTarget("cuda", capability, 32)
             compiled[key] = triton.compile(source, target=target, options=kwargs)
 
+    class Target(Device):
+        def __init__(self, device):
+            super().__init__(device)
+            self.bulk_copies = capability >= 90
+
     with (
         mock.patch.object(JITFunction, "run", compile_launch),
-        mock.patch.object(module, "execution", lambda backend, tensor: TritonExecution),
+        mock.patch.object(triton_execution, "Device", Target),
+        mock.patch.object(
+            module, "execution", lambda backend, tensor: triton_execution.TritonExecution
+        ),
     ):
         yield compiled
 
@@ -104,6 +123,8 @@ def main(capability, dtype):
             "name": kernel.metadata.name,
             "tensor_cores": "wgmma" in kernel.asm["ptx"] or "mma.sync" in kernel.asm["ptx"],
             "wgmma": "wgmma" in kernel.asm["ptx"],
+            "through_registers": "dot_op<{opIdx" in kernel.asm["ttgir"],
+            "bulk_copies": len(re.findall(r"cp\.async\.bulk\.tensor", kernel.asm["ptx"])),
             "copies": [int(size, 0) for size in _COPY.findall(kernel.asm["ptx"])],
             "shared_memory": kernel.metadata.shared,
             "bytes": len(kernel.asm["cubin"]),

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[3]
 KERNELS = {
     "compact_kernel", "copy_kernel", "convolution_kernel", "pool_kernel", "upsample_kernel",
-    "statistics_kernel", "combine_kernel", "bottleneck_kernel",
+    "statistics_kernel", "combine_kernel", "bottleneck_kernel", "box_convolution_kernel",
 }  # fmt: skip
 SHARED_MEMORY = {90: 227 << 10, 80: 163 << 10}
 
@@ -32,10 +32,16 @@ def test_compiles(capability, dtype):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = json.loads(done.stdout.strip().splitlines()[-1])
-    assert {kernel["name"] for kernel in kernels} == KERNELS
+    unused = set() if capability >= 90 else {"box_convolution_kernel"}
+    if (capability, dtype) == (90, "float32"):  # faster in parts
+        unused.add("bottleneck_kernel")
+    assert {kernel["name"] for kernel in kernels} == KERNELS - unused
     for kernel in kernels:
         assert kernel["bytes"] > 0 and kernel["shared_memory"] <= SHARED_MEMORY[capability]
         if kernel["name"] == "convolution_kernel":
             assert kernel["wgmma"] if capability == 90 else kernel["tensor_cores"]
             # The stem of three half precision channels reads pixels of 8 bytes, all else 16.
             assert min(kernel["copies"]) >= 8
+        if kernel["name"] == "box_convolution_kernel":
+            assert kernel["wgmma"] and kernel["bulk_copies"] and not kernel["copies"]
+            assert not kernel["through_registers"]

@@ -21,6 +21,10 @@ from blockcopy_d2.sparse.triton_ops.bottleneck import (  # noqa: E402
     bottleneck_reference,
     pack_bottleneck,
 )
+from blockcopy_d2.sparse.triton_ops.box_conv import (  # noqa: E402
+    BoxConfig,
+    BoxConvolutionLaunch,
+)
 from blockcopy_d2.sparse.triton_ops.compact import (  # noqa: E402
     allocate_list,
     compact,
@@ -28,10 +32,10 @@ from blockcopy_d2.sparse.triton_ops.compact import (  # noqa: E402
 )
 from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
     ConvolutionLaunch,
-    ConvolutionLevel,
     Workspace,
     workspace_size,
 )
+from blockcopy_d2.sparse.triton_ops.conv_levels import ConvolutionLevel  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     ConvolutionConfig,
     ConvolutionShape,
@@ -114,11 +118,17 @@ def check_convolution(
             )  # fmt: skip
         )
         expected.append(torch.where(pixels_of(active, tile, out.size), result, torch.nan))
-    workspace = Workspace(workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
-    launch = ConvolutionLaunch(
-        shape, config, levels, precision="ieee", workspace=workspace, device=GPU
-    )
+    boxes = isinstance(config, BoxConfig)
+    workspace = Workspace(0 if boxes else workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
+    if boxes:
+        launch = BoxConvolutionLaunch(shape, config, levels, precision="tf32", device=GPU)
+    else:
+        launch = ConvolutionLaunch(
+            shape, config, levels, precision="ieee", workspace=workspace, device=GPU
+        )
     bound = 1e-4 if dtype == torch.float32 else 1e-2
+    if boxes and DEVICE == "cuda" and dtype == torch.float32:
+        bound = 1e-1  # TF32: products of 10 bits, sums of up to a thousand of them
     tolerance = {"rtol": bound, "atol": bound}
     for _ in range(2):
         workspace.sums.fill_(torch.nan)
@@ -186,13 +196,50 @@ def test_groups(channels, groups):
     check_convolution(shape_of(channels, channels, 3, groups=groups), CONFIG, [(9, 14)], tiles=[4])
 
 
+BOX_CONFIGS = [
+    BoxConfig(64, 64, 32),
+    BoxConfig(16, 64, 16, per_sm=2),
+    BoxConfig(256, 64, 32, per_sm=0),
+    BoxConfig(64, 128, 16, flatten=True),
+]
+needs_boxes = pytest.mark.skipif(not GPU.bulk_copies, reason="needs a tensor memory accelerator")
+
+
+@needs_boxes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("config", BOX_CONFIGS, ids=str)
+def test_boxes(config, dtype):
+    shape = dataclasses.replace(shape_of(64, 48, 3), dilation=(2, 2), padding=(2, 2))
+    check_convolution(shape, config, [(45, 50)], tiles=[16], batch=2, dtype=dtype)
+    check_convolution(shape_of(32, 80, 1), config, [(9, 14)], tiles=[8], dtype=dtype, share=1)
+    check_convolution(shape_of(32, 80, 1), config, [(9, 14)], tiles=[8], dtype=dtype, share=0)
+
+
+@needs_boxes
+@pytest.mark.parametrize("config", BOX_CONFIGS, ids=str)
+def test_boxes_of_several_levels(config):
+    sizes = [(37, 44), (19, 22), (10, 11), (5, 6), (3, 3)]
+    check_convolution(shape_of(32, 24, 3), config, sizes, tiles=[16, 8, 4, 2, 1])
+
+
+@needs_boxes
+@pytest.mark.parametrize("residual_scale", [1, 2])
+def test_boxes_with_residual_and_activation(residual_scale):
+    shape = shape_of(
+        32, 24, 1, residual_scale=residual_scale, activation=Activation("leaky_relu", (0.2,))
+    )
+    check_convolution(shape, BOX_CONFIGS[0], [(12, 18)], tiles=[8], residual=True)
+
+
+@pytest.mark.parametrize("boxes", [False, pytest.param(True, marks=needs_boxes)])
 @pytest.mark.parametrize("first_out", [32, 3])
 @pytest.mark.parametrize("num_levels", [1, 2])
-def test_two_convolutions_of_one_map(first_out, num_levels):
+def test_two_convolutions_of_one_map(first_out, num_levels, boxes):
     """Tiles of channels that belong to one of the two (32), and one that belongs to both (3)."""
     shape = dataclasses.replace(
         shape_of(16, first_out + 20, 3), first_out=first_out, activation=Activation("relu")
     )
+    config = BoxConfig(64, 64, 16) if boxes else CONFIG
     sizes, tiles = [(9, 14), (5, 7)][:num_levels], [4, 2][:num_levels]
     active = active_of(1, sizes[0], 4)
     levels, expected = [], []
@@ -205,16 +252,22 @@ def test_two_convolutions_of_one_map(first_out, num_levels):
         mask = pixels_of(active, tile, size)
         expected.append([torch.where(mask, part, torch.nan) for part in parts])
         out, second = (feature_map(torch.full_like(part, torch.nan)) for part in parts)
-        packed = pack_weight(weight, bias, shape, CONFIG)
+        packed = pack_weight(weight, bias, shape, config)
         tiling = tiling_of(active, tile)
         levels.append(ConvolutionLevel(feature_map(x), out, packed, tiling, second=second))
-    workspace = Workspace(0, NUM_SMS, DEVICE)
-    ConvolutionLaunch(shape, CONFIG, levels, precision="ieee", workspace=workspace, device=GPU)(
-        blocks_of(active)
-    )
+    if boxes:
+        launch = BoxConvolutionLaunch(shape, config, levels, precision="tf32", device=GPU)
+    else:
+        workspace = Workspace(0, NUM_SMS, DEVICE)
+        launch = ConvolutionLaunch(
+            shape, config, levels, precision="ieee", workspace=workspace, device=GPU
+        )
+    launch(blocks_of(active))
+    bound = 1e-1 if boxes and DEVICE == "cuda" else 1e-4
+    tolerance = {"rtol": bound, "atol": bound, "equal_nan": True}
     for level, parts in zip(levels, expected):
         for found, truth in zip((level.out, level.second), parts):
-            torch.testing.assert_close(found.as_nchw(), truth, equal_nan=True, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.as_nchw(), truth, **tolerance)
 
 
 def test_half_precision():

@@ -1,0 +1,292 @@
+"""Convolution of the active blocks from boxes: Hopper's tensor memory accelerator fetches pixels.
+
+A tile of output pixels is a box of TH x TW pixels within one active block. For each tap of the
+kernel, its input is a box of the same size, shifted: one bulk copy to shared memory, zeros beyond
+the border included. No program computes addresses, and since weights are the first factor of the
+product, neither factor passes through registers. Against conv.py, which gathers pixels one by one,
+this takes about half the time where blocks have many pixels; there, tiles of several small
+blocks, strides, groups and split reductions have their place.
+
+Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a block, KH x KW
+taps.
+"""
+
+import dataclasses
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.jit import MockTensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .activation import parameters
+from .conv_levels import LEVEL_FIELDS, aligned, level_table
+from .conv_output import write_tile
+from .geometry import BlockList, begin
+
+MAX_LEVELS = 5
+# Rows that a product's second factor has at least, which are pixels here.
+_FEWEST_PIXELS = 16
+
+
+@triton.jit
+def box_convolution_kernel(
+    x0_desc, x1_desc, x2_desc, x3_desc, x4_desc,
+    weight0_desc, weight1_desc, weight2_desc, weight3_desc, weight4_desc,
+    bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count_ptr, levels_ptr,
+    GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
+    activation_first, activation_second, second_activation_first, second_activation_second,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
+    RESIDUAL_SCALE: tl.constexpr,  # output pixels per residual pixel along an axis, 0 for none
+    FIRST_OUT: tl.constexpr,  # output channels that go to out, the others go to second
+    ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    SIDES: tl.constexpr,  # T of each level
+    BOXES: tl.constexpr,  # (TH, TW) of each level
+    FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[active] = activation(conv(x) + bias + residual), on one or several levels.
+
+    Programs take the tiles of all levels in strides of the launch grid, level after level.
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    LEVELS: tl.constexpr = len(SIDES)
+    # Tiles of the levels before: where a program's first tile of the next one is.
+    start = 0
+    for i in tl.static_range(LEVELS):
+        if LEVELS > 1:
+            fields = levels_ptr + i * FIELDS
+            out_offset, bias_offset = tl.load(fields + 1), tl.load(fields + 3)
+            oh, ow = tl.load(fields + 7).to(tl.int32), tl.load(fields + 8).to(tl.int32)
+            row, other_row = tl.load(fields + 10).to(tl.int32), tl.load(fields + 12).to(tl.int32)
+            other_offset = tl.load(fields + 11)
+            if OUT_ALIGNED:
+                out_offset, row = tl.multiple_of(out_offset, 16), tl.multiple_of(row, 16)
+                other_offset = tl.multiple_of(other_offset, 16)
+                other_row = tl.multiple_of(other_row, 16)
+            out, second, bias = (
+                out_ptr + out_offset,
+                second_ptr + other_offset,
+                bias_ptr + bias_offset,
+            )
+        else:
+            out, second, bias, oh, ow = out_ptr, second_ptr, bias_ptr, OH, OW
+            row, other_row = out_row, second_row
+        if i == 0:
+            x_desc, weight_desc = x0_desc, weight0_desc
+        elif i == 1:
+            x_desc, weight_desc = x1_desc, weight1_desc
+        elif i == 2:
+            x_desc, weight_desc = x2_desc, weight2_desc
+        elif i == 3:
+            x_desc, weight_desc = x3_desc, weight3_desc
+        else:
+            x_desc, weight_desc = x4_desc, weight4_desc
+        start = _level(
+            x_desc, weight_desc, bias, residual_ptr, out, second, blocks_ptr, count, start,
+            GH, GW, oh, ow, row, other_row, residual_row, pad_y, pad_x,
+            activation_first, activation_second, second_activation_first,
+            second_activation_second, C_IN, C_OUT, KH, KW, DILATION_Y, DILATION_X,
+            RESIDUAL_SCALE, FIRST_OUT, ACTIVATION, SECOND_ACTIVATION, PRECISION,
+            SIDES[i], BOXES[i][0], BOXES[i][1], WIDE, BN, BK, FLATTEN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _level(
+    x_desc, weight_desc, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count, start,
+    GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
+    activation_first, activation_second, second_activation_first, second_activation_second,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
+    FIRST_OUT: tl.constexpr, ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, T: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    WIDE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
+):  # fmt: skip
+    """This program's tiles of one level; returns `start` and the number of all of them."""
+    ACROSS: tl.constexpr = (T + TW - 1) // TW
+    PER_BLOCK: tl.constexpr = (T + TH - 1) // TH * ACROSS
+    N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
+    STEPS_PER_TAP: tl.constexpr = C_IN // BK
+    STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
+    programs = tl.num_programs(0)
+    tiles = count * (PER_BLOCK * N_TILES)
+    first = (tl.program_id(0) + programs - start % programs) % programs
+    for tile in tl.range(first, tiles, programs, flatten=FLATTEN):
+        n_tile = tile % N_TILES
+        box = tile // N_TILES
+        block = tl.load(blocks_ptr + box // PER_BLOCK)
+        in_block = box % PER_BLOCK
+        row = block // GW
+        stream = row // GH
+        in_y = in_block // ACROSS * TH
+        in_x = in_block % ACROSS * TW
+        y0 = (row % GH) * T + in_y
+        x0 = (block % GW) * T + in_x
+        acc = tl.zeros((BN, TH * TW), tl.float32)
+        for step in range(STEPS):
+            tap = step // STEPS_PER_TAP
+            iy = y0 - pad_y + tap // KW * DILATION_Y
+            ix = x0 - pad_x + tap % KW * DILATION_X
+            x = x_desc.load([stream, iy, ix, (step % STEPS_PER_TAP) * BK])
+            weight = weight_desc.load([n_tile * BN, step * BK])
+            acc = tl.dot(weight, x.reshape(TH * TW, BK).T, acc, input_precision=PRECISION)
+        m = tl.arange(0, TH * TW)
+        oy = y0 + m // TW
+        ox = x0 + m % TW
+        valid = (oy < OH) & (ox < OW)
+        if T < TH:  # the box is larger than the block
+            valid = valid & (m // TW < T) & (m % TW < T)
+        column = n_tile * BN + tl.arange(0, BN)
+        write_tile(
+            acc.T, stream, oy, ox, valid, n_tile * BN, column, column, OH, OW, bias_ptr + column,
+            residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row,
+            activation_first, activation_second, second_activation_first,
+            second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
+            SECOND_ACTIVATION, BN, WIDE,
+        )  # fmt: skip
+    return start + tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxConfig:
+    """How a launch divides its work. See tuning.py for where the values come from.
+
+    Attributes:
+        bm, bn, bk: pixels (at most; those of a block, if it has fewer), channels and reduction of
+            a tile.
+        num_warps, num_stages: of a program.
+        per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
+        flatten: the copies of the next tile are under way while one is written.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    num_warps: int = 8
+    num_stages: int = 4
+    per_sm: int = 1
+    flatten: bool = False
+
+    def box(self, tile):
+        """Rows and columns of pixels of the box of a tile, for blocks of `tile` x `tile`."""
+        if tile**2 < _FEWEST_PIXELS:
+            return 4, _FEWEST_PIXELS // 4
+        columns = min(tile, self.bm)
+        return min(self.bm // columns, tile), columns
+
+
+class BoxConvolutionLaunch:
+    """A convolution bound to its operands; calling it with a BlockList runs the active blocks."""
+
+    kernel = box_convolution_kernel
+
+    def __init__(self, shape, config, levels, *, precision, device):
+        """
+        Args:
+            shape: ConvolutionShape for which :func:`takes_boxes` holds.
+            config: BoxConfig; its bk divides the input channels.
+            levels: at most MAX_LEVELS conv.ConvolutionLevels of one selection of blocks. Several
+                must not have residuals.
+            precision: of float32 products.
+            device: Device.
+        """
+        first = levels[0]
+        residual = first.residual if first.residual is not None else first.x
+        second = first.second if first.second is not None else first.out
+        name, *activation = parameters(shape.activation)
+        second_name, *second_activation = parameters(shape.second_activation)
+        maps = [
+            map_ for level in levels for map_ in (level.x, level.out, level.second or level.out)
+        ]
+        self.shape, self.config, self.levels = shape, config, levels
+        self.grid = (self._programs(device),)
+        boxes = tuple(config.box(level.tiling.tile) for level in levels)
+        pixels = [
+            TensorDescriptor.from_tensor(level.x.pixels, [1, *box, config.bk])
+            for level, box in zip(levels, boxes)
+        ]
+        weights = [
+            TensorDescriptor.from_tensor(level.packed.matrix, [config.bn, config.bk])
+            for level in levels
+        ]
+        missing = MAX_LEVELS - len(levels)
+        self.descriptors = (*pixels, *pixels[:1] * missing, *weights, *weights[:1] * missing)
+        self.tensors = (first.packed.bias, residual.rows, first.out.rows, second.rows)
+        self.table = level_table(levels)
+        tiling = first.tiling
+        self.sizes = (
+            tiling.rows, tiling.columns, *first.out.size, first.out.rows.stride(0),
+            second.rows.stride(0), residual.rows.stride(0), *shape.padding, *activation,
+            *second_activation,
+        )  # fmt: skip
+        self.constants = dict(
+            C_IN=shape.in_channels, C_OUT=shape.out_channels, KH=shape.kernel[0],
+            KW=shape.kernel[1], DILATION_Y=shape.dilation[0], DILATION_X=shape.dilation[1],
+            RESIDUAL_SCALE=shape.residual_scale, FIRST_OUT=shape.first_out or shape.out_channels,
+            ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
+            SIDES=tuple(level.tiling.tile for level in levels), BOXES=boxes, FIELDS=LEVEL_FIELDS,
+            OUT_ALIGNED=all(
+                aligned(level.out.rows, first.out.rows)
+                and (level.second is None or aligned(level.second.rows, second.rows))
+                for level in levels
+            ),
+            WIDE=any(map_.wide for map_ in [*maps, residual]),
+            BN=config.bn, BK=config.bk, FLATTEN=config.flatten,
+            num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options,
+        )  # fmt: skip
+
+    def __call__(self, blocks):
+        self.kernel[self.grid](*self._arguments(blocks), **self.constants)
+
+    def signature(self):
+        """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
+        integer = torch.empty(0, dtype=torch.int32)
+        descriptors = [
+            dataclasses.replace(descriptor, base=MockTensor(descriptor.base.dtype))
+            for descriptor in self.descriptors
+        ]
+        others = self._arguments(BlockList(integer, integer))[len(descriptors) :]
+        others = [x.dtype if isinstance(x, torch.Tensor) else x for x in others]
+        return [*descriptors, *others], self.constants
+
+    def _programs(self, device):
+        tiles = 0
+        for level in self.levels:
+            rows, columns = self.config.box(level.tiling.tile)
+            per_block = -(-level.tiling.tile // rows) * -(-level.tiling.tile // columns)
+            tiles += level.tiling.num_blocks * per_block
+        tiles *= -(-self.shape.out_channels // self.config.bn)
+        return min(tiles, self.config.per_sm * device.num_sms) if self.config.per_sm else tiles
+
+    def _arguments(self, blocks):
+        return (*self.descriptors, *self.tensors, blocks.blocks, blocks.count, self.table,
+                *self.sizes)  # fmt: skip
+
+
+def takes_boxes(shape, levels, precision, device):
+    """Whether BoxConvolutionLaunch can run a convolution.
+
+    Args:
+        shape: ConvolutionShape.
+        levels: (input FeatureMap, side T of its blocks) for each.
+        precision: of float32 products.
+        device: Device.
+    """
+    dtype = levels[0][0].rows.dtype
+    plain = shape.stride == 1 and shape.groups == 1 and shape.out_step == 1
+    # Tensor cores multiply float32 in TF32 only; a box has at least 32 bytes per pixel.
+    fits = dtype.itemsize == 2 or precision == "tf32"
+    channels = shape.in_channels * dtype.itemsize % 32 == 0
+    return (
+        device.bulk_copies and plain and fits and channels and len(levels) <= MAX_LEVELS
+        and all(_describable(x) and tile & (tile - 1) == 0 for x, tile in levels)
+    )  # fmt: skip
+
+
+def _describable(x):
+    """Whether bulk copies can read a map: they want multiples of 16 bytes."""
+    itemsize = x.rows.element_size()
+    return x.rows.data_ptr() % 16 == 0 and x.rows.stride(0) * itemsize % 16 == 0
