@@ -1,10 +1,11 @@
 """
-Time of whole frames on a CPU: BlockCopy next to Detectron2 in fp32 and under bf16 autocast.
+Time of whole frames on a CPU: BlockCopy in fp32 and bf16 next to Detectron2 in fp32 and under bf16
+autocast.
 
     python -m benchmarks.cpu --clips 2
 
 Runs the clips of a config, all models interleaved frame by frame, and writes
-benchmarks/results/cpu_CONFIG_fp32.json. Nothing else should run meanwhile.
+benchmarks/results/cpu_CONFIG.json. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.runs import build_video_model
 from blockcopy_d2.modeling import VideoStream
 from blockcopy_d2.modeling.learning import learn
+from blockcopy_d2.modeling.precision import cpu_has_bf16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
 
@@ -34,22 +36,35 @@ def main():
     args = _parser().parse_args()
     options = ["MODEL.DEVICE", "cpu", "INPUT.CLIP.NUM_CLIPS", args.clips]
     cfg = load_config(config_path(args.config_file), options)
-    frames = Frames(cfg)
-    times = {name: [] for name in ("stock", "stock_bf16", "dense", "blockcopy")}
-    stages, executed = {}, []
+    if not cpu_has_bf16():
+        raise SystemExit(
+            "This benchmark needs a CPU with AMX or AVX512-BF16, and this one has none."
+        )
+    models = {
+        "stock": Stock(cfg),
+        "stock_bf16": Stock(cfg, amp=True),
+        "dense": Video(cfg, dense=True),
+        "dense_bf16": Video(cfg, dense=True, amp=True),
+        "blockcopy": Video(cfg),
+        "blockcopy_bf16": Video(cfg, amp=True),
+    }
+    times = {name: [] for name in models}
+    stages, executed = {}, {}
     loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0])
     for (inputs,) in tqdm(loader, desc="timing", unit="frame"):
         if not times["stock"]:
-            frames.warm_up(inputs)
-        frames.start(inputs)
-        for name, values in times.items():
+            for model in models.values():
+                model.warm_up(inputs)
+        for name, model in models.items():
             start = time.perf_counter()
-            result = getattr(frames, name)(inputs)
-            values.append(1000 * (time.perf_counter() - start))
-        for stage, seconds in result.seconds.items():
-            stages.setdefault(stage, []).append(1000 * seconds)
-        if not result.is_first:
-            executed.append(result.executed)
+            result = model(inputs)
+            times[name].append(1000 * (time.perf_counter() - start))
+            if name.startswith("blockcopy"):
+                for stage, seconds in result.seconds.items():
+                    of_stage = stages.setdefault(name, {}).setdefault(stage, [])
+                    of_stage.append(1000 * seconds)
+                if not result.is_first:
+                    executed.setdefault(name, []).append(result.executed)
     means = {name: round(statistics.mean(values), 1) for name, values in times.items()}
     results = {
         "cpu": _cpu_name(),
@@ -59,64 +74,78 @@ def main():
         "config": args.config_file,
         "frames": len(times["stock"]),
         "target": cfg.MODEL.BLOCKCOPY.TARGET,
-        "executed": round(statistics.mean(executed), 4),
+        "executed": {name: round(statistics.mean(values), 4) for name, values in executed.items()},
         "mean_ms": means,
         "quartiles_ms": {
             name: [round(x, 1) for x in statistics.quantiles(values, n=4)]
             for name, values in times.items()
         },
-        "stages_ms": {name: round(statistics.mean(values), 1) for name, values in stages.items()},
-        "speedup_against_stock": round(means["stock"] / means["blockcopy"], 2),
-        "speedup_against_stock_bf16": round(means["stock_bf16"] / means["blockcopy"], 2),
+        "stages_ms": {
+            name: {stage: round(statistics.mean(values), 1) for stage, values in of_model.items()}
+            for name, of_model in stages.items()
+        },
+        "speedup": {
+            name: {
+                f"against_{stock}": round(means[stock] / means[name], 2)
+                for stock in ("stock", "stock_bf16")
+            }
+            for name in ("blockcopy", "blockcopy_bf16")
+        },
     }
-    path = _RESULTS / f"cpu_{args.name}_fp32.json"
+    path = _RESULTS / f"cpu_{args.name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
     print(f"results in {path}")
 
 
-class Frames:
-    """The models of the comparison, each a method that runs one frame."""
+class Stock:
+    """Detectron2's own model."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, amp=False):
+        self._amp = amp
+        self._model = build_model(base_config(cfg)).eval()
+        WeightsCheckpointer(self._model).load(cfg.MODEL.WEIGHTS)
+
+    @torch.no_grad()
+    def __call__(self, inputs):
+        with torch.autocast("cpu", enabled=self._amp):
+            return self._model([inputs])
+
+    def warm_up(self, inputs):
+        for _ in range(2):
+            self(inputs)
+
+
+class Video:
+    """The video model: with all blocks, or with those of a policy that learns."""
+
+    def __init__(self, cfg, dense=False, amp=False):
+        cfg = cfg.clone()
+        cfg.TEST.AMP.ENABLED = amp
         self._model, self._learner = build_video_model(cfg)
-        self._stock = build_model(base_config(cfg)).eval()
-        WeightsCheckpointer(self._stock).load(cfg.MODEL.WEIGHTS)
+        self._dense = dense
+        self._stream = None
+
+    def __call__(self, inputs):
+        model = self._model
+        if inputs["frame_index"] == 0:
+            self._stream = VideoStream()
+        if self._dense:
+            grid = None
+            if self._stream.started:
+                size = self._stream.canvas_size
+                grid = BlockGrid.full(block_size=model.block_size, image_size=size)
+            return model.step(inputs, self._stream, grid=grid)
+        result = model.step(inputs, self._stream, learning=self._learner.wants_graph())
+        learn(self._learner, model, [result])
+        return result
 
     def warm_up(self, inputs):
         """Capturing the network, and a library's first calls, are no cost of a frame."""
-        self.start({**inputs, "frame_index": 0})
-        for _ in range(2):
-            for run in (self.stock, self.stock_bf16, self.dense):
-                run(inputs)
+        self._stream = VideoStream()
+        for _ in range(3):
             self._model.step(inputs, self._stream)
-        self.start({**inputs, "frame_index": 0})
-
-    def start(self, inputs):
-        if inputs["frame_index"] == 0:
-            self._stream, self._dense_stream = VideoStream(), VideoStream()
-
-    @torch.no_grad()
-    def stock(self, inputs):
-        return self._stock([inputs])
-
-    @torch.no_grad()
-    def stock_bf16(self, inputs):
-        with torch.autocast("cpu", torch.bfloat16):
-            return self._stock([inputs])
-
-    def dense(self, inputs):
-        grid = None
-        if self._dense_stream.started:
-            size = self._dense_stream.canvas_size
-            grid = BlockGrid.full(block_size=self._model.block_size, image_size=size)
-        return self._model.step(inputs, self._dense_stream, grid=grid)
-
-    def blockcopy(self, inputs):
-        result = self._model.step(inputs, self._stream, learning=self._learner.wants_graph())
-        learn(self._learner, self._model, [result])
-        return result
 
 
 def _cpu_name():
