@@ -9,6 +9,7 @@ import torch.distributed as dist
 from detectron2.config import configurable
 from detectron2.utils import comm
 from torch.nn import functional as F
+from torch.optim.rmsprop import rmsprop
 
 __all__ = ["OnlineLearner"]
 
@@ -87,6 +88,11 @@ class OnlineLearner:
             weight_decay=weight_decay,
             capturable=self._capturable,
         )
+        size = sum(parameter.numel() for parameter in self._parameters)
+        self._square_average = torch.zeros(size, device=device)
+        steps_device = device if self._capturable else None
+        self._steps = torch.zeros(len(self._parameters), device=steps_device)
+        self._keep_optimizer_state()
         self.frames = 0
         self._moving_cost = torch.tensor(float(target), device=device)
         self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
@@ -222,6 +228,9 @@ class OnlineLearner:
             {**group, "capturable": self._capturable} for group in optimizer["param_groups"]
         ]
         self.optimizer.load_state_dict(optimizer)
+        self._square_average.zero_()
+        self._steps.zero_()
+        self._keep_optimizer_state()
         self.frames = state_dict["frames"]
         self._moving_cost.copy_(state_dict["moving_cost"])
         self._skipped_updates.copy_(state_dict["skipped_updates"])
@@ -259,34 +268,51 @@ class OnlineLearner:
         return num_streams
 
     def _update(self, gradients, loss, num_streams):
-        """A step of RMSprop, taken back if anything about it was not finite."""
-        values = [loss.detach(), *gradients]
+        """A step of RMSprop that is not taken if anything about it is not finite."""
+        flat = torch.cat([*map(_flatten, gradients), loss.detach().view(1)])
         if self.sync:
-            flat = torch.cat([value.flatten() for value in values])
             dist.all_reduce(flat)
-            sizes = [value.numel() for value in values]
-            values = [
-                part.view_as(value) for part, value in zip(flat.split(sizes), values, strict=True)
-            ]
-            gradients = values[1:]
-        finite = torch.isfinite(torch.nn.utils.get_total_norm(values)) & (num_streams > 0)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        before = [(x, x.detach().clone()) for x in self._what_a_step_changes()]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        finite = torch.isfinite(torch.linalg.vector_norm(flat)) & (num_streams > 0)
+        settings = self.optimizer.param_groups[0]
         with torch.no_grad():
-            for tensor, saved in before:
-                tensor.copy_(torch.where(finite, tensor, saved))
+            # All weights as one, which takes a dozen launches on a GPU where one by one takes
+            # hundreds.
+            before = torch.cat([_flatten(parameter) for parameter in self._parameters])
+            after, square_average = before.clone(), self._square_average.clone()
+            rmsprop(
+                [after], [flat[:-1]], [square_average], [], [], [self._steps],
+                foreach=False, capturable=self._capturable, momentum=0, centered=False,
+                **{name: settings[name] for name in ("lr", "alpha", "eps", "weight_decay")},
+            )  # fmt: skip
+            self._square_average.copy_(torch.where(finite, square_average, self._square_average))
+            after = torch.where(finite, after, before)
+            torch._foreach_copy_([_channels_last(x) for x in self._parameters], self._split(after))
         self._skipped_updates += ~finite
 
-    def _what_a_step_changes(self):
-        state = self.optimizer.state
-        for parameter in self._parameters:
-            if not state[parameter]:
-                # As RMSprop does in its first step, which may be one to take back.
-                device = parameter.device if self._capturable else None
-                state[parameter]["step"] = torch.zeros((), device=device)
-                state[parameter]["square_avg"] = torch.zeros_like(parameter)
-            yield parameter
-            yield state[parameter]["square_avg"]
+    def _split(self, flat):
+        """A flat tensor as one of the shape of each parameter, channels last."""
+        shapes = [_channels_last(parameter).shape for parameter in self._parameters]
+        parts = flat.split([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _keep_optimizer_state(self):
+        """Gives what the optimizer knows a place for good, in one tensor for all parameters."""
+        averages = self._split(self._square_average)
+        for index, (parameter, average) in enumerate(zip(self._parameters, averages, strict=True)):
+            kept = {"step": self._steps[index], "square_avg": _channels_first(average)}
+            for name, value in self.optimizer.state[parameter].items():
+                kept[name].copy_(value)
+            self.optimizer.state[parameter] = kept
+
+
+def _channels_last(x):
+    return x.movedim(1, -1) if x.dim() > 2 else x
+
+
+def _channels_first(x):
+    return x.movedim(-1, 1) if x.dim() > 2 else x
+
+
+def _flatten(x):
+    """Nothing to copy if x is in channels_last memory format."""
+    return _channels_last(x.detach()).flatten()

@@ -3,6 +3,7 @@ import io
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockcopy_d2.policy import AllBlocks, Decision, LearnedPolicy, Observation, OnlineLearner
 
@@ -188,6 +189,44 @@ def test_a_resumed_run_continues_bit_for_bit():
         for name in metrics[0]:
             assert torch.equal(metrics[0][name], metrics[1][name]), name
     assert torch.equal(weights(policy), weights(resumed))
+
+
+def test_the_state_is_that_of_an_optimizer_of_the_parameters():
+    policy, learner = make(update_every=1)
+    other, resumed = make(seed=1, update_every=1)
+    run_frame(policy, learner, 0)
+    run_frame(other, resumed, 1)
+    stock = torch.optim.RMSprop(policy.parameters())
+    stock.load_state_dict(learner.state_dict()["optimizer"])
+    resumed.load_state_dict({**learner.state_dict(), "optimizer": stock.state_dict()})
+    for mine, its in zip(policy.parameters(), other.parameters(), strict=True):
+        entry, found = stock.state[mine], resumed.optimizer.state[its]
+        assert entry["square_avg"].shape == mine.shape and entry["square_avg"].any()
+        assert found["square_avg"].equal(entry["square_avg"])
+        assert found["step"] == entry["step"] == 1
+    # As saved before a first step.
+    resumed.load_state_dict(
+        {**learner.state_dict(), "optimizer": {**stock.state_dict(), "state": {}}}
+    )
+    assert not any(entry["square_avg"].any() for entry in resumed.optimizer.state.values())
+
+
+def test_a_step_takes_few_launches():
+    policy, learner = make(update_every=1)
+    decision = policy(observation())
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += not function.is_view
+            return function(*args, **(kwargs or {}))
+
+    with Count() as backward:
+        torch.autograd.grad(decision.logits.sum(), learner._parameters, retain_graph=True)
+    with Count() as step:
+        learner.observe(decision, torch.ones(1, *GRID))
+    assert step.calls - backward.calls < 100
 
 
 def test_saving_does_not_share_memory_with_the_run():
