@@ -26,10 +26,13 @@ from blockcopy_d2.config import base_config
 from blockcopy_d2.data.streetclips.writer import write_split
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling.frame_graph import FrameGraph
+from blockcopy_d2.modeling import learn
+from blockcopy_d2.modeling.frame_steps import normalize
+from blockcopy_d2.modeling.recorded_learning import RecordedLearning
 from blockcopy_d2.modeling.static_heads import FrameSizes, StaticRCNN
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from blockcopy_d2.resources import config_path
+from blockcopy_d2.sparse import num_blocks
 
 from .dense import fold_batch_norm
 from .measure import captured, environment, interleaved, require_gpu, results_path, write_results
@@ -57,7 +60,8 @@ def main():
             variants[str(share)] = lambda share=share: blockcopy.clip(share)
         variants["policy"] = lambda: own.clip(None)
         times, counts = _clip_by_clip(variants, len(images), rounds=args.rounds)
-        parts = interleaved({**blockcopy.parts(), "dense_heads": dense.heads})
+        parts = interleaved({**own.parts(), "second_stage": dense.heads})
+        stages = own.stages()
     medians = {str(share): times[str(share)]["median"] for share in SHARES}
     stock_ms, dense_ms = times["stock"]["median"], times["best_dense"]["median"]
     results = {
@@ -77,8 +81,8 @@ def main():
         "speedup_against_stock": {s: round(stock_ms / t, 2) for s, t in medians.items()},
         "speedup_against_best_dense": {s: round(dense_ms / t, 2) for s, t in medians.items()},
         "detections": {name: round(count, 1) for name, count in counts.items()},
-        "stages_ms": {name: part["median"] for name, part in parts.items()},
-        "cache_mb": round(blockcopy.graph.stream.features.nbytes / 1e6),
+        "stages_ms": {**stages, "second_stage": parts["second_stage"]["median"]},
+        "cache_mb": round(blockcopy.stream.features.nbytes / 1e6),
         "quartiles_ms": times,
     }  # fmt: skip
     path = results_path(args.name, args.dtype)
@@ -88,7 +92,7 @@ def main():
             f"{name:>12} {time_['median']:8.3f} ms   {stock_ms / time_['median']:5.2f} x stock  "
             f" {dense_ms / time_['median']:5.2f} x best dense   {counts[name]:5.1f} detections"
         )
-    print({name: part["median"] for name, part in parts.items()})
+    print({**{name: part["median"] for name, part in parts.items()}, **stages})
     print(f"results in {path}")
 
 
@@ -148,19 +152,21 @@ class BestDense:
 
 
 class BlockCopy:
-    """A stream in one graph, its blocks chosen by the policy or overruled."""
+    """A stream as users run it, its blocks chosen by the policy or overruled."""
 
     def __init__(self, cfg, images, dtype):
         self.images = images
-        model = build_model(cfg)
+        self.model = model = build_model(cfg)
         WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         self.policy = model.policy = Overruled(model.policy)
-        learner = OnlineLearner(cfg, model.policy)
+        self.learner = OnlineLearner(cfg, model.policy)
         model.backbone.to(dtype)
         model.proposal_generator.rpn_head.to(dtype)
-        self.model = model
-        self.graph = FrameGraph(model, image_shape=tuple(images[0].shape), learner=learner)
-        shape = self.graph.sizes.grid_shape
+        self.stream = model.init_state()
+        if not model.replays(self.stream):
+            raise SystemExit(f"{type(model.base).__name__} does not run as a CUDA graph here.")
+        canvas = tuple(normalize(model, images[:1]).tensor.shape[-2:])
+        shape = num_blocks(model.block_size, canvas)
         self.policy.chosen = torch.ones(1, *shape, dtype=torch.bool, device="cuda")
         self.policy.obeyed = torch.ones(1, dtype=torch.bool, device="cuda")
         generator = torch.Generator().manual_seed(1)
@@ -172,6 +178,14 @@ class BlockCopy:
         self.executed = 0.0
         self.clip(None)
 
+    def frame(self, image):
+        height, width = image.shape[1:]
+        inputs = {"image": image, "height": height, "width": width}
+        learning = self.learner.wants_graph()
+        result = self.model.step(inputs, self.stream, learning=learning)
+        learn(self.learner, self.model, [result])
+        return result
+
     def clip(self, share):
         """Runs the frames as the continuation of the stream; the policy's own blocks for None."""
         self.policy.obeyed.fill_(share is None)
@@ -179,26 +193,42 @@ class BlockCopy:
             self.policy.chosen.copy_(self.blocks[share])
         count, executed = 0, []
         for image in self.images:
-            count += len(self.graph.step(image).to_instances()[0])
+            result = self.frame(image)
+            count += len(result["instances"])
             if share is None:
-                executed.append(self.graph.executed.float().mean())
+                executed.append(result.grid.active.float().mean())
         if share is None:
             self.executed = torch.stack(executed).mean().item()
         return count
 
     def parts(self):
-        """dict[str, callable]: stages of a frame, each a graph of its own."""
-        graph, model = self.graph, self.model
-        observation = graph.model._ask(model._preprocess([graph.image])[0], graph.stream, False)[0][
-            0
-        ]
-        device = model.device
+        """dict[str, callable]: the policy as a graph of its own, and the learner's update."""
+        model, learner, result = self.model, self.learner, self.frame(self.images[0])
+        observation = result.observation
+        lesson = RecordedLearning(learner, model.policy, pool=torch.cuda.graph_pool_handle())
+
+        def update():
+            learner.frames = learner.update_every - 1
+            lesson(model, self.stream.graph.memory, result.timer)
+
+        for _ in range(3):
+            update()
+        generators = model.policy.generators(model.device)
         return {
-            "policy": captured(
-                lambda: model.policy(observation), generators=model.policy.generators(device)
-            ),
-            "update": lambda: graph._learn[True](),
-            "frame": lambda: graph._run(),
+            "policy": captured(lambda: model.policy(observation), generators=generators),
+            "update": update,
+        }
+
+    def stages(self):
+        """dict[str, float]: milliseconds of the stages of a frame, medians over a clip."""
+        seconds = []
+        for image in self.images:
+            result = self.frame(image)
+            dict(result)
+            seconds.append(result.seconds)
+        return {
+            name: round(1000 * statistics.median(x[name] for x in seconds), 4)
+            for name in seconds[0]
         }
 
 
@@ -206,6 +236,7 @@ class Overruled(Policy):
     """A learned policy that is asked, and obeyed or not, as tensors on the device say."""
 
     learns = True
+    capturable = True
 
     def __init__(self, policy):
         super().__init__()

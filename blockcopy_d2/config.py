@@ -42,6 +42,9 @@ def _model_defaults():
     # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators,
     # any device), or "auto", which takes Triton's on GPUs that they run on
     _C.BACKEND = "auto"
+    # Run single streams of a Faster or Mask R-CNN as CUDA graphs, with Triton's kernels. Has no
+    # effect on other networks, batches of streams and CPUs. False: never
+    _C.CUDA_GRAPH = True
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3
     # A frame of which more than this share has changed since the last one is another scene and
@@ -49,6 +52,9 @@ def _model_defaults():
     _C.SCENE_CUT = 0.33
     # Every block is executed at least once in so many frames. 0: no limit
     _C.REFRESH_EVERY = 0
+    # Share of the blocks above which a frame executes all of them, since a dense one is cheaper:
+    # the break-even, which benchmarks.network reports. 1.0: never
+    _C.DENSE_ABOVE = 1.0
     # Streams whose features are kept; beyond it the least recently used one is dropped
     _C.MAX_STREAMS = 8
 
@@ -225,6 +231,12 @@ def check_blockcopy_config(cfg):
         options.REFRESH_EVERY,
         options.REFRESH_EVERY >= 0,
         "at least 1, or 0 for no limit",
+    )
+    _require(
+        "MODEL.BLOCKCOPY.DENSE_ABOVE",
+        options.DENSE_ABOVE,
+        0 <= options.DENSE_ABOVE <= 1,
+        "a share of the blocks, within [0, 1]",
     )
     _require(
         "MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK",

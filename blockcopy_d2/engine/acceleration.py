@@ -21,6 +21,8 @@ _OPTIONS = {
     "learn": "LEARNER.ENABLED",
     "scene_cut": "SCENE_CUT",
     "refresh_every": "REFRESH_EVERY",
+    "dense_above": "DENSE_ABOVE",
+    "cuda_graph": "CUDA_GRAPH",
     "max_streams": "MAX_STREAMS",
     "seed": "POLICY.SEED",
 }
@@ -48,7 +50,8 @@ def accelerate(model_or_cfg, target=None, **options):
             says, 0.3 if it says nothing.
         options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``policy`` (its
             name), ``policy_weights``, ``learn``, ``scene_cut``, ``refresh_every``,
-            ``max_streams``, ``seed``. Default: what the config says.
+            ``dense_above``, ``cuda_graph``, ``max_streams``, ``seed``. Default: what the config
+            says.
 
     Returns:
         BlockCopyVideoModel: takes and gives what the model does.

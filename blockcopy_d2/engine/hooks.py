@@ -3,12 +3,13 @@ Hooks of the :class:`EvaluationLoop`. They work on ``trainer.runs`` of the curre
 in which they are registered matters where they say so.
 """
 
+import dataclasses
+
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from blockcopy_d2.evaluation.efficiency import MacCounter
 from blockcopy_d2.modeling import StageTimer, StreamPool, learn
 from blockcopy_d2.sparse import BlockGrid
 
@@ -41,8 +42,11 @@ class OnlinePolicyHook(HookBase):
         run = self.trainer.runs.get("blockcopy")
         results = [] if run is None else [run.result]
         metrics = learn(self._learner, self.trainer.model, results)
+        if metrics:
+            values = torch.stack([value.float() for value in metrics.values()]).tolist()
+            metrics = dict(zip(metrics, values, strict=True))
         self.trainer.storage.put_scalars(
-            **{f"policy/{name}": value.item() for name, value in metrics.items()}
+            **{f"policy/{name}": value for name, value in metrics.items()}
         )
 
 
@@ -89,20 +93,14 @@ class ComparisonHook(HookBase):
             block_size=model.block_size, image_size=image_size, device=model.device
         )
         stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
-        with MacCounter(model) as counter:
-            result = model.step(inputs, stream, grid=grid)
+        run = ModelRun.of(model, inputs, stream, grid=grid)
 
         def seconds():
             # The other stages serve a policy, which there is none of.
-            stages = result.seconds
+            stages = run.result.seconds
             return {name: stages[name] for name in ("network", "heads")}
 
-        return ModelRun(
-            output=result.output,
-            macs=result.macs + counter.macs,
-            seconds=seconds,
-            result=result,
-        )
+        return dataclasses.replace(run, seconds=seconds)
 
 
 class ScoringHook(HookBase):

@@ -1,5 +1,6 @@
 """Running a model over the clips of a data set, as a loop of Detectron2's TrainerBase."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 
 from blockcopy_d2.evaluation.efficiency import MacCounter
-from blockcopy_d2.modeling import FrameResult, StreamPool, VideoStream
+from blockcopy_d2.modeling import FrameResult, StreamPool
 
 __all__ = ["EvaluationLoop", "ModelRun"]
 
@@ -29,6 +30,33 @@ class ModelRun:
     macs: int
     seconds: Callable
     result: FrameResult | None = None
+
+    @classmethod
+    def of(cls, model, inputs, stream, **options):
+        """
+        Run the next frame of a stream, and count what it executes.
+
+        Args:
+            model (BlockCopyVideoModel):
+            inputs (dict): of the frame.
+            stream (VideoStream):
+            options: of :meth:`BlockCopyVideoModel.step`.
+
+        Returns:
+            ModelRun:
+        """
+        with contextlib.ExitStack() as stack:
+            counter = None
+            if not model.replays(stream):
+                counter = stack.enter_context(MacCounter(model))
+            result = model.step(inputs, stream, **options)
+        others = sum((result.other_macs or {}).values()) if counter is None else counter.macs
+        return cls(
+            output=result.output,
+            macs=result.macs + others,
+            seconds=lambda: result.seconds,
+            result=result,
+        )
 
 
 class EvaluationLoop(TrainerBase):
@@ -94,20 +122,14 @@ class EvaluationLoop(TrainerBase):
             self._warm_up()
         stream = self.streams.get(self.inputs["video_id"], self.inputs["frame_index"])
         learning = self.learner is not None and self.learner.wants_graph()
-        with MacCounter(self.model) as counter:
-            result = self.model.step(self.inputs, stream, learning=learning)
-        self.runs["blockcopy"] = ModelRun(
-            output=result.output,
-            macs=result.macs + counter.macs,
-            seconds=lambda: result.seconds,
-            result=result,
-        )
+        self.runs["blockcopy"] = ModelRun.of(self.model, self.inputs, stream, learning=learning)
 
     def _warm_up(self):
         """Capturing the network, and a library's first calls, are no cost of a frame."""
-        stream = VideoStream()
+        stream = self.streams.get(self.inputs["video_id"], 0)
         for _ in range(2):
             self.model.step(self.inputs, stream)
+        stream.reset()
         self._warm = True
 
     def _next_frame(self):

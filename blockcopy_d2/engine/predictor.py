@@ -111,7 +111,7 @@ class VideoPredictor:
         self._budget = None
         # Every policy that runs, with its learner: that of the model, or those of its streams.
         self._policies = [(model.policy, model.learner)]
-        self.reset()
+        self._stream = model.init_state()
 
     @classmethod
     def from_config(cls, cfg):
@@ -131,7 +131,12 @@ class VideoPredictor:
 
     def reset(self):
         """Start a new video: its first frame executes all blocks. What was learned stays."""
-        self._stream = self.model.init_state()
+        self._stream.reset()
+
+    @property
+    def replays(self):
+        """bool: whether the next frame is a CUDA graph's, see :class:`FrameGraph`."""
+        return self.model.replays(self._stream)
 
     def set_target(self, target):
         """
@@ -241,6 +246,8 @@ class VideoPredictor:
                 learn(learner, self.model, [result for result in group if result is not None])
         present = [result for result in results if result is not None]
         if self._budget is not None and not any(result.is_first for result in present):
+            for result in present:
+                dict(result)  # Reading the output is part of a frame.
             executed = statistics.fmean(result.executed for result in present)
             target = self._budget.update(self._clock() - start, executed)
             if target is not None:

@@ -1,214 +1,456 @@
 """
-The whole frame of a Faster or Mask R-CNN as one CUDA graph: image in, detections and information
-gain out, the host only launches.
+The frames of a stream as CUDA graphs: image in, detections and information gain out, the host only
+launches.
 
 Shape shorthand in this module:
 
     GH, GW: rows and columns of the block grid
-    h, w: policy resolution, P x P pixels per block
-    K: classes
+    h, w: policy resolution
+    D: slots for detections
 """
 
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from blockcopy_d2.policy import Decision, DetectionMasks, Observation
-from blockcopy_d2.sparse import block_sparse, num_blocks
+from blockcopy_d2.policy import Decision
+from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_blocks
+from blockcopy_d2.sparse.module import SparseFrame, execution
+from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 
-from .static_heads import FrameSizes, StaticRCNN
-from .stream import VideoStream
+from .frame_steps import (
+    all_blocks,
+    at_policy_resolution,
+    choose_blocks,
+    find_cuts,
+    normalize,
+    remember,
+)
+from .precision import inference_autocast
+from .recorded_function import RecordedFunction
+from .recorded_learning import RecordedLearning
+from .result import RecordedFrameResult
+from .static_heads import FrameSizes, StaticDetections, StaticRCNN, supports
+from .stream_memory import StreamMemory
+from .timing import StageTimer
 
-__all__ = ["FrameGraph", "RecordedFunction"]
+__all__ = ["FrameGraph"]
 
-# What a StreamBatch keeps in tensors from one frame to the next.
-_STATE = ("frame", "frame_state", "painted", "active", "age", "broken", "frame_index")
-
-
-class RecordedFunction:
-    """
-    A function on tensors that stay where they are. On CUDA its third call is recorded as a graph,
-    and from then on replayed: the first two let libraries choose, compile and allocate. Elsewhere
-    it is just called.
-    """
-
-    _EAGER_CALLS = 2
-
-    def __init__(self, function, device, generators=()):
-        """
-        Args:
-            function (callable): without arguments or results; never makes the host wait.
-            device (torch.device):
-            generators (sequence[torch.Generator]): that it draws from.
-        """
-        self._function = function
-        self._cuda = torch.device(device).type == "cuda"
-        self._generators = generators
-        self._calls = 0
-        self._graph = None
-
-    def __call__(self):
-        self._calls += 1
-        if not self._cuda:
-            self._function()
-        elif self._calls <= self._EAGER_CALLS:
-            # Recording happens on a stream of its own, and so must what it builds on.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._function()
-            torch.cuda.current_stream().wait_stream(side)
-        else:
-            if self._graph is None:
-                self._graph = torch.cuda.CUDAGraph()
-                for generator in self._generators:
-                    self._graph.register_generator_state(generator)
-                with torch.cuda.graph(self._graph):
-                    self._function()
-            self._graph.replay()
+# Calls before a frame is recorded, in which libraries choose, compile and allocate.
+_WARM_CALLS = 2
+# Kinds of frames whose recordings are kept; most streams have one or two.
+_MAX_RECORDINGS = 4
 
 
 class FrameGraph:
     """
-    One stream of a :class:`BlockCopyVideoModel` around a Faster or Mask R-CNN, with the same
-    results as its :meth:`step`. Policy, sampling, the block-sparse network, proposal selection,
-    RoI heads, what the policy sees next and the information gain are one CUDA graph, whatever
-    blocks are active; the learner's step is a second one behind it. The host waits only where
-    :meth:`StaticDetections.to_instances` asks how many detections there are.
+    Runs the frames of one stream of a :class:`BlockCopyVideoModel` around a Faster or Mask R-CNN,
+    with the same results as operator by operator. Policy, sampling, the block-sparse network,
+    proposal selection, RoI heads and what is remembered are CUDA graphs, one per stage, replayed
+    whatever blocks are active; so are the information gain and the learner's step. The host waits
+    only where it reads a result.
 
-    The backbone and the RPN head may be of half precision; the policy stays in single.
+    It belongs to a stream, on whose features its graphs work in place. The first frame of a size
+    allocates memory and records; after it nothing is allocated but what results keep. On a device
+    without graphs the same functions are called instead, which is for tests.
+
+    Attributes:
+        memory (StreamMemory or None): of the stream, from its first frame on.
+        frames (int): run so far, of all videos.
     """
 
-    def __init__(self, model, *, image_shape, output_size=None, learner=None):
+    def __init__(self, settings):
         """
         Args:
-            model (BlockCopyVideoModel): around a model that :func:`static_heads.supports` is true
-                for; with the "triton" backend on CUDA.
-            image_shape (tuple[int, int, int]): of the frames, (3, height, width), as in the
-                "image" of Detectron2's input dicts.
-            output_size (tuple[int, int] or None): of boxes and masks; that of the frames if None.
-            learner (OnlineLearner or None): of the model's policy.
+            settings (tuple): of the model, see :meth:`of`.
         """
-        self.model, self.learner = model, learner
-        self.heads = StaticRCNN(model.base)
-        self.stream = VideoStream()
-        device = model.device
-        self.image = torch.zeros(image_shape, dtype=torch.uint8, device=device)
-        image_size = tuple(image_shape[1:])
-        canvas_size = tuple(self._images().tensor.shape[-2:])
-        self.sizes = FrameSizes(
-            image_size=image_size,
-            canvas_size=canvas_size,
-            output_size=tuple(output_size or image_size),
-            grid_shape=num_blocks(model.block_size, canvas_size),
-            pixels_per_block=model.task.pixels_per_block,
-        )
-        self.stream.image_size, self.stream.canvas_size = image_size, canvas_size
-        generators = model.policy.generators(device)
-        self._run = RecordedFunction(self._frame, device, generators)
-        self._learn = {
-            updates: RecordedFunction(lambda updates=updates: self._observe(updates), device)
-            for updates in (False, True)
-        }
-        self._state = None
-        self.detections = self.gain = self.executed = None
+        self._settings = settings
+        self._forget()
 
-    @torch.no_grad()
-    def step(self, image, *, restart=False):
+    def _forget(self):
+        self._recordings = {}
+        self._second_stage = self._learning = self._pool = self._latest = self.memory = None
+        self.frames = 0
+
+    @classmethod
+    def of(cls, model, streams):
         """
-        Run the next frame.
-
         Args:
-            image (Tensor): uint8, of ``image_shape``.
-            restart (bool): it is the first of another video.
+            model (BlockCopyVideoModel):
+            streams (StreamBatch):
 
         Returns:
-            StaticDetections: in memory that the next frame overwrites.
+            FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
+            frames cannot be recorded, and for streams that started that way. A change of the
+            model's settings holds from the next frame on, other weights start the stream anew.
         """
-        first = self._state is None
-        if restart and not first:
-            self._state["frame_index"].zero_()
-        self.image.copy_(image, non_blocking=True)
-        if first:
-            self._frame()
-            self._keep()
+        graph = streams.graph
+        if graph is None and streams.started:
+            return None
+        settings = _settings(model, streams)
+        if graph is None or graph._settings != settings:
+            if not _serves(model, streams):
+                streams.graph = None
+            elif graph is None:
+                streams.graph = cls(settings)
+            else:
+                graph._change(settings, streams)
+        return streams.graph
+
+    def _change(self, settings, streams):
+        if settings[0] != self._settings[0]:
+            size = streams.image_size, streams.canvas_size
+            streams.release()
+            streams.image_size, streams.canvas_size = size
+            streams.graph = self
+            self._forget()
+        self._settings = settings
+        self._recordings.clear()
+
+    # ---------------------------------------------------------------- frames
+
+    def step(self, model, inputs, stream, *, learning=False, grid=None):
+        """
+        Args:
+            model (BlockCopyVideoModel):
+            inputs (dict): one of Detectron2's input dicts, for a stream of that size.
+            stream (VideoStream): brought up to date by this call.
+            learning, grid: as of :meth:`BlockCopyVideoModel.step`.
+
+        Returns:
+            RecordedFrameResult:
+        """
+        try:
+            return self._step(model, inputs, stream, learning, grid)
+        except BaseException:
+            # Features may be of two frames, and memory that graphs work on may be gone.
+            stream.release()
+            raise
+
+    def _step(self, model, inputs, stream, learning, grid):
+        timer = StageTimer(model.device)
+        count, is_first, is_new = stream.counts[0], not stream.started, self.memory is None
+        recording = self._recording(model, inputs, stream, asks=grid is None and not is_first)
+        with timer.stage("preprocess"):
+            recording.image.copy_(inputs["image"], non_blocking=True)
+        if is_new:
+            recording.grid = all_blocks(model, stream) if grid is None else grid
         else:
-            self._run()
-            if self.learner is not None and not restart:
-                self._teach()
-        return self.detections
+            self._place(stream, grid, is_first)
+            self._record(model, stream, recording)
+        stages = self._stages(model, stream, recording)
+        with timer.stage("preprocess"):
+            recording.run("preprocess", stages)
+        if grid is None:
+            with timer.stage("policy"):
+                recording.run("policy", stages)
+        with timer.stage("inference"):
+            with timer.stage("network"):
+                recording.run("network", stages)
+            recording.run("heads", stages)
+            found = _copied(recording.detections)
+        with timer.stage("observe"):
+            recording.run("observe", stages)
+        if is_new:
+            self.memory = StreamMemory(stream)
+        self.memory.bind(stream)
+        self.frames += 1
+        self._latest = recording
+        result = self._result(
+            model, stream, found, timer, learning=learning, grid=grid, is_first=is_first
+        )
+        if is_new:
+            self._prepare(model, inputs, stream, asks=grid is None)
+        stream.counts = [count + 1]
+        return result
 
-    def _teach(self):
-        frames = self.learner.frames
-        self._learn[self.learner.wants_graph()]()
-        # A replay counts on the device only.
-        self.learner.frames = frames + 1
+    def _recording(self, model, inputs, stream, *, asks):
+        image = inputs["image"]
+        output_size = (inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2]))
+        key = (tuple(image.shape), image.dtype, output_size, asks)
+        if key not in self._recordings:
+            while len(self._recordings) >= _MAX_RECORDINGS:
+                self._recordings.pop(next(iter(self._recordings)))
+            sizes = FrameSizes(
+                image_size=stream.image_size,
+                canvas_size=stream.canvas_size,
+                output_size=output_size,
+                grid_shape=num_blocks(model.block_size, stream.canvas_size),
+                pixels_per_block=model.task.pixels_per_block,
+            )
+            image = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
+            self._recordings[key] = _Recording(image=image, sizes=sizes, asks=asks)
+        return self._recordings[key]
 
-    def _images(self):
-        return self.model.base.preprocess_image([{"image": self.image}])
+    def _place(self, stream, grid, is_first):
+        """Puts what the frame depends on where it is read."""
+        self.memory.bind(stream)
+        if is_first:
+            if grid is not None and not grid.is_full:
+                raise RuntimeError(
+                    "The first frame of a stream must run all blocks: pass BlockGrid.full(), or"
+                    " None to let the model see to it."
+                )
+            self.memory.start_anew()
+            self.memory.given.fill_(True)
+        elif grid is not None:
+            self.memory.given.copy_(grid.active)
 
-    def _frame(self):
-        model, stream, base = self.model, self.stream, self.model.base
-        if self._state is not None:
-            for name in _STATE:
-                setattr(stream, name, self._state[name])
-            stream.outputs = [DetectionMasks(*self._previous, self.sizes.pixels_per_block)]
-        frame, _, _ = model._preprocess([self.image])
-        cut = torch.zeros(1, dtype=torch.bool, device=frame.device)
-        observation = decision = None
-        if not stream.started:
-            grid = model._all_blocks(stream)
-        else:
-            if model.scene_cut:
-                cut = model._cuts(frame, stream)
-            (observation,), (decision,) = model._ask(frame, stream, False)
-            grid = model._choose([decision], frame, stream, cut, [True])
+    def _stages(self, model, stream, recording):
+        """dict[str, callable]: of a frame, in their order."""
+        stages = {
+            "preprocess": lambda: self._preprocess(model, recording),
+            "policy": lambda: self._ask(model, stream, recording),
+            "network": lambda: self._network(model, stream, recording),
+            "heads": lambda: self._heads(model, recording),
+            "observe": lambda: self._observe(model, stream, recording),
+        }
+        if not recording.asks:
+            del stages["policy"]
+        return stages
+
+    def _preprocess(self, model, recording):
+        recording.images = normalize(model, [recording.image])
+        recording.frame = at_policy_resolution(model, recording.images)
+
+    def _ask(self, model, stream, recording):
+        recording.cut = find_cuts(model, recording.frame, stream)
+        (recording.observation,), (recording.decision,), recording.grid = choose_blocks(
+            model, recording.frame, stream, recording.cut
+        )
+        policy = policy_of(model, stream)
+        if policy.learns and "policy" not in recording.macs:
+            recording.count_macs("policy", lambda: policy.network(recording.observation))
+
+    def _network(self, model, stream, recording):
+        base, rpn = model.base, model.base.proposal_generator
+        if self.memory is not None and not recording.asks:
+            recording.grid = BlockGrid(
+                self.memory.given, block_size=model.block_size, image_size=stream.canvas_size
+            )
         dtype = next(base.backbone.parameters()).dtype
-        with block_sparse(base, grid, stream.features):
-            features = base.backbone(self._images().tensor.to(dtype))
-            rpn = base.proposal_generator
-            logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
-        self.detections = self.heads(features, logits, deltas, self.sizes)
-        previous, was_broken = stream.outputs[0], stream.broken
-        model._update(stream, frame, [{"instances": self.detections}], grid, [True])
-        self.executed = grid.active
-        if self._state is None:
+        with (
+            inference_autocast(model.device, model.amp),
+            block_sparse(base, recording.grid, stream.features) as work,
+        ):
+            recording.features = base.backbone(recording.images.tensor.to(dtype))
+            recording.rpn = rpn.rpn_head([recording.features[name] for name in rpn.in_features])
+        recording.programs = work.programs
+
+    def _heads(self, model, recording):
+        if self._second_stage is None:
+            self._second_stage = StaticRCNN(model.base)
+        inputs = (recording.features, *recording.rpn, recording.sizes)
+        if "heads" not in recording.macs:
+            recording.count_macs("heads", lambda: self._second_stage(*inputs))
+        recording.detections = self._second_stage(*inputs)
+
+    def _observe(self, model, stream, recording):
+        outputs = [{"instances": recording.detections}]
+        remember(model, stream, recording.frame, outputs, recording.grid)
+        if self.memory is not None:
+            self.memory.store(
+                stream,
+                cut=recording.cut,
+                observation=recording.observation,
+                decision=recording.decision,
+            )
+
+    # ---------------------------------------------------------------- recording
+
+    def _prepare(self, model, inputs, stream, *, asks):
+        """What the next frames need, while the first one is expected to be slow."""
+        if len(self._latest.programs) < len(_sparse_modules(model)):
+            # One that could not be captured runs as it is, maybe with a host in the loop.
+            stream.graph = None
+        elif asks:
+            recording = self._recording(model, inputs, stream, asks=True)
+            recording.image.copy_(inputs["image"], non_blocking=True)
+            self._record(model, stream, recording)
+
+    def _record(self, model, stream, recording):
+        """Records a frame, and leaves everything as if it had not been run."""
+        if recording.functions or not recording.image.is_cuda:
             return
-        gain = model.task.block_gain(stream.outputs[0], previous, grid.shape)[None]
-        self.gain = gain.masked_fill(was_broken | stream.broken | cut, torch.nan)
-        if decision.logits is not None:
-            self._remember_decision(observation, decision)
-        for name in _STATE:
-            self._state[name].copy_(getattr(stream, name))
-        for kept, new in zip(self._previous, _tensors(stream.outputs[0]), strict=True):
-            if kept is not None:
-                kept.copy_(new)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        generators = policy_of(model, stream).generators(model.device)
+        history = self.memory.history()
+        before = [x.clone() for x in history], [x.get_state() for x in generators]
+        stages = self._stages(model, stream, recording)
+        functions = {
+            name: RecordedFunction(generators=generators, pool=self._pool) for name in stages
+        }
+        for _ in range(_WARM_CALLS):
+            for name, stage in stages.items():
+                functions[name](stage)
+            for tensor, value in zip(history, before[0], strict=True):
+                tensor.copy_(value)
+            for generator, state in zip(generators, before[1], strict=True):
+                generator.set_state(state)
+        for name, stage in stages.items():
+            functions[name].record(stage)
+        recording.functions = functions
+        self.memory.bind(stream)
 
-    def _keep(self):
-        """Gives the state of the first frame its place for good."""
-        stream = self.stream
-        self._state = {name: getattr(stream, name).clone() for name in _STATE}
-        self._previous = [x if x is None else x.clone() for x in _tensors(stream.outputs[0])]
-        maps = (stream.frame, stream.frame_state, stream.painted, stream.active[:, None].float())
-        self._observation = [torch.zeros_like(x) for x in maps]
-        self._drawn = torch.zeros_like(stream.active)
-        self._logits = torch.zeros(stream.active.shape, device=stream.active.device)
+    # ---------------------------------------------------------------- results
 
-    def _remember_decision(self, observation, decision):
-        """For the learner, who comes when the state has moved on."""
-        maps = (observation.frame, observation.frame_state, observation.output, observation.grid)
-        for kept, new in zip(self._observation, maps, strict=True):
-            kept.copy_(new)
-        self._drawn.copy_(decision.active)
-        self._logits.copy_(decision.logits)
-
-    def _observe(self, updates):
-        logits = self._logits
-        if updates:
-            with torch.enable_grad():
-                logits = self.model.policy.network(Observation(*self._observation, frame_index=0))
-        self.learner.observe(
-            Decision(active=self._drawn, logits=logits), self.gain, executed=self.executed
+    def _result(self, model, stream, found, timer, *, learning, grid, is_first):
+        recording, memory = self._latest, self.memory
+        executed = BlockGrid(
+            memory.active.clone(),
+            block_size=model.block_size,
+            image_size=recording.sizes.canvas_size,
+        )
+        work = SparseFrame(executed, state=None)
+        work.programs = recording.programs
+        decision = Decision(active=executed.active) if grid is None else None
+        if recording.asks:
+            has_logits = recording.decision.logits is not None
+            decision = Decision(memory.drawn.clone(), memory.logits.clone() if has_logits else None)
+        return RecordedFrameResult(
+            self,
+            found=found,
+            was_asked=recording.asks,
+            learning=learning,
+            policy=policy_of(model, stream),
+            decision=decision,
+            grid=executed,
+            age=memory.age.clone(),
+            work=work,
+            cut=memory.cut[0].clone(),
+            broken=memory.broken[0].clone(),
+            timer=timer,
+            is_first=is_first,
+            other_macs=dict(recording.macs),
         )
 
+    @property
+    def latest_frame(self):
+        """Tensor: float (1, 3, h, w), normalized."""
+        return self._latest.frame
 
-def _tensors(detections):
-    return detections.masks, detections.scores, detections.classes, detections.boxes
+    def learn(self, model, learner, policy, timer):
+        """
+        Teach a policy the latest frame, which it decided.
+
+        Args:
+            model (BlockCopyVideoModel):
+            learner (OnlineLearner): alone with the policy.
+            policy (Policy):
+            timer (StageTimer): of the frame.
+
+        Returns:
+            dict[str, Tensor]: of :meth:`OnlineLearner.observe`.
+        """
+        if self._learning is None or not self._learning.teaches(learner, policy):
+            self._learning = RecordedLearning(learner, policy, pool=self._pool)
+        return self._learning(model, self.memory, timer)
+
+
+@dataclass
+class _Recording:
+    """
+    Frames of one kind.
+
+    Attributes:
+        image (Tensor): (3, height, width), where a frame is put.
+        sizes (FrameSizes):
+        asks (bool): the policy, or executes what the memory says.
+        functions (dict[str, RecordedFunction]): by stage; empty if not recorded.
+        macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, by stage.
+        programs (list[Program]): of the block-sparse modules.
+        images, frame, cut, observation, decision, grid, features, rpn, detections: what the stages
+            leave for one another and for the result.
+    """
+
+    image: Tensor
+    sizes: FrameSizes
+    asks: bool
+    functions: dict = field(default_factory=dict)
+    macs: dict = field(default_factory=dict)
+    programs: list = field(default_factory=list)
+    images: Any = None
+    frame: Tensor | None = None
+    cut: Tensor | None = None
+    observation: Any = None
+    decision: Decision | None = None
+    grid: BlockGrid | None = None
+    features: dict | None = None
+    rpn: tuple | None = None
+    detections: StaticDetections | None = None
+
+    def run(self, name, stages):
+        """Replays a stage, or runs it where it was not recorded; nothing if there is none."""
+        if name not in stages:
+            return
+        if self.functions:
+            self.functions[name](stages[name])
+        else:
+            stages[name]()
+
+    def count_macs(self, name, function):
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            function()
+        self.macs[name] = counter.get_total_flops() // 2
+
+
+def policy_of(model, streams):
+    """
+    Returns:
+        Policy: of a stream, the first of them.
+    """
+    return model.policy if streams.policies is None else streams.policies[0]
+
+
+def _settings(model, streams):
+    """What recordings depend on, the weights first."""
+    policy = policy_of(model, streams)
+    return (
+        model.weights_version,
+        model.cuda_graph,
+        policy,
+        # Policies that do not learn compare with it on the host.
+        getattr(policy, "target", None),
+        model.scene_cut,
+        model.refresh_every,
+        model.dense_above,
+        model.amp,
+    )
+
+
+def _serves(model, streams):
+    return (
+        model.cuda_graph
+        and streams.num_streams == 1
+        and policy_of(model, streams).capturable
+        and supports(model.base)
+        and _has_graphs(model)
+    )
+
+
+def _has_graphs(model):
+    """Whether the block-sparse modules run as Triton's kernels, on CUDA."""
+    like = model.base.pixel_mean
+    return like.is_cuda and all(
+        isinstance(module, BlockSparseModule)
+        and execution(module.backend, like) is not TorchExecution
+        for module in _sparse_modules(model)
+    )
+
+
+def _sparse_modules(model):
+    return model.base.backbone, model.base.proposal_generator.rpn_head
+
+
+def _copied(detections):
+    """What Instances are made of, in memory of its own."""
+    names = ("count", "boxes", "scores", "classes", "masks")
+    values = {name: getattr(detections, name) for name in names}
+    return dataclasses.replace(
+        detections, **{name: x.clone() for name, x in values.items() if x is not None}
+    )

@@ -4,6 +4,8 @@ import torch
 
 from blockcopy_d2.policy import Decision
 
+from .result import RecordedFrameResult
+
 __all__ = ["learn"]
 
 
@@ -21,10 +23,12 @@ def learn(learner, model, results):
     Returns:
         dict[str, Tensor]: what the learner tells; empty if there was nothing to learn from.
     """
-    results = [r for r in results if not r.is_first and r.decision.logits is not None]
+    results = [result for result in results if not result.is_first and result.was_drawn]
     if not results:
         learner.sit_out()
         return {}
+    if len(results) == 1 and isinstance(results[0], RecordedFrameResult) and not learner.sync:
+        return results[0].learn(model, learner)
     timer = results[0].timer
     with timer.stage("information_gain"):
         gain = torch.cat([model.information_gain(result) for result in results])

@@ -5,44 +5,29 @@ Shape shorthand in this module:
 
     N: streams of a batch
     B: side of a block in pixels of the network's input
-    H, W: height and width of the network's input, padding included
-    GH, GW: rows and columns of the block grid, ceil(H / B) x ceil(W / B)
-    h, w: policy resolution, P x P pixels per block (MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK)
-    K: classes of the task network's output
+    GH, GW: rows and columns of the block grid, ceil(H / B) x ceil(W / B), H x W being the size of
+        the network's input, padding included
 """
 
 import copy
-import logging
-import math
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList
-from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from blockcopy_d2.config import base_config
-from blockcopy_d2.policy import (
-    AllBlocks,
-    Decision,
-    Observation,
-    build_policy,
-    resize_to_policy,
-)
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_blocks
+from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse.grid import check_stride
 
+from .eager_frame import run_frame
+from .frame_graph import FrameGraph
+from .frame_steps import fill_slots, fit_to_size
 from .heads import convert_model
 from .learning import learn
 from .precision import inference_autocast
-from .refresh import due_for_refresh
-from .result import FrameResult
-from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream
 from .task import build_task
-from .timing import StageTimer, timed_modules
 
 __all__ = ["BlockCopyVideoModel"]
 
@@ -78,7 +63,9 @@ class BlockCopyVideoModel(nn.Module):
         max_streams,
         scene_cut=0.0,
         refresh_every=0,
+        dense_above=1.0,
         amp=False,
+        cuda_graph=True,
     ):
         """
         Args:
@@ -93,8 +80,11 @@ class BlockCopyVideoModel(nn.Module):
                 :func:`scene_cuts`; such frames execute all blocks. 0: there are no cuts.
             refresh_every (int): frames in which every block is executed at least once, see
                 :func:`due_for_refresh`. 0: no limit.
+            dense_above (float): share of the blocks above which a frame executes all of them.
             amp (bool): run the task network in half precision, see :func:`inference_autocast`.
                 Its weights stay as they are.
+            cuda_graph (bool): run single streams as CUDA graphs where that can be done, see
+                :class:`FrameGraph`.
 
         Raises:
             ValueError: if blocks of ``block_size`` do not align with a feature map of the
@@ -116,9 +106,14 @@ class BlockCopyVideoModel(nn.Module):
         self.block_size = block_size
         self.scene_cut = scene_cut
         self.refresh_every = refresh_every
+        self.dense_above = dense_above
         self.amp = amp
+        self.cuda_graph = cuda_graph
         self.streams = StreamPool(max_streams)
         self.learner = None
+        # Counts what makes copies of the weights worthless.
+        self.weights_version = 0
+        self.register_load_state_dict_post_hook(_count_weights)
         self.eval()
 
     @classmethod
@@ -156,12 +151,18 @@ class BlockCopyVideoModel(nn.Module):
             "max_streams": options.MAX_STREAMS,
             "scene_cut": options.SCENE_CUT,
             "refresh_every": options.REFRESH_EVERY,
+            "dense_above": options.DENSE_ABOVE,
             "amp": cfg.TEST.AMP.ENABLED,
+            "cuda_graph": options.CUDA_GRAPH,
         }
 
     @property
     def device(self):
         return self.base.pixel_mean.device
+
+    def _apply(self, fn, recurse=True):
+        self.weights_version += 1
+        return super()._apply(fn, recurse)
 
     def train(self, mode=True):
         """The task network is frozen and the policy keeps its own mode: there is none to set."""
@@ -212,6 +213,17 @@ class BlockCopyVideoModel(nn.Module):
             return VideoStream(policy=policies and policies[0])
         return StreamBatch(num_streams, policies=policies)
 
+    def replays(self, stream):
+        """
+        Args:
+            stream (VideoStream):
+
+        Returns:
+            bool: whether its next frame is a CUDA graph's: then no module runs whose calls could
+            be counted or timed.
+        """
+        return FrameGraph.of(self, stream) is not None
+
     def step(self, inputs, stream, *, learning=False, grid=None):
         """
         Run the next frame of a stream.
@@ -246,63 +258,15 @@ class BlockCopyVideoModel(nn.Module):
         Raises:
             ValueError: if the number of inputs or the sizes of their images do not fit.
         """
-        timer = StageTimer(self.device)
         present = [x is not None for x in inputs]
-        with timer.stage("preprocess"):
-            inputs = self._fill(inputs, streams)
-            frame, image_size, canvas_size = self._preprocess([x["image"] for x in inputs])
-            if streams.started and streams.canvas_size != canvas_size:
-                log_first_n(
-                    logging.WARNING,
-                    f"The frames of a stream changed size from {streams.canvas_size} to"
-                    f" {canvas_size} (padded): the stream starts anew.",
-                )
-                streams.reset()
-            streams.image_size, streams.canvas_size = image_size, canvas_size
-        observations, decisions = [None] * len(inputs), [None] * len(inputs)
-        cut = torch.zeros(len(inputs), dtype=torch.bool, device=frame.device)
-        if grid is None:
-            with timer.stage("policy"):
-                if streams.started:
-                    if self.scene_cut:
-                        cut = self._cuts(frame, streams)
-                    observations, decisions = self._ask(frame, streams, learning)
-                    grid = self._choose(decisions, frame, streams, cut, present)
-                else:
-                    grid = self._all_blocks(streams)
-                    decisions = Decision(active=grid.active).split()
-        sparse_modules = [m for m in self.base.modules() if isinstance(m, BlockSparseModule)]
-        with (
-            timer.stage("inference"),
-            inference_autocast(self.device, self.amp),
-            timed_modules(timer, "network", sparse_modules),
-            block_sparse(self.base, grid, streams.features) as work,
-        ):
-            outputs = self.base(inputs)
-        last_seen, was_broken = list(streams.outputs), streams.broken
-        with timer.stage("observe"):
-            self._update(streams, frame, outputs, grid, present)
-        broken = streams.broken if was_broken is None else streams.broken | was_broken
-        grids = _split(grid)
-        return [
-            FrameResult(
-                output=outputs[n],
-                frame=frame[n : n + 1],
-                observation=observations[n],
-                decision=decisions[n],
-                grid=grids[n],
-                age=streams.age[n : n + 1],
-                work=work,
-                detections=streams.outputs[n],
-                previous_detections=last_seen[n],
-                cut=cut[n],
-                broken=broken[n],
-                timer=timer,
-            )
-            if present[n]
-            else None
-            for n in range(len(inputs))
-        ]
+        inputs = fill_slots(inputs, streams)
+        fit_to_size(self, streams, tuple(inputs[0]["image"].shape[-2:]))
+        graph = FrameGraph.of(self, streams)
+        if graph is None:
+            return run_frame(self, inputs, streams, present=present, learning=learning, grid=grid)
+        if isinstance(learning, list):
+            (learning,) = learning
+        return [graph.step(self, inputs[0], streams, learning=learning, grid=grid)]
 
     @torch.no_grad()
     def information_gain(self, result):
@@ -319,118 +283,6 @@ class BlockCopyVideoModel(nn.Module):
         )
         return gain[None].masked_fill(result.broken | result.cut, torch.nan)
 
-    def _fill(self, inputs, streams):
-        """Stands in for the streams without a frame: the network runs whole batches."""
-        images = [x["image"] for x in inputs if x is not None]
-        sizes = sorted({tuple(image.shape[-2:]) for image in images})
-        if len(inputs) != streams.num_streams or len(sizes) != 1:
-            raise ValueError(
-                f"{len(inputs)} inputs for {streams.num_streams} streams, with images of the sizes"
-                f" {sizes}; expected an input or None for every stream, and images of one size."
-                " Run streams of another size as a batch of their own."
-            )
-        idle = {"image": torch.zeros_like(images[0])}
-        return [idle if x is None else x for x in inputs]
 
-    def _preprocess(self, images):
-        """Normalizes and pads as the wrapped model does, then resizes to policy resolution."""
-        backbone, base = self.base.backbone, self.base
-        images = [move_device_like(image, base.pixel_mean) for image in images]
-        images = ImageList.from_tensors(
-            [(image - base.pixel_mean) / base.pixel_std for image in images],
-            backbone.size_divisibility,
-            padding_constraints=backbone.padding_constraints,
-        )
-        canvas_size = tuple(images.tensor.shape[-2:])
-        grid_shape = num_blocks(self.block_size, canvas_size)
-        frame = resize_to_policy(images.tensor, grid_shape, self.task.pixels_per_block)
-        return frame, images.image_sizes[0], canvas_size
-
-    def _cuts(self, frame, streams):
-        canvas = math.prod(num_blocks(self.block_size, streams.canvas_size)) * self.block_size**2
-        return scene_cuts(
-            frame,
-            streams.frame,
-            share=self.scene_cut,
-            pixels_per_block=self.task.pixels_per_block,
-            pixel_std=self.base.pixel_std,
-            coverage=math.prod(streams.image_size) / canvas,
-        )
-
-    def _ask(self, frame, streams, learning):
-        """
-        Returns:
-            tuple[list[Observation], list[Decision]]: of every stream, decided by its own policy or
-            by the one they share.
-        """
-        observation = Observation(
-            frame=frame.nan_to_num(),
-            frame_state=streams.frame_state,
-            output=streams.painted,
-            grid=streams.active[:, None].float(),
-            frame_index=streams.frame_index,
-        )
-        observations = observation.split()
-        if not isinstance(learning, list):
-            learning = [learning] * streams.num_streams
-        if streams.policies is None:
-            with torch.set_grad_enabled(any(learning)):
-                return observations, self.policy(observation).split()
-        decisions = []
-        for n, policy in enumerate(streams.policies):
-            with torch.set_grad_enabled(learning[n]):
-                decisions.append(policy(observations[n]))
-        return observations, decisions
-
-    def _all_blocks(self, streams):
-        return BlockGrid.full(
-            block_size=self.block_size,
-            image_size=streams.canvas_size,
-            batch=streams.num_streams,
-            device=self.device,
-        )
-
-    def _choose(self, decisions, frame, streams, cut, present):
-        """BlockGrid: what the policies want, and what is executed whatever they want."""
-        active = torch.cat([decision.active for decision in decisions])
-        # Features that are not finite must go, and a frame that is not finite spoils every block.
-        all_blocks = cut | streams.broken | ~_finite(frame) | (streams.frame_index == 0)
-        active = active | all_blocks[:, None, None]
-        if self.refresh_every:
-            active = active | due_for_refresh(active, streams.age, self.refresh_every)
-        if not all(present):
-            active = active & streams.mask(present, active)
-        return BlockGrid(active, block_size=self.block_size, image_size=streams.canvas_size)
-
-    def _update(self, streams, frame, outputs, grid, present):
-        seen = [
-            self.task.observe(
-                output,
-                image_size=streams.image_size,
-                canvas_size=streams.canvas_size,
-                grid_shape=grid.shape,
-            )
-            for output in outputs
-        ]
-        painted = torch.stack([self.task.paint(x) for x in seen])
-        streams.advance(
-            frame=frame.nan_to_num(),
-            painted=painted.nan_to_num(),
-            seen=seen,
-            active=grid.active,
-            broken=~(_finite(frame) & _finite(painted)),
-            present=present,
-        )
-
-
-def _split(grid):
-    """list[BlockGrid]: of each stream."""
-    if len(grid.active) == 1:
-        return [grid]
-    layout = {"block_size": grid.block_size, "image_size": grid.image_size}
-    return [BlockGrid(active, **layout) for active in grid.active.split(1)]
-
-
-def _finite(x):
-    """bool (N,)"""
-    return torch.isfinite(x).flatten(1).all(1)
+def _count_weights(model, incompatible_keys):
+    model.weights_version += 1

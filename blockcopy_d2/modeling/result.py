@@ -7,10 +7,13 @@ Shape shorthand in this module:
     h, w: policy resolution
 """
 
+import functools
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blockcopy_d2.policy import Decision, Observation
@@ -19,7 +22,7 @@ from blockcopy_d2.sparse.module import SparseFrame
 
 from .timing import StageTimer
 
-__all__ = ["FrameResult"]
+__all__ = ["FrameResult", "RecordedFrameResult"]
 
 
 @dataclass(eq=False)
@@ -45,6 +48,9 @@ class FrameResult(Mapping):
         broken (Tensor): bool scalar on the device; this frame or the last was not finite. Neither
             from a broken frame nor across a cut anything may be learned.
         timer (StageTimer): of all streams of the batch.
+        is_first (bool): the first frame of its video.
+        other_macs (dict[str, int] or None): multiply-accumulates of "policy" and "heads" where
+            they do not run as modules, whose calls others can count; else None.
     """
 
     output: dict
@@ -59,11 +65,13 @@ class FrameResult(Mapping):
     cut: Tensor
     broken: Tensor
     timer: StageTimer
+    is_first: bool
+    other_macs: dict[str, int] | None = None
 
     @property
-    def is_first(self):
-        """bool: the first frame of its video."""
-        return self.previous_detections is None
+    def was_drawn(self):
+        """bool: whether the policy drew the blocks from logits, and can learn from them."""
+        return self.decision is not None and self.decision.logits is not None
 
     @property
     def executed(self):
@@ -103,3 +111,89 @@ class FrameResult(Mapping):
 
     def __len__(self):
         return len(self.output)
+
+
+class RecordedFrameResult(FrameResult):
+    """
+    Of a frame that was replayed as a graph, see :class:`FrameGraph`. The output is made when it is
+    first read, which waits for the device, at any time. ``frame``, ``observation``, ``detections``
+    and ``previous_detections`` lie in the memory of the graph, and so does what a ``decision`` to
+    learn from is made of: they can be read until the next frame of the stream.
+    """
+
+    def __init__(self, graph, *, found, was_asked, learning, policy, decision, **fields):
+        """
+        Args:
+            graph (FrameGraph): whose latest frame it is.
+            found (StaticDetections): in memory of their own.
+            was_asked (bool): the policy.
+            learning (bool): the decision is wanted in an autograd graph.
+            policy (Policy): of the stream.
+            decision (Decision or None): without an autograd graph.
+            fields: the others of a :class:`FrameResult`.
+        """
+        # Results that are kept do not keep the memory of a stream.
+        self._graph, self._number = weakref.ref(graph), graph.frames
+        self._found, self._was_asked, self._policy = found, was_asked, policy
+        self._decision, self._learning = decision, learning
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    @functools.cached_property
+    def output(self):
+        with self.timer.stage("inference"):
+            (instances,) = self._found.to_instances()
+        return {"instances": instances}
+
+    @property
+    def frame(self):
+        return self._latest().latest_frame
+
+    @property
+    def observation(self):
+        return self._latest().memory.observation() if self._was_asked else None
+
+    @property
+    def detections(self):
+        return self._latest().memory.seen
+
+    @property
+    def previous_detections(self):
+        return None if self.is_first else self._latest().memory.last_seen
+
+    @functools.cached_property
+    def decision(self):
+        if not self._learning or self._decision is None or self._decision.logits is None:
+            return self._decision
+        with torch.enable_grad():
+            return type(self._decision)(
+                active=self._decision.active, logits=self._policy.network(self.observation)
+            )
+
+    def learn(self, model, learner):
+        """
+        Teach its policy the frame, without a host in the loop.
+
+        Args:
+            model (BlockCopyVideoModel):
+            learner (OnlineLearner): alone with the policy.
+
+        Returns:
+            dict[str, Tensor]: of :meth:`OnlineLearner.observe`.
+        """
+        return self._latest().learn(model, learner, self._policy, self.timer)
+
+    @property
+    def was_drawn(self):
+        """bool: whether the policy drew the blocks from logits, and can learn from them."""
+        return self._decision is not None and self._decision.logits is not None
+
+    def _latest(self):
+        graph = self._graph()
+        if graph is None or graph.frames != self._number:
+            raise RuntimeError(
+                "The memory of this frame's graph holds a later frame, or is gone with its stream."
+                " Read frame, observation, detections and what is learned before the stream's next"
+                " frame, or switch MODEL.BLOCKCOPY.CUDA_GRAPH off."
+            )
+        return graph

@@ -31,6 +31,8 @@ class StreamBatch:
         counts (list[int]): frames so far, of every stream.
         policies (list[Policy] or None): of every stream; None for that of the model.
         features (StreamState): feature caches of the block-sparse modules.
+        graph (FrameGraph or None): what runs the frames, where they are replayed. It survives a
+            :meth:`reset`, with the features, for a video of the same size.
         outputs (list): the last output of every stream as information gain compares it.
         image_size (tuple[int, int] or None): of the frames, as the network takes them.
         canvas_size (tuple[int, int] or None): H, W, with their padding.
@@ -60,6 +62,7 @@ class StreamBatch:
         self.num_streams = num_streams
         self.policies = policies
         self.features = StreamState()
+        self.graph = None
         self.reset()
 
     def reset(self, slot=None):
@@ -74,12 +77,18 @@ class StreamBatch:
             self.outputs[slot] = None
             self.frame_index[slot] = 0
             return
-        self.features.reset()
+        if self.graph is None:
+            self.features.reset()
+            self.image_size = self.canvas_size = None
         self.counts = [0] * self.num_streams
         self.outputs = [None] * self.num_streams
-        self.image_size = self.canvas_size = None
         self.frame = self.frame_state = self.painted = None
         self.active = self.age = self.frame_index = self.broken = None
+
+    def release(self):
+        """Forget the videos, and let go of all memory."""
+        self.graph = None
+        self.reset()
 
     @property
     def started(self):
@@ -173,12 +182,18 @@ class StreamPool:
         """
         stream = self._streams.get(video_id)
         if stream is None:
-            stream = self._streams[video_id] = VideoStream()
+            stream = self._streams[video_id] = self._unused()
         elif frame_index == 0:
             stream.reset()
         self._streams.move_to_end(video_id)
-        while len(self._streams) > self.max_streams:
-            self._streams.popitem(last=False)
+        return stream
+
+    def _unused(self):
+        """VideoStream: with the memory of the one that goes, if one has to."""
+        if len(self._streams) < self.max_streams:
+            return VideoStream()
+        _, stream = self._streams.popitem(last=False)
+        stream.reset()
         return stream
 
     def clear(self):

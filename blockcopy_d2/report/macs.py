@@ -17,6 +17,8 @@ _TITLES = {
     "head": "head",
     "sem_seg_head": "segmentation head",
 }
+# What the stages of FrameResult.other_macs are called here.
+_STAGES = {"heads": _TITLES["roi_heads"]}
 
 
 class StageMacs:
@@ -73,29 +75,35 @@ class StageMacs:
         return hook
 
     @contextlib.contextmanager
-    def count(self):
+    def count(self, *, unless=False):
         """
+        Args:
+            unless (bool): no module runs, and none must be watched.
+
         Yields:
             dict[str, MacCounter]: what runs as modules while this is open, by stage.
         """
+        counters = {name: MacCounter(modules) for name, modules in self.stages.items()}
         with contextlib.ExitStack() as stack:
-            yield {
-                name: stack.enter_context(MacCounter(modules))
-                for name, modules in self.stages.items()
-            }
+            if not unless:
+                for counter in counters.values():
+                    stack.enter_context(counter)
+            yield counters
 
-    def executed(self, counters, grid):
+    def executed(self, counters, grid, others=None):
         """
         Args:
             counters (dict[str, MacCounter]): of :meth:`count`, around one accelerated frame.
             grid (BlockGrid): what the frame executed. Waits for the device.
+            others (dict[str, int] or None): :attr:`FrameResult.other_macs`.
 
         Returns:
             dict[str, int]: multiply-accumulates by stage.
         """
+        others = {_STAGES.get(name, name): x for name, x in (others or {}).items()}
         return {
             # A network that could not be captured ran as modules after all.
-            name: counter.macs or self._macs_of_blocks(self._layers[name], grid)
+            name: counter.macs or others.get(name) or self._macs_of_blocks(self._layers[name], grid)
             for name, counter in counters.items()
         }
 

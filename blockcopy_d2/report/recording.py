@@ -210,9 +210,10 @@ class _Recorder:
         return shown
 
     def _run(self, run, predictor, image):
-        with self._macs.count() as counters:
+        with self._macs.count(unless=predictor.replays) as counters:
             start = _now(self._model.device)
             result = predictor(image)
+            dict(result)  # Reading the output is part of a frame.
             seconds = _now(self._model.device) - start
         stages = result.seconds
         resizing = max(seconds - sum(stages.values()), 0.0)
@@ -221,7 +222,7 @@ class _Recorder:
         run.stages["input"][-1] += resizing
         run.seconds.append(seconds)
         run.executed.append(result.executed)
-        for name, macs in self._macs.executed(counters, result.grid).items():
+        for name, macs in self._macs.executed(counters, result.grid, result.other_macs).items():
             run.macs.setdefault(name, []).append(macs)
         age = result.age.float()
         run.age.append((age.median().item(), age.max().item()))
@@ -280,6 +281,9 @@ def _at_target(predictor, target):
         max_streams=1,
         scene_cut=model.scene_cut,
         refresh_every=model.refresh_every,
+        dense_above=model.dense_above,
+        amp=model.amp,
+        cuda_graph=model.cuda_graph,
     )
     other.learner = learner
     other = VideoPredictor(model=other, mapper=predictor.mapper)

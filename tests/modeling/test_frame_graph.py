@@ -1,85 +1,391 @@
-"""A frame without a host in the loop gives what step() gives, and teaches the policy the same."""
+"""
+Frames as graphs give what they give operator by operator, and teach the policy the same. On a CPU
+the same functions are called instead of replayed.
+"""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling import VideoStream
-from blockcopy_d2.modeling.frame_graph import FrameGraph
-from blockcopy_d2.modeling.learning import learn
-from blockcopy_d2.policy import OnlineLearner
+from blockcopy_d2.modeling import VideoStream, frame_graph, learn
+from blockcopy_d2.policy import FrameDifference, NoBlocks, OnlineLearner, build_policy
 from blockcopy_d2.resources import config_path
+from blockcopy_d2.sparse import BlockGrid
 from tests.small_model import CONFIG, small_model_opts
 
-SIZE = (128, 256)
+SIZE, BLOCK = (128, 256), 64
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-def build(folder, device, *opts):
-    opts = [*small_model_opts(folder), "MODEL.BLOCKCOPY.ENABLED", True, *opts]
-    cfg = load_config(config_path(CONFIG), [*opts, "MODEL.DEVICE", device])
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    weights = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
-    model.load_state_dict(weights, strict=False)
-    return model, OnlineLearner(cfg, model.policy)
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        monkeypatch.setattr(frame_graph, "_has_graphs", lambda model: True)
+    return request.param
 
 
-def clip(device, frames):
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, *SIZE), generator=generator).float()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Models are slow to build; every test gets a policy and settings of its own."""
+    return {}
+
+
+class Side:
+    """One of the two ways to run a clip."""
+
+    def __init__(self, folder, built, device, *opts, graph, learns=True):
+        opts = [*opts, "MODEL.BLOCKCOPY.CUDA_GRAPH", graph, "MODEL.DEVICE", device]
+        small = [*small_model_opts(folder), "MODEL.BLOCKCOPY.ENABLED", True]
+        cfg = load_config(config_path(CONFIG), [*small, *opts])
+        key = (device, graph)
+        if key not in built:
+            built[key] = build_model(cfg)
+            weights = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
+            built[key].load_state_dict(weights, strict=False)
+        self.model = model = built[key]
+        torch.manual_seed(0)
+        model.policy = build_policy(cfg, num_classes=model.task.num_classes).to(device)
+        options = cfg.MODEL.BLOCKCOPY
+        model.scene_cut, model.refresh_every = options.SCENE_CUT, options.REFRESH_EVERY
+        model.dense_above = options.DENSE_ABOVE
+        learns = learns and model.policy.learns
+        self.learner = OnlineLearner(cfg, model.policy) if learns else None
+        self.stream = model.init_state()
+
+    def frame(self, image, grid=None, stream=None):
+        stream = self.stream if stream is None else stream
+        inputs = {"image": image, "height": image.shape[1], "width": image.shape[2]}
+        learning = self.learner is not None and self.learner.wants_graph()
+        result = self.model.step(inputs, stream, learning=learning, grid=grid)
+        told = {}
+        if self.learner is not None:
+            told = learn(self.learner, self.model, [result])
+        if not result.is_first:
+            told = {**told, "block gain": self.model.information_gain(result)}
+        return result, told
+
+
+def sides(folder, built, device, *opts, **options):
+    return [Side(folder, built, device, *opts, graph=graph, **options) for graph in (False, True)]
+
+
+def clip(device, frames, size=SIZE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, *size), generator=generator).float()
     for shift in range(frames):
         moved = image.clone()
         moved[:, 30:90, 10 + 9 * shift : 60 + 9 * shift] = 20 * shift
         yield moved.to(torch.uint8).to(device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_same_as_step(tmp_path, device):
+def assert_same(eager, graph):
+    """Of two results, each with what was learned of it."""
+    (expected, told), (found, found_told) = eager, graph
+    assert not hasattr(expected, "_graph") and hasattr(found, "_graph"), "both ran the same way"
+    assert torch.equal(found.grid.active, expected.grid.active)
+    assert torch.equal(found.age, expected.age)
+    assert found.is_first == expected.is_first
+    assert bool(found.cut) == bool(expected.cut) and bool(found.broken) == bool(expected.broken)
+    assert (found.macs, found.dense_macs) == (expected.macs, expected.dense_macs)
+    assert set(found.seconds) == set(expected.seconds)
+    assert (found.decision is None) == (expected.decision is None)
+    if found.decision is not None:
+        assert torch.equal(found.decision.active, expected.decision.active)
+        assert (found.decision.logits is None) == (expected.decision.logits is None)
+    torch.testing.assert_close(found.frame, expected.frame, equal_nan=True)
+    assert told.keys() == found_told.keys()
+    if "block gain" in told:
+        close = {"atol": 2e-2, "rtol": 1e-2, "equal_nan": True}
+        torch.testing.assert_close(found_told["block gain"], told["block gain"], **close)
+    for name in told.keys() & {"cost", "moving_cost", "skipped_updates"}:
+        assert found_told[name].item() == pytest.approx(told[name].item())
+    assert_same_output(expected, found)
+
+
+def assert_same_output(expected, found):
+    assert list(found) == ["instances"]
+    expected, found = expected["instances"], found["instances"]
+    assert len(found) == len(expected) and found.image_size == expected.image_size
+    assert found.pred_masks.shape == expected.pred_masks.shape
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=1e-3)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    if len(found):
+        assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+
+
+def test_a_clip(folder, built, device):
     opts = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
-    model, learner = build(tmp_path, device, *opts)
-    other, other_learner = build(tmp_path, device, *opts)
-    graph = FrameGraph(other, image_shape=(3, *SIZE), learner=other_learner)
-    before = copy.deepcopy(other.policy.state_dict())
-    stream = VideoStream()
+    eager, graph = sides(folder, built, device, *opts)
+    before = copy.deepcopy(graph.model.policy.state_dict())
     grids = []
-    for index, image in enumerate(clip(device, 9)):
+    for image in clip(device, 9):
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+        grids.append(results[1][0].grid)
+    assert len(grids[0].active) and any(not grid.is_full for grid in grids[1:])
+    assert graph.learner.frames == eager.learner.frames == 8
+    assert graph.stream.frames == eager.stream.frames == 9
+    for name in ("frame", "frame_state", "painted", "active", "age", "broken", "frame_index"):
+        expected, found = (getattr(side.stream, name) for side in (eager, graph))
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    for name, value in eager.model.policy.state_dict().items():
+        assert not torch.equal(graph.model.policy.state_dict()[name], before[name])
+        close = {"atol": 5e-2, "rtol": 5e-2}
+        torch.testing.assert_close(graph.model.policy.state_dict()[name], value, **close)
+
+
+def test_cuts_refreshes_new_videos_and_sizes(folder, built, device):
+    opts = ("MODEL.BLOCKCOPY.REFRESH_EVERY", 3, "MODEL.BLOCKCOPY.SCENE_CUT", 0.05)
+    eager, graph = sides(folder, built, device, *opts)
+    first, second = list(clip(device, 5)), [255 - image for image in clip(device, 4, seed=1)]
+    cuts = []
+    for image in [*first, *second]:
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+        cuts.append(bool(results[1][0].cut))
+    assert any(cuts)
+    for side in (eager, graph):
+        side.stream.reset()
+        side.model.scene_cut = 0.0
+    for image in [*second, *clip(device, 3, size=(128, 192)), *clip(device, 2, size=(100, 192))]:
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+    # The last ones are padded to what came before, and go on.
+    assert graph.stream.frames == eager.stream.frames == 5
+    assert not results[1][0].is_first
+
+
+@pytest.mark.parametrize("policy", ["NoBlocks", "AllBlocks", "EveryKthFrame", "RandomBlocks"])
+def test_policies_that_do_not_learn(folder, built, device, policy):
+    eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.POLICY.NAME", policy)
+    for image in clip(device, 4):
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+    if policy == "NoBlocks":
+        assert graph.frame(image)[0].grid.is_empty
+        assert_same_output(results[1][0], graph.frame(image)[0])
+
+
+def test_learning_may_be_off(folder, built, device):
+    eager, graph = sides(folder, built, device, learns=False)
+    for image in clip(device, 4):
+        assert_same(eager.frame(image), graph.frame(image))
+
+
+def test_targets_and_settings_change_from_one_frame_to_the_next(folder, built, device):
+    eager, graph = sides(folder, built, device)
+    for index, image in enumerate(clip(device, 8)):
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+        for side in (eager, graph):
+            if index < 5:
+                side.learner.target = 0.1 * index
+            if index == 3:
+                side.model.refresh_every = 2
+            if index == 5:
+                side.model.policy = NoBlocks()
+                side.learner = None
+    eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    shares = []
+    for index, image in enumerate(clip(device, 5)):
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+        shares.append(results[1][0].executed)
+        for side in (eager, graph):
+            side.model.policy.target = (0.5, 1.0, 0.0, 0.25)[index % 4]
+    assert shares == [1.0, 0.5, 1.0, 0.0, 0.25]
+
+
+def test_grids_of_the_caller(folder, built, device):
+    eager, graph = sides(folder, built, device, learns=False)
+    generator = torch.Generator().manual_seed(0)
+    for index, image in enumerate(clip(device, 6)):
+        grid = None
+        if index % 3:
+            active = torch.rand(1, 2, 4, generator=generator) < 0.5
+            grid = BlockGrid(active.to(device), block_size=BLOCK, image_size=SIZE)
+        results = eager.frame(image, grid), graph.frame(image, grid)
+        assert_same(*results)
+    graph.stream.reset()
+    with pytest.raises(RuntimeError, match="first frame of a stream must run all blocks"):
+        graph.frame(image, grid)
+    # And after the error it starts anew.
+    assert graph.frame(image)[0].grid.is_full
+
+
+def test_frames_that_are_not_finite(folder, built, device):
+    eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 1)
+    images = [image.float() for image in clip(device, 5)]
+    images[2] = images[2] * torch.nan
+    for image in images:
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+    assert results[1][1]["skipped_updates"] == 2
+
+
+def test_a_decision_to_learn_from_is_in_an_autograd_graph(folder, built, device):
+    eager, graph = sides(folder, built, device)
+    eager.learner = graph.learner = None
+    for image in clip(device, 2):
+        inputs = {"image": image}
+        expected, found = (
+            side.model.step(inputs, side.stream, learning=True).decision for side in (eager, graph)
+        )
+    assert found.logits.requires_grad and torch.equal(found.active, expected.active)
+    close = {"atol": 1e-2, "rtol": 1e-2}
+    torch.testing.assert_close(found.logits.detach(), expected.logits.detach(), **close)
+    gradients = [
+        torch.autograd.grad(decision.logits.sum(), list(side.model.policy.parameters()))
+        for side, decision in ((eager, expected), (graph, found))
+    ]
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0.1)
+
+
+def test_a_loaded_learner_is_the_one_that_learns(folder, built, device):
+    eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 1)
+    for index, image in enumerate(clip(device, 8)):
+        if index == 5:
+            for side in (eager, graph):
+                side.learner.load_state_dict(copy.deepcopy(side.learner.state_dict()))
+        assert_same(eager.frame(image), graph.frame(image))
+    first, second = (
+        next(iter(side.learner.optimizer.state.values()))["square_avg"] for side in (eager, graph)
+    )
+    torch.testing.assert_close(first, second, rtol=0.1, atol=1e-3 * first.max().item())
+
+
+# ---------------------------------------------------------------- streams and memory
+
+
+def test_streams_interleaved_are_as_one_after_the_other(folder, built, device):
+    opts = ("MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    _, graph = sides(folder, built, device, *opts)
+    clips = {name: list(clip(device, 5, seed=seed)) for seed, name in enumerate("ab")}
+
+    def run(order):
+        streams = {name: VideoStream() for name in clips}
+        results = {name: [] for name in clips}
+        for name, index in order:
+            result, _ = graph.frame(clips[name][index], stream=streams[name])
+            results[name].append((result, result["instances"]))
+        return results
+
+    after = run([(name, index) for name in clips for index in range(5)])
+    mixed = run([(name, index) for index in range(5) for name in clips])
+    for name in clips:
+        for (first, instances), (second, others) in zip(after[name], mixed[name], strict=True):
+            assert torch.equal(first.grid.active, second.grid.active)
+            assert torch.equal(instances.scores, others.scores)
+            assert torch.equal(instances.pred_boxes.tensor, others.pred_boxes.tensor)
+            assert torch.equal(instances.pred_masks, others.pred_masks)
+
+
+def test_a_result_outlives_its_frame(folder, built, device):
+    _, graph = sides(folder, built, device)
+    images = list(clip(device, 4))
+    early = [graph.frame(image)[0] for image in images]
+    graph.stream = graph.model.init_state()
+    graph.model.policy._uniform._generator = None
+    for result, image in zip(early, images, strict=True):
+        again, _ = graph.frame(image, result.grid if not result.is_first else None)
+        assert_same_output(again, result)
+        assert torch.equal(again.age, result.age)
+    for name in ("frame", "observation", "detections"):
+        with pytest.raises(RuntimeError, match="holds a later frame, or is gone with its stream"):
+            getattr(early[1], name)
+
+
+def test_memory_goes_with_the_stream(folder, built, device):
+    _, graph = sides(folder, built, device)
+    results = [graph.frame(image)[0] for image in clip(device, 3)]
+    watched = weakref.ref(graph.stream.graph), weakref.ref(graph.stream.features)
+    gc.disable()
+    try:
+        graph.stream = None
+        assert [reference() for reference in watched] == [None, None]
+    finally:
+        gc.enable()
+    assert len(results[-1]["instances"]) and results[-1].macs <= results[-1].dense_macs
+
+
+def test_a_reset_keeps_the_graph_and_a_new_size_does_not(folder, built, device):
+    _, graph = sides(folder, built, device)
+    for image in clip(device, 3):
+        graph.frame(image)
+    first, memory = graph.stream.graph, graph.stream.graph.memory
+    graph.stream.reset()
+    assert graph.frame(image)[0].is_first
+    assert graph.stream.graph is first and first.memory is memory
+    (other,) = clip(device, 1, size=(128, 192))
+    assert graph.frame(other)[0].is_first
+    assert graph.stream.graph is not first
+
+
+def test_other_weights_start_the_stream_anew(folder, built, device):
+    _, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
+    image, *_ = clip(device, 1)
+    before = [graph.frame(image)[0] for _ in range(2)][-1]
+    weights = copy.deepcopy(graph.model.state_dict())
+    try:
+        changed = {k: v * 1.1 if "box_predictor" in k else v for k, v in weights.items()}
+        graph.model.load_state_dict(changed)
+        after, _ = graph.frame(image)
         inputs = {"image": image, "height": SIZE[0], "width": SIZE[1]}
-        result = model.step(inputs, stream, learning=learner.wants_graph())
-        learn(learner, model, [result])
-        detections = graph.step(image)
-        assert torch.equal(graph.executed, result.grid.active)
-        (found,) = detections.to_instances()
-        expected = result.output["instances"]
-        assert len(found) == len(expected) > 0
-        torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=1e-3)
-        different = (found.pred_masks != expected.pred_masks).float().mean()
-        assert different < 1e-3
-        if index:
-            gain = model.information_gain(result)
-            torch.testing.assert_close(graph.gain, gain, atol=2e-2, rtol=1e-2)
-        grids.append(result.grid.active)
-    assert other_learner.frames == learner.frames == 8
-    assert any(not grid.all() for grid in grids[1:])
-    for name, value in model.policy.state_dict().items():
-        assert not torch.equal(other.policy.state_dict()[name], before[name])
-        torch.testing.assert_close(other.policy.state_dict()[name], value, atol=5e-2, rtol=5e-2)
+        (expected,) = graph.model([inputs])
+    finally:
+        graph.model.load_state_dict(weights)
+    assert after.is_first and not torch.equal(after["instances"].scores, before["instances"].scores)
+    torch.testing.assert_close(after["instances"].scores, expected["instances"].scores)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_restart_runs_all_blocks_and_teaches_nothing(tmp_path, device):
-    model, learner = build(tmp_path, device)
-    graph = FrameGraph(model, image_shape=(3, *SIZE), learner=learner)
-    images = list(clip(device, 6))
-    first = [graph.step(image) and graph.executed.clone() for image in images][0]
-    assert first.all() and learner.frames == 5
-    graph.step(images[0], restart=True)
-    assert graph.executed.all() and learner.frames == 5
-    (again,) = graph.detections.to_instances()
-    expected = model.base([{"image": images[0], "height": SIZE[0], "width": SIZE[1]}])
-    torch.testing.assert_close(again.scores, expected[0]["instances"].scores, atol=1e-4, rtol=1e-3)
-    graph.step(images[1])
-    assert learner.frames == 6
+# ---------------------------------------------------------------- which frames are graphs
+
+
+def test_what_is_recorded(folder, built, device, monkeypatch):
+    eager, graph = sides(folder, built, device)
+    model = graph.model
+    assert model.replays(model.init_state()) and not eager.model.replays(eager.stream)
+    assert not model.replays(model.init_state(2)), "a batch"
+    assert model.replays(model.init_state(1)), "a batch of one"
+    own = model.init_state(own_policies=True)
+    assert model.replays(own)
+    monkeypatch.setattr(type(own.policies[0]), "capturable", False)
+    assert not model.replays(model.init_state())
+    monkeypatch.undo()
+    if device == "cpu":
+        assert not model.replays(model.init_state()), "a device without graphs"
+
+
+def test_a_policy_of_the_stream(folder, built, device):
+    eager, graph = sides(folder, built, device)
+    for side in (eager, graph):
+        torch.manual_seed(3)
+        side.stream = VideoStream(policy=FrameDifference(target=0.25))
+        side.learner = None
+    for image in clip(device, 3):
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+    assert results[1][0].executed == 0.25
+
+
+def test_a_switch_to_eager_frames_goes_on(folder, built, device):
+    eager, graph = sides(folder, built, device)
+    for index, image in enumerate(clip(device, 6)):
+        results = eager.frame(image), graph.frame(image)
+        assert torch.equal(results[0][0].grid.active, results[1][0].grid.active)
+        assert_same_output(results[0][0], results[1][0])
+        graph.model.cuda_graph = index < 2
+    graph.model.cuda_graph = True
+    assert graph.stream.graph is None and graph.stream.frames == 6

@@ -71,7 +71,7 @@ def supports(model):
         something else, it cannot.
     """
     return (
-        isinstance(model, GeneralizedRCNN)
+        type(model) is GeneralizedRCNN
         and _supports_rpn(model.proposal_generator)
         and _supports_roi_heads(model.roi_heads)
     )

@@ -1,12 +1,11 @@
 """The methods that the protocol compares: ways of spending less on one and the same network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.nn import functional as F
 
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
-from blockcopy_d2.evaluation.efficiency import MacCounter
 from blockcopy_d2.modeling import StreamPool, VideoStream
 from blockcopy_d2.policy import OnlineLearner, build_policy
 
@@ -92,9 +91,9 @@ class Method:
         inputs = self._resize(inputs)
         stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
         learning = self.learner is not None and self.learner.wants_graph()
-        with MacCounter(model) as counter:
-            result = model.step(inputs, stream, learning=learning)
-        if self.learner is not None and result.decision.logits is not None:
+        run = ModelRun.of(model, inputs, stream, learning=learning)
+        result = run.result
+        if self.learner is not None and result.was_drawn:
             with result.timer.stage("information gain"):
                 gain = model.information_gain(result)
             with result.timer.stage("policy update"):
@@ -102,12 +101,7 @@ class Method:
         seconds = result.seconds
         if self._stages:
             seconds = {stage: seconds[stage] for stage in self._stages}
-        return ModelRun(
-            output=result.output,
-            macs=result.macs + counter.macs,
-            seconds=lambda: seconds,
-            result=result,
-        )
+        return replace(run, seconds=lambda: seconds)
 
     def _resize(self, inputs):
         """A smaller image, each pixel an average of those it replaces."""

@@ -1,0 +1,62 @@
+"""Functions of the device that are recorded once as a CUDA graph, and replayed."""
+
+import torch
+
+__all__ = ["RecordedFunction"]
+
+
+class RecordedFunction:
+    """
+    What a function launched, to launch again with one call of the driver: it has to work on tensors
+    that stay where they are, and never to wait for the device. The function itself is not kept but
+    given at every call, so that whoever owns the recording may also own what the function needs.
+    """
+
+    def __init__(self, *, generators=(), pool=None):
+        """
+        Args:
+            generators (sequence[torch.Generator]): that the function draws from.
+            pool (tuple or None): of ``torch.cuda.graph_pool_handle()``. Functions of one pool
+                share memory: what one of them leaves there lasts until the next call of one that
+                was recorded before it. None: on a device without graphs, never recorded.
+        """
+        self.calls = 0
+        self._generators = generators
+        self._pool = pool
+        self._graph = None
+
+    def record(self, function):
+        """
+        Record a call without making it. Before, the function must have been called: libraries then
+        choose, compile and allocate.
+
+        Args:
+            function (callable): without arguments or results.
+        """
+        graph = torch.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        # Other threads may go on allocating, such as those that load data.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            function()
+        self._graph = graph
+
+    def __call__(self, function):
+        """
+        Replay the function, or call it if it was not recorded.
+
+        Args:
+            function (callable): without arguments or results.
+        """
+        self.calls += 1
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._pool is None:
+            function()
+        else:
+            # Recording happens on a stream of its own, and so must what it builds on.
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                function()
+            torch.cuda.current_stream().wait_stream(side)
