@@ -113,7 +113,7 @@ def layer_kernel(
     H, W, OH, OW, tiles_x, tiles, eps,
     C: tl.constexpr, X_ROW: tl.constexpr,  # channels that are read, and that the map has
     RESIDUAL_ROW: tl.constexpr,  # channels of the residual's map, 0 without
-    O: tl.constexpr, SHORTCUT: tl.constexpr,  # channels of the convolution, of a shortcut beside it
+    OUT: tl.constexpr, SHORTCUT: tl.constexpr,  # channels that it and a shortcut beside it write
     STRIDE: tl.constexpr,
     KIND: tl.constexpr,  # x as it is: 0, normalized: 1, with a residual: 2, a rectified one: 3
     STATISTICS: tl.constexpr,  # whether a normalization follows; if not, a bias
@@ -126,14 +126,14 @@ def layer_kernel(
     which is a 1x1 convolution, reduce over the tap in the centre.
     """
     BM: tl.constexpr = TH * TW
-    ROW: tl.constexpr = O + SHORTCUT
+    ROW: tl.constexpr = OUT + SHORTCUT
     STEPS_PER_TAP: tl.constexpr = C // BK
     begin(PDL)
     n_tile, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = n_tile * BN + tl.arange(0, BN)
     first, last = 0, 9 * STEPS_PER_TAP
     if SHORTCUT > 0:
-        is_shortcut = n_tile * BN >= O
+        is_shortcut = n_tile * BN >= OUT
         first = tl.where(is_shortcut, 4 * STEPS_PER_TAP, first)
         last = tl.where(is_shortcut, 5 * STEPS_PER_TAP, last)
 
@@ -209,12 +209,12 @@ def layer_kernel(
         if arrived == tl.num_programs(0) - 1:
             mean, variance = _combine(partials, counts, tl.num_programs(0), ROW, BN, ROWS)
             factor = tl.rsqrt(variance + eps)
-            if n_tile * BN < O:
+            if n_tile * BN < OUT:
                 factor *= tl.load(norm_weight_ptr + channel)
                 bias = tl.load(norm_bias_ptr + channel)
             else:
-                factor *= tl.load(shortcut_weight_ptr + channel - O)
-                bias = tl.load(shortcut_bias_ptr + channel - O)
+                factor *= tl.load(shortcut_weight_ptr + channel - OUT)
+                bias = tl.load(shortcut_bias_ptr + channel - OUT)
             out_affine = out_affine_ptr + stream * 3 * ROW + channel
             # In half precision, distances from the mean are more exact than products with it.
             rounded = mean.to(out_ptr.dtype.element_ty).to(tl.float32)
@@ -452,6 +452,9 @@ class _Launch:
         bk = _reduction(channels) if is_raw else channels
         # Elements of a program's largest tile, which its threads keep in registers.
         large = tile[0] * tile[1] * max(bn, bk * (1 if residual is None else 2)) >= 8192
+        num_warps = 8 if large else 4
+        # As many statistics at a time as registers hold: the GPU waits for the last program.
+        rows = min(1024 * num_warps // bn, triton.next_power_of_2(programs))
         layer_kernel[programs, n_tiles, num_streams](
             pixels, pixels if is_raw else value.affine,
             pixels if residual is None else residual.pixels,
@@ -461,11 +464,11 @@ class _Launch:
             0.0 if norm is None else norm.eps,
             C=channels, X_ROW=pixels.stride(2),
             RESIDUAL_ROW=0 if residual is None else residual.pixels.stride(2),
-            O=out_channels, SHORTCUT=beside, STRIDE=stride,
+            OUT=out_channels, SHORTCUT=beside, STRIDE=stride,
             KIND=0 if is_raw else 1 if residual is None else 2 + residual.relu,
             STATISTICS=norm is not None,
-            TH=tile[0], TW=tile[1], BN=bn, BK=bk, ROWS=max(1024 // bn, 16), num_warps=8 if large else 4,
-            num_stages=3, maxnreg=128, **self._device.launch_options,
+            TH=tile[0], TW=tile[1], BN=bn, BK=bk, ROWS=rows,
+            num_warps=num_warps, num_stages=3, maxnreg=128, **self._device.launch_options,
         )  # fmt: skip
         return _Map(out, None if norm is None else affine)
 

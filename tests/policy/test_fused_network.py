@@ -1,6 +1,11 @@
 """The policy network as Triton kernels: on the GPU if there is one, else interpreted."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
 from blockcopy_d2.policy.fused_network import FusedNetwork  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -167,3 +173,18 @@ def test_a_recorded_graph_follows_the_weights():
             assert logits.equal(first)
         shake(network)
         seen.frame.normal_(std=50)
+
+
+@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
+def test_compiles(capability):
+    command = [sys.executable, "-m", "tests.policy.compiling", str(capability)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = json.loads(done.stdout.strip().splitlines()[-1])
+    layers = [kernel for kernel in kernels if kernel["name"] == "layer_kernel"]
+    # Two of the ten convolutions share a kernel.
+    assert len(layers) == 9 and len(kernels) == 11
+    for kernel in kernels:
+        assert kernel["bytes"] > 0 and kernel["shared_memory"] < 100 << 10
+    assert all(layer["tensor_cores"] for layer in layers)
