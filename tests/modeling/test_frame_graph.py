@@ -25,6 +25,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     if request.param == "cpu":
         monkeypatch.setattr(frame_graph, "_has_graphs", lambda model: True)
     return request.param
@@ -207,6 +208,20 @@ def test_targets_and_settings_change_from_one_frame_to_the_next(folder, built, d
     assert shares == [1.0, 0.5, 1.0, 0.0, 0.25]
 
 
+def test_dense_frames_above_a_share(folder, built, device):
+    opts = ("MODEL.BLOCKCOPY.DENSE_ABOVE", 0.55, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2)
+    eager, graph = sides(folder, built, device, *opts)
+    decided, executed = [], []
+    for image in clip(device, 12):
+        results = eager.frame(image), graph.frame(image)
+        assert_same(*results)
+        decided.append(results[1][0].decision.active.float().mean().item())
+        executed.append(results[1][0].executed)
+    assert executed == [1.0 if share > 0.55 else share for share in decided]
+    assert any(share < 1 for share in executed)
+    assert any(share < 1 for share, all_of_them in zip(decided, executed) if all_of_them == 1)
+
+
 def test_grids_of_the_caller(folder, built, device):
     eager, graph = sides(folder, built, device, learns=False)
     generator = torch.Generator().manual_seed(0)
@@ -348,6 +363,93 @@ def test_other_weights_start_the_stream_anew(folder, built, device):
         graph.model.load_state_dict(weights)
     assert after.is_first and not torch.equal(after["instances"].scores, before["instances"].scores)
     torch.testing.assert_close(after["instances"].scores, expected["instances"].scores)
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@needs_cuda
+def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    images = [image.cpu() for image in clip("cuda", 4)]
+
+    def run():
+        result, told = None, None
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for image in images:
+                # The last result is let go before the next frame.
+                del result, told
+                result, told = graph.frame(image)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(result["instances"]) == 5 and "loss" in told
+
+    # The learner's step of every fourth frame is recorded the third time.
+    for _ in range(4):
+        try:
+            torch.cuda.set_sync_debug_mode("default")
+            for image in images:
+                graph.frame(image)
+        finally:
+            torch.cuda.synchronize()
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    after = torch.cuda.memory_stats()
+    for name in (
+        "allocated_bytes.all.current",
+        "reserved_bytes.all.current",
+        "num_alloc_retries",
+        "segment.all.allocated",
+    ):
+        assert after[name] == before[name], name
+    kept = after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"]
+    assert kept < 2**22, "a frame takes more than its result"
+
+
+@needs_cuda
+def test_graphs_are_replayed(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    images = list(clip("cuda", 13))
+    graph.frame(images[0])
+    (recording,) = (x for x in graph.stream.graph._recordings.values() if x.asks)
+    assert set(recording.functions) == {"preprocess", "policy", "network", "heads", "observe"}
+    for image in images[1:]:
+        graph.frame(image)
+    lessons = graph.stream.graph._learning._functions
+    assert len(lessons) == 3 and all(x._graph is not None for x in lessons.values())
+
+
+@needs_cuda
+def test_streams_of_a_model_share_no_memory(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    streams = [VideoStream(), VideoStream()]
+    for stream in streams:
+        for image in clip("cuda", 3):
+            graph.frame(image, stream=stream)
+    first, second = ({x.data_ptr() for x in stream.graph.memory.history()} for stream in streams)
+    assert not first & second
+
+
+@needs_cuda
+def test_half_precision(folder, built):
+    eager, graph = sides(folder, built, "cuda", "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    for side in (eager, graph):
+        side.model.amp = True
+    try:
+        for image in clip("cuda", 5):
+            (expected, _), (found, _) = eager.frame(image), graph.frame(image)
+            assert torch.equal(found.grid.active, expected.grid.active)
+            expected, found = expected["instances"].scores, found["instances"].scores
+            torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    finally:
+        for side in (eager, graph):
+            side.model.amp = False
 
 
 # ---------------------------------------------------------------- which frames are graphs

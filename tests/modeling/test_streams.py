@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blockcopy_d2.modeling import StreamBatch, VideoStream, learn
-from blockcopy_d2.policy import FrameDifference, NoBlocks, OnlineLearner
+from blockcopy_d2.policy import Decision, FrameDifference, NoBlocks, OnlineLearner, Policy
 from blockcopy_d2.sparse import BlockGrid
 from tests.modeling.test_meta_arch import assert_same, build_pair
 
@@ -28,10 +28,12 @@ def restored(request):
     """Tests may change the policy and the settings of the models, which they share."""
     names = {"models", "semantic"} & set(request.fixturenames)
     built = [request.getfixturevalue(name)[0] for name in names]
-    before = [(m, m.policy, m.scene_cut, m.refresh_every) for m in built]
+    names = ("policy", "scene_cut", "refresh_every", "dense_above")
+    before = [(model, {name: getattr(model, name) for name in names}) for model in built]
     yield
-    for model, *settings in before:
-        model.policy, model.scene_cut, model.refresh_every = settings
+    for model, settings in before:
+        for name, value in settings.items():
+            setattr(model, name, value)
 
 
 def clip(seed, number=4):
@@ -263,3 +265,48 @@ def test_refreshed_blocks_count_as_cost(semantic):
     for inputs in clip(1, 3):
         metrics = learn(learner, model, [model.step(inputs, stream)])
     assert metrics["cost"] == 1
+
+
+# ---------------------------------------------------------------- dense frames
+
+
+class Corner(Policy):
+    """Executes the first blocks of every stream, as many as it is told."""
+
+    def __init__(self, *counts):
+        super().__init__()
+        self.counts = counts
+
+    def forward(self, observation):
+        active = torch.zeros(len(self.counts), 6, dtype=torch.bool)
+        for n, count in enumerate(self.counts):
+            active[n, :count] = True
+        return Decision(active=active.view(-1, 2, 3))
+
+
+def test_a_stream_runs_densely_above_a_share(semantic):
+    model, _ = semantic
+    model.scene_cut, model.dense_above = 0.0, 0.5
+    batch = model.init_state(3)
+    model.step_batch([clip(seed, 1)[0] for seed in (1, 2, 3)], batch)
+    model.policy = Corner(3, 4, 6)
+    results = model.step_batch([clip(seed, 2)[1] for seed in (1, 2, 3)], batch)
+    assert [result.grid.num_active for result in results] == [3, 6, 6]
+    assert [result.decision.active.sum().item() for result in results] == [3, 4, 6]
+    model.dense_above = 1.0
+    results = model.step_batch([clip(seed, 2)[1] for seed in (1, 2, 3)], batch)
+    assert [result.grid.num_active for result in results] == [3, 4, 6]
+
+
+def test_a_dense_frame_costs_all_blocks_and_was_not_decided(models):
+    model, stock = models
+    model.policy, model.scene_cut, model.dense_above = copy.deepcopy(model.policy), 0.0, 0.0
+    learner = OnlineLearner(model.policy, target=0.3, update_every=1)
+    stream = VideoStream()
+    for inputs in clip(1, 3):
+        result = model.step(inputs, stream, learning=True)
+        metrics = learn(learner, model, [result])
+    assert result.grid.is_full and not result.decision.active.all()
+    assert result.decision.active.any(), "above 0, not at 0"
+    assert metrics["cost"] == 1
+    assert_same(dense(stock, inputs), result.output, exact=False)
