@@ -65,7 +65,7 @@ class InstanceTask:
         )
         boxes = None if instances.has("pred_masks") else instances.pred_boxes.tensor
         return DetectionMasks(
-            masks, instances.scores, instances.pred_classes, boxes, self.pixels_per_block
+            masks, instances.scores.float(), instances.pred_classes, boxes, self.pixels_per_block
         )
 
     def paint(self, seen):
