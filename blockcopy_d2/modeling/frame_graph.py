@@ -2,46 +2,28 @@
 The frames of a stream as CUDA graphs: image in, detections and information gain out, the host only
 launches.
 
-Shape shorthand in this module:
-
-    GH, GW: rows and columns of the block grid
-    h, w: policy resolution
-    D: slots for detections
+Shape shorthand: h x w policy resolution.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from blockcopy_d2.policy import Decision
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse, num_blocks
+from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, num_blocks
 from blockcopy_d2.sparse.module import SparseFrame, execution
 from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 
-from .frame_steps import (
-    all_blocks,
-    at_policy_resolution,
-    choose_blocks,
-    find_cuts,
-    normalize,
-    remember,
-)
-from .precision import inference_autocast
-from .recorded_function import RecordedFunction
+from .frame_recording import FrameRecording
+from .frame_steps import all_blocks, policy_of
 from .recorded_learning import RecordedLearning
 from .result import RecordedFrameResult
-from .static_heads import FrameSizes, StaticDetections, StaticRCNN, supports
+from .static_heads import FrameSizes, StaticRCNN, supports
 from .stream_memory import StreamMemory
 from .timing import StageTimer
 
 __all__ = ["FrameGraph"]
 
-# Calls before a frame is recorded, in which libraries choose, compile and allocate.
-_WARM_CALLS = 2
 # Kinds of frames whose recordings are kept; most streams have one or two.
 _MAX_RECORDINGS = 4
 
@@ -69,6 +51,7 @@ class FrameGraph:
             settings (tuple): of the model, see :meth:`of`.
         """
         self._settings = settings
+        self._settled = True
         self._forget()
 
     def _forget(self):
@@ -108,8 +91,11 @@ class FrameGraph:
             streams.image_size, streams.canvas_size = size
             streams.graph = self
             self._forget()
-        self._settings = settings
         self._recordings.clear()
+        # Memory of graphs that are gone takes no new ones.
+        self._pool = self._learning = None
+        # A setting may change with every frame, such as a target that follows a budget.
+        self._settings, self._settled = settings, False
 
     # ---------------------------------------------------------------- frames
 
@@ -141,25 +127,27 @@ class FrameGraph:
             recording.grid = all_blocks(model, stream) if grid is None else grid
         else:
             self._place(stream, grid, is_first)
-            self._record(model, stream, recording)
-        stages = self._stages(model, stream, recording)
+            if self._settled:
+                self._record(model, stream, recording)
+        on = (model, stream, self.memory)
         with timer.stage("preprocess"):
-            recording.run("preprocess", stages)
+            recording.run("preprocess", *on)
         if grid is None:
             with timer.stage("policy"):
-                recording.run("policy", stages)
+                if recording.asks:
+                    recording.run("policy", *on)
         with timer.stage("inference"):
             with timer.stage("network"):
-                recording.run("network", stages)
-            recording.run("heads", stages)
+                recording.run("network", *on)
+            recording.run("heads", *on)
             found = _copied(recording.detections)
         with timer.stage("observe"):
-            recording.run("observe", stages)
+            recording.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(stream)
         self.memory.bind(stream)
         self.frames += 1
-        self._latest = recording
+        self._latest, self._settled = recording, True
         result = self._result(
             model, stream, found, timer, learning=learning, grid=grid, is_first=is_first
         )
@@ -182,8 +170,11 @@ class FrameGraph:
                 grid_shape=num_blocks(model.block_size, stream.canvas_size),
                 pixels_per_block=model.task.pixels_per_block,
             )
-            image = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
-            self._recordings[key] = _Recording(image=image, sizes=sizes, asks=asks)
+            if self._second_stage is None:
+                self._second_stage = StaticRCNN(model.base)
+            place = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
+            recording = FrameRecording(place, sizes, self._second_stage, asks=asks)
+            self._recordings[key] = recording
         return self._recordings[key]
 
     def _place(self, stream, grid, is_first):
@@ -200,68 +191,6 @@ class FrameGraph:
         elif grid is not None:
             self.memory.given.copy_(grid.active)
 
-    def _stages(self, model, stream, recording):
-        """dict[str, callable]: of a frame, in their order."""
-        stages = {
-            "preprocess": lambda: self._preprocess(model, recording),
-            "policy": lambda: self._ask(model, stream, recording),
-            "network": lambda: self._network(model, stream, recording),
-            "heads": lambda: self._heads(model, recording),
-            "observe": lambda: self._observe(model, stream, recording),
-        }
-        if not recording.asks:
-            del stages["policy"]
-        return stages
-
-    def _preprocess(self, model, recording):
-        recording.images = normalize(model, [recording.image])
-        recording.frame = at_policy_resolution(model, recording.images)
-
-    def _ask(self, model, stream, recording):
-        recording.cut = find_cuts(model, recording.frame, stream)
-        (recording.observation,), (recording.decision,), recording.grid = choose_blocks(
-            model, recording.frame, stream, recording.cut
-        )
-        policy = policy_of(model, stream)
-        if policy.learns and "policy" not in recording.macs:
-            recording.count_macs("policy", lambda: policy.network(recording.observation))
-
-    def _network(self, model, stream, recording):
-        base, rpn = model.base, model.base.proposal_generator
-        if self.memory is not None and not recording.asks:
-            recording.grid = BlockGrid(
-                self.memory.given, block_size=model.block_size, image_size=stream.canvas_size
-            )
-        dtype = next(base.backbone.parameters()).dtype
-        with (
-            inference_autocast(model.device, model.amp),
-            block_sparse(base, recording.grid, stream.features) as work,
-        ):
-            recording.features = base.backbone(recording.images.tensor.to(dtype))
-            recording.rpn = rpn.rpn_head([recording.features[name] for name in rpn.in_features])
-        recording.programs = work.programs
-
-    def _heads(self, model, recording):
-        if self._second_stage is None:
-            self._second_stage = StaticRCNN(model.base)
-        inputs = (recording.features, *recording.rpn, recording.sizes)
-        if "heads" not in recording.macs:
-            recording.count_macs("heads", lambda: self._second_stage(*inputs))
-        recording.detections = self._second_stage(*inputs)
-
-    def _observe(self, model, stream, recording):
-        outputs = [{"instances": recording.detections}]
-        remember(model, stream, recording.frame, outputs, recording.grid)
-        if self.memory is not None:
-            self.memory.store(
-                stream,
-                cut=recording.cut,
-                observation=recording.observation,
-                decision=recording.decision,
-            )
-
-    # ---------------------------------------------------------------- recording
-
     def _prepare(self, model, inputs, stream, *, asks):
         """What the next frames need, while the first one is expected to be slow."""
         if len(self._latest.programs) < len(_sparse_modules(model)):
@@ -273,29 +202,9 @@ class FrameGraph:
             self._record(model, stream, recording)
 
     def _record(self, model, stream, recording):
-        """Records a frame, and leaves everything as if it had not been run."""
-        if recording.functions or not recording.image.is_cuda:
-            return
-        if self._pool is None:
+        if self._pool is None and recording.image.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
-        generators = policy_of(model, stream).generators(model.device)
-        history = self.memory.history()
-        before = [x.clone() for x in history], [x.get_state() for x in generators]
-        stages = self._stages(model, stream, recording)
-        functions = {
-            name: RecordedFunction(generators=generators, pool=self._pool) for name in stages
-        }
-        for _ in range(_WARM_CALLS):
-            for name, stage in stages.items():
-                functions[name](stage)
-            for tensor, value in zip(history, before[0], strict=True):
-                tensor.copy_(value)
-            for generator, state in zip(generators, before[1], strict=True):
-                generator.set_state(state)
-        for name, stage in stages.items():
-            functions[name].record(stage)
-        recording.functions = functions
-        self.memory.bind(stream)
+        recording.record(model, stream, self.memory, self._pool)
 
     # ---------------------------------------------------------------- results
 
@@ -350,61 +259,6 @@ class FrameGraph:
         if self._learning is None or not self._learning.teaches(learner, policy):
             self._learning = RecordedLearning(learner, policy, pool=self._pool)
         return self._learning(model, self.memory, timer)
-
-
-@dataclass
-class _Recording:
-    """
-    Frames of one kind.
-
-    Attributes:
-        image (Tensor): (3, height, width), where a frame is put.
-        sizes (FrameSizes):
-        asks (bool): the policy, or executes what the memory says.
-        functions (dict[str, RecordedFunction]): by stage; empty if not recorded.
-        macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, by stage.
-        programs (list[Program]): of the block-sparse modules.
-        images, frame, cut, observation, decision, grid, features, rpn, detections: what the stages
-            leave for one another and for the result.
-    """
-
-    image: Tensor
-    sizes: FrameSizes
-    asks: bool
-    functions: dict = field(default_factory=dict)
-    macs: dict = field(default_factory=dict)
-    programs: list = field(default_factory=list)
-    images: Any = None
-    frame: Tensor | None = None
-    cut: Tensor | None = None
-    observation: Any = None
-    decision: Decision | None = None
-    grid: BlockGrid | None = None
-    features: dict | None = None
-    rpn: tuple | None = None
-    detections: StaticDetections | None = None
-
-    def run(self, name, stages):
-        """Replays a stage, or runs it where it was not recorded; nothing if there is none."""
-        if name not in stages:
-            return
-        if self.functions:
-            self.functions[name](stages[name])
-        else:
-            stages[name]()
-
-    def count_macs(self, name, function):
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            function()
-        self.macs[name] = counter.get_total_flops() // 2
-
-
-def policy_of(model, streams):
-    """
-    Returns:
-        Policy: of a stream, the first of them.
-    """
-    return model.policy if streams.policies is None else streams.policies[0]
 
 
 def _settings(model, streams):

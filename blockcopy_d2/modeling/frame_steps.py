@@ -32,6 +32,7 @@ __all__ = [
     "fit_to_size",
     "fill_slots",
     "normalize",
+    "policy_of",
     "remember",
 ]
 
@@ -115,6 +116,14 @@ def at_policy_resolution(model, images):
     """
     grid_shape = num_blocks(model.block_size, images.tensor.shape[-2:])
     return resize_to_policy(images.tensor, grid_shape, model.task.pixels_per_block)
+
+
+def policy_of(model, stream):
+    """
+    Returns:
+        Policy: of a single stream, its own or the model's.
+    """
+    return model.policy if stream.policies is None else stream.policies[0]
 
 
 def all_blocks(model, streams):

@@ -25,7 +25,7 @@ from .timing import StageTimer
 __all__ = ["FrameResult", "RecordedFrameResult"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FrameResult(Mapping):
     """
     One frame's output, and how it came about. Reads as the output dict itself:

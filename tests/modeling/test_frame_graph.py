@@ -418,7 +418,7 @@ def test_graphs_are_replayed(folder, built):
     images = list(clip("cuda", 13))
     graph.frame(images[0])
     (recording,) = (x for x in graph.stream.graph._recordings.values() if x.asks)
-    assert set(recording.functions) == {"preprocess", "policy", "network", "heads", "observe"}
+    assert set(recording._functions) == {"preprocess", "policy", "network", "heads", "observe"}
     for image in images[1:]:
         graph.frame(image)
     lessons = graph.stream.graph._learning._functions

@@ -1,0 +1,172 @@
+"""
+The stages of a frame as functions of tensors that stay where they are, each recorded as a CUDA
+graph.
+
+Shape shorthand: h x w policy resolution.
+"""
+
+import functools
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from blockcopy_d2.sparse import BlockGrid, block_sparse
+
+from .frame_steps import (
+    at_policy_resolution,
+    choose_blocks,
+    find_cuts,
+    normalize,
+    policy_of,
+    remember,
+)
+from .precision import inference_autocast
+from .recorded_function import RecordedFunction
+
+__all__ = ["FrameRecording"]
+
+# Calls before a frame is recorded, in which libraries choose, compile and allocate.
+_WARM_CALLS = 2
+
+
+class FrameRecording:
+    """
+    Frames of one kind, of one stream: of a size and type of image, with a policy that is asked or
+    blocks that are given. Until they are recorded, the stages run as they are.
+
+    Attributes:
+        image (Tensor): (3, height, width), where a frame is put before it is run.
+        sizes (FrameSizes): of the frames.
+        asks (bool): the policy, instead of executing the blocks that the memory gives.
+        frame (Tensor): float (1, 3, h, w), the latest one.
+        decision (Decision or None): of the policy.
+        grid (BlockGrid): to execute on a stream's first frame, which has no memory yet.
+        programs (list[Program]): that ran.
+        detections (StaticDetections):
+        macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "policy"
+            and "heads".
+    """
+
+    def __init__(self, image, sizes, second_stage, *, asks):
+        """
+        Args:
+            image (Tensor): (3, height, width), where frames are put.
+            sizes (FrameSizes):
+            second_stage (StaticRCNN):
+            asks (bool):
+        """
+        self.image, self.sizes, self.asks = image, sizes, asks
+        self.frame = self.decision = self.grid = self.detections = None
+        self.programs, self.macs = [], {}
+        self._second_stage = second_stage
+        self._images = self._cut = self._observation = self._features = self._rpn = None
+        self._functions = {}
+
+    def run(self, stage, model, stream, memory):
+        """
+        Args:
+            stage (str): "preprocess", "policy" (if it is asked), "network", "heads" or "observe",
+                one after the other.
+            model (BlockCopyVideoModel):
+            stream (VideoStream): to bring up to date.
+            memory (StreamMemory or None): bound to the stream; None on its first frame.
+        """
+        function = self._stages(model, stream, memory)[stage]
+        if stage in self._functions:
+            self._functions[stage](function)
+        else:
+            function()
+
+    def record(self, model, stream, memory, pool):
+        """
+        Record the frame in ``image``, and leave everything as if it had not been run. Does nothing
+        if that has been done, or where there are no CUDA graphs.
+
+        Args:
+            model, stream, memory: as of :meth:`run`.
+            pool (tuple): of ``torch.cuda.graph_pool_handle()``.
+        """
+        if self._functions or not self.image.is_cuda:
+            return
+        # The policy is all that draws.
+        generators = policy_of(model, stream).generators(self.image.device)
+        history = memory.history()
+        before = [x.clone() for x in history], [x.get_state() for x in generators]
+        stages = self._stages(model, stream, memory)
+        functions = {
+            name: RecordedFunction(generators=generators if name == "policy" else (), pool=pool)
+            for name in stages
+        }
+        for _ in range(_WARM_CALLS):
+            for name, stage in stages.items():
+                functions[name](stage)
+            for tensor, value in zip(history, before[0], strict=True):
+                tensor.copy_(value)
+            for generator, state in zip(generators, before[1], strict=True):
+                generator.set_state(state)
+        for name, stage in stages.items():
+            functions[name].record(stage)
+        self._functions = functions
+        memory.bind(stream)
+
+    def _stages(self, model, stream, memory):
+        """dict[str, callable]: in their order."""
+        stages = {
+            "preprocess": self._preprocess,
+            "policy": self._ask,
+            "network": self._network,
+            "heads": self._heads,
+            "observe": self._observe,
+        }
+        return {
+            name: functools.partial(stage, model, stream, memory)
+            for name, stage in stages.items()
+            if name != "policy" or self.asks
+        }
+
+    def _preprocess(self, model, stream, memory):
+        self._images = normalize(model, [self.image])
+        self.frame = at_policy_resolution(model, self._images)
+
+    def _ask(self, model, stream, memory):
+        self._cut = find_cuts(model, self.frame, stream)
+        (self._observation,), (self.decision,), self.grid = choose_blocks(
+            model, self.frame, stream, self._cut
+        )
+        policy = policy_of(model, stream)
+        if policy.learns:
+            self._count_macs("policy", lambda: policy.network(self._observation))
+
+    def _network(self, model, stream, memory):
+        base, rpn = model.base, model.base.proposal_generator
+        if memory is not None and not self.asks:
+            layout = {"block_size": model.block_size, "image_size": stream.canvas_size}
+            self.grid = BlockGrid(memory.given, **layout)
+        dtype = next(base.backbone.parameters()).dtype
+        with (
+            inference_autocast(model.device, model.amp),
+            block_sparse(base, self.grid, stream.features) as work,
+        ):
+            self._features = base.backbone(self._images.tensor.to(dtype))
+            self._rpn = rpn.rpn_head([self._features[name] for name in rpn.in_features])
+        self.programs = work.programs
+
+    def _heads(self, model, stream, memory):
+        inputs = (self._features, *self._rpn, self.sizes)
+        self._count_macs("heads", lambda: self._second_stage(*inputs))
+        self.detections = self._second_stage(*inputs)
+
+    def _observe(self, model, stream, memory):
+        remember(model, stream, self.frame, [{"instances": self.detections}], self.grid)
+        if memory is not None:
+            memory.store(
+                stream, cut=self._cut, observation=self._observation, decision=self.decision
+            )
+
+    def _count_macs(self, name, function):
+        """Once, since the second time shapes are the same; of operators that are PyTorch's own."""
+        if name in self.macs:
+            return
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            function()
+        self.macs[name] = counter.get_total_flops() // 2
