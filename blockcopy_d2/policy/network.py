@@ -107,7 +107,7 @@ class PolicyNetwork(nn.Module):
             return self.head(self.backbone(stacked))[:, 0].float()
 
     def _fused_network(self):
-        from .fused_network import FusedNetwork
+        from .fused import FusedNetwork
 
         if self._fused is None:
             self._fused = FusedNetwork(self)

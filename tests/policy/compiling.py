@@ -7,7 +7,7 @@ import sys
 import torch
 
 from blockcopy_d2.policy import Observation, PolicyNetwork
-from blockcopy_d2.policy.fused_network import FusedNetwork
+from blockcopy_d2.policy.fused import FusedNetwork
 from blockcopy_d2.sparse.triton_ops.device import Device
 from tests.sparse.triton_ops.compiling import compiling
 

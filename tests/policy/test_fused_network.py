@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton")
 
 from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
-from blockcopy_d2.policy.fused_network import FusedNetwork  # noqa: E402
+from blockcopy_d2.policy.fused import FusedNetwork  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,18 +1,15 @@
 """
-The policy network where no gradient is wanted, on a GPU: needs Triton.
+One layer of the policy network: a convolution, and the batch norm behind it.
 
-A convolution is one launch. It normalizes what it reads, adds the residual and rectifies, and
-writes plain sums. On the way each program keeps the mean and the squared deviations of what it
-writes; the last one to finish combines them, always in the same order, to the scale and shift that
-normalize these sums where the next layer reads them. Combined as in Chan, Golub & LeVeque (1983).
+The launch normalizes what it reads, adds the residual and rectifies, and writes plain sums. On the
+way each program keeps the mean and the squared deviations of what it writes; the last one to finish
+combines them, always in the same order, to the center, scale and shift that normalize these sums
+where the next layer reads them: of each stream by its own, as the network's batch norms do.
+Combined as in Chan, Golub & LeVeque (1983).
 
 Shape shorthand in this module:
 
     N: streams
-    GH, GW: rows and columns of the block grid
-    P: side of a block in policy pixels
-    h, w: policy resolution, P GH x P GW
-    K: classes of the task network's output
     H, W, C: size and channels of what a layer reads
     OH, OW, O: of what it writes, with the channels of a shortcut beside it
 """
@@ -25,87 +22,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockcopy_d2.sparse.triton_ops.device import Device
 from blockcopy_d2.sparse.triton_ops.geometry import begin
 
-__all__ = ["FusedNetwork"]
+__all__ = ["CHANNELS", "LayerLauncher", "Map"]
 
-# Columns of the table of weights, see pack_kernel.
-_FIELDS = 10
+# Channels of a map are padded to a multiple, for tensor cores.
+CHANNELS = 16
 
 # Output pixels and channels that a program computes at a time, the best product first; launches
 # that these do not fill the GPU with take a later one.
 _TILES = (((8, 16), 64), ((4, 16), 64), ((4, 8), 32), ((4, 4), 32))
 
-# Channels of a map are padded to a multiple, for tensor cores.
-_CHANNELS = 16
-
 # Programs of a launch per multiprocessor: as many as run at a time. More only make more statistics.
 _PROGRAMS_PER_SM = 4
 
 
-@triton.jit
-def pack_kernel(
-    weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals,
-    FIELDS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Copies weights of one convolution to (O, 9, C); the programs before layer_kernel's."""
-    begin(PDL)
-    if tl.program_id(0) + tl.program_id(1) == 0:
-        for first in range(0, num_arrivals, BLOCK):
-            place = first + tl.arange(0, BLOCK)
-            tl.store(arrivals_ptr + place, 0, mask=place < num_arrivals)
-    fields = table_ptr + tl.program_id(1) * FIELDS
-    source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
-    size, taps = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
-    channels, padded = tl.load(fields + 4).to(tl.int32), tl.load(fields + 5).to(tl.int32)
-    stride_o, stride_c = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
-    stride_y, stride_x = tl.load(fields + 8).to(tl.int32), tl.load(fields + 9).to(tl.int32)
-    for first in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
-        index = first + tl.arange(0, BLOCK)
-        c, row = index % padded, index // padded
-        tap, o = row % taps, row // taps
-        place = o * stride_o + c * stride_c + tap // 3 * stride_y + tap % 3 * stride_x
-        value = tl.load(source + place, mask=(index < size) & (c < channels), other=0.0)
-        place = (o * 9 + tap) * padded + c
-        tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=index < size)
-
-
-@triton.jit
-def stack_kernel(
-    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
-    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
-    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
-    FRAME: tl.constexpr,  # channels of a frame
-    C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """A program writes BC channels of BM pixels: frame, frame state, output, grid, zeros."""
-    begin(PDL)
-    stream = tl.program_id(2).to(tl.int64)
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    exists = pixel < h * w
-    y, x = pixel // w, pixel % w
-
-    mask = exists & (channel < FRAME)
-    source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
-    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    mask = exists & (channel >= FRAME) & (channel < 2 * FRAME)
-    source = state_ptr + stream * state_n + y * state_y + x * state_x + (channel - FRAME) * state_c
-    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    factor = tl.load(pixel_scale_ptr + channel % FRAME, mask=channel < 2 * FRAME, other=1.0)
-    value = value * factor
-    c = channel - 2 * FRAME
-    mask = exists & (c >= 0) & (c < K)
-    source = output_ptr + stream * output_n + y * output_y + x * output_x + c * output_c
-    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
-    value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
-    target = out_ptr + (stream * h * w + pixel) * C + channel
-    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=exists)
-
-
-@triton.jit
+# The size of a map must not make a new variant of the kernel.
+@triton.jit(do_not_specialize=["H", "W", "OH", "OW", "tiles_x", "tiles"])
 def layer_kernel(
     x_ptr, affine_ptr, residual_ptr, residual_affine_ptr, weight_ptr, bias_ptr, out_ptr,
     norm_weight_ptr, norm_bias_ptr, shortcut_weight_ptr, shortcut_bias_ptr,
@@ -120,7 +53,7 @@ def layer_kernel(
     TH: tl.constexpr, TW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out = conv3x3(relu(x * scale + shift + residual)), and the scale and shift that normalize it.
+    """out = conv3x3(relu(normalized x + residual)), and what normalizes out where it is read.
 
     A program computes some tiles of TH x TW pixels and BN channels. The channels of a shortcut,
     which is a 1x1 convolution, reduce over the tap in the centre.
@@ -131,6 +64,7 @@ def layer_kernel(
     begin(PDL)
     n_tile, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = n_tile * BN + tl.arange(0, BN)
+    exists = channel < ROW
     first, last = 0, 9 * STEPS_PER_TAP
     if SHORTCUT > 0:
         is_shortcut = n_tile * BN >= OUT
@@ -155,31 +89,35 @@ def layer_kernel(
         x = tile % tiles_x * TW + m % TW
         valid = (y < OH) & (x < OW)
         acc = tl.zeros((BM, BN), tl.float32)
-        # While a step is multiplied, the next one is normalized and the one after that on its way.
-        raw, other, inside = _read(
-            x_base, residual_base, first, y, x, valid, H, W, k,
-            C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
-        )  # fmt: skip
-        a = _normalize(raw, affine, other, residual_affine, inside, KIND)
-        raw, other, inside = _read(
-            x_base, residual_base, first + 1, y, x, valid & (first + 1 < last), H, W, k,
-            C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
-        )  # fmt: skip
-        for step in range(first, last):
-            if ROW % BN == 0:
-                b = tl.load(weights + step * BK)
-            else:
-                b = tl.load(weights + step * BK, mask=(channel < ROW)[:, None], other=0.0)
-            acc = tl.dot(a, b.T, acc, input_precision="ieee")
-            a = _normalize(raw, affine, other, residual_affine, inside, KIND)
+        if KIND == 0:
+            for step in range(first, last):
+                a, other, inside = _read(
+                    x_base, residual_base, step, last, y, x, H, W, k,
+                    C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
+                )  # fmt: skip
+                b = tl.load(weights + step * BK, mask=exists[:, None], other=0.0)
+                acc = tl.dot(a, b.T, acc, input_precision="ieee")
+        else:
+            # While a step is multiplied, the next is normalized and the one after on its way.
             raw, other, inside = _read(
-                x_base, residual_base, step + 2, y, x, valid & (step + 2 < last), H, W, k,
+                x_base, residual_base, first, last, y, x, H, W, k,
                 C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
             )  # fmt: skip
+            a = _normalize(raw, affine, other, residual_affine, inside, KIND)
+            raw, other, inside = _read(
+                x_base, residual_base, first + 1, last, y, x, H, W, k,
+                C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
+            )  # fmt: skip
+            for step in range(first, last):
+                b = tl.load(weights + step * BK, mask=exists[:, None], other=0.0)
+                acc = tl.dot(a, b.T, acc, input_precision="ieee")
+                a = _normalize(raw, affine, other, residual_affine, inside, KIND)
+                raw, other, inside = _read(
+                    x_base, residual_base, step + 2, last, y, x, H, W, k,
+                    C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
+                )  # fmt: skip
 
-        mask = valid[:, None]
-        if ROW % BN != 0:
-            mask = mask & (channel < ROW)[None, :]
+        mask = valid[:, None] & exists[None, :]
         target = out_base + ((y * OW + x) * ROW)[:, None] + channel[None, :]
         if STATISTICS:
             out = acc.to(out_ptr.dtype.element_ty)
@@ -225,20 +163,28 @@ def layer_kernel(
 
 @triton.jit
 def _read(
-    x_base, residual_base, step, y, x, valid, H, W, k,
+    x_base, residual_base, step, last, y, x, H, W, k,
     C: tl.constexpr, X_ROW: tl.constexpr, RESIDUAL_ROW: tl.constexpr, STRIDE: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """What a step of the reduction reads for output pixels (y, x), and which of it exists."""
+    """What a step of the reduction reads for output pixels (y, x), and which of it exists.
+
+    Little but the tap changes from step to step, so little has to be computed anew.
+    """
     tap = step // (C // BK)
-    c = step % (C // BK) * BK + k
-    iy, ix = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
-    inside = (valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W))[:, None]
-    pixel = (iy * W + ix)[:, None]
-    a = tl.load(x_base + pixel * X_ROW + c[None, :], mask=inside, other=0.0)
+    tap_y, tap_x, c = tap // 3, tap % 3, step % (C // BK) * BK
+    iy, ix = y * STRIDE - 1, x * STRIDE - 1
+    height = tl.where(step < last, H, 0).to(tl.uint32)
+    # What is negative is large without a sign.
+    inside = (iy + tap_y).to(tl.uint32) < height
+    inside = (inside & ((ix + tap_x).to(tl.uint32) < W.to(tl.uint32)))[:, None]
+    pixel, tap_pixel = (iy * W + ix)[:, None], tap_y * W + tap_x
+    source = x_base + (tap_pixel * X_ROW + c) + (pixel * X_ROW + k[None, :])
+    a = tl.load(source, mask=inside, other=0.0)
     other = a
     if RESIDUAL_ROW > 0:
-        other = tl.load(residual_base + pixel * RESIDUAL_ROW + c[None, :], mask=inside, other=0.0)
+        source = residual_base + (tap_pixel * RESIDUAL_ROW + c)
+        other = tl.load(source + (pixel * RESIDUAL_ROW + k[None, :]), mask=inside, other=0.0)
     return a, other, inside
 
 
@@ -266,7 +212,8 @@ def _normalize(x, affine, residual, residual_affine, inside, KIND: tl.constexpr)
             if KIND == 3:
                 residual = _relu(residual)
             x += residual
-        x = tl.where(inside, _relu(x), tl.zeros_like(x))
+        # Two halves are multiplied at a time, but selected one by one.
+        x = _relu(x) * inside.to(x.dtype)
     return x
 
 
@@ -307,107 +254,40 @@ def _combine(
 
 
 @dataclasses.dataclass
-class _Map:
-    """What a layer reads: relu(pixels * scale + shift + residual).
+class Map:
+    """What a layer reads: relu((pixels - center) * scale + shift + residual).
 
     Attributes:
         pixels (Tensor): half (N, H, W, C), or some channels of such a tensor.
-        affine (Tensor or None): float (N, 2, C), scale and shift; the pixels themselves if None.
+        affine (Tensor or None): float (N, 3, C), center, scale and shift; without any, a layer
+            reads the pixels as they are.
         relu (bool): False for a residual that is added as it is.
-        residual (_Map or None): without one of its own.
+        residual (Map or None): without one of its own.
     """
 
     pixels: Tensor
     affine: Tensor | None = None
     relu: bool = True
-    residual: "_Map | None" = None
+    residual: "Map | None" = None
 
     def channels(self, start, stop, **changes):
         pixels, affine = self.pixels[..., start:stop], self.affine[..., start:stop]
         return dataclasses.replace(self, pixels=pixels, affine=affine, **changes)
 
 
-class FusedNetwork:
-    """
-    Runs a :class:`PolicyNetwork` in half precision. Reads its parameters as they are at the time of
-    the call, or of the replay of a CUDA graph that has recorded one. The call before a recording
-    has to be one of the same parameters.
-    """
-
-    def __init__(self, network, *, dtype=torch.float16, device=None):
-        """
-        Args:
-            network (PolicyNetwork):
-            dtype (torch.dtype): of maps and weights.
-            device (Device): what is known of the GPU that it runs on; looked up if None.
-        """
-        self._network, self._dtype, self._device = network, dtype, device
-        self._addresses = self._table = self._size = self._places = None
-
-    def __call__(self, observation):
-        """
-        Args:
-            observation (Observation): of N streams.
-
-        Returns:
-            Tensor: float (N, GH, GW), logits of execution.
-        """
-        frame = observation.frame
-        device = self._device or _device_of(frame.device)
-        launch = _Launch(device, self._dtype, *self._pack(len(frame), device))
-        value = self._stack(observation, device)
-        stem, *blocks = self._network.backbone
-        value = launch(stem, value)
-        for block in blocks:
-            y = launch(block.conv1, value, block.shortcut)
-            residual = value
-            if block.shortcut is not None:
-                middle = block.conv1.out_channels
-                residual = y.channels(middle, None, relu=False)
-                y = y.channels(0, middle)
-            value = launch(block.conv2, y)
-            value.residual = residual
-        for conv in self._network.head:
-            value = launch(conv, value)
-        return value.pixels[..., 0]
-
-    def _pack(self, num_streams, device):
-        """The weights of every convolution, (O, 9, C), and a counter of programs per launch."""
-        weights = [p for p in self._network.parameters() if p.dim() == 4]
-        addresses = [weight.data_ptr() for weight in weights]
-        if addresses != self._addresses:
-            self._table, self._size, self._places = _weight_table(self._network)
-            self._addresses = addresses
-        base = self._network.head[-1].weight
-        packed = base.new_empty(self._size, dtype=self._dtype)
-        groups = num_streams * max(triton.cdiv(2 * len(weight), _CHANNELS) for weight in weights)
-        arrivals = torch.empty(len(weights), groups, dtype=torch.int32, device=base.device)
-        pack_kernel[triton.cdiv(2 * device.num_sms, len(weights)), len(weights)](
-            base, self._table, packed, arrivals, arrivals.numel(), FIELDS=_FIELDS, BLOCK=4096,
-            num_warps=8, **device.launch_options,
-        )  # fmt: skip
-        return {conv: packed[place:] for conv, place in self._places.items()}, iter(arrivals)
-
-    def _stack(self, observation, device):
-        maps = [observation.frame, observation.frame_state, observation.output]
-        grid, scale = observation.grid, self._network.pixel_scale
-        num_streams, num_classes, height, width = observation.output.shape
-        channels = _padded(2 * scale.numel() + num_classes + 1)
-        out = scale.new_empty(num_streams, height, width, channels, dtype=self._dtype)
-        stack_kernel[triton.cdiv(height * width, 128), channels // _CHANNELS, num_streams](
-            *maps, grid, scale, out, height, width, num_classes, height // grid.shape[2],
-            *(stride for x in maps for stride in x.stride()),
-            grid.stride(0), grid.stride(2), grid.stride(3),
-            FRAME=scale.numel(), C=channels, BM=128, BC=_CHANNELS, num_warps=4,
-            **device.launch_options,
-        )  # fmt: skip
-        return _Map(out)
-
-
-class _Launch:
+class LayerLauncher:
     """Runs convolutions one after the other."""
 
     def __init__(self, device, dtype, weights, arrivals):
+        """
+        Args:
+            device (Device): what is known of the GPU.
+            dtype (torch.dtype): of the maps.
+            weights (dict[Conv2d, Tensor]): of every 3x3 convolution, (O, 9, C), followed by those
+                of the shortcut beside it, where the tap in the centre is all that is read.
+            arrivals (iterator[Tensor]): int32 zeros, for each launch as many as it has groups of
+                channels and streams.
+        """
         self._device, self._dtype = device, dtype
         self._weights, self._arrivals = weights, arrivals
 
@@ -415,11 +295,11 @@ class _Launch:
         """
         Args:
             conv (Conv2d): 3x3, with a norm or a bias.
-            value (_Map): that it reads.
+            value (Map): that it reads.
             shortcut (Conv2d or None): 1x1, with a norm, that reads the same.
 
         Returns:
-            _Map: sums of the convolution, then of the shortcut; logits of a layer without a norm.
+            Map: sums of the convolution, then of the shortcut; logits of a layer without a norm.
         """
         pixels, residual = value.pixels, value.residual
         num_streams, height, width, channels = pixels.shape
@@ -470,55 +350,18 @@ class _Launch:
             TH=tile[0], TW=tile[1], BN=bn, BK=bk, ROWS=rows,
             num_warps=num_warps, num_stages=3, maxnreg=128, **self._device.launch_options,
         )  # fmt: skip
-        return _Map(out, None if norm is None else affine)
+        return Map(out, None if norm is None else affine)
 
     def _tile(self, size, num_streams, out_channels):
         """((TH, TW), BN) of a launch."""
         for (height, width), bn in _TILES:
-            bn = min(bn, triton.next_power_of_2(max(out_channels, _CHANNELS)))
+            bn = min(bn, triton.next_power_of_2(max(out_channels, CHANNELS)))
             tiles = triton.cdiv(size[0], height) * triton.cdiv(size[1], width)
             if 2 * num_streams * tiles * triton.cdiv(out_channels, bn) >= 3 * self._device.num_sms:
                 break
         return (height, width), bn
 
 
-def _weight_table(network):
-    """
-    Returns:
-        tuple[Tensor, int, dict[Conv2d, int]]: int64 (weights, _FIELDS) as pack_kernel reads it,
-        the size of what it writes, and where in there the weights of a 3x3 convolution start.
-    """
-    table, places, size = [], {}, 0
-    first = network.head[-1].weight
-    pairs = [(conv, None) for conv in (network.backbone[0], *network.head)]
-    for block in network.backbone[1:]:
-        pairs += [(block.conv1, block.shortcut), (block.conv2, None)]
-    for conv, shortcut in pairs:
-        places[conv] = size
-        for layer in (conv, shortcut):
-            if layer is None:
-                continue
-            weight = layer.weight
-            num_out, channels, *kernel = weight.shape
-            taps, padded = kernel[0] * kernel[1], _padded(channels)
-            # A 1x1 convolution is the tap in the centre.
-            target = size + (4 * padded if taps == 1 else 0)
-            source = (weight.data_ptr() - first.data_ptr()) // weight.element_size()
-            stride = weight.stride()
-            table.append([source, target, num_out * taps * padded, taps, channels, padded, *stride])
-            size += num_out * 9 * padded
-    return torch.tensor(table, dtype=torch.int64, device=first.device), size, places
-
-
-def _padded(channels):
-    return -(-channels // _CHANNELS) * _CHANNELS
-
-
 def _reduction(channels):
     """The largest power of two that divides the channels, for the reduction in steps."""
     return min(channels & -channels, 64)
-
-
-@functools.cache
-def _device_of(device):
-    return Device(device)

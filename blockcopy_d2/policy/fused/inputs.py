@@ -1,0 +1,183 @@
+"""
+What the layers of the policy network start from: its input stacked, its weights packed.
+
+Shape shorthand in this module:
+
+    N: streams
+    P: side of a block in policy pixels
+    h, w: policy resolution
+    K: classes of the task network's output
+    C, O: channels that a layer reads and writes
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from blockcopy_d2.sparse.triton_ops.geometry import begin
+
+from .layer import CHANNELS
+
+__all__ = ["PackedWeights", "stack"]
+
+# Columns of the table of weights, see pack_kernel.
+_FIELDS = 10
+
+
+@triton.jit
+def pack_kernel(
+    weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals,
+    FIELDS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Copies weights of one convolution to (O, 9, C); the programs before layer_kernel's."""
+    begin(PDL)
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        for first in range(0, num_arrivals, BLOCK):
+            place = first + tl.arange(0, BLOCK)
+            tl.store(arrivals_ptr + place, 0, mask=place < num_arrivals)
+    fields = table_ptr + tl.program_id(1) * FIELDS
+    source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
+    size, taps = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
+    channels, padded = tl.load(fields + 4).to(tl.int32), tl.load(fields + 5).to(tl.int32)
+    stride_o, stride_c = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
+    stride_y, stride_x = tl.load(fields + 8).to(tl.int32), tl.load(fields + 9).to(tl.int32)
+    for first in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
+        index = first + tl.arange(0, BLOCK)
+        c, row = index % padded, index // padded
+        tap, o = row % taps, row // taps
+        place = o * stride_o + c * stride_c + tap // 3 * stride_y + tap % 3 * stride_x
+        value = tl.load(source + place, mask=(index < size) & (c < channels), other=0.0)
+        place = (o * 9 + tap) * padded + c
+        tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=index < size)
+
+
+class PackedWeights:
+    """The weights of a network's convolutions as they are, (O, 9, C) in another dtype."""
+
+    def __init__(self, network):
+        """
+        Args:
+            network (PolicyNetwork):
+        """
+        self._network = network
+        self._addresses = self._table = self._size = self._places = None
+
+    def pack(self, dtype, num_streams, device):
+        """
+        Args:
+            dtype (torch.dtype): of the packed weights.
+            num_streams (int): N.
+            device (Device): what is known of the GPU.
+
+        Returns:
+            tuple[dict[Conv2d, Tensor], Tensor]: as :class:`LayerLauncher` takes them, the weights
+            and int32 zeros, a row for each layer.
+        """
+        weights = [p for p in self._network.parameters() if p.dim() == 4]
+        addresses = [weight.data_ptr() for weight in weights]
+        if addresses != self._addresses:
+            self._table, self._size, self._places = _weight_table(self._network)
+            self._addresses = addresses
+        base = self._network.head[-1].weight
+        packed = base.new_empty(self._size, dtype=dtype)
+        groups = num_streams * max(triton.cdiv(2 * len(weight), CHANNELS) for weight in weights)
+        arrivals = torch.empty(len(weights), groups, dtype=torch.int32, device=base.device)
+        pack_kernel[triton.cdiv(2 * device.num_sms, len(weights)), len(weights)](
+            base, self._table, packed, arrivals, arrivals.numel(), FIELDS=_FIELDS, BLOCK=4096,
+            num_warps=8, **device.launch_options,
+        )  # fmt: skip
+        return {conv: packed[place:] for conv, place in self._places.items()}, arrivals
+
+
+def _weight_table(network):
+    """
+    Returns:
+        tuple[Tensor, int, dict[Conv2d, int]]: int64 (weights, _FIELDS) as pack_kernel reads it,
+        the size of what it writes, and where in there the weights of a 3x3 convolution start.
+    """
+    table, places, size = [], {}, 0
+    first = network.head[-1].weight
+    pairs = [(conv, None) for conv in (network.backbone[0], *network.head)]
+    for block in network.backbone[1:]:
+        pairs += [(block.conv1, block.shortcut), (block.conv2, None)]
+    for conv, shortcut in pairs:
+        places[conv] = size
+        for layer in (conv, shortcut):
+            if layer is None:
+                continue
+            weight = layer.weight
+            num_out, channels, *kernel = weight.shape
+            taps, padded = kernel[0] * kernel[1], padded_channels(channels)
+            # A 1x1 convolution is the tap in the centre.
+            target = size + (4 * padded if taps == 1 else 0)
+            source = (weight.data_ptr() - first.data_ptr()) // weight.element_size()
+            stride = weight.stride()
+            table.append([source, target, num_out * taps * padded, taps, channels, padded, *stride])
+            size += num_out * 9 * padded
+    return torch.tensor(table, dtype=torch.int64, device=first.device), size, places
+
+
+@triton.jit
+def stack_kernel(
+    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
+    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
+    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
+    FRAME: tl.constexpr,  # channels of a frame
+    C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A program writes BC channels of BM pixels: frame, frame state, output, grid, zeros."""
+    begin(PDL)
+    stream = tl.program_id(2).to(tl.int64)
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    exists = pixel < h * w
+    y, x = pixel // w, pixel % w
+
+    mask = exists & (channel < FRAME)
+    source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
+    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    mask = exists & (channel >= FRAME) & (channel < 2 * FRAME)
+    source = state_ptr + stream * state_n + y * state_y + x * state_x + (channel - FRAME) * state_c
+    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    factor = tl.load(pixel_scale_ptr + channel % FRAME, mask=channel < 2 * FRAME, other=1.0)
+    value = value * factor
+    c = channel - 2 * FRAME
+    mask = exists & (c >= 0) & (c < K)
+    source = output_ptr + stream * output_n + y * output_y + x * output_x + c * output_c
+    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
+    value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
+    target = out_ptr + (stream * h * w + pixel) * C + channel
+    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=exists)
+
+
+def stack(observation, pixel_scale, dtype, device):
+    """
+    As :meth:`PolicyNetwork._stack`, channels last, with zeros up to a multiple of CHANNELS.
+
+    Args:
+        observation (Observation): of N streams.
+        pixel_scale (Tensor): float, a factor for each channel of a frame.
+        dtype (torch.dtype): of the result.
+        device (Device): what is known of the GPU.
+
+    Returns:
+        Tensor: (N, h, w, C).
+    """
+    maps = [observation.frame, observation.frame_state, observation.output]
+    grid, scale = observation.grid, pixel_scale
+    num_streams, num_classes, height, width = observation.output.shape
+    channels = padded_channels(2 * scale.numel() + num_classes + 1)
+    out = scale.new_empty(num_streams, height, width, channels, dtype=dtype)
+    stack_kernel[triton.cdiv(height * width, 128), channels // CHANNELS, num_streams](
+        *maps, grid, scale, out, height, width, num_classes, height // grid.shape[2],
+        *(stride for x in maps for stride in x.stride()),
+        grid.stride(0), grid.stride(2), grid.stride(3),
+        FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, num_warps=4,
+        **device.launch_options,
+    )  # fmt: skip
+    return out
+
+
+def padded_channels(channels):
+    return -(-channels // CHANNELS) * CHANNELS

@@ -1,0 +1,70 @@
+"""
+The policy network where no gradient is wanted, on a GPU: needs Triton.
+
+Shape shorthand in this module:
+
+    N: streams
+    GH, GW: rows and columns of the block grid
+"""
+
+import functools
+
+import torch
+
+from blockcopy_d2.sparse.triton_ops.device import Device
+
+from .inputs import PackedWeights, stack
+from .layer import LayerLauncher, Map
+
+__all__ = ["FusedNetwork"]
+
+
+class FusedNetwork:
+    """
+    Runs a :class:`PolicyNetwork` in half precision. Reads its parameters as they are at the time of
+    the call, or of the replay of a CUDA graph that has recorded one. The call before a recording
+    has to be one of the same parameters.
+    """
+
+    def __init__(self, network, *, dtype=torch.float16, device=None):
+        """
+        Args:
+            network (PolicyNetwork):
+            dtype (torch.dtype): of maps and weights.
+            device (Device): what is known of the GPU that it runs on; looked up if None.
+        """
+        self._network, self._dtype, self._device = network, dtype, device
+        self._weights = PackedWeights(network)
+
+    def __call__(self, observation):
+        """
+        Args:
+            observation (Observation): of N streams.
+
+        Returns:
+            Tensor: float (N, GH, GW), logits of execution.
+        """
+        frame = observation.frame
+        device = self._device or _device_of(frame.device)
+        weights, arrivals = self._weights.pack(self._dtype, len(frame), device)
+        launch = LayerLauncher(device, self._dtype, weights, iter(arrivals))
+        value = Map(stack(observation, self._network.pixel_scale, self._dtype, device))
+        stem, *blocks = self._network.backbone
+        value = launch(stem, value)
+        for block in blocks:
+            y = launch(block.conv1, value, block.shortcut)
+            residual = value
+            if block.shortcut is not None:
+                middle = block.conv1.out_channels
+                residual = y.channels(middle, None, relu=False)
+                y = y.channels(0, middle)
+            value = launch(block.conv2, y)
+            value.residual = residual
+        for conv in self._network.head:
+            value = launch(conv, value)
+        return value.pixels[..., 0]
+
+
+@functools.cache
+def _device_of(device):
+    return Device(device)
