@@ -96,7 +96,7 @@ def layer_kernel(
                     C, X_ROW, RESIDUAL_ROW, STRIDE, BK,
                 )  # fmt: skip
                 b = tl.load(weights + step * BK, mask=exists[:, None], other=0.0)
-                acc = tl.dot(a, b.T, acc, input_precision="ieee")
+                acc = tl.dot(a, b.T, acc, input_precision="tf32")
         else:
             # While a step is multiplied, the next is normalized and the one after on its way.
             raw, other, inside = _read(
@@ -110,7 +110,7 @@ def layer_kernel(
             )  # fmt: skip
             for step in range(first, last):
                 b = tl.load(weights + step * BK, mask=exists[:, None], other=0.0)
-                acc = tl.dot(a, b.T, acc, input_precision="ieee")
+                acc = tl.dot(a, b.T, acc, input_precision="tf32")
                 a = _normalize(raw, affine, other, residual_affine, inside, KIND)
                 raw, other, inside = _read(
                     x_base, residual_base, step + 2, last, y, x, H, W, k,
