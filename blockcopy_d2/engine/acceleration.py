@@ -1,5 +1,7 @@
 """Any Detectron2 model, accelerated in one line."""
 
+import functools
+
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from omegaconf import DictConfig
@@ -14,17 +16,18 @@ from .runs import build_learner, build_video_model
 __all__ = ["accelerate", "build_lazy_model", "video_config"]
 
 _OPTIONS = {
-    "block_size": "BLOCK_SIZE",
-    "backend": "BACKEND",
-    "policy": "POLICY.NAME",
-    "policy_weights": "POLICY.WEIGHTS",
-    "learn": "LEARNER.ENABLED",
-    "scene_cut": "SCENE_CUT",
-    "refresh_every": "REFRESH_EVERY",
-    "dense_above": "DENSE_ABOVE",
-    "cuda_graph": "CUDA_GRAPH",
-    "max_streams": "MAX_STREAMS",
-    "seed": "POLICY.SEED",
+    "block_size": "MODEL.BLOCKCOPY.BLOCK_SIZE",
+    "backend": "MODEL.BLOCKCOPY.BACKEND",
+    "policy": "MODEL.BLOCKCOPY.POLICY.NAME",
+    "policy_weights": "MODEL.BLOCKCOPY.POLICY.WEIGHTS",
+    "learn": "MODEL.BLOCKCOPY.LEARNER.ENABLED",
+    "scene_cut": "MODEL.BLOCKCOPY.SCENE_CUT",
+    "refresh_every": "MODEL.BLOCKCOPY.REFRESH_EVERY",
+    "dense_above": "MODEL.BLOCKCOPY.DENSE_ABOVE",
+    "cuda_graph": "MODEL.BLOCKCOPY.CUDA_GRAPH",
+    "max_streams": "MODEL.BLOCKCOPY.MAX_STREAMS",
+    "seed": "MODEL.BLOCKCOPY.POLICY.SEED",
+    "amp": "TEST.AMP.ENABLED",
 }
 
 
@@ -50,8 +53,8 @@ def accelerate(model_or_cfg, target=None, **options):
             says, 0.3 if it says nothing.
         options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``policy`` (its
             name), ``policy_weights``, ``learn``, ``scene_cut``, ``refresh_every``,
-            ``dense_above``, ``cuda_graph``, ``max_streams``, ``seed``. Default: what the config
-            says.
+            ``dense_above``, ``cuda_graph``, ``max_streams``, ``seed``; and ``amp``, that is
+            TEST.AMP.ENABLED. Default: what the config says.
 
     Returns:
         BlockCopyVideoModel: takes and gives what the model does.
@@ -106,8 +109,8 @@ def video_config(cfg, target=None, **options):
     if target is not None:
         cfg.MODEL.BLOCKCOPY.TARGET = float(target)
     for name, value in options.items():
-        node, _, key = _OPTIONS[name].rpartition(".")
-        node = cfg.MODEL.BLOCKCOPY[node] if node else cfg.MODEL.BLOCKCOPY
+        *path, key = _OPTIONS[name].split(".")
+        node = functools.reduce(getattr, path, cfg)
         node[key] = type(node[key])(value)
     return complete_config(cfg)
 

@@ -215,11 +215,13 @@ def test_config_and_module_give_the_same_model(family, tmp_path):
     torch.save({"model": build_stock(family).state_dict()}, tmp_path / "model.pth")
     opts = [*NARROW, *opts, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     options = {"target": 0.5, "block_size": 32, "policy": "FrameDifference", "scene_cut": 0}
+    options["amp"] = True
     models = [
         blockcopy_d2.accelerate(base_config(load_config(config_path(path), opts)), **options),
         blockcopy_d2.accelerate(build_stock(family), **options),
     ]
     assert isinstance(models[0].policy, FrameDifference) and models[0].policy.target == 0.5
+    assert models[0].amp and models[1].amp
     for index, inputs in enumerate(frames(3)):
         inputs = {**inputs, "video_id": "clip", "frame_index": index}
         first, second = (model([inputs])[0] for model in models)
