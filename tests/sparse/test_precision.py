@@ -182,3 +182,19 @@ def test_what_cannot_be_captured_runs_under_autocast_as_it_is():
     image = torch.randn(1, 3, 32, 48)
     with bf16(), block_sparse(sparse, full(), StreamState()):
         assert torch.equal(sparse(image), module(image))
+
+
+@torch.no_grad()
+def test_triton_follows_autocast(net):
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sparse, state = BlockSparseModule(net.to(device), backend="triton"), StreamState()
+    oracle = MaskedDenseOracle(net, (torch.randn(1, 3, 32, 48, device=device),))
+    for fraction in (1.0, 0.5):
+        image = torch.randn(1, 3, 32, 48, device=device)
+        active = torch.rand(1, 2, 3, device=device) < fraction
+        grid = BlockGrid(active, block_size=16, image_size=(32, 48))
+        with torch.autocast(device, torch.float16), block_sparse(sparse, grid, state):
+            found = sparse(image)
+        assert found.dtype == torch.float16
+        assert_equal(found.float(), oracle((image,), grid), 2e-3)
