@@ -69,6 +69,7 @@ def test_enabling_moves_names_once_and_base_config_puts_them_back():
         ("MODEL.BLOCKCOPY.BLOCK_SIZE", "96"),
         ("MODEL.BLOCKCOPY.BLOCK_SIZE", "0"),
         ("MODEL.BLOCKCOPY.MAX_STREAMS", "0"),
+        ("MODEL.BLOCKCOPY.DENSE_ABOVE", "1.5"),
         ("MODEL.BLOCKCOPY.POLICY.NAME", "LearntPolicy"),
         ("MODEL.BLOCKCOPY.LEARNER.COST_FORM", "notes"),
         ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", "0"),

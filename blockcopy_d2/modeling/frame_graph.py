@@ -51,13 +51,14 @@ class FrameGraph:
             settings (tuple): of the model, see :meth:`of`.
         """
         self._settings = settings
-        self._settled = True
+        self._settled = self._capturable = True
+        # Of all videos: a result of an earlier frame knows by it that its memory is in use again.
+        self.frames = 0
         self._forget()
 
     def _forget(self):
         self._recordings = {}
         self._second_stage = self._learning = self._pool = self._latest = self.memory = None
-        self.frames = 0
 
     @classmethod
     def of(cls, model, streams):
@@ -82,7 +83,8 @@ class FrameGraph:
                 streams.graph = cls(settings)
             else:
                 graph._change(settings, streams)
-        return streams.graph
+        graph = streams.graph
+        return graph if graph is not None and graph._capturable else None
 
     def _change(self, settings, streams):
         if settings[0] != self._settings[0]:
@@ -194,8 +196,8 @@ class FrameGraph:
     def _prepare(self, model, inputs, stream, *, asks):
         """What the next frames need, while the first one is expected to be slow."""
         if len(self._latest.programs) < len(_sparse_modules(model)):
-            # One that could not be captured runs as it is, maybe with a host in the loop.
-            stream.graph = None
+            # One that the engine could not capture runs as it is, maybe with a host in the loop.
+            self._capturable = False
         elif asks:
             recording = self._recording(model, inputs, stream, asks=True)
             recording.image.copy_(inputs["image"], non_blocking=True)

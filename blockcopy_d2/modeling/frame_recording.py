@@ -25,6 +25,8 @@ from .recorded_function import RecordedFunction
 
 __all__ = ["FrameRecording"]
 
+# Of a frame, in their order; each is a method.
+_STAGES = ("preprocess", "policy", "network", "heads", "observe")
 # Calls before a frame is recorded, in which libraries choose, compile and allocate.
 _WARM_CALLS = 2
 
@@ -71,7 +73,7 @@ class FrameRecording:
             stream (VideoStream): to bring up to date.
             memory (StreamMemory or None): bound to the stream; None on its first frame.
         """
-        function = self._stages(model, stream, memory)[stage]
+        function = functools.partial(getattr(self, f"_{stage}"), model, stream, memory)
         if stage in self._functions:
             self._functions[stage](function)
         else:
@@ -92,7 +94,11 @@ class FrameRecording:
         generators = policy_of(model, stream).generators(self.image.device)
         history = memory.history()
         before = [x.clone() for x in history], [x.get_state() for x in generators]
-        stages = self._stages(model, stream, memory)
+        stages = {
+            name: functools.partial(getattr(self, f"_{name}"), model, stream, memory)
+            for name in _STAGES
+            if name != "policy" or self.asks
+        }
         functions = {
             name: RecordedFunction(generators=generators if name == "policy" else (), pool=pool)
             for name in stages
@@ -109,26 +115,11 @@ class FrameRecording:
         self._functions = functions
         memory.bind(stream)
 
-    def _stages(self, model, stream, memory):
-        """dict[str, callable]: in their order."""
-        stages = {
-            "preprocess": self._preprocess,
-            "policy": self._ask,
-            "network": self._network,
-            "heads": self._heads,
-            "observe": self._observe,
-        }
-        return {
-            name: functools.partial(stage, model, stream, memory)
-            for name, stage in stages.items()
-            if name != "policy" or self.asks
-        }
-
     def _preprocess(self, model, stream, memory):
         self._images = normalize(model, [self.image])
         self.frame = at_policy_resolution(model, self._images)
 
-    def _ask(self, model, stream, memory):
+    def _policy(self, model, stream, memory):
         self._cut = find_cuts(model, self.frame, stream)
         (self._observation,), (self.decision,), self.grid = choose_blocks(
             model, self.frame, stream, self._cut

@@ -222,6 +222,7 @@ def test_model_is_left_as_it_was():
         "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
         "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
         "COCO-Detection/rpn_R_50_FPN_1x.yaml",
+        "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
     ],
 )
 def test_other_heads_are_refused(config):
