@@ -5,8 +5,6 @@ launches.
 Shape shorthand: h x w policy resolution.
 """
 
-import dataclasses
-
 import torch
 
 from blockcopy_d2.policy import Decision
@@ -16,6 +14,7 @@ from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 
 from .frame_recording import FrameRecording
 from .frame_steps import all_blocks, policy_of
+from .readout import Readout
 from .recorded_learning import RecordedLearning
 from .result import RecordedFrameResult
 from .static_heads import FrameSizes, StaticRCNN, supports
@@ -58,7 +57,8 @@ class FrameGraph:
 
     def _forget(self):
         self._recordings = {}
-        self._second_stage = self._learning = self._pool = self._latest = self.memory = None
+        self._second_stage = self._learning = self._latest = self.memory = None
+        self._pool = self._side = None
 
     @classmethod
     def of(cls, model, streams):
@@ -142,7 +142,7 @@ class FrameGraph:
             with timer.stage("network"):
                 recording.run("network", *on)
             recording.run("heads", *on)
-            found = _copied(recording.detections)
+            readout = Readout(recording.detections, self._side)
         with timer.stage("observe"):
             recording.run("observe", *on)
         if is_new:
@@ -151,7 +151,7 @@ class FrameGraph:
         self.frames += 1
         self._latest, self._settled = recording, True
         result = self._result(
-            model, stream, found, timer, learning=learning, grid=grid, is_first=is_first
+            model, stream, readout, timer, learning=learning, grid=grid, is_first=is_first
         )
         if is_new:
             self._prepare(model, inputs, stream, asks=grid is None)
@@ -174,6 +174,7 @@ class FrameGraph:
             )
             if self._second_stage is None:
                 self._second_stage = StaticRCNN(model.base)
+                self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
             place = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
             recording = FrameRecording(place, sizes, self._second_stage, asks=asks)
             self._recordings[key] = recording
@@ -210,7 +211,7 @@ class FrameGraph:
 
     # ---------------------------------------------------------------- results
 
-    def _result(self, model, stream, found, timer, *, learning, grid, is_first):
+    def _result(self, model, stream, readout, timer, *, learning, grid, is_first):
         recording, memory = self._latest, self.memory
         executed = BlockGrid(
             memory.active.clone(),
@@ -225,7 +226,7 @@ class FrameGraph:
             decision = Decision(memory.drawn.clone(), memory.logits.clone() if has_logits else None)
         return RecordedFrameResult(
             self,
-            found=found,
+            readout=readout,
             was_asked=recording.asks,
             learning=learning,
             policy=policy_of(model, stream),
@@ -301,12 +302,3 @@ def _has_graphs(model):
 
 def _sparse_modules(model):
     return model.base.backbone, model.base.proposal_generator.rpn_head
-
-
-def _copied(detections):
-    """What Instances are made of, in memory of its own."""
-    names = ("count", "boxes", "scores", "classes", "masks")
-    values = {name: getattr(detections, name) for name in names}
-    return dataclasses.replace(
-        detections, **{name: x.clone() for name, x in values.items() if x is not None}
-    )

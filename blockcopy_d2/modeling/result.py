@@ -116,16 +116,17 @@ class FrameResult(Mapping):
 class RecordedFrameResult(FrameResult):
     """
     Of a frame that was replayed as a graph, see :class:`FrameGraph`. The output is made when it is
-    first read, which waits for the device, at any time. ``frame``, ``observation``, ``detections``
-    and ``previous_detections`` lie in the memory of the graph, and so does what a ``decision`` to
-    learn from is made of: they can be read until the next frame of the stream.
+    first read, at any time, which waits for the detections of the frame. ``frame``,
+    ``observation``, ``detections`` and ``previous_detections`` lie in the memory of the graph, and
+    so does what a ``decision`` to learn from is made of: they can be read until the next frame of
+    the stream.
     """
 
-    def __init__(self, graph, *, found, was_asked, learning, policy, decision, **fields):
+    def __init__(self, graph, *, readout, was_asked, learning, policy, decision, **fields):
         """
         Args:
             graph (FrameGraph): whose latest frame it is.
-            found (StaticDetections): in memory of their own.
+            readout (Readout): of its detections.
             was_asked (bool): the policy.
             learning (bool): the decision is wanted in an autograd graph.
             policy (Policy): of the stream.
@@ -134,16 +135,14 @@ class RecordedFrameResult(FrameResult):
         """
         # Results that are kept do not keep the memory of a stream.
         self._graph, self._number = weakref.ref(graph), graph.frames
-        self._found, self._was_asked, self._policy = found, was_asked, policy
+        self._readout, self._was_asked, self._policy = readout, was_asked, policy
         self._decision, self._learning = decision, learning
         for name, value in fields.items():
             setattr(self, name, value)
 
     @functools.cached_property
     def output(self):
-        with self.timer.stage("inference"):
-            (instances,) = self._found.to_instances()
-        return {"instances": instances}
+        return {"instances": self._readout.instances(self.timer)}
 
     @property
     def frame(self):
