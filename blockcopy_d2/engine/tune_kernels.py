@@ -38,8 +38,8 @@ def argument_parser():
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--dtype", choices=_DTYPES, default="fp16")
     parser.add_argument(
-        "--shares", type=float, nargs="+", default=(0.01, 0.1, 0.3, 1.0),
-        help="of the blocks, to measure at (default 0.01 0.1 0.3 1.0)",
+        "--shares", type=float, nargs="+", default=(0.01, 0.3, 1.0),
+        help="of the blocks, to measure at (default 0.01 0.3 1.0)",
     )  # fmt: skip
     parser.add_argument("--only", default="", help="measure layers whose key contains this text")
     parser.add_argument("--workers", type=int, help="processes that compile (default: all cores)")
@@ -85,9 +85,14 @@ def main():
 
     dtype = _DTYPES[args.dtype]
     found = launches(args.config_file, tuple(args.size), args.block_size, dtype)
-    entries = search.search(found, args.shares, only=args.only, workers=args.workers)
-    path = search.save(entries, torch.cuda.get_device_name(), args.output)
-    print(f"{len(entries)} entries in {path}")
+    name, number = torch.cuda.get_device_name(), 0
+    for entries in search.search(found, args.shares, only=args.only, workers=args.workers):
+        # Layer by layer: what is measured stays, whatever happens to the rest.
+        path = search.save(entries, name, args.output)
+        number += len(entries)
+    if not number:
+        raise SystemExit(f"--only {args.only!r}: no layer's key contains it.")
+    print(f"{number} entries in {path}")
 
 
 if __name__ == "__main__":

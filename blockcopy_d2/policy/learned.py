@@ -3,7 +3,6 @@
 Shape shorthand: N streams, GH x GW blocks.
 """
 
-import torch
 from detectron2.config import configurable
 
 from .base import Decision, Policy, SeededUniform
@@ -68,7 +67,8 @@ class LearnedPolicy(Policy):
             Decision: all blocks of a stream whose logits are not finite.
         """
         logits = self.network(observation)
-        probabilities = logits.detach().sigmoid()
-        drawn = self._uniform.draw(logits.shape, logits.device) < probabilities
-        unusable = ~torch.isfinite(logits).flatten(1).all(1)
-        return Decision(active=drawn | unusable[:, None, None], logits=logits)
+        # Not a number in streams where any logit is infinite or none, else zero.
+        total = logits.detach().sum(dim=(1, 2), keepdim=True)
+        probabilities = (logits.detach() + (total - total)).sigmoid()
+        skipped = self._uniform.draw(logits.shape, logits.device) >= probabilities
+        return Decision(active=~skipped, logits=logits)

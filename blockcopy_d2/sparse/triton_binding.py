@@ -56,17 +56,21 @@ def _convolution_pair(bound, step):
 def _launch_convolution(bound, shape, parts, tiled_as=None):
     """Launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`."""
     lowered = bound.lowered
+
+    def tiling_of(part):
+        return bound.tiling(part[0].output if tiled_as is None else tiled_as)
+
+    # The largest map first: the small ones then fill what its last tiles leave idle.
+    parts = sorted(parts, key=lambda part: -tiling_of(part).num_pixels)
+    tilings = [tiling_of(part) for part in parts]
     out = bound.maps[parts[0][0].output]
-    tilings = [
-        bound.tiling(operator.output if tiled_as is None else tiled_as) for operator, _, _ in parts
-    ]
     tiles = [
         (bound.maps[operator.inputs[0]], tiling.tile)
         for (operator, _, _), tiling in zip(parts, tilings)
     ]
     config = convolution_config(
         shape, sum(tiling.num_pixels for tiling in tilings), out.rows.dtype, lowered.device,
-        boxes=takes_boxes(shape, tiles, lowered.precision, lowered.device), tile=tilings[0].tile,
+        boxes=takes_boxes(shape, tiles, lowered.device), tile=tilings[0].tile,
     )  # fmt: skip
     levels = []
     for (operator, weight, bias), tiling in zip(parts, tilings):

@@ -22,6 +22,7 @@ from .triton_ops.conv_shape import pack_weight
 from .triton_ops.copy import CopyLaunch
 from .triton_ops.device import Device
 from .triton_ops.geometry import Tiling
+from .triton_ops.tf32 import round_tf32_reference
 
 
 class TritonExecution:
@@ -66,7 +67,8 @@ class LoweredForTriton:
         self.scratch = torch.full(
             (self.plan.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device
         )
-        self.precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+        tf32 = tensor.is_cuda and torch.backends.cudnn.allow_tf32
+        self.precision = "tf32" if tf32 else "ieee"
         self._packed, self._joined = {}, {}
         self._workspace = None
 
@@ -75,7 +77,8 @@ class LoweredForTriton:
         key = (weight.data_ptr(), bias is not None and bias.data_ptr(), shape, config)
         if key not in self._packed:
             # The tensors are kept with it, so that no other takes their addresses.
-            self._packed[key] = (pack_weight(weight, bias, shape, config), weight, bias)
+            packed = pack_weight(self._rounded(weight), bias, shape, config)
+            self._packed[key] = (packed, weight, bias)
         return self._packed[key][0]
 
     def joined(self, pair):
@@ -95,8 +98,12 @@ class LoweredForTriton:
         """BottleneckWeights, made once."""
         if block not in self._joined:
             parts = [op for op in (block.middle, block.last, block.following) if op is not None]
-            self._joined[block] = pack_bottleneck(*((op.weight, op.bias) for op in parts))
+            weights = ((self._rounded(op.weight), op.bias) for op in parts)
+            self._joined[block] = pack_bottleneck(*weights)
         return self._joined[block]
+
+    def _rounded(self, weight):
+        return round_tf32_reference(weight) if self.precision == "tf32" else weight
 
     def workspace(self, config, device):
         """A Workspace that is large enough for a launch, shared with the launches before."""
@@ -228,5 +235,6 @@ class Bound:
 
     def copy(self, index, **options):
         return CopyLaunch(
-            self.maps[index], self.tiling(index), device=self.lowered.device, **options
-        )
+            self.maps[index], self.tiling(index), precision=self.lowered.precision,
+            device=self.lowered.device, **options
+        )  # fmt: skip

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.engine.tune_kernels import argument_parser, launches  # noqa: E402
 from blockcopy_d2.sparse import triton_execution  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.bottleneck import BottleneckLaunch  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.box_conv import BoxConvolutionLaunch  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.conv import ConvolutionLaunch  # noqa: E402
 
 
@@ -16,8 +16,8 @@ def test_launches_of_a_zoo_config(monkeypatch):
     monkeypatch.setattr(triton_execution.Bound, "run", lambda self, grid, tensors: None)
     args = argument_parser().parse_args([])
     found = launches(args.config_file, (128, 256), 128, torch.float32, device="cpu")
-    assert {type(launch) for launch in found} == {ConvolutionLaunch, BottleneckLaunch}
+    assert {type(launch) for launch in found} == {ConvolutionLaunch, BoxConvolutionLaunch}
     kernels = {launch.shape.kernel for launch in found}
     assert kernels == {(7, 7), (3, 3), (1, 1)}
-    levels = [len(launch.levels) for launch in found if isinstance(launch, ConvolutionLaunch)]
+    levels = [len(launch.levels) for launch in found]
     assert levels.count(5) == 2 and levels.count(4) == 1  # RPN head; output of the FPN

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .geometry import BlockList, begin, locate
+from .tf32 import round_tf32
 
 
 @triton.jit
@@ -64,7 +65,7 @@ def bottleneck_kernel(
         acc += tl.load(middle_bias_ptr + middle)[None, :]
         if MIDDLE_RELU:
             acc = tl.where(acc < 0, 0.0, acc)
-        hidden = acc.to(dtype)
+        hidden = _stored(acc, dtype, PRECISION)
 
         pixel = (stream * OH + oy) * OW + ox
         if WIDE:
@@ -82,7 +83,7 @@ def bottleneck_kernel(
                 y += tl.load(residual, mask=valid[:, None], other=0.0).to(tl.float32)
             if RELU:
                 y = tl.where(y < 0, 0.0, y)
-            out = y.to(dtype)
+            out = _stored(y, dtype, PRECISION)
             target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
             tl.store(target, out, mask=valid[:, None])
             if NEXT > 0:
@@ -93,7 +94,14 @@ def bottleneck_kernel(
             if NEXT_RELU:
                 next_acc = tl.where(next_acc < 0, 0.0, next_acc)
             target = next_ptr + (pixel * next_row)[:, None] + following[None, :]
-            tl.store(target, next_acc.to(dtype), mask=valid[:, None])
+            tl.store(target, _stored(next_acc, dtype, PRECISION), mask=valid[:, None])
+
+
+@triton.jit
+def _stored(y, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    if PRECISION == "tf32" and dtype == tl.float32:
+        y = round_tf32(y)
+    return y.to(dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin
+from .geometry import BlockList, begin, prefetch
 
 MAX_LEVELS = 5
 # Rows that a product's second factor has at least, which are pixels here.
@@ -33,8 +33,8 @@ _FEWEST_PIXELS = 16
 def box_convolution_kernel(
     x0_desc, x1_desc, x2_desc, x3_desc, x4_desc,
     weight0_desc, weight1_desc, weight2_desc, weight3_desc, weight4_desc,
-    bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count_ptr, levels_ptr,
-    GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
+    weight_ptr, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count_ptr, levels_ptr,
+    weight_bytes, GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
     activation_first, activation_second, second_activation_first, second_activation_second,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
@@ -44,12 +44,14 @@ def box_convolution_kernel(
     SIDES: tl.constexpr,  # T of each level
     BOXES: tl.constexpr,  # (TH, TW) of each level
     FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr, PDL: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
     Programs take the tiles of all levels in strides of the launch grid, level after level.
     """
+    prefetch(weight_ptr, weight_bytes, PREFETCH)
     begin(PDL)
     count = tl.load(count_ptr)
     LEVELS: tl.constexpr = len(SIDES)
@@ -145,7 +147,7 @@ def _level(
             residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row,
             activation_first, activation_second, second_activation_first,
             second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
-            SECOND_ACTIVATION, BN, WIDE,
+            SECOND_ACTIVATION, BN, PRECISION, WIDE,
         )  # fmt: skip
     return start + tiles
 
@@ -214,13 +216,19 @@ class BoxConvolutionLaunch:
         ]
         missing = MAX_LEVELS - len(levels)
         self.descriptors = (*pixels, *pixels[:1] * missing, *weights, *weights[:1] * missing)
-        self.tensors = (first.packed.bias, residual.rows, first.out.rows, second.rows)
+        self.tensors = (
+            first.packed.matrix,
+            first.packed.bias,
+            residual.rows,
+            first.out.rows,
+            second.rows,
+        )
         self.table = level_table(levels)
         tiling = first.tiling
         self.sizes = (
-            tiling.rows, tiling.columns, *first.out.size, first.out.rows.stride(0),
-            second.rows.stride(0), residual.rows.stride(0), *shape.padding, *activation,
-            *second_activation,
+            first.packed.matrix.nbytes, tiling.rows, tiling.columns, *first.out.size,
+            first.out.rows.stride(0), second.rows.stride(0), residual.rows.stride(0),
+            *shape.padding, *activation, *second_activation,
         )  # fmt: skip
         self.constants = dict(
             C_IN=shape.in_channels, C_OUT=shape.out_channels, KH=shape.kernel[0],
@@ -235,7 +243,8 @@ class BoxConvolutionLaunch:
             ),
             WIDE=any(map_.wide for map_ in [*maps, residual]),
             BN=config.bn, BK=config.bk, FLATTEN=config.flatten,
-            num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+            **device.launch_options, **device.prefetch,
         )  # fmt: skip
 
     def __call__(self, blocks):
@@ -266,22 +275,20 @@ class BoxConvolutionLaunch:
                 *self.sizes)  # fmt: skip
 
 
-def takes_boxes(shape, levels, precision, device):
+def takes_boxes(shape, levels, device):
     """Whether BoxConvolutionLaunch can run a convolution.
 
     Args:
         shape: ConvolutionShape.
         levels: (input FeatureMap, side T of its blocks) for each.
-        precision: of float32 products.
         device: Device.
     """
     dtype = levels[0][0].rows.dtype
     plain = shape.stride == 1 and shape.groups == 1 and shape.out_step == 1
-    # Tensor cores multiply float32 in TF32 only; a box has at least 32 bytes per pixel.
-    fits = dtype.itemsize == 2 or precision == "tf32"
+    # A box has at least 32 bytes per pixel.
     channels = shape.in_channels * dtype.itemsize % 32 == 0
     return (
-        device.bulk_copies and plain and fits and channels and len(levels) <= MAX_LEVELS
+        device.bulk_copies and plain and channels and len(levels) <= MAX_LEVELS
         and all(_describable(x) and tile & (tile - 1) == 0 for x, tile in levels)
     )  # fmt: skip
 

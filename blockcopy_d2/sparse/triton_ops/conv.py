@@ -24,7 +24,7 @@ import triton.language as tl
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin, locate
+from .geometry import BlockList, begin, locate, prefetch
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def convolution_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, second_ptr,
     blocks_ptr, count_ptr, levels_ptr, workspace_ptr, arrivals_ptr,
     T, GH, GW, H, W, OH, OW, x_row, out_row, second_row, residual_row,
-    pad_y, pad_x, out_y, out_x, activation_first, activation_second,
+    weight_bytes, pad_y, pad_x, out_y, out_x, activation_first, activation_second,
     second_activation_first, second_activation_second, max_splits,
     UNITS: tl.constexpr, UNIT_IN: tl.constexpr, UNIT_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
@@ -48,7 +48,7 @@ def convolution_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     SWAP: tl.constexpr,  # weights are the first factor of the product
     SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy
-    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    PROGRAMS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
@@ -63,6 +63,7 @@ def convolution_kernel(
     else:
         STEPS_PER_TAP: tl.constexpr = (UNIT_IN + BK - 1) // BK
         STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
+    prefetch(weight_ptr, weight_bytes, PREFETCH)
     begin(PDL)
     count = tl.load(count_ptr)
     if LEVELS > 1:
@@ -196,7 +197,7 @@ def convolution_kernel(
                 out_ptr + out_offset, out_step, second_ptr + second_offset, second_step,
                 activation_first, activation_second, second_activation_first,
                 second_activation_second, UNIT_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
-                SECOND_ACTIVATION, BN, WIDE,
+                SECOND_ACTIVATION, BN, PRECISION, WIDE,
             )  # fmt: skip
 
 
@@ -245,8 +246,8 @@ class ConvolutionLaunch:
         self.sizes = (
             tiling.tile, tiling.rows, tiling.columns, *first.x.size, *first.out.size,
             first.x.rows.stride(0), first.out.rows.stride(0), second.rows.stride(0),
-            residual.rows.stride(0), *shape.padding, *shape.out_offset, activation_first,
-            activation_second, *second_activation, splits,
+            residual.rows.stride(0), first.packed.matrix.nbytes, *shape.padding,
+            *shape.out_offset, activation_first, activation_second, *second_activation, splits,
         )  # fmt: skip
         self.constants = dict(
             UNITS=units, UNIT_IN=unit_in, UNIT_OUT=unit_out, KH=shape.kernel[0],
@@ -267,7 +268,7 @@ class ConvolutionLaunch:
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
             SPLIT=splits > 1, PROGRAMS=device.num_sms, num_warps=config.num_warps,
-            num_stages=config.num_stages, **device.launch_options,
+            num_stages=config.num_stages, **device.launch_options, **device.prefetch,
         )  # fmt: skip
 
     def __call__(self, blocks):

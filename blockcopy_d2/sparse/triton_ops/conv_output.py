@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate
+from .tf32 import round_tf32
 
 
 @triton.jit
@@ -16,7 +17,7 @@ def write_tile(
     activation_first, activation_second, second_activation_first, second_activation_second,
     UNIT_OUT: tl.constexpr, FIRST_OUT: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
     ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, BN: tl.constexpr,
-    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """out = activation(acc + bias + residual), the sums of a tile (BM, BN) in float32.
 
@@ -42,35 +43,37 @@ def write_tile(
     if FIRST_OUT == UNIT_OUT:
         _activate_and_store(
             out, out_ptr, pixel, out_row, channel, mask, activation_first, activation_second,
-            ACTIVATION,
+            ACTIVATION, PRECISION,
         )  # fmt: skip
     elif FIRST_OUT % BN == 0:  # a tile belongs to one of the two
         if first_packed < FIRST_OUT:
             _activate_and_store(
                 out, out_ptr, pixel, out_row, channel, mask, activation_first, activation_second,
-                ACTIVATION,
+                ACTIVATION, PRECISION,
             )  # fmt: skip
         else:
             _activate_and_store(
                 out, second_base, pixel, second_row, channel, mask, second_activation_first,
-                second_activation_second, SECOND_ACTIVATION,
+                second_activation_second, SECOND_ACTIVATION, PRECISION,
             )  # fmt: skip
     else:
         _activate_and_store(
             out, out_ptr, pixel, out_row, channel, mask & (column < FIRST_OUT)[None, :],
-            activation_first, activation_second, ACTIVATION,
+            activation_first, activation_second, ACTIVATION, PRECISION,
         )  # fmt: skip
         _activate_and_store(
             out, second_base, pixel, second_row, channel, mask & (column >= FIRST_OUT)[None, :],
-            second_activation_first, second_activation_second, SECOND_ACTIVATION,
+            second_activation_first, second_activation_second, SECOND_ACTIVATION, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def _activate_and_store(
     out, out_ptr, pixel, row, channel, mask, activation_first, activation_second,
-    ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     out = activate(out, activation_first, activation_second, ACTIVATION)
+    if PRECISION == "tf32" and out_ptr.dtype.element_ty == tl.float32:
+        out = round_tf32(out)
     target = out_ptr + (pixel * row)[:, None] + channel[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)

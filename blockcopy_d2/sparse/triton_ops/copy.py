@@ -8,6 +8,7 @@ import triton.language as tl
 
 from .activation import activate, parameters
 from .geometry import begin, locate
+from .tf32 import round_tf32
 
 
 @triton.jit
@@ -15,7 +16,7 @@ def copy_kernel(
     x_ptr, scale_ptr, shift_ptr, out_ptr, blocks_ptr, count_ptr, T, GH, GW, H, W, C,
     stride_n, stride_c, stride_y, stride_x, out_row, affine_row,
     activation_first, activation_second,
-    AFFINE: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
+    AFFINE: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(x * scale + shift); a program copies BM pixels of BC channels."""
@@ -36,6 +37,8 @@ def copy_kernel(
             value = value * tl.load(scale_ptr + factor, mask=mask, other=0.0)
             value += tl.load(shift_ptr + factor, mask=mask, other=0.0)
         value = activate(value, activation_first, activation_second, ACTIVATION)
+        if PRECISION == "tf32" and out_ptr.dtype.element_ty == tl.float32:
+            value = round_tf32(value)
         target = out_ptr + (((stream * H + y) * W + x) * out_row)[:, None] + channel[None, :]
         tl.store(target, value.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -46,17 +49,20 @@ class CopyLaunch:
     With scale and shift it is a batch norm that no convolution precedes, or applies a group norm.
     """
 
-    def __init__(self, out, tiling, *, scale=None, shift=None, activation=None, device):
+    def __init__(
+        self, out, tiling, *, scale=None, shift=None, activation=None, precision="ieee", device
+    ):
         """
         Args:
             out: state.FeatureMap.
             tiling: Tiling of its blocks.
             scale, shift: float32 (C,), or (N, C) to differ between streams; both or neither.
             activation: program.Activation or None.
+            precision: "tf32" where convolutions that read float32 maps multiply so, or "ieee".
             device: Device.
         """
         self.out, self.tiling, self.device = out, tiling, device
-        self.scale, self.shift = scale, shift
+        self.scale, self.shift, self.precision = scale, shift, precision
         self.activation, *self.parameters = parameters(activation)
 
     def __call__(self, x, blocks):
@@ -79,6 +85,6 @@ class CopyLaunch:
             channels, *x.stride(), rows.stride(0),
             self.scale.shape[1] if affine and self.scale.dim() > 1 else 0,
             *self.parameters, AFFINE=affine,
-            ACTIVATION=self.activation, WIDE=wide, BM=bm, BC=bc, num_warps=4,
-            **self.device.launch_options,
+            ACTIVATION=self.activation, PRECISION=self.precision, WIDE=wide, BM=bm, BC=bc,
+            num_warps=4, **self.device.launch_options,
         )  # fmt: skip

@@ -62,6 +62,21 @@ def locate(m, blocks_ptr, num_pixels, T, GH, GW):
 
 
 @triton.jit
+def prefetch(ptr, num_bytes, PDL: tl.constexpr):
+    """Before begin(): all programs together ask for the weights at `ptr` to be brought to the L2
+    cache, which takes place while the kernels before still run."""
+    if PDL:
+        LINES: tl.constexpr = 128
+        line = tl.arange(0, LINES)
+        for first in range(tl.program_id(0) * LINES, num_bytes // 128, tl.num_programs(0) * LINES):
+            address = ptr.to(tl.int64) + tl.minimum(first + line, num_bytes // 128 - 1) * 128
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32,
+                is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@triton.jit
 def begin(PDL: tl.constexpr):
     """First statement of every kernel: with programmatic dependent launch, waits for the results
     of the kernels before, and lets the next one start up meanwhile."""

@@ -26,20 +26,18 @@ logger = logging.getLogger(__name__)
 
 # (pixels, channels, warps, weights first) of a tile.
 _TILES = (
-    (64, 16, 4, False), (64, 32, 4, False), (64, 64, 4, False), (64, 128, 4, False),
-    (64, 256, 4, False), (128, 16, 4, False), (128, 32, 4, False), (128, 64, 4, False),
-    (128, 64, 8, False), (128, 128, 8, False), (128, 256, 8, False), (256, 128, 8, False),
-    (16, 64, 4, True), (16, 128, 4, True), (32, 64, 4, True), (32, 128, 4, True),
-    (64, 128, 4, True), (128, 128, 8, True),
+    (64, 16, 4, False), (128, 16, 4, False), (128, 32, 4, False), (64, 64, 4, False),
+    (64, 128, 4, False), (128, 64, 4, False), (128, 64, 8, False), (128, 128, 8, False),
+    (128, 256, 8, False), (256, 128, 8, False), (16, 64, 4, True), (32, 64, 4, True),
+    (32, 128, 4, True), (128, 128, 8, True),
 )  # fmt: skip
 # (bytes of the reduction per row, stages of the pipeline).
 _PIPELINES = ((64, 4), (128, 3), (128, 5), (256, 3))
 # (pixels, channels, warps, stages) of a tile of box_conv.py.
 _BOXES = (
-    (256, 128, 8, 3), (256, 128, 8, 4), (128, 256, 8, 3), (128, 256, 8, 4), (128, 128, 4, 3),
-    (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6), (128, 64, 4, 4), (256, 64, 4, 3),
-    (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4), (64, 128, 8, 6), (64, 64, 4, 4),
-    (64, 64, 4, 6), (32, 128, 4, 6), (16, 128, 4, 6), (16, 256, 8, 6),
+    (256, 128, 8, 3), (128, 256, 8, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6),
+    (128, 64, 4, 4), (256, 64, 4, 3), (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4),
+    (64, 64, 4, 4), (64, 64, 4, 6), (16, 128, 4, 6),
 )  # fmt: skip
 _SPLITS = (1, 4, 16)
 _PER_SM = (0, 1, 2, 4)
@@ -50,7 +48,7 @@ _PRECISION = "tf32"
 
 
 def search(launches, shares, *, only="", device=None, workers=None):
-    """The fastest configurations of some launches.
+    """The fastest configurations of some launches, layer by layer.
 
     Args:
         launches: ConvolutionLaunches and BottleneckLaunches; their maps are overwritten.
@@ -59,9 +57,9 @@ def search(launches, shares, *, only="", device=None, workers=None):
         device: of the maps.
         workers: processes that compile; None for one per core.
 
-    Returns:
-        dict: key in the tables -> fields of the configuration that is fastest at the share of the
-        key, among those that are not much slower than others at the other shares.
+    Yields:
+        dict: of a layer, key in the tables -> fields of the configuration that is fastest at the
+        share of the key, among those that are not much slower than others at the other shares.
     """
     device = torch.device(device or "cuda")
     gpu = Device(device)
@@ -81,7 +79,6 @@ def search(launches, shares, *, only="", device=None, workers=None):
             jobs[str(job)] = job
     logger.info("Compiling %d kernels.", len(jobs))
     _compile(list(jobs.values()), workers)
-    entries = {}
     for layer in layers.values():
         lists = [_random_blocks(layer.tiling, share, device) for share in shares]
         times = {config: _times(layer.launch(config), lists) for config in layer.candidates()}
@@ -91,6 +88,7 @@ def search(launches, shares, *, only="", device=None, workers=None):
         for config in itertools.chain.from_iterable(map(layer.variants, finalists)):
             times[config] = _times(layer.launch(config), lists)
         best = [min(column) for column in zip(*times.values())]
+        entries = {}
         for position, share in enumerate(shares):
             chosen = min(times, key=lambda config: _cost(times[config], best, position))
             entries[layer.key(share)] = to_entry(chosen)
@@ -98,7 +96,7 @@ def search(launches, shares, *, only="", device=None, workers=None):
             logger.info(
                 "%s: %.1f us (fastest %.1f) with %s", layer.key(share), time, fastest, chosen
             )
-    return entries
+        yield entries
 
 
 class _Convolution:
@@ -112,7 +110,7 @@ class _Convolution:
         self.tiling = launch.levels[0].tiling
         self.dtype = launch.levels[0].x.rows.dtype
         maps = [(level.x, level.tiling.tile) for level in self.levels]
-        self.boxes = takes_boxes(self.shape, maps, _PRECISION, gpu)
+        self.boxes = takes_boxes(self.shape, maps, gpu)
 
     def key(self, share):
         pixels = sum(level.tiling.num_pixels for level in self.levels)

@@ -125,14 +125,16 @@ def default_convolution_config(shape, num_active, dtype, device):
     # A residual takes registers that tiles of 256 channels need.
     widest = min(max(triton.next_power_of_2(unit_out), 16), 128 if shape.residual_scale else 256)
     n_tiles = shape.units[0]
-    for bm, bn, warps in ((128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 64, 4)):  # noqa: B007
+    # What boxes leave on Hopper is best in small tiles, of which several share a multiprocessor.
+    large = () if device.bulk_copies else ((128, 256, 8), (128, 128, 8))
+    for bm, bn, warps in (*large, (128, 64, 4), (64, 64, 4)):  # noqa: B007
         bn = min(bn, widest)
         tiles = triton.cdiv(int(num_active), bm) * triton.cdiv(unit_out, bn) * n_tiles
         if tiles >= device.num_sms:
             break
     taps, length = shape.reduction(bk)
     stage = (bm + bn) * bk * dtype.itemsize
-    stages = max(min(4, device.shared_memory // stage), 2)
+    stages = max(min(3 if device.bulk_copies else 4, device.shared_memory // stage), 2)
     splits = min(16, max(taps * length // bk // 4, 1))
     return ConvolutionConfig(bm, bn, bk, warps, stages, max_splits=splits, per_sm=4)
 

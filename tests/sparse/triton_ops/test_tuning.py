@@ -83,7 +83,7 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
     def milliseconds(launch, blocks):
         config = launch.config
         slow = (
-            abs(config.bm - 64) + abs(config.bn - 32) + abs(config.max_splits - 4) + config.per_sm
+            abs(config.bm - 128) + abs(config.bn - 32) + abs(config.max_splits - 4) + config.per_sm
         )
         return 1.0 + slow * blocks.count.item()
 
@@ -97,11 +97,11 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
         workspace=Workspace(0, 4, "cpu"),
         device=gpu(num_sms=4),
     )
-    assert not search.search([launch], (0.1,), only="bottleneck", device="cpu")
-    entries = search.search([launch] * 2, (0.1, 1.0), device="cpu")
+    assert not list(search.search([launch], (0.1,), only="bottleneck", device="cpu"))
+    (entries,) = search.search([launch] * 2, (0.1, 1.0), device="cpu")
     assert len(entries) == 2
     for entry in entries.values():
-        assert (entry["bm"], entry["bn"], entry["max_splits"], entry["per_sm"]) == (64, 32, 4, 0)
+        assert (entry["bm"], entry["bn"], entry["max_splits"], entry["per_sm"]) == (128, 32, 4, 0)
     path = search.save(entries, "GPU", tmp_path / "table.json")
     search.save({"another": entry}, "GPU", path)
     assert set(json.loads(path.read_text())["entries"]) == {*entries, "another"}
