@@ -6,7 +6,7 @@ from .learning import learn
 from .meta_arch import BlockCopyVideoModel
 from .mgan import MGANROIHeads
 from .refresh import due_for_refresh
-from .result import FrameResult
+from .result import FrameResult, RecordedFrameResult
 from .rpn import BlockCopyRPNHead
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream

@@ -42,7 +42,8 @@ class BlockCopyVideoModel(nn.Module):
     Inputs and outputs are Detectron2's. Inputs that carry a "video_id" belong to a stream; any
     number of streams may be interleaved, and a stream starts with a new id or with a
     "frame_index" of 0. Inputs without are answered by the model as it is, dense and stateless.
-    :meth:`step` and :meth:`step_batch` do the same with state that the caller holds.
+    :meth:`step` and :meth:`step_batch` do the same with state that the caller holds. Where they can
+    be, the frames of a stream are CUDA graphs, see :class:`FrameGraph`.
 
     The weights of the task network are frozen and it stays in inference mode. Its state dict is
     that of the wrapped model, plus the policy's under "policy.".
@@ -235,7 +236,8 @@ class BlockCopyVideoModel(nn.Module):
             grid (BlockGrid): execute these blocks instead of asking the policy.
 
         Returns:
-            FrameResult:
+            FrameResult: some of which is overwritten by the next frame where frames are CUDA
+            graphs, see :class:`RecordedFrameResult`.
         """
         return self.step_batch([inputs], stream, learning=learning, grid=grid)[0]
 

@@ -12,7 +12,7 @@ import torch
 from detectron2.modeling import build_model
 
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling import VideoStream, frame_graph, learn
+from blockcopy_d2.modeling import StreamPool, VideoStream, frame_graph, learn
 from blockcopy_d2.policy import FrameDifference, NoBlocks, OnlineLearner, build_policy
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
@@ -346,6 +346,19 @@ def test_a_reset_keeps_the_graph_and_a_new_size_does_not(folder, built, device):
     (other,) = clip(device, 1, size=(128, 192))
     assert graph.frame(other)[0].is_first
     assert graph.stream.graph is not first
+
+
+def test_a_pool_hands_memory_on(folder, built, device):
+    _, graph = sides(folder, built, device)
+    (image,) = clip(device, 1)
+    pool = StreamPool(max_streams=2)
+    first, second = (pool.get(name, 0) for name in "ab")
+    for stream in (first, second):
+        graph.frame(image, stream=stream)
+    memory = first.graph.memory
+    third = pool.get("c", 0)
+    assert third is first and graph.frame(image, stream=third)[0].is_first
+    assert third.graph.memory is memory and second.frames == 1
 
 
 def test_other_weights_start_the_stream_anew(folder, built, device):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
-from blockcopy_d2.modeling import StreamPool, VideoStream
+from blockcopy_d2.modeling import StreamPool
 from blockcopy_d2.policy import OnlineLearner, build_policy
 
 __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
@@ -71,9 +71,12 @@ class Method:
         return self.kind if self.target is None else f"{self.kind} {self.target:g}"
 
     def warm_up(self, model, inputs):
-        """Let the network be captured for frames of this method's size, which is no cost of one."""
-        if self._scale != 1:
-            model.step(self._resize(inputs), VideoStream())
+        """Let what frames of this method need be captured or recorded, which is no cost of one."""
+        model.policy = self.policy
+        stream = self._streams.get(inputs["video_id"], 0)
+        if self._scale != 1 or model.replays(stream):
+            model.step(self._resize(inputs), stream)
+            stream.reset()
 
     def run(self, model, inputs):
         """
