@@ -205,9 +205,12 @@ class FrameGraph:
             self._record(model, stream, recording)
 
     def _record(self, model, stream, recording):
-        if self._pool is None and recording.image.is_cuda:
+        recording.record(model, stream, self.memory, self._graph_pool(model))
+
+    def _graph_pool(self, model):
+        if self._pool is None and model.device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
-        recording.record(model, stream, self.memory, self._pool)
+        return self._pool
 
     # ---------------------------------------------------------------- results
 
@@ -260,7 +263,8 @@ class FrameGraph:
             dict[str, Tensor]: of :meth:`OnlineLearner.observe`.
         """
         if self._learning is None or not self._learning.teaches(learner, policy):
-            self._learning = RecordedLearning(learner, policy, pool=self._pool)
+            pool = self._graph_pool(model)
+            self._learning = RecordedLearning(learner, policy, pool=pool)
         return self._learning(model, self.memory, timer)
 
 

@@ -117,7 +117,11 @@ class FrameRecording:
 
     def _preprocess(self, model, stream, memory):
         self._images = normalize(model, [self.image])
-        self.frame = at_policy_resolution(model, self._images)
+        frame = at_policy_resolution(model, self._images)
+        if self.frame is None:
+            # Results are read after other functions of the pool have run.
+            self.frame = torch.empty_like(frame)
+        self.frame.copy_(frame)
 
     def _policy(self, model, stream, memory):
         self._cut = find_cuts(model, self.frame, stream)
