@@ -3,12 +3,13 @@
 Shape shorthand: N streams, GH x GW blocks.
 """
 
+import torch
 from detectron2.config import configurable
 
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
 from .network import PolicyNetwork
-from .observation import PIXELS_PER_BLOCK
+from .observation import PIXELS_PER_BLOCK, has_triton
 
 __all__ = ["LearnedPolicy"]
 
@@ -67,8 +68,23 @@ class LearnedPolicy(Policy):
             Decision: all blocks of a stream whose logits are not finite.
         """
         logits = self.network(observation)
-        # Not a number in streams where any logit is infinite or none, else zero.
-        total = logits.detach().sum(dim=(1, 2), keepdim=True)
-        probabilities = (logits.detach() + (total - total)).sigmoid()
-        skipped = self._uniform.draw(logits.shape, logits.device) >= probabilities
-        return Decision(active=~skipped, logits=logits)
+        uniform = self._uniform.draw(logits.shape, logits.device)
+        return Decision(active=draw(logits.detach(), uniform), logits=logits)
+
+
+def draw(logits, uniform):
+    """
+    Args:
+        logits (Tensor): float (N, GH, GW).
+        uniform (Tensor): float (N, GH, GW), drawn from [0, 1).
+
+    Returns:
+        Tensor: bool (N, GH, GW), blocks whose uniform number is below their probability (eq. 3);
+        all blocks of a stream whose logits are not all finite.
+    """
+    if logits.is_cuda and has_triton():
+        from .fused import draw
+
+        return draw(logits, uniform)
+    unusable = ~torch.isfinite(logits).flatten(1).all(1)
+    return (uniform < logits.sigmoid()) | unusable[:, None, None]

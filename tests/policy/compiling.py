@@ -7,7 +7,7 @@ import sys
 import torch
 
 from blockcopy_d2.policy import Observation, PolicyNetwork
-from blockcopy_d2.policy.fused import FusedNetwork
+from blockcopy_d2.policy.fused import FusedNetwork, draw
 from blockcopy_d2.sparse.triton_ops.device import Device
 from tests.sparse.triton_ops.compiling import compiling
 
@@ -21,7 +21,8 @@ def main(capability):
     maps = [torch.zeros(1, channels, *size) for channels in (3, 3, 8)]
     seen = Observation(*maps, grid=torch.zeros(1, 1, 8, 16), frame_index=1)
     with compiling(capability) as compiled:
-        FusedNetwork(PolicyNetwork(num_classes=8), device=device)(seen)
+        logits = FusedNetwork(PolicyNetwork(num_classes=8), device=device)(seen)
+        draw(logits, torch.zeros_like(logits))
     kernels = [
         {
             "name": kernel.metadata.name,

@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("triton")
 
 from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
-from blockcopy_d2.policy.fused import FusedNetwork  # noqa: E402
+from blockcopy_d2.policy.fused import FusedNetwork, draw  # noqa: E402
+from blockcopy_d2.policy.learned import draw as draw_reference  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,3 +189,15 @@ def test_compiles(capability):
     for kernel in kernels:
         assert kernel["bytes"] > 0 and kernel["shared_memory"] < 100 << 10
     assert all(layer["tensor_cores"] for layer in layers)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (4, 40, 33)])
+def test_draws(shape):
+    logits, uniform = 3 * torch.randn(shape, device=DEVICE), torch.rand(shape, device=DEVICE)
+    # Not where rounding decides.
+    uniform = torch.where((uniform - logits.sigmoid()).abs() < 1e-5, 1.0, uniform)
+    for value in (0.0, torch.nan, torch.inf, -torch.inf):
+        logits[0, -1, -1] = value
+        expected = draw_reference(logits.cpu(), uniform.cpu())
+        assert torch.equal(draw(logits, uniform).cpu(), expected)
+        assert expected[0].all() == (value != 0)

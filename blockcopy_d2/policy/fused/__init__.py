@@ -1,5 +1,6 @@
 """The policy network as a dozen Triton launches, where no gradient is wanted."""
 
+from .draw import draw
 from .network import FusedNetwork
 
-__all__ = ["FusedNetwork"]
+__all__ = ["FusedNetwork", "draw"]

@@ -18,30 +18,58 @@ from blockcopy_d2.sparse.triton_ops.geometry import begin
 
 from .layer import CHANNELS
 
-__all__ = ["PackedWeights", "stack"]
+__all__ = ["Inputs"]
 
-# Columns of the table of weights, see pack_kernel.
+# Columns of the table of weights, see _pack().
 _FIELDS = 10
 
 
 @triton.jit
-def pack_kernel(
-    weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals,
-    FIELDS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+def inputs_kernel(
+    weight_ptr, table_ptr, packed_ptr, arrivals_ptr, num_arrivals, packers, num_weights,
+    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P, tiles,
+    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
+    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
+    FIELDS: tl.constexpr, BLOCK: tl.constexpr, FRAME: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Copies weights of one convolution to (O, 9, C); the programs before layer_kernel's."""
+    """The first programs pack the weights, `packers` of them each, the others stack the input."""
     begin(PDL)
-    if tl.program_id(0) + tl.program_id(1) == 0:
+    program = tl.program_id(0)
+    if program < packers * num_weights:
+        _pack(
+            weight_ptr, table_ptr, packed_ptr, arrivals_ptr, num_arrivals,
+            program % packers, packers, program // packers, FIELDS, BLOCK,
+        )  # fmt: skip
+    else:
+        program -= packers * num_weights
+        parts: tl.constexpr = C // BC
+        _stack(
+            frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
+            frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
+            output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
+            program % tiles, program // tiles % parts, (program // tiles // parts).to(tl.int64),
+            FRAME, C, BM, BC,
+        )  # fmt: skip
+
+
+@triton.jit
+def _pack(
+    weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals, part, parts, weight,
+    FIELDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copies weights of one convolution to (O, 9, C)."""
+    if part + weight == 0:
         for first in range(0, num_arrivals, BLOCK):
             place = first + tl.arange(0, BLOCK)
             tl.store(arrivals_ptr + place, 0, mask=place < num_arrivals)
-    fields = table_ptr + tl.program_id(1) * FIELDS
+    fields = table_ptr + weight * FIELDS
     source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
     size, taps = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
     channels, padded = tl.load(fields + 4).to(tl.int32), tl.load(fields + 5).to(tl.int32)
     stride_o, stride_c = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
     stride_y, stride_x = tl.load(fields + 8).to(tl.int32), tl.load(fields + 9).to(tl.int32)
-    for first in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
+    for first in range(part * BLOCK, size, parts * BLOCK):
         index = first + tl.arange(0, BLOCK)
         c, row = index % padded, index // padded
         tap, o = row % taps, row // taps
@@ -51,8 +79,40 @@ def pack_kernel(
         tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=index < size)
 
 
-class PackedWeights:
-    """The weights of a network's convolutions as they are, (O, 9, C) in another dtype."""
+@triton.jit
+def _stack(
+    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
+    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
+    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x, tile, part, stream,
+    FRAME: tl.constexpr,  # channels of a frame
+    C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Writes BC channels of BM pixels: frame, frame state, output, grid, zeros."""
+    pixel = tile * BM + tl.arange(0, BM)[:, None]
+    channel = part * BC + tl.arange(0, BC)[None, :]
+    exists = pixel < h * w
+    y, x = pixel // w, pixel % w
+
+    mask = exists & (channel < FRAME)
+    source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
+    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    mask = exists & (channel >= FRAME) & (channel < 2 * FRAME)
+    source = state_ptr + stream * state_n + y * state_y + x * state_x + (channel - FRAME) * state_c
+    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    factor = tl.load(pixel_scale_ptr + channel % FRAME, mask=channel < 2 * FRAME, other=1.0)
+    value = value * factor
+    c = channel - 2 * FRAME
+    mask = exists & (c >= 0) & (c < K)
+    source = output_ptr + stream * output_n + y * output_y + x * output_x + c * output_c
+    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
+    value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
+    target = out_ptr + (stream * h * w + pixel) * C + channel
+    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=exists)
+
+
+class Inputs:
+    """Stacks what the network sees and packs the weights of its convolutions, in one launch."""
 
     def __init__(self, network):
         """
@@ -62,16 +122,18 @@ class PackedWeights:
         self._network = network
         self._addresses = self._table = self._size = self._places = None
 
-    def pack(self, dtype, num_streams, device):
+    def __call__(self, observation, dtype, device):
         """
         Args:
-            dtype (torch.dtype): of the packed weights.
-            num_streams (int): N.
+            observation (Observation): of N streams.
+            dtype (torch.dtype): of the results.
             device (Device): what is known of the GPU.
 
         Returns:
-            tuple[dict[Conv2d, Tensor], Tensor]: as :class:`LayerLauncher` takes them, the weights
-            and int32 zeros, a row for each layer.
+            tuple[Tensor, dict[Conv2d, Tensor], Tensor]: the input (N, h, w, C) as
+            :meth:`PolicyNetwork._stack`, channels last, with zeros up to a multiple of CHANNELS;
+            the weights as they are now, (O, 9, C); and int32 zeros, a row for each layer. The last
+            two as :class:`LayerLauncher` takes them.
         """
         weights = [p for p in self._network.parameters() if p.dim() == 4]
         addresses = [weight.data_ptr() for weight in weights]
@@ -80,19 +142,31 @@ class PackedWeights:
             self._addresses = addresses
         base = self._network.head[-1].weight
         packed = base.new_empty(self._size, dtype=dtype)
+        maps = [observation.frame, observation.frame_state, observation.output]
+        grid, scale = observation.grid, self._network.pixel_scale
+        num_streams, num_classes, height, width = observation.output.shape
         groups = num_streams * max(triton.cdiv(2 * len(weight), CHANNELS) for weight in weights)
         arrivals = torch.empty(len(weights), groups, dtype=torch.int32, device=base.device)
-        pack_kernel[triton.cdiv(2 * device.num_sms, len(weights)), len(weights)](
-            base, self._table, packed, arrivals, arrivals.numel(), FIELDS=_FIELDS, BLOCK=4096,
-            num_warps=8, **device.launch_options,
+        channels = padded_channels(2 * scale.numel() + num_classes + 1)
+        stacked = scale.new_empty(num_streams, height, width, channels, dtype=dtype)
+        packers = triton.cdiv(4 * device.num_sms, len(weights))
+        tiles = triton.cdiv(height * width, 128)
+        programs = packers * len(weights) + tiles * (channels // CHANNELS) * num_streams
+        inputs_kernel[(programs,)](
+            base, self._table, packed, arrivals, arrivals.numel(), packers, len(weights),
+            *maps, grid, scale, stacked, height, width, num_classes, height // grid.shape[2],
+            tiles, *(stride for x in maps for stride in x.stride()),
+            grid.stride(0), grid.stride(2), grid.stride(3), FIELDS=_FIELDS, BLOCK=2048,
+            FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, num_warps=4,
+            **device.launch_options,
         )  # fmt: skip
-        return {conv: packed[place:] for conv, place in self._places.items()}, arrivals
+        return stacked, {conv: packed[place:] for conv, place in self._places.items()}, arrivals
 
 
 def _weight_table(network):
     """
     Returns:
-        tuple[Tensor, int, dict[Conv2d, int]]: int64 (weights, _FIELDS) as pack_kernel reads it,
+        tuple[Tensor, int, dict[Conv2d, int]]: int64 (weights, _FIELDS) as _pack() reads it,
         the size of what it writes, and where in there the weights of a 3x3 convolution start.
     """
     table, places, size = [], {}, 0
@@ -115,68 +189,6 @@ def _weight_table(network):
             table.append([source, target, num_out * taps * padded, taps, channels, padded, *stride])
             size += num_out * 9 * padded
     return torch.tensor(table, dtype=torch.int64, device=first.device), size, places
-
-
-@triton.jit
-def stack_kernel(
-    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
-    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
-    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
-    FRAME: tl.constexpr,  # channels of a frame
-    C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """A program writes BC channels of BM pixels: frame, frame state, output, grid, zeros."""
-    begin(PDL)
-    stream = tl.program_id(2).to(tl.int64)
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    exists = pixel < h * w
-    y, x = pixel // w, pixel % w
-
-    mask = exists & (channel < FRAME)
-    source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
-    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    mask = exists & (channel >= FRAME) & (channel < 2 * FRAME)
-    source = state_ptr + stream * state_n + y * state_y + x * state_x + (channel - FRAME) * state_c
-    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    factor = tl.load(pixel_scale_ptr + channel % FRAME, mask=channel < 2 * FRAME, other=1.0)
-    value = value * factor
-    c = channel - 2 * FRAME
-    mask = exists & (c >= 0) & (c < K)
-    source = output_ptr + stream * output_n + y * output_y + x * output_x + c * output_c
-    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
-    value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
-    target = out_ptr + (stream * h * w + pixel) * C + channel
-    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=exists)
-
-
-def stack(observation, pixel_scale, dtype, device):
-    """
-    As :meth:`PolicyNetwork._stack`, channels last, with zeros up to a multiple of CHANNELS.
-
-    Args:
-        observation (Observation): of N streams.
-        pixel_scale (Tensor): float, a factor for each channel of a frame.
-        dtype (torch.dtype): of the result.
-        device (Device): what is known of the GPU.
-
-    Returns:
-        Tensor: (N, h, w, C).
-    """
-    maps = [observation.frame, observation.frame_state, observation.output]
-    grid, scale = observation.grid, pixel_scale
-    num_streams, num_classes, height, width = observation.output.shape
-    channels = padded_channels(2 * scale.numel() + num_classes + 1)
-    out = scale.new_empty(num_streams, height, width, channels, dtype=dtype)
-    stack_kernel[triton.cdiv(height * width, 128), channels // CHANNELS, num_streams](
-        *maps, grid, scale, out, height, width, num_classes, height // grid.shape[2],
-        *(stride for x in maps for stride in x.stride()),
-        grid.stride(0), grid.stride(2), grid.stride(3),
-        FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, num_warps=4,
-        **device.launch_options,
-    )  # fmt: skip
-    return out
 
 
 def padded_channels(channels):

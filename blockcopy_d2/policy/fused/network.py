@@ -13,7 +13,7 @@ import torch
 
 from blockcopy_d2.sparse.triton_ops.device import Device
 
-from .inputs import PackedWeights, stack
+from .inputs import Inputs
 from .layer import LayerLauncher, Map
 
 __all__ = ["FusedNetwork"]
@@ -34,7 +34,7 @@ class FusedNetwork:
             device (Device): what is known of the GPU that it runs on; looked up if None.
         """
         self._network, self._dtype, self._device = network, dtype, device
-        self._weights = PackedWeights(network)
+        self._inputs = Inputs(network)
 
     def __call__(self, observation):
         """
@@ -44,11 +44,10 @@ class FusedNetwork:
         Returns:
             Tensor: float (N, GH, GW), logits of execution.
         """
-        frame = observation.frame
-        device = self._device or _device_of(frame.device)
-        weights, arrivals = self._weights.pack(self._dtype, len(frame), device)
+        device = self._device or _device_of(observation.frame.device)
+        stacked, weights, arrivals = self._inputs(observation, self._dtype, device)
         launch = LayerLauncher(device, self._dtype, weights, iter(arrivals))
-        value = Map(stack(observation, self._network.pixel_scale, self._dtype, device))
+        value = Map(stacked)
         stem, *blocks = self._network.backbone
         value = launch(stem, value)
         for block in blocks:

@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 
+import torch
 import triton
 
 from .bottleneck import BottleneckConfig
@@ -40,15 +41,32 @@ def convolution_config(
         boxes: whether box_conv.py can run it.
         tile: side of the blocks of the largest map.
     """
-    entries = _table(device.name)
-    bucket = pixel_bucket(num_pixels * share)
-    for distance in (0, 1, -1, 2, -2):
-        entry = entries.get(layer_key(shape, dtype, bucket + distance))
-        if entry is not None and (boxes or entry["kernel"] != "box"):
-            return from_entry(entry)
+    config = _measured(layer_key, shape, num_pixels * share, dtype, device, boxes)
+    if config is not None:
+        return config
     if boxes and tile**2 >= PIXELS_OF_A_BOX and shape.out_channels >= 32:
         return default_box_config(shape, num_pixels * share, dtype, device)
     return default_convolution_config(shape, num_pixels * share, dtype, device)
+
+
+def _measured(key, shape, num_active, dtype, device, boxes=False):
+    """The configuration in the table of the GPU for about so many pixels, or None.
+
+    One of half precision serves float32 as well, which moves twice the bytes and multiplies at
+    half the rate: with as many bytes of the reduction at a time. So does float16 for bfloat16.
+    """
+    entries, bucket = _table(device.name), pixel_bucket(num_active)
+    for measured in (dtype, torch.float16):
+        for distance in (0, 1, -1, 2, -2):
+            entry = entries.get(key(shape, measured, bucket + distance))
+            if entry is None or (entry["kernel"] == "box" and not boxes):
+                continue
+            config = from_entry(entry)
+            if measured.itemsize == dtype.itemsize:
+                return config
+            if entry["kernel"] != "bottleneck" and config.bk >= 32:
+                return dataclasses.replace(config, bk=config.bk // 2)
+    return None
 
 
 def to_entry(config):
@@ -64,12 +82,9 @@ def from_entry(entry):
 
 def bottleneck_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
     """The BottleneckConfig of a launch; arguments as of convolution_config."""
-    entries = _table(device.name)
-    bucket = pixel_bucket(num_pixels * share)
-    for distance in (0, 1, -1, 2, -2):
-        entry = entries.get(bottleneck_key(shape, dtype, bucket + distance))
-        if entry is not None:
-            return from_entry(entry)
+    config = _measured(bottleneck_key, shape, num_pixels * share, dtype, device)
+    if config is not None:
+        return config
     wide = shape.middle > 64 or shape.next_channels > 64
     bk = math.gcd(shape.in_channels, 64 if dtype.itemsize == 2 else 32)
     if dtype.itemsize == 2:
