@@ -124,7 +124,7 @@ class Network:
         layout = {"block_size": self.block_size, "image_size": self.size}
         self.observation = _observation(shape, model.task.num_classes)
         chosen = torch.ones(1, *shape, dtype=torch.bool, device="cuda")
-        never = torch.zeros_like(chosen)
+        never = torch.zeros(1, dtype=torch.bool, device="cuda")
         image = self.image.to(self.dtype)
         backbone, head = model.backbone, model.proposal_generator.rpn_head
         names = model.proposal_generator.in_features
@@ -139,7 +139,7 @@ class Network:
 
         def frame():
             # The policy decides, and is overruled on the device: its cost is in every time.
-            active = policy(self.observation).active & never | chosen
+            active = torch.where(never, policy(self.observation).active, chosen)
             run(BlockGrid(active, **layout))
 
         frame()
