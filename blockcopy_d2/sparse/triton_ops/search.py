@@ -1,7 +1,6 @@
 """Measures configurations on the GPU at hand, for the tables that tuning.py reads."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -71,17 +70,22 @@ def search(launches, shares, *, only="", device=None, workers=None):
         layer = kind(launch, gpu, workspace)
         if only in layer.key(1.0):
             layers.setdefault((layer.key(1.0), layer.num_levels), layer)
-    jobs = {}
+    jobs, needs = {}, {}
     for layer in layers.values():
         for config in layer.candidates():
             trial = layer.launch(config)
             job = (trial.kernel.__name__, *trial.signature())
             jobs[str(job)] = job
+            needs[layer, config] = str(job)
     logger.info("Compiling %d kernels.", len(jobs))
-    _compile(list(jobs.values()), workers)
+    compiled = dict(zip(jobs, _compile(list(jobs.values()), workers)))
     for layer in layers.values():
         lists = [_random_blocks(layer.tiling, share, device) for share in shares]
-        times = {config: _times(layer.launch(config), lists) for config in layer.candidates()}
+        times = {
+            config: _times(layer.launch(config), lists)
+            for config in layer.candidates()
+            if compiled[needs[layer, config]]
+        }
         finalists = set()
         for position in range(len(shares)):
             finalists |= set(sorted(times, key=lambda config: times[config][position])[:_FINALISTS])
@@ -132,7 +136,8 @@ class _Convolution:
             shared_memory = (bm + bn) * bk * itemsize * stages
             if bm > pixels or bn > widest or shared_memory > self.gpu.shared_memory:
                 continue
-            for flatten in (False, True):
+            # Triton 3.6 flattens not every loop over several levels.
+            for flatten in (False, True) if self.num_levels == 1 else (False,):
                 found.append(BoxConfig(bm, bn, bk, warps, stages, per_sm=1, flatten=flatten))
         return found
 
@@ -231,19 +236,29 @@ def save(entries, device_name, path=None):
 
 
 def _compile(jobs, workers):
-    """Fills Triton's cache on disk, in parallel; launches then only load what is there."""
+    """Fills Triton's cache on disk, in parallel; launches then only load what is there.
+
+    Returns:
+        list[bool]: which of them compile.
+    """
     context = multiprocessing.get_context("spawn")
     workers = workers or min(os.cpu_count(), 32)
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        list(pool.map(_compile_one, jobs, chunksize=4))
+        return list(pool.map(_compile_one, jobs, chunksize=4))
 
 
 def _compile_one(job):
     name, arguments, constants = job
     kernels = (kind.kernel for kind in (ConvolutionLaunch, BoxConvolutionLaunch, BottleneckLaunch))
     kernel = next(kernel for kernel in kernels if kernel.__name__ == name)
-    with contextlib.suppress(triton.runtime.errors.OutOfResources):
+    try:
         kernel.warmup(*arguments, grid=(1,), **constants)
+    except triton.runtime.errors.OutOfResources:
+        return False
+    except RuntimeError as error:  # of the compiler: there is no launch
+        logger.warning("Left out, does not compile: %s %s: %s", name, constants, error)
+        return False
+    return True
 
 
 def _random_blocks(tiling, share, device):

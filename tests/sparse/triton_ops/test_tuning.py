@@ -88,7 +88,7 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
         return 1.0 + slow * blocks.count.item()
 
     monkeypatch.setattr(search, "_milliseconds", milliseconds)
-    monkeypatch.setattr(search, "_compile", lambda jobs, workers: None)
+    monkeypatch.setattr(search, "_compile", lambda jobs, workers: [True] * len(jobs))
     launch = ConvolutionLaunch(
         layer,
         config,
