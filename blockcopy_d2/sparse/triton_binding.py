@@ -85,12 +85,11 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
                 second=bound.maps[operator.second.output] if shape.first_out else None,
             )
         )
-    common = {"precision": lowered.precision, "device": lowered.device}
-    if isinstance(config, BoxConfig):
-        launch = BoxConvolutionLaunch(shape, config, levels, **common)
-    else:
-        workspace = lowered.workspace(config, out.rows.device)
-        launch = ConvolutionLaunch(shape, config, levels, workspace=workspace, **common)
+    kind = BoxConvolutionLaunch if isinstance(config, BoxConfig) else ConvolutionLaunch
+    launch = kind(
+        shape, config, levels, precision=lowered.precision,
+        workspace=lowered.workspace(config, out.rows.device), device=lowered.device,
+    )  # fmt: skip
     bound.convolutions.append(launch)
     return launch
 

@@ -17,11 +17,11 @@ from .program import (
 from .state import FeatureMap
 from .triton_binding import BINDERS
 from .triton_ops.bottleneck import pack_bottleneck
-from .triton_ops.conv import Workspace, workspace_size
 from .triton_ops.conv_shape import pack_weight
 from .triton_ops.copy import CopyLaunch
 from .triton_ops.device import Device
 from .triton_ops.geometry import Tiling
+from .triton_ops.partial_sums import Workspace, workspace_size
 from .triton_ops.tf32 import round_tf32_reference
 
 

@@ -5,7 +5,7 @@ kernel, its input is a box of the same size, shifted: one bulk copy to shared me
 the border included. No program computes addresses, and since weights are the first factor of the
 product, neither factor passes through registers. Against conv.py, which gathers pixels one by one,
 this takes about half the time where blocks have many pixels; there, tiles of several small
-blocks, strides, groups and split reductions have their place.
+blocks, strides and groups have their place.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a block, KH x KW
 taps.
@@ -23,6 +23,7 @@ from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
 from .geometry import BlockList, begin, prefetch
+from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5
 # Rows that a product's second factor has at least, which are pixels here.
@@ -34,7 +35,8 @@ def box_convolution_kernel(
     x0_desc, x1_desc, x2_desc, x3_desc, x4_desc,
     weight0_desc, weight1_desc, weight2_desc, weight3_desc, weight4_desc,
     weight_ptr, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count_ptr, levels_ptr,
-    weight_bytes, GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
+    workspace_ptr, arrivals_ptr, weight_bytes, max_splits,
+    GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
     activation_first, activation_second, second_activation_first, second_activation_second,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
@@ -45,7 +47,8 @@ def box_convolution_kernel(
     BOXES: tl.constexpr,  # (TH, TW) of each level
     FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy; of one level only
+    PROGRAMS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
@@ -88,17 +91,20 @@ def box_convolution_kernel(
             x_desc, weight_desc = x4_desc, weight4_desc
         start = _level(
             x_desc, weight_desc, bias, residual_ptr, out, second, blocks_ptr, count, start,
+            workspace_ptr, arrivals_ptr, max_splits,
             GH, GW, oh, ow, row, other_row, residual_row, pad_y, pad_x,
             activation_first, activation_second, second_activation_first,
             second_activation_second, C_IN, C_OUT, KH, KW, DILATION_Y, DILATION_X,
             RESIDUAL_SCALE, FIRST_OUT, ACTIVATION, SECOND_ACTIVATION, PRECISION,
             SIDES[i], BOXES[i][0], BOXES[i][1], WIDE, BN, BK, FLATTEN,
+            SPLIT, PROGRAMS,
         )  # fmt: skip
 
 
 @triton.jit
 def _level(
     x_desc, weight_desc, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count, start,
+    workspace_ptr, arrivals_ptr, max_splits,
     GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
     activation_first, activation_second, second_activation_first, second_activation_second,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -106,6 +112,7 @@ def _level(
     FIRST_OUT: tl.constexpr, ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, T: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     WIDE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
+    SPLIT: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """This program's tiles of one level; returns `start` and the number of all of them."""
     ACROSS: tl.constexpr = (T + TW - 1) // TW
@@ -116,7 +123,13 @@ def _level(
     programs = tl.num_programs(0)
     tiles = count * (PER_BLOCK * N_TILES)
     first = (tl.program_id(0) + programs - start % programs) % programs
-    for tile in tl.range(first, tiles, programs, flatten=FLATTEN):
+    splits = 1
+    if SPLIT:
+        splits = number_of_splits(tiles, max_splits, PROGRAMS)
+    for work in tl.range(first, tiles * splits, programs, flatten=FLATTEN):
+        tile, split = work, 0
+        if SPLIT:
+            tile, split = work % tiles, work // tiles
         n_tile = tile % N_TILES
         box = tile // N_TILES
         block = tl.load(blocks_ptr + box // PER_BLOCK)
@@ -128,27 +141,33 @@ def _level(
         y0 = (row % GH) * T + in_y
         x0 = (block % GW) * T + in_x
         acc = tl.zeros((BN, TH * TW), tl.float32)
-        for step in range(STEPS):
+        for step in range(split * STEPS // splits, (split + 1) * STEPS // splits):
             tap = step // STEPS_PER_TAP
             iy = y0 - pad_y + tap // KW * DILATION_Y
             ix = x0 - pad_x + tap % KW * DILATION_X
             x = x_desc.load([stream, iy, ix, (step % STEPS_PER_TAP) * BK])
             weight = weight_desc.load([n_tile * BN, step * BK])
             acc = tl.dot(weight, x.reshape(TH * TW, BK).T, acc, input_precision=PRECISION)
-        m = tl.arange(0, TH * TW)
-        oy = y0 + m // TW
-        ox = x0 + m % TW
-        valid = (oy < OH) & (ox < OW)
-        if T < TH:  # the box is larger than the block
-            valid = valid & (m // TW < T) & (m % TW < T)
-        column = n_tile * BN + tl.arange(0, BN)
-        write_tile(
-            acc.T, stream, oy, ox, valid, n_tile * BN, column, column, OH, OW, bias_ptr + column,
-            residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row,
-            activation_first, activation_second, second_activation_first,
-            second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
-            SECOND_ACTIVATION, BN, PRECISION, WIDE,
-        )  # fmt: skip
+        complete = True
+        if SPLIT:
+            complete, acc = add_parts(
+                acc, workspace_ptr, arrivals_ptr, tile, split, splits, BN, TH * TW
+            )  # fmt: skip
+        if complete:
+            m = tl.arange(0, TH * TW)
+            oy = y0 + m // TW
+            ox = x0 + m % TW
+            valid = (oy < OH) & (ox < OW)
+            if T < TH:  # the box is larger than the block
+                valid = valid & (m // TW < T) & (m % TW < T)
+            column = n_tile * BN + tl.arange(0, BN)
+            write_tile(
+                acc.T, stream, oy, ox, valid, n_tile * BN, column, column, OH, OW,
+                bias_ptr + column, residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row,
+                activation_first, activation_second, second_activation_first,
+                second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
+                SECOND_ACTIVATION, BN, PRECISION, WIDE,
+            )  # fmt: skip
     return start + tiles
 
 
@@ -161,7 +180,8 @@ class BoxConfig:
             a tile.
         num_warps, num_stages: of a program.
         per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
-        flatten: the copies of the next tile are under way while one is written.
+        flatten: the copies of the next tile are under way while one is written; not with splits.
+        max_splits: the reduction of a tile is split over up to so many programs.
     """
 
     bm: int
@@ -171,6 +191,7 @@ class BoxConfig:
     num_stages: int = 4
     per_sm: int = 1
     flatten: bool = False
+    max_splits: int = 1
 
     def box(self, tile):
         """Rows and columns of pixels of the box of a tile, for blocks of `tile` x `tile`."""
@@ -185,7 +206,7 @@ class BoxConvolutionLaunch:
 
     kernel = box_convolution_kernel
 
-    def __init__(self, shape, config, levels, *, precision, device):
+    def __init__(self, shape, config, levels, *, precision, workspace, device):
         """
         Args:
             shape: ConvolutionShape for which :func:`takes_boxes` holds.
@@ -193,6 +214,7 @@ class BoxConvolutionLaunch:
             levels: at most MAX_LEVELS conv.ConvolutionLevels of one selection of blocks. Several
                 must not have residuals.
             precision: of float32 products.
+            workspace: Workspace of at least workspace_size(), shared between launches.
             device: Device.
         """
         first = levels[0]
@@ -204,7 +226,11 @@ class BoxConvolutionLaunch:
             map_ for level in levels for map_ in (level.x, level.out, level.second or level.out)
         ]
         self.shape, self.config, self.levels = shape, config, levels
-        self.grid = (self._programs(device),)
+        taps, length = shape.reduction(config.bk)
+        # Splits are counted in the tiles of one level.
+        splits = min(config.max_splits, taps * length // config.bk) if len(levels) == 1 else 1
+        self.grid = (self._programs(device, splits),)
+        self.workspace = workspace
         boxes = tuple(config.box(level.tiling.tile) for level in levels)
         pixels = [
             TensorDescriptor.from_tensor(level.x.pixels, [1, *box, config.bk])
@@ -226,7 +252,7 @@ class BoxConvolutionLaunch:
         self.table = level_table(levels)
         tiling = first.tiling
         self.sizes = (
-            first.packed.matrix.nbytes, tiling.rows, tiling.columns, *first.out.size,
+            first.packed.matrix.nbytes, splits, tiling.rows, tiling.columns, *first.out.size,
             first.out.rows.stride(0), second.rows.stride(0), residual.rows.stride(0),
             *shape.padding, *activation, *second_activation,
         )  # fmt: skip
@@ -242,7 +268,8 @@ class BoxConvolutionLaunch:
                 for level in levels
             ),
             WIDE=any(map_.wide for map_ in [*maps, residual]),
-            BN=config.bn, BK=config.bk, FLATTEN=config.flatten,
+            BN=config.bn, BK=config.bk, FLATTEN=config.flatten and splits == 1, SPLIT=splits > 1,
+            PROGRAMS=split_programs(config, device.num_sms),
             num_warps=config.num_warps, num_stages=config.num_stages,
             **device.launch_options, **device.prefetch,
         )  # fmt: skip
@@ -261,18 +288,20 @@ class BoxConvolutionLaunch:
         others = [x.dtype if isinstance(x, torch.Tensor) else x for x in others]
         return [*descriptors, *others], self.constants
 
-    def _programs(self, device):
+    def _programs(self, device, splits):
         tiles = 0
         for level in self.levels:
             rows, columns = self.config.box(level.tiling.tile)
             per_block = -(-level.tiling.tile // rows) * -(-level.tiling.tile // columns)
             tiles += level.tiling.num_blocks * per_block
         tiles *= -(-self.shape.out_channels // self.config.bn)
+        if splits > 1:
+            tiles = max(tiles, split_programs(self.config, device.num_sms))
         return min(tiles, self.config.per_sm * device.num_sms) if self.config.per_sm else tiles
 
     def _arguments(self, blocks):
         return (*self.descriptors, *self.tensors, blocks.blocks, blocks.count, self.table,
-                *self.sizes)  # fmt: skip
+                self.workspace.sums, self.workspace.arrivals, *self.sizes)  # fmt: skip
 
 
 def takes_boxes(shape, levels, device):

@@ -9,9 +9,7 @@ Grouped convolutions run as dense ones on units of a few groups each, the weight
 groups: tensor cores take no fewer than 16 channels anyway. A convolution of few input channels
 (the stem) reduces over whole kernel rows instead of single taps, which are contiguous in memory.
 
-When too few tiles are active to fill the GPU, the reduction of each is split over several
-programs, as many as the active count asks for. The last to arrive adds the parts, always in the
-same order, so that equal inputs give equal outputs.
+When too few tiles are active to fill the GPU, the reduction of each is split, see partial_sums.py.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a block, KH x KW
 taps.
@@ -25,6 +23,7 @@ from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
 from .geometry import BlockList, begin, locate, prefetch
+from .partial_sums import add_parts, number_of_splits, split_programs
 
 
 @triton.jit
@@ -75,7 +74,7 @@ def convolution_kernel(
         tiles = tl.cdiv(count * T * T, BM) * N_TILES
     splits = 1
     if SPLIT:
-        splits = tl.minimum(tl.maximum(PROGRAMS // tl.maximum(tiles, 1), 1), max_splits)
+        splits = number_of_splits(tiles, max_splits, PROGRAMS)
 
     for work in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
         tile = work % tiles
@@ -177,19 +176,9 @@ def convolution_kernel(
 
         complete = True
         if SPLIT:
-            if splits > 1:
-                part = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
-                parts = workspace_ptr + tile * splits * (BM * BN) + part
-                tl.store(parts + split * (BM * BN), acc)
-                tl.debug_barrier()  # all of the part is written before it is announced
-                arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel")
-                complete = arrived == splits - 1
-                if complete:
-                    acc = tl.zeros((BM, BN), tl.float32)
-                    # Unrolled, so that several parts are on their way at a time.
-                    for other in tl.range(0, splits, loop_unroll_factor=4):
-                        acc += tl.load(parts + other * (BM * BN), cache_modifier=".cg")
-                    tl.store(arrivals_ptr + tile, 0)
+            complete, acc = add_parts(
+                acc, workspace_ptr, arrivals_ptr, tile, split, splits, BM, BN
+            )  # fmt: skip
         if complete:
             write_tile(
                 acc, stream, oy, ox, valid, n_tile * BN, column, channel, oh, ow,
@@ -223,7 +212,7 @@ class ConvolutionLaunch:
         splits = min(config.max_splits, taps * length // config.bk)
         n_tiles = units * -(-unit_out // config.bn)
         tiles = sum(-(-level.tiling.num_pixels // config.bm) for level in levels) * n_tiles
-        programs = max(tiles, device.num_sms) if splits > 1 else tiles
+        programs = max(tiles, split_programs(config, device.num_sms)) if splits > 1 else tiles
         if config.per_sm:
             programs = min(programs, config.per_sm * device.num_sms)
         residual = first.residual if first.residual is not None else first.x
@@ -267,8 +256,8 @@ class ConvolutionLaunch:
             ),
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
-            SPLIT=splits > 1, PROGRAMS=device.num_sms, num_warps=config.num_warps,
-            num_stages=config.num_stages, **device.launch_options, **device.prefetch,
+            SPLIT=splits > 1, PROGRAMS=split_programs(config, device.num_sms),
+            num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options, **device.prefetch,
         )  # fmt: skip
 
     def __call__(self, blocks):
@@ -288,19 +277,6 @@ class ConvolutionLaunch:
             *self.tensors, blocks.blocks, blocks.count, self.table, self.workspace.sums,
             self.workspace.arrivals, *self.sizes,
         )  # fmt: skip
-
-
-class Workspace:
-    """Partial sums of split reductions, and how many of each tile have arrived (zero at rest)."""
-
-    def __init__(self, size, num_sms, device):
-        self.sums = torch.empty(size, dtype=torch.float32, device=device)
-        self.arrivals = torch.zeros(num_sms, dtype=torch.int32, device=device)
-
-
-def workspace_size(config, num_sms):
-    """Floats that a launch with this config needs."""
-    return config.bm * config.bn * num_sms if config.max_splits > 1 else 0
 
 
 def _contiguous_rows(x, shape):

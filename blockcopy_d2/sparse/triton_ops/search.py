@@ -16,9 +16,10 @@ import triton
 from .bottleneck import BottleneckConfig, BottleneckLaunch
 from .box_conv import BoxConfig, BoxConvolutionLaunch, takes_boxes
 from .compact import allocate_list, compact
-from .conv import ConvolutionLaunch, Workspace
+from .conv import ConvolutionLaunch
 from .conv_shape import ConvolutionConfig, pack_weight
 from .device import Device
+from .partial_sums import Workspace
 from .tuning import PIXELS_OF_A_BOX, bottleneck_key, layer_key, pixel_bucket, table_path, to_entry
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ def search(launches, shares, *, only="", device=None, workers=None):
     """
     device = torch.device(device or "cuda")
     gpu = Device(device)
-    largest = max(bm * bn for bm, bn, *_ in _TILES)
-    workspace = Workspace(largest * gpu.num_sms, gpu.num_sms, device)
+    largest = max(bm * bn for bm, bn, *_ in (*_TILES, *_BOXES))
+    workspace = Workspace(max(_PER_SM) * largest * gpu.num_sms, gpu.num_sms, device)
     layers = {}
     for launch in launches:
         kind = _Bottleneck if isinstance(launch, BottleneckLaunch) else _Convolution
@@ -166,7 +167,13 @@ class _Convolution:
     def variants(self, config):
         """The same kernel, launched otherwise."""
         if isinstance(config, BoxConfig):
-            return [dataclasses.replace(config, per_sm=per_sm) for per_sm in _PER_SM]
+            found = [dataclasses.replace(config, per_sm=per_sm) for per_sm in _PER_SM]
+            if self.num_levels == 1 and not config.flatten:
+                found += [
+                    dataclasses.replace(config, per_sm=per_sm, max_splits=splits)
+                    for per_sm, splits in itertools.product(_PER_SM[1:], _SPLITS[1:])
+                ]
+            return found
         found = []
         for splits, per_sm in itertools.product(_SPLITS, _PER_SM):
             found.append(dataclasses.replace(config, max_splits=splits, per_sm=per_sm))
@@ -180,10 +187,10 @@ class _Convolution:
         weight = (weight / weight[0].numel() ** 0.5).to(self.dtype)
         packed = pack_weight(weight, None, shape, config)
         levels = [dataclasses.replace(level, packed=packed) for level in self.levels]
-        common = {"precision": _PRECISION, "device": self.gpu}
-        if isinstance(config, BoxConfig):
-            return BoxConvolutionLaunch(shape, config, levels, **common)
-        return ConvolutionLaunch(shape, config, levels, workspace=self.workspace, **common)
+        kind = BoxConvolutionLaunch if isinstance(config, BoxConfig) else ConvolutionLaunch
+        return kind(
+            shape, config, levels, precision=_PRECISION, workspace=self.workspace, device=self.gpu,
+        )  # fmt: skip
 
 
 class _Bottleneck:

@@ -32,8 +32,6 @@ from blockcopy_d2.sparse.triton_ops.compact import (  # noqa: E402
 )
 from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
     ConvolutionLaunch,
-    Workspace,
-    workspace_size,
 )
 from blockcopy_d2.sparse.triton_ops.conv_levels import ConvolutionLevel  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
@@ -45,6 +43,7 @@ from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.copy import CopyLaunch  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.partial_sums import Workspace, workspace_size  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.tf32 import round_tf32_reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,13 +124,11 @@ def check_convolution(
         )
         expected.append(torch.where(pixels_of(active, tile, out.size), result, torch.nan))
     boxes = isinstance(config, BoxConfig)
-    workspace = Workspace(0 if boxes else workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
-    if boxes:
-        launch = BoxConvolutionLaunch(shape, config, levels, precision="tf32", device=GPU)
-    else:
-        launch = ConvolutionLaunch(
-            shape, config, levels, precision="ieee", workspace=workspace, device=GPU
-        )
+    workspace = Workspace(workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
+    launch = (BoxConvolutionLaunch if boxes else ConvolutionLaunch)(
+        shape, config, levels, precision="tf32" if boxes else "ieee", workspace=workspace,
+        device=GPU,
+    )  # fmt: skip
     bound = 1e-4 if dtype == torch.float32 else 1e-2
     if boxes and dtype == torch.float32:
         # TF32: rounded results; on a GPU, sums of up to a thousand products of 10 bits.
@@ -208,6 +205,7 @@ BOX_CONFIGS = [
     BoxConfig(16, 64, 16, per_sm=2),
     BoxConfig(256, 64, 32, per_sm=0),
     BoxConfig(64, 128, 16, flatten=True),
+    BoxConfig(64, 64, 32, per_sm=2, max_splits=4),
 ]
 needs_boxes = pytest.mark.skipif(not GPU.bulk_copies, reason="needs a tensor memory accelerator")
 
@@ -220,6 +218,13 @@ def test_boxes(config, dtype):
     check_convolution(shape, config, [(45, 50)], tiles=[16], batch=2, dtype=dtype)
     check_convolution(shape_of(32, 80, 1), config, [(9, 14)], tiles=[8], dtype=dtype, share=1)
     check_convolution(shape_of(32, 80, 1), config, [(9, 14)], tiles=[8], dtype=dtype, share=0)
+
+
+@needs_boxes
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_boxes_are_split_by_the_active_count(share):
+    config = BoxConfig(16, 64, 16, per_sm=1, max_splits=8)
+    check_convolution(shape_of(96, 32, 3), config, [(8, 24)], tiles=[4], share=share)
 
 
 @needs_boxes
@@ -262,13 +267,10 @@ def test_two_convolutions_of_one_map(first_out, num_levels, boxes):
         packed = pack_weight(weight, bias, shape, config)
         tiling = tiling_of(active, tile)
         levels.append(ConvolutionLevel(feature_map(x), out, packed, tiling, second=second))
-    if boxes:
-        launch = BoxConvolutionLaunch(shape, config, levels, precision="tf32", device=GPU)
-    else:
-        workspace = Workspace(0, NUM_SMS, DEVICE)
-        launch = ConvolutionLaunch(
-            shape, config, levels, precision="ieee", workspace=workspace, device=GPU
-        )
+    launch = (BoxConvolutionLaunch if boxes else ConvolutionLaunch)(
+        shape, config, levels, precision="tf32" if boxes else "ieee",
+        workspace=Workspace(0, NUM_SMS, DEVICE), device=GPU,
+    )  # fmt: skip
     launch(blocks_of(active))
     bound = 1e-4
     if boxes:

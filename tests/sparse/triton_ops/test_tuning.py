@@ -11,7 +11,6 @@ from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
 from blockcopy_d2.sparse.triton_ops import search, tuning  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
     ConvolutionLaunch,
-    Workspace,
 )
 from blockcopy_d2.sparse.triton_ops.conv_levels import ConvolutionLevel  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
@@ -21,6 +20,7 @@ from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
 )
 from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
+from blockcopy_d2.sparse.triton_ops.partial_sums import Workspace  # noqa: E402
 
 
 def shape(in_channels=64, out_channels=128, kernel=3, stride=1, groups=1):
