@@ -163,7 +163,8 @@ def _level(
             column = n_tile * BN + tl.arange(0, BN)
             write_tile(
                 acc.T, stream, oy, ox, valid, n_tile * BN, column, column, OH, OW,
-                bias_ptr + column, residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row,
+                bias_ptr + column, residual_ptr, residual_row, out_ptr, out_row, second_ptr,
+                second_row,
                 activation_first, activation_second, second_activation_first,
                 second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
                 SECOND_ACTIVATION, BN, PRECISION, WIDE,

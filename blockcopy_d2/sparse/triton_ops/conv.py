@@ -257,7 +257,8 @@ class ConvolutionLaunch:
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
             SPLIT=splits > 1, PROGRAMS=split_programs(config, device.num_sms),
-            num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options, **device.prefetch,
+            num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options,
+            **device.prefetch,
         )  # fmt: skip
 
     def __call__(self, blocks):
