@@ -19,8 +19,7 @@ import time
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, LazyConfig
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
@@ -30,12 +29,16 @@ from tqdm import tqdm
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead
-from blockcopy_d2.engine.acceleration import build_lazy_model
+from blockcopy_d2.engine.acceleration import build_lazy_model, load_video_config, metadata_of
+from blockcopy_d2.engine.arguments import (
+    add_config_arguments,
+    errors_end_the_program,
+    fraction,
+    positive,
+)
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
-from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
-from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
 
 CAMERA = "/dev/video0"
@@ -45,12 +48,7 @@ def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        default="maskrcnn_blockcopy.yaml",
-        metavar="FILE",
-        help="a file, a config of this project or of Detectron2's model zoo (%(default)s)",
-    )
+    add_config_arguments(parser, lazy=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--webcam", action="store_true", help="take frames from the first camera")
     source.add_argument(
@@ -85,51 +83,7 @@ def get_parser():
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames"
     )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="override config keys; of a LazyConfig by KEY=VALUE, with blockcopy.KEY=VALUE for the"
-        " options of blockcopy_d2.accelerate",
-    )
     return parser
-
-
-def fraction(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
-    return value
-
-
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def build_config(args):
-    """
-    Returns:
-        CfgNode or DictConfig: frozen, or a LazyConfig.
-    """
-    path, weights = config_path(args.config_file), trained_weights(args.config_file)
-    if path.endswith(".py"):
-        cfg = LazyConfig.load(path)
-        overrides = [f"train.init_checkpoint={weights}"] if weights else []
-        if args.target is not None:
-            overrides.append(f"blockcopy.target={args.target}")
-        return LazyConfig.apply_overrides(cfg, [*overrides, *args.opts])
-    opts = ["MODEL.BLOCKCOPY.ENABLED", str(not args.dense)]
-    opts += ["MODEL.WEIGHTS", weights] if weights else []
-    opts += args.opts
-    if args.target is not None:
-        opts += ["MODEL.BLOCKCOPY.TARGET", str(args.target)]
-    cfg = load_config(path, opts)
-    cfg.freeze()
-    return cfg
 
 
 class Clock:
@@ -181,11 +135,6 @@ def dense_predictor(cfg):
     predictor = DefaultPredictor(cfg)
     WeightsCheckpointer(predictor.model).load(weights)
     return predictor
-
-
-def metadata_of(cfg):
-    names = cfg.DATASETS.TEST if isinstance(cfg, CfgNode) else [cfg.dataloader.test.dataset.names]
-    return MetadataCatalog.get(names[0]) if names else None
 
 
 def shown_instances(output, threshold):
@@ -335,17 +284,16 @@ def main():
     setup_logger(name="blockcopy_d2")
     setup_logger(name="fvcore")
     with contextlib.ExitStack() as stack:
-        try:
-            cfg = build_config(args)
+        with errors_end_the_program():
+            cfg = load_video_config(
+                args.config_file, args.opts, target=args.target, enabled=not args.dense
+            )
             if args.input:
                 return run_pictures(args, cfg)
             job = VideoRun(args, cfg)
             writer = None
             if args.output:
                 writer = stack.enter_context(VideoWriter(args.output, job.video.fps))
-        except (FrameReadError, OSError, ValueError, KeyError) as error:
-            message = error.args[0] if isinstance(error, KeyError) else error
-            raise SystemExit(f"error: {message}") from error
         broken = job.run(writer)
     if job.frames:
         print(f"\n{job.video.name}: {job.frames} frames; means over all but the first\n")

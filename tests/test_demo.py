@@ -8,6 +8,7 @@ from PIL import Image
 
 import demo
 from blockcopy_d2.data import FrameReadError
+from blockcopy_d2.engine.acceleration import load_video_config
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter
@@ -184,18 +185,15 @@ def test_a_lazy_config_runs_beside_its_dense_model(tmp_path, clip, monkeypatch, 
 
 
 def test_trained_weights_are_those_of_the_zoo():
-    url = trained_weights("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml")
+    name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+    url = trained_weights(name)
     assert url.startswith("https://") and url.endswith("model_final_f10217.pkl")
     assert trained_weights(CONFIG) is None
     assert trained_weights("Base-RCNN-FPN.yaml") is None
-    args = demo.get_parser().parse_args(
-        ["--webcam", "--config-file", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"]
-    )
-    assert demo.build_config(args).MODEL.WEIGHTS == url
-    args.opts = ["MODEL.WEIGHTS", "mine.pth"]
-    assert demo.build_config(args).MODEL.WEIGHTS == "mine.pth"
-    args.config_file, args.opts = "COCO-Detection/fcos_R_50_FPN_1x.py", []
-    assert demo.build_config(args).train.init_checkpoint.endswith(".pkl")
+    assert load_video_config(name).MODEL.WEIGHTS == url
+    assert load_video_config(name, ["MODEL.WEIGHTS", "mine.pth"]).MODEL.WEIGHTS == "mine.pth"
+    cfg = load_video_config("COCO-Detection/fcos_R_50_FPN_1x.py")
+    assert cfg.train.init_checkpoint.endswith(".pkl")
 
 
 @pytest.mark.parametrize(

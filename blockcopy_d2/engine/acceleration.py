@@ -3,17 +3,21 @@
 import functools
 
 import torch
-from detectron2.config import CfgNode, get_cfg, instantiate
-from omegaconf import DictConfig
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import MetadataCatalog
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from blockcopy_d2.config import add_blockcopy_config
 from blockcopy_d2.modeling import BlockCopyVideoModel, infer_task
+from blockcopy_d2.resources import config_path, trained_weights
 
 from .checkpoint import WeightsCheckpointer
-from .defaults import complete_config
+from .defaults import complete_config, load_config
 from .runs import build_learner, build_video_model
 
-__all__ = ["accelerate", "build_lazy_model", "video_config"]
+__all__ = ["accelerate", "build_lazy_model", "load_video_config", "metadata_of", "video_config"]
 
 _OPTIONS = {
     "block_size": "MODEL.BLOCKCOPY.BLOCK_SIZE",
@@ -115,6 +119,64 @@ def video_config(cfg, target=None, **options):
     return complete_config(cfg)
 
 
+def load_video_config(name, opts=(), *, target=None, enabled=True):
+    """
+    Load a config for :class:`VideoPredictor`. One of Detectron2's model zoo comes with its trained
+    weights.
+
+    Args:
+        name (str): of a yaml or LazyConfig, see :func:`config_path`.
+        opts (sequence[str]): overrides, "KEY VALUE" pairs, or KEY=VALUE of a LazyConfig.
+        target (float or None): tau; it counts more than ``opts``.
+        enabled (bool): what MODEL.BLOCKCOPY.ENABLED shall be.
+
+    Returns:
+        CfgNode or DictConfig: frozen, or a LazyConfig.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: name what is wrong.
+    """
+    path, weights = config_path(name), trained_weights(name)
+    if not path.endswith(".py"):
+        own = ["MODEL.BLOCKCOPY.ENABLED", str(enabled)]
+        own += ["MODEL.WEIGHTS", weights] if weights else []
+        last = [] if target is None else ["MODEL.BLOCKCOPY.TARGET", str(target)]
+        cfg = load_config(path, [*own, *opts, *last])
+        cfg.freeze()
+        return cfg
+    own = [f"train.init_checkpoint={weights}"] if weights else []
+    last = [] if target is None else [f"blockcopy.target={target}"]
+    try:
+        cfg = LazyConfig.apply_overrides(LazyConfig.load(path), [*own, *opts, *last])
+    except (HydraException, OmegaConfBaseException, NotImplementedError) as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(
+            f"{message}. Overrides of the LazyConfig {name} have the form KEY=VALUE."
+        ) from error
+    unknown = cfg.get("blockcopy", {}).keys() - {"target", *_OPTIONS}
+    if unknown:
+        raise KeyError(
+            f"Unknown config key blockcopy.{min(unknown)}; expected target, {', '.join(_OPTIONS)}."
+        )
+    return cfg
+
+
+def metadata_of(cfg):
+    """
+    Args:
+        cfg (CfgNode or DictConfig):
+
+    Returns:
+        Metadata or None: of the data set that the config tests on, which names the classes.
+    """
+    if isinstance(cfg, CfgNode):
+        names = cfg.DATASETS.TEST
+    else:
+        names = OmegaConf.select(cfg, "dataloader.test.dataset.names") or ()
+        names = [names] if isinstance(names, str) else names
+    return MetadataCatalog.get(names[0]) if names else None
+
+
 def build_lazy_model(cfg):
     """
     Args:
@@ -123,10 +185,18 @@ def build_lazy_model(cfg):
     Returns:
         nn.Module: Detectron2's own, in inference mode. Of a whole config, on its device if this
         machine has it, with the weights it names.
+
+    Raises:
+        ValueError: the config has no model, or an argument that its model does not take.
     """
+    if "model" not in cfg and "_target_" not in cfg:
+        raise ValueError(f"The LazyConfig has no model; it has {', '.join(cfg) or 'nothing'}.")
     if "model" not in cfg:
         return instantiate(cfg).eval()
-    model = instantiate(cfg.model).eval()
+    try:
+        model = instantiate(cfg.model).eval()
+    except TypeError as error:
+        raise ValueError(f"The model of the LazyConfig cannot be built: {error}") from error
     train = cfg.get("train", {})
     if train.get("device", "cpu") != "cpu" and torch.cuda.is_available():
         model.to(train.device)

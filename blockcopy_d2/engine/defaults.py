@@ -6,8 +6,10 @@ import logging
 import re
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser as detectron2_argument_parser
+from detectron2.engine import default_setup
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
@@ -15,9 +17,30 @@ from detectron2.utils.logger import setup_logger
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
 from blockcopy_d2.policy import POLICY_REGISTRY
-from blockcopy_d2.resources import config_path
+from blockcopy_d2.resources import config_path, trained_weights
 
 __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
+
+
+def default_argument_parser(epilog=None):
+    """
+    Detectron2's own parser. Config overrides are the rest of the command line; ``--opts`` may stand
+    before them, as it must with Detectron2's demo.
+
+    Args:
+        epilog (str or None): of the help, instead of Detectron2's.
+
+    Returns:
+        ArgumentParser:
+    """
+    parser = detectron2_argument_parser(epilog)
+    parser.add_argument(
+        "--opts",
+        action="store_true",
+        dest="opts_follow",
+        help="may stand before the config options at the end of the command",
+    )
+    return parser
 
 
 def setup(args):
@@ -29,10 +52,12 @@ def setup(args):
             or a name in this package's or Detectron2's model zoo.
 
     Returns:
-        CfgNode: frozen; with ``MODEL.BLOCKCOPY.ENABLED``, ready for ``build_model``.
+        CfgNode: frozen; with ``MODEL.BLOCKCOPY.ENABLED``, ready for ``build_model``. With
+        ``--eval-only`` a config by its name in the model zoo has its trained weights.
     """
     path = config_path(args.config_file) if args.config_file else ""
-    cfg = load_config(path, args.opts)
+    weights = trained_weights(args.config_file) if path and args.eval_only else None
+    cfg = load_config(path, [*(["MODEL.WEIGHTS", weights] if weights else []), *args.opts])
     cfg.freeze()
     # Detectron2 sets up its own loggers only.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="blockcopy_d2")
@@ -52,8 +77,18 @@ def load_config(path="", opts=()):
 
     Raises:
         KeyError: names an unknown key and the known keys closest to it.
-        ValueError: names a key with a value out of its range.
+        ValueError: names a key with a value out of its range, or a file that is no yaml config.
     """
+    if str(path).endswith(".py"):
+        raise ValueError(
+            f"{path} is a LazyConfig, which is for demo.py, blockcopy_d2.report and accelerate();"
+            " here a yaml config is expected."
+        )
+    if len(opts) % 2:
+        raise ValueError(
+            "Config overrides are pairs of KEY and VALUE; these are not:"
+            f" {' '.join(map(str, opts))}"
+        )
     cfg = get_cfg()
     add_deeplab_config(cfg)
     add_pointrend_config(cfg)
@@ -67,6 +102,8 @@ def load_config(path="", opts=()):
         if unknown is None:
             raise
         raise KeyError(_unknown_key_message(unknown.group(1), cfg)) from error
+    except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a yaml config of Detectron2: {error}") from error
     return complete_config(cfg)
 
 

@@ -138,6 +138,12 @@ class VideoPredictor:
         """bool: whether the next frame is a CUDA graph's, see :class:`FrameGraph`."""
         return self.model.replays(self._stream)
 
+    @property
+    def target(self):
+        """float or None: tau; None where the policy follows no target."""
+        policy, learner = self._policies[0]
+        return getattr(policy if learner is None else learner, "target", None)
+
     def set_target(self, target):
         """
         Change the wished fraction of executed blocks, from the next frame on.

@@ -22,13 +22,20 @@ import time
 
 import detectron2
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 
 import blockcopy_d2
-from blockcopy_d2.data import FrameReadError, VideoFrames
-from blockcopy_d2.engine import load_config
-from blockcopy_d2.resources import config_path
+from blockcopy_d2.data import VideoFrames
+from blockcopy_d2.engine import VideoPredictor
+from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
+from blockcopy_d2.engine.arguments import (
+    add_config_arguments,
+    errors_end_the_program,
+    fraction,
+    positive,
+)
 
 from .clip import ComparisonClip
 from .page import render_page
@@ -41,12 +48,7 @@ def get_parser():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config-file",
-        default="maskrcnn_blockcopy.yaml",
-        metavar="FILE",
-        help="a file, a config of this project or of Detectron2's model zoo (%(default)s)",
-    )
+    add_config_arguments(parser, lazy=True)
     parser.add_argument(
         "--video-input",
         required=True,
@@ -58,20 +60,20 @@ def get_parser():
     )
     parser.add_argument(
         "--max-frames",
-        type=_positive,
+        type=positive,
         default=200,
         metavar="N",
         help="stop after that many frames (%(default)s)",
     )
     parser.add_argument(
         "--target",
-        type=_fraction,
+        type=fraction,
         metavar="TAU",
         help="the target that clip and plots show (MODEL.BLOCKCOPY.TARGET)",
     )
     parser.add_argument(
         "--targets",
-        type=_fraction,
+        type=fraction,
         nargs="*",
         default=[0.2, 0.3, 0.5, 0.7],
         metavar="TAU",
@@ -88,7 +90,7 @@ def get_parser():
     )
     parser.add_argument(
         "--confidence-threshold",
-        type=_fraction,
+        type=fraction,
         default=0.5,
         metavar="SCORE",
         help="minimum score of instances: of those shown, and of the dense ones that agreement"
@@ -96,52 +98,25 @@ def get_parser():
     )
     parser.add_argument(
         "--clip-width",
-        type=_positive,
+        type=positive,
         default=1280,
         metavar="PIXELS",
         help="width of the clip, both results together (%(default)s)",
     )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="override config keys; comes last",
-    )
     return parser
-
-
-def _fraction(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
-    return value
-
-
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def main():
     args = get_parser().parse_args()
     setup_logger(name="blockcopy_d2")
     setup_logger(name="fvcore")
-    try:
-        # Checked before the minutes that recording takes.
-        folder = os.path.dirname(os.path.abspath(args.output))
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"There is no folder {folder} to write {args.output} to.")
-        cfg = _build_config(args)
+    with errors_end_the_program():
+        _check_output(args.output)
+        cfg = load_video_config(args.config_file, args.opts, target=args.target)
         video = VideoFrames(args.video_input)
         page, recording = _report(args, cfg, video)
         with open(args.output, "w", encoding="utf-8") as f:
             f.write(page)
-    except (FrameReadError, OSError, ValueError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        raise SystemExit(f"error: {message}") from error
     logging.getLogger("blockcopy_d2.report").info(
         "%s: %.2fx as fast as dense over %d frames, %.1f%% of the blocks executed, %.1f %s against"
         " dense. Wrote %s (%.1f MB).",
@@ -158,23 +133,25 @@ def main():
         raise SystemExit(f"error: {recording.failure}")
 
 
-def _build_config(args):
-    opts = ["MODEL.BLOCKCOPY.ENABLED", "True", *args.opts]
-    if args.target is not None:
-        opts += ["MODEL.BLOCKCOPY.TARGET", str(args.target)]
-    cfg = load_config(config_path(args.config_file), opts)
-    cfg.freeze()
-    return cfg
+def _check_output(path):
+    """Before the minutes that recording takes."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {folder} to write {path} to.")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a page, such as a.html.")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written.")
 
 
 def _report(args, cfg, video):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "clip.mp4")
-        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
         options = {"width": args.clip_width, "threshold": args.confidence_threshold}
-        with ComparisonClip(path, video.fps, metadata=metadata, **options) as clip:
+        predictor = VideoPredictor(cfg)
+        with ComparisonClip(path, video.fps, metadata=metadata_of(cfg), **options) as clip:
             recording = record_video(
-                cfg,
+                predictor,
                 video,
                 targets=args.targets,
                 max_frames=args.max_frames,
@@ -186,7 +163,7 @@ def _report(args, cfg, video):
     page = render_page(
         recording,
         title=video.name,
-        environment=_environment(args, cfg, video),
+        environment=_environment(args, cfg, predictor.model, video),
         clip=data,
         poster=clip.poster,
         clip_frames=clip.frames,
@@ -195,18 +172,21 @@ def _report(args, cfg, video):
     return page, recording
 
 
-def _environment(args, cfg, video):
-    device = torch.device(cfg.MODEL.DEVICE)
-    options = cfg.MODEL.BLOCKCOPY
+def _environment(args, cfg, model, video):
+    if isinstance(cfg, CfgNode):
+        weights, policy_weights = cfg.MODEL.WEIGHTS, cfg.MODEL.BLOCKCOPY.POLICY.WEIGHTS
+    else:
+        weights = OmegaConf.select(cfg, "train.init_checkpoint")
+        policy_weights = OmegaConf.select(cfg, "blockcopy.policy_weights")
     machine = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores used"
-    if device.type == "cuda":
-        machine = f"{torch.cuda.get_device_name(device)}; {machine}"
+    if model.device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(model.device)}; {machine}"
     return {
         "command": shlex.join(["python", "-m", "blockcopy_d2.report", *sys.argv[1:]]),
         "video": f"{video.source}, {video.width}x{video.height}, {video.fps:g} frames per second",
-        "config": f"{args.config_file}; weights {cfg.MODEL.WEIGHTS or 'as initialized'}",
-        "policy": f"{options.POLICY.NAME}, blocks of {options.BLOCK_SIZE} pixels, weights"
-        f" {options.POLICY.WEIGHTS or 'as initialized'}",
+        "config": f"{args.config_file}; weights {weights}",
+        "policy": f"{type(model.policy).__name__}, blocks of {model.block_size} pixels, weights"
+        f" {policy_weights or 'as initialized'}",
         "machine": machine,
         "versions": f"blockcopy_d2 {blockcopy_d2.__version__}, detectron2"
         f" {detectron2.__version__}, torch {torch.__version__}, Python"

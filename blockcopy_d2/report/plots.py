@@ -145,6 +145,8 @@ def plot_sweep(recording, points, recommended, margin):
     axes.set_xlim(0, 1.08 * max([dense, *times]))
     lowest = min([100 - margin, *scores])
     axes.set_ylim(max(0, 5 * math.floor((lowest - 3) / 5)), 102)
+    # Room above dense, but no agreement beyond it.
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.legend(loc="lower left", handletextpad=0.4)
     return _svg(figure, "Agreement with the dense output against time per frame, by target")
 

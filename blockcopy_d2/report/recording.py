@@ -128,10 +128,10 @@ def mean(values):
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def record_video(cfg, video, *, targets=(), max_frames=None, score_threshold=0.5, draw=None):
+def record_video(predictor, video, *, targets=(), max_frames=None, score_threshold=0.5, draw=None):
     """
     Args:
-        cfg (CfgNode): as of :class:`VideoPredictor`.
+        predictor (VideoPredictor): of the main run, at its own target. It learns on the way.
         video (VideoFrames):
         targets (sequence[float]): tau of further runs, each a stream of its own in memory with its
             own copy of the policy. Ignored, with a warning, for a policy that follows no target.
@@ -146,7 +146,7 @@ def record_video(cfg, video, *, targets=(), max_frames=None, score_threshold=0.5
     Raises:
         ValueError: no frame could be run, or the outputs cannot be compared.
     """
-    recorder = _Recorder(cfg, targets, score_threshold)
+    recorder = _Recorder(predictor, targets, score_threshold)
     known = [n for n in (video.num_frames, max_frames) if n]
     images = itertools.islice(read_ahead(video), max_frames)
     with tqdm(images, total=min(known, default=None), unit="frame", desc="recording") as progress:
@@ -163,11 +163,10 @@ def record_video(cfg, video, *, targets=(), max_frames=None, score_threshold=0.5
 
 
 class _Recorder:
-    def __init__(self, cfg, targets, score_threshold):
-        first = VideoPredictor(cfg)
+    def __init__(self, first, targets, score_threshold):
         self._model, self._mapper = first.model, first.mapper
         self._predictors = [first]
-        own = cfg.MODEL.BLOCKCOPY.TARGET if _follows_target(first) else None
+        own = first.target
         self._score_threshold = score_threshold
         self._macs = StageMacs(first.model)
         main = Run(own)
@@ -263,10 +262,6 @@ def _lists(recording):
     for run in recording.runs:
         yield from (run.executed, run.seconds, run.agreement, run.age, run.grids)
         yield from (*run.stages.values(), *run.macs.values())
-
-
-def _follows_target(predictor):
-    return predictor.learner is not None or hasattr(predictor.model.policy, "target")
 
 
 def _at_target(predictor, target):

@@ -26,6 +26,13 @@ from detectron2.data import MetadataCatalog
 
 from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.engine import PolicyCheckpointer, build_video_model, setup
+from blockcopy_d2.engine.arguments import (
+    add_config_arguments,
+    count,
+    errors_end_the_program,
+    fraction,
+    positive,
+)
 from blockcopy_d2.engine.hooks import ProgressHook
 from blockcopy_d2.evaluation import build_evaluator
 
@@ -34,12 +41,7 @@ def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file",
-        default="maskrcnn_blockcopy.yaml",
-        metavar="FILE",
-        help="a file, a config of this project or of Detectron2's model zoo (%(default)s)",
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--warm-clips",
         type=count,
@@ -85,35 +87,7 @@ def get_parser():
         action="store_true",
         help="take the policies from DIR, where an earlier run warmed them",
     )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="override config keys",
-    )
     return parser
-
-
-def fraction(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
-    return value
-
-
-def count(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def build_config(args):
@@ -176,7 +150,7 @@ def run_methods(cfg, model, methods, loader, description):
 def main(argv=None):
     args = get_parser().parse_args(argv)
     warm = args.warm_clips > 0 and not args.resume
-    try:
+    with errors_end_the_program():
         cfg = build_config(args)
         test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
         if warm:
@@ -190,9 +164,6 @@ def main(argv=None):
         )
         if args.resume:
             load_policies(cfg, methods)
-    except (OSError, ValueError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        raise SystemExit(f"error: {message}") from error
     try:
         if warm:
             warm_policies(cfg, model, methods, train_loader, args.warm_passes)

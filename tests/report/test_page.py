@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from blockcopy_d2.data import VideoFrames
+from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.report import record_video, render_page
 from blockcopy_d2.report.__main__ import get_parser, main
 from blockcopy_d2.report.clip import ComparisonClip, heat_map
@@ -72,8 +73,9 @@ def recorded(report_folder, small_config):
     video = VideoFrames(report_folder / "clip.mp4")
     path = report_folder / "both.mp4"
     with ComparisonClip(path, video.fps, threshold=0.05) as clip:
+        predictor = VideoPredictor(small_config())
         recording = record_video(
-            small_config(), video, targets=(0.3, 0.7), score_threshold=0.05, draw=clip.add
+            predictor, video, targets=(0.3, 0.7), score_threshold=0.05, draw=clip.add
         )
     html = render_page(
         recording,

@@ -18,7 +18,8 @@ THRESHOLD = 0.05
 def record(report_folder, small_config):
     def record(*opts, **options):
         video = VideoFrames(report_folder / "clip.mp4")
-        return record_video(small_config(*opts), video, score_threshold=THRESHOLD, **options)
+        predictor = VideoPredictor(small_config(*opts))
+        return record_video(predictor, video, score_threshold=THRESHOLD, **options)
 
     return record
 

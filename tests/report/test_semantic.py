@@ -5,7 +5,7 @@ from detectron2.modeling import build_model
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import VideoFrames
-from blockcopy_d2.engine import load_config
+from blockcopy_d2.engine import VideoPredictor, load_config
 from blockcopy_d2.report import record_video, render_page
 from blockcopy_d2.report.clip import ComparisonClip
 from blockcopy_d2.resources import config_path
@@ -25,7 +25,8 @@ def test_segmentation_is_compared_by_pixels(report_folder, tmp_path):
     cfg = load_config(config, [*OPTS, "MODEL.WEIGHTS", str(weights)])
     video = VideoFrames(report_folder / "clip.mp4")
     with ComparisonClip(tmp_path / "clip.mp4", video.fps) as clip:
-        recording = record_video(cfg, video, max_frames=4, targets=(1.0,), draw=clip.add)
+        predictor = VideoPredictor(cfg)
+        recording = record_video(predictor, video, max_frames=4, targets=(1.0,), draw=clip.add)
     assert recording.metrics == ("mIoU", "pixel accuracy") and clip.frames == 4
     assert recording.runs[-1].target == 1.0
     assert 0 < recording.main.scores["pixel accuracy"] <= 100

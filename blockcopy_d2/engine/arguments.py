@@ -1,0 +1,72 @@
+"""Arguments that the command lines share, and how they end when something is wrong."""
+
+import argparse
+import contextlib
+
+from blockcopy_d2.data import FrameReadError
+
+__all__ = ["add_config_arguments", "count", "errors_end_the_program", "fraction", "positive"]
+
+
+def add_config_arguments(parser, *, default="maskrcnn_blockcopy.yaml", lazy=False):
+    """
+    Add ``--config-file`` and ``--opts``. The latter takes the rest of the command line.
+
+    Args:
+        parser (ArgumentParser):
+        default (str): name of a config.
+        lazy (bool): the command takes LazyConfigs, too.
+    """
+    kinds = "a file, a config of this project or of Detectron2's model zoo"
+    opts = "override config keys, at the end of the command: --opts MODEL.BLOCKCOPY.TARGET 0.2"
+    if lazy:
+        kinds += ", yaml or LazyConfig"
+        opts += (
+            "; of a LazyConfig KEY=VALUE, with blockcopy.KEY=VALUE for the options of"
+            " blockcopy_d2.accelerate: --opts train.init_checkpoint=model.pth blockcopy.target=0.2"
+        )
+    parser.add_argument(
+        "--config-file", default=default, metavar="FILE", help=f"{kinds} (%(default)s)"
+    )
+    parser.add_argument(
+        "--opts", default=[], nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts
+    )
+
+
+def fraction(text):
+    """float: within [0, 1], or what argparse reports."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
+    return value
+
+
+def count(text):
+    """int: at least 0, or what argparse reports."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def positive(text):
+    """int: at least 1, or what argparse reports."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+@contextlib.contextmanager
+def errors_end_the_program():
+    """
+    Within it, what a user can put right ends the program with one line, not with a traceback.
+
+    Raises:
+        SystemExit: instead of OSError, ValueError, KeyError and FrameReadError.
+    """
+    try:
+        yield
+    except (FrameReadError, OSError, ValueError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        raise SystemExit(f"error: {message}") from error
