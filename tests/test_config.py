@@ -101,7 +101,7 @@ def test_an_unknown_key_is_named_with_its_neighbours(tmp_path):
 
 
 def test_an_override_without_value_is_refused():
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(ValueError, match="pairs of KEY and VALUE"):
         load_config(opts=["MODEL.BLOCKCOPY.TARGET"])
 
 

@@ -146,7 +146,8 @@ def plot_sweep(recording, points, recommended, margin):
     lowest = min([100 - margin, *scores])
     axes.set_ylim(max(0, 5 * math.floor((lowest - 3) / 5)), 102)
     # Room above dense, but no agreement beyond it.
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
+    bottom, _ = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
     axes.legend(loc="lower left", handletextpad=0.4)
     return _svg(figure, "Agreement with the dense output against time per frame, by target")
 
