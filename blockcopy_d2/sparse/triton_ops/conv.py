@@ -23,7 +23,7 @@ from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
 from .geometry import BlockList, begin, locate, prefetch
-from .partial_sums import add_parts, number_of_splits, split_programs
+from .partial_sums import add_parts, number_of_splits
 
 
 @triton.jit
@@ -212,7 +212,7 @@ class ConvolutionLaunch:
         splits = min(config.max_splits, taps * length // config.bk)
         n_tiles = units * -(-unit_out // config.bn)
         tiles = sum(-(-level.tiling.num_pixels // config.bm) for level in levels) * n_tiles
-        programs = max(tiles, split_programs(config, device.num_sms)) if splits > 1 else tiles
+        programs = max(tiles, device.num_sms) if splits > 1 else tiles
         if config.per_sm:
             programs = min(programs, config.per_sm * device.num_sms)
         residual = first.residual if first.residual is not None else first.x
@@ -256,7 +256,7 @@ class ConvolutionLaunch:
             ),
             WIDE=any(map_.rows.stride(0) * len(map_.rows) >= 2**31 for map_ in [*maps, residual]),
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
-            SPLIT=splits > 1, PROGRAMS=split_programs(config, device.num_sms),
+            SPLIT=splits > 1, PROGRAMS=device.num_sms,
             num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options,
             **device.prefetch,
         )  # fmt: skip
