@@ -1,9 +1,11 @@
-"""Hooks that show what a run did: a video and a summary."""
+"""Hooks that show what a run did: pictures, a video and a summary."""
 
 import logging
 import os
 
 import numpy as np
+from detectron2.config import configurable
+from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -12,52 +14,44 @@ from PIL import Image
 from blockcopy_d2.evaluation.summary import summarize, summary_table, write_summary
 from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
 
-__all__ = ["OverlayHook", "SummaryHook"]
+__all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
 
 
-class OverlayHook(HookBase):
-    """
-    Draws the first clips to a video: detections or classes of pixels, executed blocks, frame
-    number, executed fraction and time. Comes after the hooks that run models; drawing is no part
-    of any frame's time.
-    """
+class FrameDrawer:
+    """Draws a frame of a loop: detections or classes of pixels, executed blocks, and a caption."""
 
-    def __init__(self, path, *, num_clips, fps, metadata, image_format, score_threshold):
+    @configurable
+    def __init__(self, *, metadata, image_format, score_threshold):
         """
         Args:
-            path (str): of the video.
-            num_clips (int): clips to draw.
-            fps (float):
             metadata (Metadata): of the data set; names the classes.
             image_format (str): of the loader's images, "BGR" or "RGB".
             score_threshold (float): detections below are not drawn.
         """
-        self._path = path
-        self._num_clips = num_clips
-        self._fps = fps
         self._metadata = metadata
         self._image_format = image_format
         self._score_threshold = score_threshold
-        self._clips = 0
-        self._writer = None
 
-    def before_train(self):
-        self._writer = VideoWriter(self._path, self._fps)
+    @classmethod
+    def from_config(cls, cfg, dataset_name):
+        return {
+            "metadata": MetadataCatalog.get(dataset_name),
+            "image_format": cfg.INPUT.FORMAT,
+            "score_threshold": cfg.TEST.BLOCKCOPY.OVERLAY_THRESHOLD,
+        }
 
-    def after_step(self):
-        run = self.trainer.runs.get("blockcopy")
-        if run is None:
-            return
-        self._clips += run.result.is_first
-        if self._clips <= self._num_clips:
-            self._writer.write(self._draw(run))
+    def draw(self, inputs, runs, title):
+        """
+        Args:
+            inputs (dict): of the frame.
+            runs (dict[str, ModelRun]): what the models made of it; that of BlockCopy is drawn.
+            title (str): what the caption begins with; executed fraction and times follow.
 
-    def after_train(self):
-        self._writer.close()
-
-    def _draw(self, run):
-        inputs, grid = self.trainer.inputs, run.result.grid
-        instances = run.output.get("instances")
+        Returns:
+            ndarray: uint8, (H, W, 3), BGR, in the size of the frame's file, with a strip below.
+        """
+        run = runs["blockcopy"]
+        grid, instances = run.result.grid, run.output.get("instances")
         if instances is not None:
             instances = instances[instances.scores > self._score_threshold]
         size = (inputs["width"], inputs["height"])
@@ -73,14 +67,85 @@ class OverlayHook(HookBase):
             block_size=grid.block_size,
             scale=scale,
             caption=(
-                f"clip {self._clips}, frame {inputs['frame_index']}",
+                title,
                 f"{grid.fraction:.0%} executed",
                 *(
                     f"{name} {1000 * sum(other.seconds().values()):.0f} ms"
-                    for name, other in self.trainer.runs.items()
+                    for name, other in runs.items()
                 ),
             ),
         )
+
+
+class OverlayHook(HookBase):
+    """
+    Draws the first clips to a video. Comes after the hooks that run models; drawing is no part of
+    any frame's time.
+    """
+
+    def __init__(self, path, drawer, *, num_clips, fps):
+        """
+        Args:
+            path (str): of the video.
+            drawer (FrameDrawer):
+            num_clips (int): clips to draw.
+            fps (float):
+        """
+        self._path = path
+        self._drawer = drawer
+        self._num_clips = num_clips
+        self._fps = fps
+        self._clips = 0
+        self._writer = None
+
+    def before_train(self):
+        self._writer = VideoWriter(self._path, self._fps)
+
+    def after_step(self):
+        runs, inputs = self.trainer.runs, self.trainer.inputs
+        if "blockcopy" not in runs:
+            return
+        self._clips += runs["blockcopy"].result.is_first
+        if self._clips <= self._num_clips:
+            title = f"clip {self._clips}, frame {inputs['frame_index']}"
+            self._writer.write(self._drawer.draw(inputs, runs, title))
+
+    def after_train(self):
+        self._writer.close()
+
+
+class GridImageHook(HookBase):
+    """
+    Puts a picture of the executed blocks into the EventStorage, for TensorBoard, which empties it.
+    Comes after the hooks that run models and before the writer; drawing is no part of any frame's
+    time. Of a first frame, which executes all blocks, there is nothing to see: the next one is
+    drawn instead.
+    """
+
+    def __init__(self, drawer, *, period, max_width=1024):
+        """
+        Args:
+            drawer (FrameDrawer):
+            period (int): one picture in so many frames.
+            max_width (int): of the pictures in pixels.
+        """
+        self._drawer = drawer
+        self._period = period
+        self._max_width = max_width
+        self._waiting = 0
+
+    def after_step(self):
+        runs, inputs = self.trainer.runs, self.trainer.inputs
+        self._waiting += 1
+        if self._waiting < self._period or "blockcopy" not in runs:
+            return
+        if runs["blockcopy"].result.is_first:
+            return
+        self._waiting = 0
+        title = f"{inputs['video_id']}, frame {inputs['frame_index']}"
+        picture = Image.fromarray(self._drawer.draw(inputs, runs, title)[:, :, ::-1])
+        picture.thumbnail((self._max_width, self._max_width))
+        self.trainer.storage.put_image("executed_blocks", np.asarray(picture).transpose(2, 0, 1))
 
 
 class SummaryHook(HookBase):

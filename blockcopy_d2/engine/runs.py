@@ -2,7 +2,6 @@
 
 import os
 
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as d2_hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -26,7 +25,7 @@ from .hooks import (
     ScoringHook,
 )
 from .loop import EvaluationLoop
-from .reporting import OverlayHook, SummaryHook
+from .reporting import FrameDrawer, GridImageHook, OverlayHook, SummaryHook
 
 __all__ = ["build_learner", "build_video_model", "evaluate_clips", "warm_policy"]
 
@@ -100,7 +99,7 @@ def warm_policy(cfg, *, resume=False):
         [
             OnlinePolicyHook(learner),
             EfficiencyHook(RunRecord()),
-            *_common_hooks(cfg, checkpointer, cfg.OUTPUT_DIR, title=f"Warming on {name}"),
+            *_common_hooks(cfg, name, checkpointer, cfg.OUTPUT_DIR, title=f"Warming on {name}"),
         ]
     )
     loop.train(start)
@@ -111,8 +110,8 @@ def evaluate_clips(cfg, *, resume=False):
     """
     Run and score the clips of every data set in ``cfg.DATASETS.TEST``. The policy goes on learning,
     from one data set to the next as well. Leaves blockcopy_summary.json, metrics.json, TensorBoard
-    events and, if asked for, overlay.mp4 in ``cfg.OUTPUT_DIR``, or in a folder per data set if
-    there are several.
+    events, with a picture of the executed blocks every ``cfg.VIS_PERIOD`` frames, and, if asked
+    for, overlay.mp4 in ``cfg.OUTPUT_DIR``, or in a folder per data set if there are several.
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
@@ -143,7 +142,11 @@ def evaluate_clips(cfg, *, resume=False):
                 scoring,
                 _build_overlay(cfg, name, output_dir),
                 *_common_hooks(
-                    cfg, checkpointer if learner else None, output_dir, title=f"Running {name}"
+                    cfg,
+                    name,
+                    checkpointer if learner else None,
+                    output_dir,
+                    title=f"Running {name}",
                 ),
                 SummaryHook(
                     record,
@@ -189,20 +192,21 @@ def _build_overlay(cfg, dataset_name, output_dir):
         return None
     return OverlayHook(
         os.path.join(output_dir, "overlay.mp4"),
+        FrameDrawer(cfg, dataset_name),
         num_clips=options.OVERLAY_CLIPS,
         fps=options.OVERLAY_FPS,
-        metadata=MetadataCatalog.get(dataset_name),
-        image_format=cfg.INPUT.FORMAT,
-        score_threshold=options.OVERLAY_THRESHOLD,
     )
 
 
-def _common_hooks(cfg, checkpointer, output_dir, *, title):
+def _common_hooks(cfg, dataset_name, checkpointer, output_dir, *, title):
     hooks = [ProgressHook(title)]
     if comm.is_main_process():
         if checkpointer is not None:
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             hooks.append(d2_hooks.PeriodicCheckpointer(checkpointer, period, file_prefix="policy"))
+        if cfg.VIS_PERIOD > 0:
+            drawer = FrameDrawer(cfg, dataset_name)
+            hooks.append(GridImageHook(drawer, period=cfg.VIS_PERIOD))
         writers = [
             JSONWriter(os.path.join(output_dir, "metrics.json")),
             TensorboardXWriter(output_dir),

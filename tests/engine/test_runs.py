@@ -1,14 +1,17 @@
 """Warming and evaluating, from config to files, on a tiny data set in Cityscapes' layout."""
 
+import io
 import json
 import math
 
 import av
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blockcopy_d2.data import build_clip_loader, register_cityscapes_video
 from blockcopy_d2.engine import (
@@ -19,6 +22,7 @@ from blockcopy_d2.engine import (
     warm_policy,
 )
 from blockcopy_d2.engine.hooks import ComparisonHook, OnlinePolicyHook
+from blockcopy_d2.engine.reporting import FrameDrawer, GridImageHook
 from blockcopy_d2.resources import config_path
 from tests.data.cityscapes_tree import write_clip
 from tests.small_model import CONFIG, small_model_opts
@@ -105,6 +109,54 @@ def test_evaluation_compares_scores_and_reports(config, tmp_path):
         assert key in metrics
     assert list((tmp_path / "output").glob("events.out.tfevents*"))
     assert (tmp_path / "output" / "policy_final.pth").exists()
+
+
+def tensorboard_pictures(folder):
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    pictures = events.Images("executed_blocks") if events.Tags()["images"] else []
+    return {
+        event.step: np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+        for event in pictures
+    }
+
+
+@pytest.mark.parametrize("job", [evaluate_clips, warm_policy])
+def test_tensorboard_shows_executed_blocks(config, tmp_path, job):
+    policy = () if job is warm_policy else ("MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
+    job(config("VIS_PERIOD", "4", *policy))
+    pictures = tensorboard_pictures(tmp_path / "output")
+    assert sorted(pictures) == [3, 7, 11, 15]
+    height, width = 64, 128
+    assert all(picture.shape[1] == width for picture in pictures.values())
+    assert all(picture.shape[0] > height for picture in pictures.values())
+
+
+def test_pictures_are_drawn_when_they_are_due(config, tmp_path, monkeypatch):
+    drawn = []
+    draw = FrameDrawer.draw
+    monkeypatch.setattr(FrameDrawer, "draw", lambda *args: drawn.append(args[3]) or draw(*args))
+    evaluate_clips(config("VIS_PERIOD", "6", "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks"))
+    assert drawn == [f"aachen_{clip:06d}_{FRAMES - 1:06d}, frame {FRAMES - 1}" for clip in range(3)]
+    drawn.clear()
+    evaluate_clips(config("OUTPUT_DIR", str(tmp_path / "none")))
+    assert not drawn and not tensorboard_pictures(tmp_path / "none")
+
+
+def test_a_picture_waits_for_a_frame_that_was_decided(config):
+    cfg = config("MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
+    loop = EvaluationLoop(build_video_model(cfg)[0], build_clip_loader(cfg, DATASET))
+    hook = GridImageHook(FrameDrawer(cfg, DATASET), period=1, max_width=40)
+    loop.register_hooks([hook])
+    seen = []
+
+    class Watch(HookBase):
+        def after_step(self):
+            seen.append([picture.shape for _, picture, _ in self.trainer.storage._vis_data])
+
+    loop.register_hooks([Watch()])
+    loop.train(max_iter=3)
+    assert [len(shapes) for shapes in seen] == [0, 1, 2]
+    assert seen[-1][0][0] == 3 and max(seen[-1][0]) == 40
 
 
 def test_all_blocks_score_and_cost_as_dense(config, tmp_path):
