@@ -9,7 +9,6 @@ All variants run interleaved, clip by clip; times are the host's, from the image
 are ready. Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "frame".
 """
 
-import argparse
 import glob
 import os
 import statistics
@@ -35,8 +34,17 @@ from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import num_blocks
 
 from .dense import fold_batch_norm
-from .measure import captured, environment, interleaved, require_gpu, results_path, write_results
-from .network import DTYPES, SHARES
+from .measure import (
+    DTYPES,
+    argument_parser,
+    captured,
+    environment,
+    interleaved,
+    require_gpu,
+    results_path,
+    write_results,
+)
+from .network import SHARES
 
 
 def main():
@@ -48,7 +56,7 @@ def main():
     images = _images(args.frames)
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.BLOCKCOPY.ENABLED", True]
     options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", args.block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
-    cfg = load_config(config_path(args.config_file), options)
+    cfg = load_config(config_path(args.config_file), [*args.opts, *options])
     with torch.no_grad():
         dense = BestDense(cfg, images, dtype)
         blockcopy = BlockCopy(cfg, images, dtype)
@@ -291,22 +299,20 @@ def _images(folder):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.frame", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument(
-        "--config-file", default="StreetClips/mask_rcnn_R_18_FPN.yaml", metavar="FILE",
-        help="a Faster or Mask R-CNN, a file or a model zoo name (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--weights", default="blockcopy://maskrcnn_R_18_FPN_streetclips.pth", metavar="FILE"
+    parser = argument_parser(
+        "frame",
+        __doc__,
+        config="StreetClips/mask_rcnn_R_18_FPN.yaml",
+        name="maskrcnn_R18_FPN",
+        rounds=10,
     )
-    parser.add_argument("--name", default="maskrcnn_R18_FPN", help="in the name of the results")
+    parser.add_argument(
+        "--weights",
+        default="blockcopy://maskrcnn_R_18_FPN_streetclips.pth",
+        metavar="FILE",
+        help="of the model (%(default)s)",
+    )
     parser.add_argument("--frames", metavar="DIR", help="a clip; drawn if left out")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
-    parser.add_argument("--block-size", type=int, default=128, metavar="B")
-    parser.add_argument("--rounds", type=int, default=10, help="clips that each variant runs")
     return parser
 
 

@@ -1,5 +1,6 @@
 """Timing on the GPU: variants interleaved in one run, medians with quartiles."""
 
+import argparse
 import json
 import pathlib
 import statistics
@@ -8,9 +9,46 @@ import subprocess
 import torch
 from tqdm import tqdm
 
-__all__ = ["captured", "environment", "interleaved", "require_gpu", "results_path", "write_results"]
+__all__ = [
+    "captured",
+    "environment",
+    "interleaved",
+    "matrix_product",
+    "require_gpu",
+    "results_path",
+    "write_results",
+]
 
 _RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def argument_parser(module, description, *, config, name, rounds):
+    """
+    Args:
+        module (str): that is run, without "benchmarks.".
+        description (str):
+        config (str): name of the config by default.
+        name (str): in the name of the results by default.
+        rounds (int): by default.
+
+    Returns:
+        ArgumentParser: with what the benchmarks on GPUs share.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser, default=config)
+    parser.add_argument("--name", default=name, help="in the name of the results (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="(%(default)s)")
+    parser.add_argument(
+        "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help="measurements of each (%(default)s)"
+    )
+    return parser
 
 
 def require_gpu():
@@ -22,6 +60,21 @@ def require_gpu():
         raise SystemExit(
             "This benchmark needs an NVIDIA GPU and found none. On a CPU: python -m benchmarks.cpu"
         )
+
+
+def matrix_product(dtype, size=8192):
+    """
+    The most that tensor cores do in practice, to compare with.
+
+    Args:
+        dtype (torch.dtype): of square matrices; float32 multiplies as PyTorch is set to.
+        size (int): of them.
+
+    Returns:
+        tuple[callable, int]: a product, and its floating-point operations.
+    """
+    first, second = (torch.randn(size, size, dtype=dtype, device="cuda") for _ in range(2))
+    return lambda: first @ second, 2 * size**3
 
 
 def interleaved(variants, *, rounds=30, repeats=5, before=None):

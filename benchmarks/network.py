@@ -7,24 +7,30 @@ All variants run interleaved on one image of the given size; each is the median 
 Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "network", and a plot beside it.
 """
 
-import argparse
-
 import torch
 from detectron2.modeling import build_model
 
 import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
+from blockcopy_d2.engine.arguments import positive
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.policy import Observation
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
 
 from .dense import fold_batch_norm
-from .measure import captured, environment, interleaved, require_gpu, results_path, write_results
+from .measure import (
+    captured,
+    environment,
+    interleaved,
+    matrix_product,
+    require_gpu,
+    results_path,
+    write_results,
+)
 from .plots import plot_shares
 
 SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
 
 
 def main():
@@ -34,7 +40,7 @@ def main():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     dtype = DTYPES[args.dtype]
     with torch.no_grad():
-        network = Network(args.config_file, tuple(args.size), args.block_size, dtype)
+        network = Network(args.config_file, args.opts, tuple(args.size), args.block_size, dtype)
         dense = {
             "stock": network.stock(),
             "stock_amp": network.stock(autocast=torch.float16),
@@ -46,11 +52,15 @@ def main():
         before = {share: lambda a=active: chosen.copy_(a) for share, active in shares.items()}
         times = interleaved(variants, rounds=args.rounds, before=before)
         memory = network.memory()
+        product, product_flops = matrix_product(dtype)
+        product_ms = interleaved({"product": product}, rounds=args.rounds)["product"]["median"]
     medians = {share: times[share]["median"] for share in shares}
     best_dense = times["best_dense"]["median"]
+    peak = product_flops / product_ms / 1e9
+    tflops = {share: 2 * network.gmacs * float(share) / t for share, t in medians.items()}
     results = {
         "shared": {
-            **environment(), "dtype": args.dtype, "config": args.config_file, "size": args.size,
+            **environment(), "dtype": args.dtype, "config": args.config_file, "opts": args.opts, "size": args.size,
             "block_size": args.block_size, "policy_ms": times["policy"]["median"], **memory,
         },
         "stock_ms": times["stock"]["median"],
@@ -60,9 +70,9 @@ def main():
         "speedup_against_best_dense": {s: round(best_dense / t, 2) for s, t in medians.items()},
         "break_even_share": _break_even(medians, best_dense),
         "gmacs": network.gmacs,
-        "tflops": {
-            share: round(2 * network.gmacs * float(share) / t, 1) for share, t in medians.items()
-        },
+        "tflops": {share: round(rate, 1) for share, rate in tflops.items()},
+        "peak_tflops": round(peak, 1),
+        "fraction_of_peak": {share: round(rate / peak, 3) for share, rate in tflops.items()},
         "quartiles_ms": times,
     }  # fmt: skip
     path = results_path(args.name, args.dtype)
@@ -77,10 +87,10 @@ def main():
 class Network:
     """Backbone and RPN head of a zoo config, with random weights, in their variants."""
 
-    def __init__(self, config_file, size, block_size, dtype):
+    def __init__(self, config_file, opts, size, block_size, dtype):
         options = ["MODEL.BLOCKCOPY.ENABLED", True, "MODEL.WEIGHTS", ""]
         options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", block_size]
-        cfg = load_config(config_path(config_file), options)
+        cfg = load_config(config_path(config_file), [*opts, *options])
         torch.manual_seed(0)
         self.base = build_model(base_config(cfg)).eval()
         _give_statistics(self.base)
@@ -189,19 +199,17 @@ def _break_even(medians, best_dense):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.network", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = argument_parser(
+        "network",
+        __doc__,
+        config="Cityscapes/mask_rcnn_R_50_FPN.yaml",
+        name="maskrcnn_R50_FPN",
+        rounds=30,
+    )
     parser.add_argument(
-        "--config-file", default="Cityscapes/mask_rcnn_R_50_FPN.yaml", metavar="FILE",
-        help="a two-stage detector, a file or a model zoo name (default: %(default)s)",
+        "--size", type=positive, nargs=2, default=[1024, 2048], metavar=("H", "W"),
+        help="of the frames, in pixels (1024 2048)",
     )  # fmt: skip
-    parser.add_argument("--name", default="maskrcnn_R50_FPN", help="in the name of the results")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
-    parser.add_argument("--size", type=int, nargs=2, default=[1024, 2048], metavar=("H", "W"))
-    parser.add_argument("--block-size", type=int, default=128, metavar="B")
-    parser.add_argument("--rounds", type=int, default=30, help="measurements of each variant")
     return parser
 
 
