@@ -9,7 +9,11 @@ import subprocess
 import torch
 from tqdm import tqdm
 
+from blockcopy_d2.engine.arguments import add_config_arguments, positive
+
 __all__ = [
+    "DTYPES",
+    "argument_parser",
     "captured",
     "environment",
     "interleaved",
@@ -19,6 +23,7 @@ __all__ = [
     "write_results",
 ]
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
 _RESULTS = pathlib.Path(__file__).parent / "results"
 
 

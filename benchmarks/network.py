@@ -20,6 +20,8 @@ from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
 
 from .dense import fold_batch_norm
 from .measure import (
+    DTYPES,
+    argument_parser,
     captured,
     environment,
     interleaved,
@@ -60,8 +62,9 @@ def main():
     tflops = {share: 2 * network.gmacs * float(share) / t for share, t in medians.items()}
     results = {
         "shared": {
-            **environment(), "dtype": args.dtype, "config": args.config_file, "opts": args.opts, "size": args.size,
-            "block_size": args.block_size, "policy_ms": times["policy"]["median"], **memory,
+            **environment(), "dtype": args.dtype, "config": args.config_file, "opts": args.opts,
+            "size": args.size, "block_size": args.block_size,
+            "policy_ms": times["policy"]["median"], **memory,
         },
         "stock_ms": times["stock"]["median"],
         "stock_fp16_autocast_ms": times["stock_amp"]["median"],
