@@ -225,7 +225,8 @@ class ProgressHook(HookBase):
         if "executed_fraction" in histories and "blockcopy/ms" in histories:
             executed = histories["executed_fraction"].avg(50)
             milliseconds = histories["blockcopy/ms"].avg(50)
-            self._bar.set_postfix_str(f"{executed:.0%} executed, {milliseconds:.0f} ms")
+            text = f"{executed:.0%} executed, {milliseconds:.0f} ms"
+            self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
     def after_train(self):
