@@ -13,55 +13,54 @@ import logging
 import pathlib
 
 import torch
-from detectron2 import model_zoo
 from detectron2.modeling import build_model
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from blockcopy_d2.config import add_blockcopy_config, enable_blockcopy
+import blockcopy_d2.modeling  # noqa: F401  registers the model
+from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse
+
+from .arguments import add_config_arguments, errors_end_the_program, fraction, positive
+from .defaults import load_config
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def argument_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m blockcopy_d2.engine.tune_kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_config_arguments(parser, default="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     parser.add_argument(
-        "--config-file",
-        default="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
-        help="a Detectron2 config: a file, or a name in its model zoo (default %(default)s)",
-    )
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"),
-        help="of the frames, in pixels (default 1024 2048)",
+        "--size", type=positive, nargs=2, default=(1024, 2048), metavar=("H", "W"),
+        help="of the frames, in pixels (1024 2048)",
     )  # fmt: skip
-    parser.add_argument("--block-size", type=int, default=128)
-    parser.add_argument("--dtype", choices=_DTYPES, default="fp16")
     parser.add_argument(
-        "--shares", type=float, nargs="+", default=(0.01, 0.3, 1.0),
-        help="of the blocks, to measure at (default 0.01 0.3 1.0)",
+        "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="fp16", help="(%(default)s)")
+    parser.add_argument(
+        "--shares", type=fraction, nargs="+", default=(0.01, 0.3, 1.0),
+        help="of the blocks, to measure at (0.01 0.3 1.0)",
     )  # fmt: skip
     parser.add_argument("--only", default="", help="measure layers whose key contains this text")
-    parser.add_argument("--workers", type=int, help="processes that compile (default: all cores)")
+    parser.add_argument("--workers", type=positive, help="processes that compile (all cores)")
     parser.add_argument("--output", type=pathlib.Path, help="write the table here instead")
     return parser
 
 
 @torch.no_grad()
-def launches(config_file, size, block_size, dtype, device="cuda"):
+def launches(config_file, size, block_size, dtype, *, opts=(), device="cuda"):
     """
     Returns:
         list: every launch of convolutions of a config's block-sparse modules, on the current GPU.
     """
-    path = pathlib.Path(config_file)
-    file = str(path) if path.exists() else model_zoo.get_config_file(config_file)
-    cfg = model_zoo.model_zoo.get_cfg()
-    add_blockcopy_config(cfg)
-    cfg.merge_from_file(file)
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
-    cfg.MODEL.BLOCKCOPY.ENABLED, cfg.MODEL.BLOCKCOPY.BACKEND = True, "triton"
-    enable_blockcopy(cfg)
-    model = build_model(cfg).to(dtype)
+    own = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device]
+    own += ["MODEL.BLOCKCOPY.ENABLED", True, "MODEL.BLOCKCOPY.BACKEND", "triton"]
+    own += ["MODEL.BLOCKCOPY.BLOCK_SIZE", block_size]
+    model = build_model(load_config(config_path(config_file), [*opts, *own])).to(dtype)
     state = StreamState()
     grid = BlockGrid.full(block_size=block_size, image_size=size, device=device)
     image = torch.randn(1, 3, *size, device=device, dtype=dtype)
@@ -83,15 +82,19 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from blockcopy_d2.sparse.triton_ops import search
 
+    if not torch.cuda.is_available():
+        raise SystemExit("error: kernels are measured on an NVIDIA GPU, and there is none.")
     dtype = _DTYPES[args.dtype]
-    found = launches(args.config_file, tuple(args.size), args.block_size, dtype)
+    with errors_end_the_program():
+        found = launches(args.config_file, tuple(args.size), args.block_size, dtype, opts=args.opts)
     name, number = torch.cuda.get_device_name(), 0
-    for entries in search.search(found, args.shares, only=args.only, workers=args.workers):
-        # Layer by layer: what is measured stays, whatever happens to the rest.
-        path = search.save(entries, name, args.output)
-        number += len(entries)
+    with logging_redirect_tqdm():
+        for entries in search.search(found, args.shares, only=args.only, workers=args.workers):
+            # Layer by layer: what is measured stays, whatever happens to the rest.
+            path = search.save(entries, name, args.output)
+            number += len(entries)
     if not number:
-        raise SystemExit(f"--only {args.only!r}: no layer's key contains it.")
+        raise SystemExit(f"error: --only {args.only!r}: no layer's key contains it.")
     print(f"{number} entries in {path}")
 
 

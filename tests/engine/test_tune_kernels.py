@@ -15,7 +15,7 @@ def test_launches_of_a_zoo_config(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(triton_execution.Bound, "run", lambda self, grid, tensors: None)
     args = argument_parser().parse_args([])
-    found = launches(args.config_file, (128, 256), 128, torch.float32, device="cpu")
+    found = launches(args.config_file, (128, 256), 128, torch.float32, opts=args.opts, device="cpu")
     assert {type(launch) for launch in found} == {ConvolutionLaunch, BoxConvolutionLaunch}
     kernels = {launch.shape.kernel for launch in found}
     assert kernels == {(7, 7), (3, 3), (1, 1)}

@@ -12,6 +12,7 @@ import statistics
 
 import torch
 import triton
+from tqdm import tqdm
 
 from .bottleneck import BottleneckConfig, BottleneckLaunch
 from .box_conv import BoxConfig, BoxConvolutionLaunch, takes_boxes
@@ -78,9 +79,8 @@ def search(launches, shares, *, only="", device=None, workers=None):
             job = (trial.kernel.__name__, *trial.signature())
             jobs[str(job)] = job
             needs[layer, config] = str(job)
-    logger.info("Compiling %d kernels.", len(jobs))
     compiled = dict(zip(jobs, _compile(list(jobs.values()), workers)))
-    for layer in layers.values():
+    for layer in tqdm(layers.values(), desc="measuring", unit="layer"):
         lists = [_random_blocks(layer.tiling, share, device) for share in shares]
         times = {
             config: _times(layer.launch(config), lists)
@@ -251,7 +251,8 @@ def _compile(jobs, workers):
     context = multiprocessing.get_context("spawn")
     workers = workers or min(os.cpu_count(), 32)
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(_compile_one, jobs, chunksize=4))
+        compiled = pool.map(_compile_one, jobs, chunksize=4)
+        return list(tqdm(compiled, total=len(jobs), desc="compiling", unit="kernel"))
 
 
 def _compile_one(job):
