@@ -10,7 +10,7 @@ from blockcopy_d2 import (
     check_blockcopy_config,
     enable_blockcopy,
 )
-from blockcopy_d2.engine import load_config
+from blockcopy_d2.engine import default_argument_parser, load_config
 from blockcopy_d2.resources import config_path, shipped_configs
 
 ON = ["MODEL.BLOCKCOPY.ENABLED", "True"]
@@ -103,6 +103,25 @@ def test_an_unknown_key_is_named_with_its_neighbours(tmp_path):
 def test_an_override_without_value_is_refused():
     with pytest.raises(ValueError, match="pairs of KEY and VALUE"):
         load_config(opts=["MODEL.BLOCKCOPY.TARGET"])
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is a LazyConfig"):
+        load_config(config_path("COCO-Detection/fcos_R_50_FPN_1x.py"))
+    for content in ("only a text", "a: [1", "- a\n- list"):
+        file = tmp_path / "config.yaml"
+        file.write_text(content)
+        with pytest.raises(ValueError, match="config.yaml is not a yaml config"):
+            load_config(str(file))
+
+
+def test_overrides_may_follow_a_flag():
+    parser = default_argument_parser()
+    pairs = ["MODEL.DEVICE", "cpu", "VERSION", "2"]
+    for flag in ([], ["--opts"]):
+        args = parser.parse_args(["--eval-only", "--config-file", "a.yaml", *flag, *pairs])
+        assert args.opts == pairs and args.eval_only
+    assert parser.parse_args([]).opts == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

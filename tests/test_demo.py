@@ -2,7 +2,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -13,7 +12,7 @@ from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter
 from tests.engine.test_acceleration import NARROW
-from tests.small_model import CONFIG, small_model_opts
+from tests.small_model import CONFIG, small_model_opts, write_lazy_config
 
 
 @pytest.fixture(scope="module")
@@ -160,22 +159,8 @@ def run_zoo(folder, monkeypatch):
 
 
 def test_a_lazy_config_runs_beside_its_dense_model(tmp_path, clip, monkeypatch, capsys):
-    name = "COCO-Detection/retinanet_R_50_FPN_1x.py"
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from detectron2.model_zoo import get_config\n"
-        "from tests.engine.test_acceleration import narrow_lazy_model\n"
-        f"_zoo = get_config({name!r})\n"
-        f"model, train, dataloader = narrow_lazy_model({name!r}), _zoo.train, _zoo.dataloader\n"
-    )
-    model = instantiate(LazyConfig.load(str(config)).model)
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    opts = [
-        f"train.init_checkpoint={tmp_path / 'model.pth'}",
-        "dataloader.test.mapper.augmentations.0.short_edge_length=96",
-        "blockcopy.block_size=32",
-        "blockcopy.policy=AllBlocks",
-    ]
+    config, opts = write_lazy_config(tmp_path)
+    opts.append("blockcopy.policy=AllBlocks")
     arguments = ["--config-file", config, "--video-input", clip, "--max-frames", 3]
     arguments += ["--confidence-threshold", 0.01, "--compare-dense", "--opts", *opts]
     monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
@@ -216,6 +201,24 @@ def test_bad_input_is_named(run, clip, args, opts, message):
     args = [clip if arg == "CLIP" else arg for arg in args]
     with pytest.raises(SystemExit, match=message):
         run(*args, opts=opts)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.WEIGHTS", "x.pth"], "have the form KEY=VALUE"),
+        (["blockcopy.tagret=1"], "Unknown config key blockcopy.tagret; expected target"),
+        (["blockcopy.target=2"], "MODEL.BLOCKCOPY.TARGET is 2.0; it must be within"),
+        (["model.no_such=1"], "cannot be built: .* unexpected keyword argument 'no_such'"),
+        (["train.init_checkpoint="], "MODEL.WEIGHTS is empty"),
+    ],
+)
+def test_bad_overrides_of_a_lazy_config_are_named(tmp_path, clip, monkeypatch, opts, message):
+    config, own = write_lazy_config(tmp_path)
+    arguments = ["--config-file", config, "--video-input", str(clip), "--opts", *own, *opts]
+    monkeypatch.setattr("sys.argv", ["demo.py", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        demo.main()
 
 
 @pytest.mark.parametrize(

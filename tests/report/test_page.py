@@ -15,7 +15,7 @@ from blockcopy_d2.report import record_video, render_page
 from blockcopy_d2.report.__main__ import get_parser, main
 from blockcopy_d2.report.clip import ComparisonClip, heat_map
 from blockcopy_d2.sparse import BlockGrid
-from tests.small_model import CONFIG, small_model_opts
+from tests.small_model import CONFIG, small_model_opts, write_lazy_config
 
 SECTIONS = ("summary", "clip", "time", "heat", "sweep", "macs", "environment")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -167,12 +167,28 @@ def test_command_line(report_folder, monkeypatch, tmp_path, capsys):
     assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
 
 
+def test_a_lazy_config_has_a_report(report_folder, monkeypatch, tmp_path):
+    config, opts = write_lazy_config(tmp_path)
+    output = tmp_path / "page.html"
+    arguments = ["--config-file", config, "--video-input", str(report_folder / "clip.mp4")]
+    arguments += ["--output", str(output), "--max-frames", "2", "--targets", "0.7"]
+    arguments += ["--confidence-threshold", "0.01", "--target", "0.4", "--opts", *opts]
+    monkeypatch.setattr("sys.argv", ["report", *arguments])
+    main()
+    page = Page(output.read_text())
+    assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
+    cells = {row[0].split()[0]: row for row in page.rows}
+    assert "0.7" in cells and "lazy_model.pth" in cells["config"][1]
+    assert cells["policy"][1].startswith("LearnedPolicy, blocks of 32 pixels")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"--video-input": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
         ({"--video-input": __file__}, "cannot be read as a video"),
         ({"--output": "nowhere/report.html"}, "There is no folder"),
+        ({"--output": "/"}, "/ is a folder; expected the name of a page"),
         ({"--config-file": "maskrcnn_blockcop.yaml"}, "Did you mean maskrcnn_blockcopy.yaml"),
     ],
 )
