@@ -1,6 +1,11 @@
-"""The step of a policy's learner as CUDA graphs."""
+"""
+The step of a policy's learner as CUDA graphs.
+
+Shape shorthand: GH x GW blocks.
+"""
 
 import torch
+from torch.func import functional_call
 
 from blockcopy_d2.policy import Decision
 
@@ -23,20 +28,22 @@ class RecordedLearning:
             pool (tuple or None): of the stream's graphs; None on a device without any.
         """
         self._learner, self._policy, self._pool = learner, policy, pool
-        self._optimizer_state = learner.optimizer.state
+        self._settings = _settings(learner)
         self._functions = {}
-        self._gain = self._names = self._values = None
+        self._gain = None
+        # By whether the frame updates the weights: each recording has its own place for it.
+        self._told = {}
 
     def teaches(self, learner, policy):
         """
         Returns:
-            bool: whether this is for them. Not if the learner's state was loaded since: it is then
-            in other memory.
+            bool: whether this is for them. Not if a setting of the learner changed since, other
+            than its target.
         """
         return (
             self._learner is learner
             and self._policy is policy
-            and self._optimizer_state is learner.optimizer.state
+            and self._settings == _settings(learner)
         )
 
     def __call__(self, model, memory, timer):
@@ -65,18 +72,43 @@ class RecordedLearning:
                 recorded(function)
         # A replay counts on the device only.
         learner.frames = frames + 1
-        return dict(zip(self._names, self._values.clone(), strict=True))
+        names, values = self._told[updates]
+        return dict(zip(names, values.clone(), strict=True))
 
     def _find_gain(self, model, memory):
         gain = model.task.block_gain(memory.seen, memory.last_seen, memory.active.shape[1:])
         self._gain = gain[None].masked_fill(memory.broken | memory.cut, torch.nan)
 
     def _observe(self, memory, updates):
-        logits = memory.logits
+        logits, leaves = memory.logits, None
         if updates:
-            with torch.enable_grad():
-                logits = self._policy.network(memory.observation())
+            logits, leaves = _logits_to_learn_from(self._policy.network, memory.observation())
         decision = Decision(active=memory.drawn, logits=logits)
-        metrics = self._learner.observe(decision, self._gain, executed=memory.active)
-        self._names = list(metrics)
-        self._values = torch.stack([value.float() for value in metrics.values()])
+        metrics = self._learner.observe(decision, self._gain, executed=memory.active, leaves=leaves)
+        values = torch.stack([value.float() for value in metrics.values()])
+        self._told[updates] = list(metrics), values
+
+
+def _settings(learner):
+    """What a recording of the learner's step holds for good."""
+    group = learner.optimizer.param_groups[0]
+    return (
+        learner.cost_weight,
+        learner.cost_momentum,
+        learner.cost_form,
+        *(group[name] for name in ("lr", "alpha", "eps", "weight_decay")),
+    )
+
+
+def _logits_to_learn_from(network, observation):
+    """
+    Logits in an autograd graph with ends of its own. Those of the parameters belong to the stream
+    they were first used on, for as long as any graph with them is alive, such as that of a decision
+    that was kept; a recording must not depend on another stream.
+
+    Returns:
+        tuple[Tensor, list[Tensor]]: float (1, GH, GW), and what stands for the parameters.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in network.named_parameters()}
+    with torch.enable_grad():
+        return functional_call(network, leaves, (observation,)), list(leaves.values())

@@ -68,8 +68,12 @@ class LearnedPolicy(Policy):
             Decision: all blocks of a stream whose logits are not finite.
         """
         logits = self.network(observation)
+        odds = logits.detach()
+        if logits.is_cuda and logits.requires_grad:
+            # Drawn like any other frame, in half precision, whether or not gradients are wanted.
+            odds = self.network.without_gradients(observation)
         uniform = self._uniform.draw(logits.shape, logits.device)
-        return Decision(active=draw(logits.detach(), uniform), logits=logits)
+        return Decision(active=draw(odds, uniform), logits=logits)
 
 
 def draw(logits, uniform):

@@ -96,15 +96,24 @@ class PolicyNetwork(nn.Module):
         Returns:
             Tensor: float (N, GH, GW), logits of execution.
         """
-        is_cuda = observation.frame.is_cuda
-        if is_cuda and not torch.is_grad_enabled() and has_triton() and not self._is_watched():
+        half = observation.frame.is_cuda and not torch.is_grad_enabled()
+        if half and has_triton() and not self._is_watched():
             return self._fused_network()(observation)
         stacked = self._stack(observation)
         # Gradients of a reward are too small for half precision. Without any, a GPU spends its
         # time on moving these few channels, and half precision halves that.
-        half = stacked.is_cuda and not torch.is_grad_enabled()
         with torch.autocast(stacked.device.type, torch.float16, enabled=half):
             return self.head(self.backbone(stacked))[:, 0].float()
+
+    @torch.no_grad()
+    def without_gradients(self, observation):
+        """
+        What :meth:`forward` gives where no gradient is wanted, wherever it is called. Where it
+        runs as Triton kernels, hooks of the layers do not notice.
+        """
+        if observation.frame.is_cuda and has_triton():
+            return self._fused_network()(observation)
+        return self(observation)
 
     def _fused_network(self):
         from .fused import FusedNetwork

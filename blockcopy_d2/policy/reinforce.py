@@ -4,6 +4,8 @@ Online learning of the policy by REINFORCE (section 3.5 of the paper).
 Shape shorthand: N streams, GH x GW blocks.
 """
 
+import copy
+
 import torch
 import torch.distributed as dist
 from detectron2.config import configurable
@@ -138,7 +140,7 @@ class OnlineLearner:
         """
         return (self.frames + 1) % self.update_every == 0
 
-    def observe(self, decision, gain, *, executed=None):
+    def observe(self, decision, gain, *, executed=None, leaves=None):
         """
         Learn from one frame.
 
@@ -148,6 +150,8 @@ class OnlineLearner:
                 it is not finite are left out.
             executed (Tensor or None): bool (N, GH, GW), the blocks that count as cost, where they
                 are not those of the decision alone.
+            leaves (sequence[Tensor] or None): the ends of the decision's autograd graph, where
+                they are not the policy's parameters themselves but have their values and order.
 
         Returns:
             dict[str, Tensor]: scalars on the device: "reward", "gain" and "entropy" (nats), means
@@ -178,7 +182,8 @@ class OnlineLearner:
             losses = losses.mean(1) if self.cost_form == "code" else losses.sum(1)
             loss = losses.sum() / num_streams.clamp_min(1)
         if updates:
-            self._update(torch.autograd.grad(loss, self._parameters), loss, num_streams)
+            leaves = self._parameters if leaves is None else leaves
+            self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
         logits = decision.logits.detach()
         entropy = F.binary_cross_entropy_with_logits(logits, logits.sigmoid())
         usable_streams = usable.sum().clamp_min(1)
@@ -223,7 +228,8 @@ class OnlineLearner:
         Args:
             state_dict (dict): of :meth:`state_dict`.
         """
-        optimizer = dict(state_dict["optimizer"])
+        # Tensors that were its own are written below, before they are read.
+        optimizer = copy.deepcopy(state_dict["optimizer"])
         optimizer["param_groups"] = [
             {**group, "capturable": self._capturable} for group in optimizer["param_groups"]
         ]
