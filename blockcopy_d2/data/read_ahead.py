@@ -17,11 +17,19 @@ def open_frames(source):
 
     Returns:
         iterable[ndarray]:
+
+    Raises:
+        TypeError: something else. For errors of a source see :class:`VideoFrames`.
     """
     if isinstance(source, int):
         source = f"/dev/video{source}"
     if isinstance(source, (str, os.PathLike)):
         return VideoFrames(source)
+    if not hasattr(source, "__iter__"):
+        raise TypeError(
+            f"A video is a path, an address, the number of a camera, or an iterable of frames; not"
+            f" {type(source).__name__}."
+        )
     return source
 
 
@@ -63,8 +71,9 @@ _ITEM, _ERROR, _END = object(), object(), object()
 
 
 def _read(items, waiting, stopped):
-    iterator = iter(items)
+    iterator = None
     try:
+        iterator = iter(items)
         for item in iterator:
             if not _put((_ITEM, item), waiting, stopped):
                 return

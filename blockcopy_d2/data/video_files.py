@@ -9,6 +9,8 @@ from detectron2.data.detection_utils import read_image
 
 from .clips import FrameReadError
 
+# Of an address, after which a server that is silent is given up.
+_OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -114,8 +116,13 @@ class _VideoFile:
         import av
 
         kind = "v4l2" if self._source.startswith("/dev/video") else None
+        timeout = (_OPEN_SECONDS, _READ_SECONDS) if "://" in self._source else None
         try:
-            container = av.open(self._source, format=kind)
+            container = av.open(self._source, format=kind, timeout=timeout)
+        except av.error.ExitError as error:
+            raise ValueError(
+                f"{self._source} does not answer within {_OPEN_SECONDS:g} seconds."
+            ) from error
         except av.FFmpegError as error:
             raise ValueError(f"{self._source} cannot be read as a video: {error}") from error
         if not container.streams.video:
@@ -141,6 +148,9 @@ class _VideoFile:
                     for frame in frames:
                         yield _upright(frame)
                         index += 1
+        except av.error.ExitError as error:
+            reason = f"nothing came for {_READ_SECONDS:g} seconds"
+            raise FrameReadError(self._source, self.name, index, reason) from error
         except av.FFmpegError as error:
             raise FrameReadError(self._source, self.name, index, str(error)) from error
         self._warn_if_incomplete(index, broken_at)

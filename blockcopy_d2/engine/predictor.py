@@ -68,7 +68,15 @@ class FrameMapper:
 
         Returns:
             dict: "image" (uint8 tensor), and "height" and "width" of ``image``.
+
+        Raises:
+            ValueError: another shape or type of numbers.
         """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"A frame is {image.dtype} of shape {image.shape}; expected uint8 of shape"
+                " (height, width, 3), in BGR."
+            )
         height, width = image.shape[:2]
         augmented = T.AugInput(image[:, :, ::-1] if self.image_format == "RGB" else image)
         self.augmentations(augmented)

@@ -96,6 +96,11 @@ def test_an_error_is_not_lost_behind_a_full_queue():
             time.sleep(0.02)
 
 
+def test_what_cannot_be_iterated_is_an_error_and_no_wait():
+    with pytest.raises(TypeError, match="not iterable"):
+        next(read_ahead(None))
+
+
 def test_sources(tmp_path):
     for index in range(2):
         Image.new("RGB", (32, 16), (index, 0, 0)).save(tmp_path / f"{index}.png")
@@ -106,3 +111,5 @@ def test_sources(tmp_path):
     assert open_frames(arrays) is arrays
     with pytest.raises(FileNotFoundError, match="/dev/video63 does not exist"):
         open_frames(63)
+    with pytest.raises(TypeError, match="A video is a path, .*; not NoneType"):
+        open_frames(None)

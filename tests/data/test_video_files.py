@@ -1,4 +1,8 @@
+import functools
+import http.server
 import logging
+import socket
+import threading
 
 import numpy as np
 import pytest
@@ -69,6 +73,39 @@ def test_a_turned_video_comes_out_upright(tmp_path):
     assert frame.shape == (WIDTH, HEIGHT, 3)
     # Turned counterclockwise by 90 degrees, the top left corner is at the bottom left.
     assert frame[-4, 4, 2] > 200 and frame[4, 4, 2] < 60
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a server of the files in tmp_path."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_address(tmp_path, address):
+    write_video(tmp_path / "clip.mkv")
+    video = VideoFrames(f"{address}/clip.mkv")
+    assert video.name == "clip" and len(list(video)) == FRAMES
+    with pytest.raises(ValueError, match="none.mkv cannot be read as a video: .*404"):
+        VideoFrames(f"{address}/none.mkv")
+
+
+def test_a_server_that_is_silent_is_given_up(monkeypatch):
+    monkeypatch.setattr("blockcopy_d2.data.video_files._OPEN_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/clip.mp4"
+        with pytest.raises(ValueError, match="clip.mp4 does not answer within 0.3 seconds"):
+            VideoFrames(address)
 
 
 def test_a_folder_in_natural_order(tmp_path):

@@ -140,6 +140,23 @@ def test_sources_are_paths_and_iterables(folder, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+def test_a_change_of_size_runs_all_blocks(folder):
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
+    sizes = [(96, 160), (96, 160), (64, 160), (64, 160)]
+    images = [next(frames(1, size)) for size in sizes]
+    results = [result for _, result in predictor.stream(images)]
+    assert [result.executed for result in results] == [1, 0, 1, 0]
+    assert [result["instances"].image_size for result in results] == sizes
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((96, 160), np.uint8), np.zeros((3, 96, 160), np.uint8), np.zeros((9, 9, 3))]
+)
+def test_what_is_no_frame_is_named(folder, image):
+    with pytest.raises(ValueError, match=r"expected uint8 of shape \(height, width, 3\), in BGR"):
+        build(folder)(image)
+
+
 def test_leaving_a_stream_early_stops_its_thread(folder):
     stream = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks").stream(frames(1000))
     next(stream)
