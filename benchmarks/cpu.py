@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import build_clip_loader
+from blockcopy_d2.engine.arguments import add_config_arguments
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.runs import build_video_model
@@ -35,7 +36,7 @@ _RESULTS = pathlib.Path(__file__).parent / "results"
 def main():
     args = _parser().parse_args()
     options = ["MODEL.DEVICE", "cpu", "INPUT.CLIP.NUM_CLIPS", args.clips]
-    cfg = load_config(config_path(args.config_file), options)
+    cfg = load_config(config_path(args.config_file), [*args.opts, *options])
     if not cpu_has_bf16():
         raise SystemExit(
             "This benchmark needs a CPU with AMX or AVX512-BF16, and this one has none."
@@ -159,7 +160,7 @@ def _parser():
         prog="python -m benchmarks.cpu", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--config-file", default="maskrcnn_blockcopy.yaml", metavar="FILE")
+    add_config_arguments(parser)
     parser.add_argument("--name", default="maskrcnn_R18_FPN", help="in the name of the results")
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips to run")
     return parser

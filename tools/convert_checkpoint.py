@@ -9,7 +9,6 @@ tensors; no code in them is run.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -18,12 +17,12 @@ from detectron2.modeling import build_model
 import blockcopy_d2.modeling  # noqa: F401  registers the networks
 from blockcopy_d2.checkpoint_conversion import (
     MAPPINGS,
-    ConversionError,
     convert_state_dict,
     load_public_state_dict,
 )
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
+from blockcopy_d2.engine.arguments import errors_end_the_program
 from blockcopy_d2.resources import config_path
 
 
@@ -75,8 +74,6 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = argument_parser().parse_args()
-    try:
+    with errors_end_the_program():
         count = main(arguments)
-    except ConversionError as error:
-        sys.exit(f"{arguments.input}: {error}")
     print(f"{arguments.output}: {count} tensors")

@@ -128,10 +128,13 @@ def load_public_state_dict(path):
         dict[str, Tensor]: on the CPU.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ConversionError: if the file holds anything but tensors and plain values, or no state dict.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
     except Exception as error:
         raise ConversionError(
             f"{path} cannot be read as plain tensors ({error}). If it holds other Python objects"

@@ -25,6 +25,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
+from tabulate import tabulate
 
 import blockcopy_d2
 from blockcopy_d2.data import VideoFrames
@@ -38,7 +39,7 @@ from blockcopy_d2.engine.arguments import (
 )
 
 from .clip import ComparisonClip
-from .page import render_page
+from .page import mac_table, render_page
 from .recording import record_video
 
 
@@ -117,9 +118,12 @@ def main():
         page, recording = _report(args, cfg, video)
         with open(args.output, "w", encoding="utf-8") as f:
             f.write(page)
+    headers = ("stage", "dense GMACs", "executed GMACs")
     logging.getLogger("blockcopy_d2.report").info(
+        "Multiply-accumulates per frame:\n%s\n"
         "%s: %.2fx as fast as dense over %d frames, %.1f%% of the blocks executed, %.1f %s against"
         " dense. Wrote %s (%.1f MB).",
+        tabulate(mac_table(recording), headers=headers, tablefmt="pipe", floatfmt=".2f"),
         video.name,
         recording.speed_up,
         recording.frames,

@@ -13,7 +13,7 @@ from .clip import HEAT_COLORS, heat_map, to_jpeg
 from .recording import mean
 from .sweep import break_even, recommend, sweep_points
 
-__all__ = ["render_page"]
+__all__ = ["mac_table", "render_page"]
 
 
 def render_page(recording, *, title, environment, clip=None, poster=None, clip_frames=0, margin=5):
@@ -49,7 +49,7 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
         is_within=is_within,
         margin=margin,
         break_even=break_even(recording),
-        macs=_mac_table(recording),
+        macs=mac_table(recording),
         environment=environment,
         clip=clip and _data_uri(clip, "video/mp4"),
         poster=None if poster is None else _data_uri(to_jpeg(poster), "image/jpeg"),
@@ -97,8 +97,11 @@ def _heat_range(share):
     return f"{100 * share.min():.0f}", f"{100 * share.max():.0f}"
 
 
-def _mac_table(recording):
+def mac_table(recording):
     """
+    Args:
+        recording (Recording):
+
     Returns:
         list[tuple[str, float, float]]: stage, dense and executed GMACs per frame, the sum last.
     """
@@ -122,7 +125,7 @@ def _data(recording, points, recommended):
         "scores": run.scores,
         "recommended": None if recommended is None else recommended.target,
         "sweep": [vars(point) for point in points],
-        "gmacs": {name: {"dense": d, "executed": e} for name, d, e in _mac_table(recording)},
+        "gmacs": {name: {"dense": d, "executed": e} for name, d, e in mac_table(recording)},
         "by_frame": {
             "dense_seconds": recording.dense_seconds,
             "seconds": run.seconds,

@@ -7,6 +7,7 @@ all alike, and nothing but numbers is kept of a frame.
 Shape shorthand: GH, GW: rows and columns of the block grid.
 """
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -148,8 +149,12 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
     """
     recorder = _Recorder(predictor, targets, score_threshold)
     known = [n for n in (video.num_frames, max_frames) if n]
-    images = itertools.islice(read_ahead(video), max_frames)
-    with tqdm(images, total=min(known, default=None), unit="frame", desc="recording") as progress:
+    # The limit is the thread's, too: it must not wait for frames that nobody wants.
+    images = contextlib.closing(read_ahead(itertools.islice(video, max_frames)))
+    with (
+        images as decoded,
+        tqdm(decoded, total=min(known, default=None), unit="frame", desc="recording") as progress,
+    ):
         try:
             for image in progress:
                 shown = recorder.step(image)

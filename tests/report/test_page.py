@@ -154,7 +154,7 @@ def test_a_clip_stops_growing(tmp_path, monkeypatch):
     assert clip.frames == 1
 
 
-def test_command_line(report_folder, monkeypatch, tmp_path, capsys):
+def test_command_line(report_folder, monkeypatch, tmp_path):
     output = tmp_path / "page.html"
     arguments = ["--config-file", CONFIG, "--video-input", str(report_folder / "clip.mp4")]
     arguments += ["--output", str(output), "--max-frames", "2", "--targets", "--target", "0.4"]
@@ -164,6 +164,7 @@ def test_command_line(report_folder, monkeypatch, tmp_path, capsys):
     main()
     page = Page(output.read_text())
     assert "clip" in page.text and "--max-frames 2" in page.text
+    assert re.search(r"\| backbone +\| +\d+\.\d\d \| +\d+\.\d\d \|", caplog.text)
     assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
 
 
