@@ -164,7 +164,6 @@ def test_command_line(report_folder, monkeypatch, tmp_path):
     main()
     page = Page(output.read_text())
     assert "clip" in page.text and "--max-frames 2" in page.text
-    assert re.search(r"\| backbone +\| +\d+\.\d\d \| +\d+\.\d\d \|", caplog.text)
     assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
 
 
