@@ -10,8 +10,8 @@ from blockcopy_d2 import (
     check_blockcopy_config,
     enable_blockcopy,
 )
-from blockcopy_d2.engine import default_argument_parser, load_config
-from blockcopy_d2.resources import config_path, shipped_configs
+from blockcopy_d2.engine import default_argument_parser, load_config, setup
+from blockcopy_d2.resources import config_path, trained_weights, shipped_configs
 
 ON = ["MODEL.BLOCKCOPY.ENABLED", "True"]
 
@@ -122,6 +122,19 @@ def test_overrides_may_follow_a_flag():
         args = parser.parse_args(["--eval-only", "--config-file", "a.yaml", *flag, *pairs])
         assert args.opts == pairs and args.eval_only
     assert parser.parse_args([]).opts == []
+
+
+def test_an_evaluation_takes_the_trained_weights_of_the_zoo(tmp_path):
+    name = "Cityscapes/mask_rcnn_R_50_FPN.yaml"
+    pairs = ["OUTPUT_DIR", str(tmp_path), "SEED", "1"]
+
+    def weights(*arguments):
+        arguments = ["--config-file", name, *arguments]
+        return setup(default_argument_parser().parse_args(arguments)).MODEL.WEIGHTS
+
+    assert weights("--eval-only", *pairs) == trained_weights(name)
+    assert weights("--eval-only", *pairs, "MODEL.WEIGHTS", "mine.pth") == "mine.pth"
+    assert weights(*pairs) == load_config(config_path(name)).MODEL.WEIGHTS != trained_weights(name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
