@@ -11,7 +11,7 @@ from blockcopy_d2 import (
     enable_blockcopy,
 )
 from blockcopy_d2.engine import default_argument_parser, load_config, setup
-from blockcopy_d2.resources import config_path, trained_weights, shipped_configs
+from blockcopy_d2.resources import config_path, shipped_configs, trained_weights
 
 ON = ["MODEL.BLOCKCOPY.ENABLED", "True"]
 
