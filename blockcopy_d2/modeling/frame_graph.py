@@ -30,10 +30,10 @@ _MAX_RECORDINGS = 4
 class FrameGraph:
     """
     Runs the frames of one stream of a :class:`BlockCopyVideoModel` around a Faster or Mask R-CNN,
-    with the same results as operator by operator. Policy, sampling, the block-sparse network,
-    proposal selection, RoI heads and what is remembered are CUDA graphs, one per stage, replayed
-    whatever blocks are active; so are the information gain and the learner's step. The host waits
-    only where it reads a result.
+    with the same results as operator by operator. Preprocessing, policy, sampling, the block-sparse
+    network, proposal selection and RoI heads are one CUDA graph, replayed whatever blocks are
+    active; what is remembered, the information gain and the learner's step are one each, behind
+    what a result is read from. The host waits only where it reads a result.
 
     It belongs to a stream, on whose features its graphs work in place. The first frame of a size
     allocates memory and records; after it nothing is allocated but what results keep. On a device
@@ -131,20 +131,14 @@ class FrameGraph:
             self._place(stream, grid, is_first)
             if self._settled:
                 self._record(model, stream, recording)
-        on = (model, stream, self.memory)
-        with timer.stage("preprocess"):
-            recording.run("preprocess", *on)
-        if grid is None:
-            with timer.stage("policy"):
-                if recording.asks:
-                    recording.run("policy", *on)
+        on = (model, stream, self.memory, timer)
+        if grid is None and not recording.asks:
+            # Not asked on a first frame, which takes no time.
+            timer.add("policy", timer.now())
+        recording.run("detect", *on)
         with timer.stage("inference"):
-            with timer.stage("network"):
-                recording.run("network", *on)
-            recording.run("heads", *on)
             readout = Readout(recording.detections, self._side)
-        with timer.stage("observe"):
-            recording.run("observe", *on)
+        recording.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(stream)
         self.memory.bind(stream)

@@ -1,6 +1,5 @@
 """
-The stages of a frame as functions of tensors that stay where they are, each recorded as a CUDA
-graph.
+The stages of a frame as functions of tensors that stay where they are, recorded as CUDA graphs.
 
 Shape shorthand: h x w policy resolution.
 """
@@ -25,8 +24,11 @@ from .recorded_function import RecordedFunction
 
 __all__ = ["FrameRecording"]
 
-# Of a frame, in their order; each is a method.
-_STAGES = ("preprocess", "policy", "network", "heads", "observe")
+# What is a graph each, in stages, each of them a method. Detections are read from behind the first
+# graph, while the second one runs.
+_PARTS = {"detect": ("preprocess", "policy", "network", "heads"), "observe": ("observe",)}
+# What a StageTimer counts the time of a stage to, where that is not its own name alone.
+_COUNTS_TO = {"network": ("network", "inference"), "heads": ("inference",)}
 # Calls before a frame is recorded, in which libraries choose, compile and allocate.
 _WARM_CALLS = 2
 
@@ -62,22 +64,42 @@ class FrameRecording:
         self.programs, self.macs = [], {}
         self._second_stage = second_stage
         self._images = self._cut = self._observation = self._features = self._rpn = None
-        self._functions = {}
+        self._functions, self._clocks = {}, {}
 
-    def run(self, stage, model, stream, memory):
+    def run(self, part, model, stream, memory, timer):
         """
         Args:
-            stage (str): "preprocess", "policy" (if it is asked), "network", "heads" or "observe",
-                one after the other.
+            part (str): "detect" or "observe", one after the other.
             model (BlockCopyVideoModel):
             stream (VideoStream): to bring up to date.
             memory (StreamMemory or None): bound to the stream; None on its first frame.
+            timer (StageTimer): of the frame.
         """
-        function = functools.partial(getattr(self, f"_{stage}"), model, stream, memory)
-        if stage in self._functions:
-            self._functions[stage](function)
+        on = (model, stream, memory)
+        if part in self._functions:
+            self._functions[part](functools.partial(self._run_on_the_clock, part, *on))
+            marks = self._clocks[part].marks()
         else:
-            function()
+            marks = [timer.now()]
+            for stage in self._stages(part):
+                self._run_stage(stage, *on)
+                marks.append(timer.now())
+        for stage, start, end in zip(self._stages(part), marks, marks[1:]):
+            for name in _COUNTS_TO.get(stage, (stage,)):
+                timer.add(name, start, end)
+
+    def _stages(self, part):
+        return [stage for stage in _PARTS[part] if stage != "policy" or self.asks]
+
+    def _run_stage(self, stage, *on):
+        getattr(self, f"_{stage}")(*on)
+
+    def _run_on_the_clock(self, part, *on):
+        clock = self._clocks[part]
+        clock.mark(0)
+        for index, stage in enumerate(self._stages(part), start=1):
+            self._run_stage(stage, *on)
+            clock.mark(index)
 
     def record(self, model, stream, memory, pool):
         """
@@ -90,28 +112,29 @@ class FrameRecording:
         """
         if self._functions or not self.image.is_cuda:
             return
+        from .device_clock import DeviceClock
+
+        device = self.image.device
         # The policy is all that draws.
-        generators = policy_of(model, stream).generators(self.image.device)
+        generators = policy_of(model, stream).generators(device) if self.asks else []
         history = memory.history()
         before = [x.clone() for x in history], [x.get_state() for x in generators]
-        stages = {
-            name: functools.partial(getattr(self, f"_{name}"), model, stream, memory)
-            for name in _STAGES
-            if name != "policy" or self.asks
-        }
-        functions = {
-            name: RecordedFunction(generators=generators if name == "policy" else (), pool=pool)
-            for name in stages
-        }
+        functions, parts = {}, {}
+        for name in _PARTS:
+            self._clocks[name] = DeviceClock(len(self._stages(name)) + 1, device)
+            functions[name] = RecordedFunction(
+                generators=generators if name == "detect" else (), pool=pool
+            )
+            parts[name] = functools.partial(self._run_on_the_clock, name, model, stream, memory)
         for _ in range(_WARM_CALLS):
-            for name, stage in stages.items():
-                functions[name](stage)
+            for name, part in parts.items():
+                functions[name](part)
             for tensor, value in zip(history, before[0], strict=True):
                 tensor.copy_(value)
             for generator, state in zip(generators, before[1], strict=True):
                 generator.set_state(state)
-        for name, stage in stages.items():
-            functions[name].record(stage)
+        for name, part in parts.items():
+            functions[name].record(part)
         self._functions = functions
         memory.bind(stream)
 

@@ -8,7 +8,7 @@ import torch
 
 class StageTimer:
     """
-    Times named stages of one frame. On CUDA a stage is two events in the stream, so timing never
+    Times named stages of one frame. On CUDA a stage is two marks in the stream, so timing never
     makes the host wait; only :meth:`seconds` does. A stage entered several times adds up.
     """
 
@@ -36,9 +36,9 @@ class StageTimer:
         event.record()
         return event
 
-    def add(self, name, start):
-        """Count the time from ``start`` until now to stage ``name``."""
-        self._intervals.append((name, start, self.now()))
+    def add(self, name, start, end=None):
+        """Count the time from mark ``start`` until ``end``, or now, to stage ``name``."""
+        self._intervals.append((name, start, self.now() if end is None else end))
 
     def seconds(self):
         """

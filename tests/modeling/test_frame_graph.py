@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import StreamPool, VideoStream, frame_graph, learn, recorded_learning
+from blockcopy_d2.modeling.recorded_function import RecordedFunction
 from blockcopy_d2.policy import (
     FrameDifference,
     NoBlocks,
@@ -440,6 +441,32 @@ def test_streams_interleaved_are_as_one_after_the_other(folder, built, device):
             assert torch.equal(instances.pred_masks, others.pred_masks)
 
 
+def test_the_stages_of_a_graph_are_timed_by_its_clock(folder, built, device):
+    if device == "cuda":
+        pytest.skip("has a clock of its own")
+    eager, graph = sides(folder, built, device)
+    *images, image = clip(device, 3)
+    for other in images:
+        both(eager, graph, other)
+
+    class Clock(list):
+        def mark(self, index):
+            assert index == len(self)
+            self.append(10.0 * index**2)
+
+        def marks(self):
+            return self
+
+    recording = graph.stream.graph._latest
+    recording._clocks = {part: Clock() for part in ("detect", "observe")}
+    recording._functions = {part: RecordedFunction() for part in recording._clocks}
+    _, (result, _) = both(eager, graph, image)
+    seconds = result.seconds
+    # Where frames are put and read from counts, too.
+    expected = {"preprocess": 10, "policy": 30, "network": 50, "heads": 70, "observe": 10}
+    assert {name: seconds[name] for name in expected} == pytest.approx(expected, abs=5)
+
+
 def test_a_result_outlives_its_frame(folder, built, device):
     _, graph = sides(folder, built, device)
     images = list(clip(device, 4))
@@ -560,11 +587,33 @@ def test_graphs_are_replayed(folder, built):
     images = list(clip("cuda", 13))
     graph.frame(images[0])
     (recording,) = (x for x in graph.stream.graph._recordings.values() if x.asks)
-    assert set(recording._functions) == {"preprocess", "policy", "network", "heads", "observe"}
+    assert set(recording._functions) == {"detect", "observe"}
     for image in images[1:]:
         graph.frame(image)
     lessons = graph.stream.graph._learning._functions
     assert len(lessons) == 3 and all(x._graph is not None for x in lessons.values())
+
+
+@needs_cuda
+def test_the_time_of_stages_is_that_of_the_frame(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    images = list(clip("cuda", 8))
+    for image in images:
+        graph.frame(image)
+    results, spans = [], []
+    for image in images:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        results.append(graph.frame(image)[0])
+        events[1].record()
+        spans.append(events)
+    torch.cuda.synchronize()
+    for number, (result, (start, end)) in enumerate(zip(results, spans)):
+        seconds, whole = result.seconds, start.elapsed_time(end) / 1000
+        # The clock ticks once a microsecond on some GPUs.
+        assert all(x > -2e-6 for x in seconds.values()), (number, seconds)
+        assert seconds["network"] > 2e-5 and seconds["heads"] > 2e-5, (number, seconds)
+        assert sum(seconds.values()) < whole + 2e-5, (number, seconds, whole)
 
 
 @needs_cuda

@@ -22,7 +22,7 @@ def test_compiles(capability, dtypes):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert set(done.stdout.split()) == {
-        "align_levels_kernel", "decode_kernel", "decode_proposals_kernel", "fill_kernel",
-        "keep_kernel", "overlap_kernel", "paint_kernel", "paste_kernel", "rank_kernel",
-        "roi_align_kernel", "score_kernel", "taps_kernel",
+        "align_levels_kernel", "clock_kernel", "decode_kernel", "decode_proposals_kernel",
+        "fill_kernel", "keep_kernel", "overlap_kernel", "paint_kernel", "paste_kernel",
+        "rank_kernel", "roi_align_kernel", "score_kernel", "taps_kernel",
     }  # fmt: skip
