@@ -26,8 +26,8 @@ from blockcopy_d2.data.streetclips.writer import write_split
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import learn
-from blockcopy_d2.modeling.frame_steps import normalize
-from blockcopy_d2.modeling.recorded_learning import RecordedLearning
+from blockcopy_d2.modeling.frames.recorded_learning import RecordedLearning
+from blockcopy_d2.modeling.frames.steps import normalize
 from blockcopy_d2.modeling.static_heads import FrameSizes, StaticRCNN
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from blockcopy_d2.resources import config_path

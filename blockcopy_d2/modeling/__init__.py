@@ -1,6 +1,6 @@
 from .backbone import BlockCopyBackbone
 from .csp import CSP
-from .frame_graph import FrameGraph
+from .frames import FrameGraph
 from .heads import BlockCopyDenseHead, convert_model
 from .learning import learn
 from .meta_arch import BlockCopyVideoModel

@@ -20,9 +20,8 @@ from blockcopy_d2.config import base_config
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse.grid import check_stride
 
-from .eager_frame import run_frame
-from .frame_graph import FrameGraph
-from .frame_steps import fill_slots, fit_to_size
+from .frames import FrameGraph, run_frame
+from .frames.steps import fill_slots, fit_to_size
 from .heads import convert_model
 from .learning import learn
 from .precision import inference_autocast

@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from blockcopy_d2.modeling.device_clock import DeviceClock
+from blockcopy_d2.modeling.frames.device_clock import DeviceClock
 from blockcopy_d2.modeling.static_heads.box_inference import (
     candidate_scores_triton,
     fill_slots_triton,

@@ -12,14 +12,14 @@ from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, num_blocks
 from blockcopy_d2.sparse.module import SparseFrame, execution
 from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 
-from .frame_recording import FrameRecording
-from .frame_steps import all_blocks, policy_of
+from ..result import RecordedFrameResult
+from ..static_heads import FrameSizes, StaticRCNN, supports
+from ..timing import StageTimer
+from .memory import StreamMemory
 from .readout import Readout
 from .recorded_learning import RecordedLearning
-from .result import RecordedFrameResult
-from .static_heads import FrameSizes, StaticRCNN, supports
-from .stream_memory import StreamMemory
-from .timing import StageTimer
+from .recording import FrameRecording
+from .steps import all_blocks, policy_of
 
 __all__ = ["FrameGraph"]
 

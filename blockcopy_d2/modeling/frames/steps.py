@@ -21,8 +21,8 @@ from detectron2.utils.logger import log_first_n
 from blockcopy_d2.policy import Observation, resize_to_policy
 from blockcopy_d2.sparse import BlockGrid, num_blocks
 
-from .refresh import due_for_refresh
-from .scene_cut import scene_cuts
+from ..refresh import due_for_refresh
+from ..scene_cut import scene_cuts
 
 __all__ = [
     "all_blocks",

@@ -9,7 +9,10 @@ import torch
 from blockcopy_d2.policy import Decision
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse
 
-from .frame_steps import (
+from ..precision import inference_autocast
+from ..result import FrameResult
+from ..timing import StageTimer, timed_modules
+from .steps import (
     all_blocks,
     at_policy_resolution,
     choose_blocks,
@@ -17,9 +20,6 @@ from .frame_steps import (
     normalize,
     remember,
 )
-from .precision import inference_autocast
-from .result import FrameResult
-from .timing import StageTimer, timed_modules
 
 __all__ = ["run_frame"]
 

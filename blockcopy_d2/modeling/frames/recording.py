@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 
-from .frame_steps import (
+from ..precision import inference_autocast
+from .recorded_function import RecordedFunction
+from .steps import (
     at_policy_resolution,
     choose_blocks,
     find_cuts,
@@ -19,8 +21,6 @@ from .frame_steps import (
     policy_of,
     remember,
 )
-from .precision import inference_autocast
-from .recorded_function import RecordedFunction
 
 __all__ = ["FrameRecording"]
 

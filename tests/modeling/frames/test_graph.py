@@ -12,8 +12,10 @@ import torch
 from detectron2.modeling import build_model
 
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling import StreamPool, VideoStream, frame_graph, learn, recorded_learning
-from blockcopy_d2.modeling.recorded_function import RecordedFunction
+from blockcopy_d2.modeling import StreamPool, VideoStream, learn
+from blockcopy_d2.modeling.frames import graph as frame_graph
+from blockcopy_d2.modeling.frames import recorded_learning
+from blockcopy_d2.modeling.frames.recorded_function import RecordedFunction
 from blockcopy_d2.policy import (
     FrameDifference,
     NoBlocks,
