@@ -16,12 +16,12 @@ import triton.language as tl
 
 from blockcopy_d2.sparse.triton_ops.geometry import begin
 
-from .layer import CHANNELS
+from .packing import CHANNELS, packing, padded_channels
 
 __all__ = ["Inputs"]
 
 # Columns of the table of weights, see _pack().
-_FIELDS = 10
+_FIELDS = 13
 
 
 @triton.jit
@@ -58,25 +58,36 @@ def _pack(
     weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals, part, parts, weight,
     FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copies weights of one convolution to (O, 9, C)."""
+    """Spreads weights of one convolution to (O, PACK, 3, row): those of the i-th pixel of a pack
+    start i strides after the start of its window."""
     if part + weight == 0:
         for first in range(0, num_arrivals, BLOCK):
             place = first + tl.arange(0, BLOCK)
             tl.store(arrivals_ptr + place, 0, mask=place < num_arrivals)
     fields = table_ptr + weight * FIELDS
     source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
-    size, taps = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
+    rows, kernel = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
     channels, padded = tl.load(fields + 4).to(tl.int32), tl.load(fields + 5).to(tl.int32)
-    stride_o, stride_c = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
-    stride_y, stride_x = tl.load(fields + 8).to(tl.int32), tl.load(fields + 9).to(tl.int32)
-    for first in range(part * BLOCK, size, parts * BLOCK):
-        index = first + tl.arange(0, BLOCK)
-        c, row = index % padded, index // padded
-        tap, o = row % taps, row // taps
-        place = o * stride_o + c * stride_c + tap // 3 * stride_y + tap % 3 * stride_x
-        value = tl.load(source + place, mask=(index < size) & (c < channels), other=0.0)
-        place = (o * 9 + tap) * padded + c
-        tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=index < size)
+    pack, stride = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
+    length = tl.load(fields + 8).to(tl.int32)
+    stride_o, stride_c = tl.load(fields + 9).to(tl.int32), tl.load(fields + 10).to(tl.int32)
+    stride_y, stride_x = tl.load(fields + 11).to(tl.int32), tl.load(fields + 12).to(tl.int32)
+    border = (3 - kernel) // 2  # a 1x1 convolution is the tap in the centre
+    WIDTH: tl.constexpr = 128
+    HEIGHT: tl.constexpr = BLOCK // WIDTH
+    for first in range(part * HEIGHT, rows, parts * HEIGHT):
+        row = (first + tl.arange(0, HEIGHT))[:, None]
+        y, column = row % 3 - border, row // 3
+        o, shift = column // pack, column % pack * stride + border
+        for start in range(0, length, WIDTH):
+            e = (start + tl.arange(0, WIDTH))[None, :]
+            x, c = e // padded - shift, e % padded
+            inside = (row < rows) & (e < length)
+            exists = inside & (c < channels) & (y >= 0) & (y < kernel) & (x >= 0) & (x < kernel)
+            place = o * stride_o + c * stride_c + y * stride_y + x * stride_x
+            value = tl.load(source + place, mask=exists, other=0.0)
+            place = row * length + e
+            tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -130,10 +141,11 @@ class Inputs:
             device (Device): what is known of the GPU.
 
         Returns:
-            tuple[Tensor, dict[Conv2d, Tensor], Tensor]: the input (N, h, w, C) as
+            tuple[Tensor, dict[Conv2d, tuple[Packing, Tensor]], Tensor]: the input (N, h, w, C) as
             :meth:`PolicyNetwork._stack`, channels last, with zeros up to a multiple of CHANNELS;
-            the weights as they are now, (O, 9, C); and int32 zeros, a row for each layer. The last
-            two as :class:`LayerLauncher` takes them.
+            of every 3x3 convolution how its product is packed, and the weights as they are now,
+            (O, pixels, 3, row), followed by those of the shortcut beside it; and int32 zeros, a row
+            for each layer.
         """
         weights = [p for p in self._network.parameters() if p.dim() == 4]
         addresses = [weight.data_ptr() for weight in weights]
@@ -160,14 +172,16 @@ class Inputs:
             FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, num_warps=4,
             **device.launch_options,
         )  # fmt: skip
-        return stacked, {conv: packed[place:] for conv, place in self._places.items()}, arrivals
+        places = self._places.items()
+        return stacked, {conv: (how, packed[start:]) for conv, (how, start) in places}, arrivals
 
 
 def _weight_table(network):
     """
     Returns:
-        tuple[Tensor, int, dict[Conv2d, int]]: int64 (weights, _FIELDS) as _pack() reads it,
-        the size of what it writes, and where in there the weights of a 3x3 convolution start.
+        tuple[Tensor, int, dict[Conv2d, tuple[Packing, int]]]: int64 (weights, _FIELDS) as _pack()
+        reads it, the size of what it writes, and of a 3x3 convolution how its product is packed and
+        where in there its weights start.
     """
     table, places, size = [], {}, 0
     first = network.head[-1].weight
@@ -175,21 +189,18 @@ def _weight_table(network):
     for block in network.backbone[1:]:
         pairs += [(block.conv1, block.shortcut), (block.conv2, None)]
     for conv, shortcut in pairs:
-        places[conv] = size
+        packed = packing(conv)
+        places[conv] = packed, size
         for layer in (conv, shortcut):
             if layer is None:
                 continue
             weight = layer.weight
-            num_out, channels, *kernel = weight.shape
-            taps, padded = kernel[0] * kernel[1], padded_channels(channels)
-            # A 1x1 convolution is the tap in the centre.
-            target = size + (4 * padded if taps == 1 else 0)
+            num_out, channels, kernel, _ = weight.shape
             source = (weight.data_ptr() - first.data_ptr()) // weight.element_size()
-            stride = weight.stride()
-            table.append([source, target, num_out * taps * padded, taps, channels, padded, *stride])
-            size += num_out * 9 * padded
+            rows = num_out * packed.pixels * 3
+            table.append([
+                source, size, rows, kernel, channels, packed.channels, packed.pixels,
+                packed.stride, packed.row, *weight.stride(),
+            ])  # fmt: skip
+            size += rows * packed.row
     return torch.tensor(table, dtype=torch.int64, device=first.device), size, places
-
-
-def padded_channels(channels):
-    return -(-channels // CHANNELS) * CHANNELS

@@ -1,0 +1,65 @@
+"""
+How a convolution becomes a matrix product.
+
+With few channels, tensor cores have little to do for what they read. So several neighbouring output
+pixels share what they read: each of the three rows of the kernel is a window of input pixels,
+contiguous in memory, that is reduced over for all of them, by weights that are zero where one of
+them does not read.
+"""
+
+import dataclasses
+
+__all__ = ["CHANNELS", "Packing", "packing", "padded_channels"]
+
+# Channels of a map are padded to a multiple, for tensor cores.
+CHANNELS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """
+    Attributes:
+        pixels (int): neighbouring output pixels that share a window.
+        stride (int): of the convolution.
+        channels (int): of the map that it reads.
+        step (int): values that are reduced at a time, a power of two.
+    """
+
+    pixels: int
+    stride: int
+    channels: int
+    step: int
+
+    @property
+    def window(self):
+        """int: input pixels of a window."""
+        return self.stride * (self.pixels - 1) + 3
+
+    @property
+    def row(self):
+        """int: values of a window, and what fills its last step up."""
+        return -(-self.window * self.channels // self.step) * self.step
+
+
+def packing(conv):
+    """
+    Args:
+        conv (Conv2d): 3x3.
+
+    Returns:
+        Packing: that its launch takes.
+    """
+    channels, stride = padded_channels(conv.in_channels), conv.stride[0]
+    packed = Packing(_pixels(channels, stride), stride, channels, 128)
+    whole = packed.window * channels == packed.row
+    return packed if whole else dataclasses.replace(packed, step=64)
+
+
+def _pixels(channels, stride):
+    """Two pixels of few channels fill tensor cores. They read two thirds of what they would one by
+    one, unless their stride keeps them apart; more of them save little more, and multiply zeros."""
+    return 2 if stride == 1 and channels <= 32 else 1
+
+
+def padded_channels(channels):
+    return -(-channels // CHANNELS) * CHANNELS
