@@ -3,11 +3,12 @@
 # make lint       ruff
 #
 # Variables: PYTHON (interpreter that makes .venv), VENV, CLIPS (validation clips to draw),
-# DETECTRON2_DATASETS (data folder).
+# DETECTRON2_DATASETS (data folder), JOBS (test processes, of one thread each).
 
 PYTHON ?= python3
 VENV ?= .venv
 CLIPS ?= 8
+JOBS ?= 2
 DETECTRON2_DATASETS ?= datasets
 BIN := $(VENV)/bin
 
@@ -31,7 +32,7 @@ demo: data
 	@$(BIN)/python train_net.py --config-file configs/maskrcnn_blockcopy.yaml --eval-only
 
 test: environment
-	@$(BIN)/python -m pytest tests -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: environment
 	@$(BIN)/python -m pytest tests
