@@ -40,5 +40,5 @@ setup(
         "torch>=2.6",
         "tqdm",
     ],
-    extras_require={"test": ["hypothesis", "pytest", "ruff"]},
+    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff"]},
 )
