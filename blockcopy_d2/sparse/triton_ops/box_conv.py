@@ -48,13 +48,13 @@ def box_convolution_kernel(
     FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
     SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy; of one level only
-    PROGRAMS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
     Programs take the tiles of all levels in strides of the launch grid, level after level.
     """
-    prefetch(weight_ptr, weight_bytes, PREFETCH)
+    prefetch(weight_ptr, weight_bytes, PDL)
     begin(PDL)
     count = tl.load(count_ptr)
     LEVELS: tl.constexpr = len(SIDES)
@@ -272,7 +272,7 @@ class BoxConvolutionLaunch:
             BN=config.bn, BK=config.bk, FLATTEN=config.flatten and splits == 1, SPLIT=splits > 1,
             PROGRAMS=split_programs(config, device.num_sms),
             num_warps=config.num_warps, num_stages=config.num_stages,
-            **device.launch_options, **device.prefetch,
+            **device.launch_options,
         )  # fmt: skip
 
     def __call__(self, blocks):

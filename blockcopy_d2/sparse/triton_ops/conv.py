@@ -47,7 +47,7 @@ def convolution_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     SWAP: tl.constexpr,  # weights are the first factor of the product
     SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy
-    PROGRAMS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
@@ -62,7 +62,7 @@ def convolution_kernel(
     else:
         STEPS_PER_TAP: tl.constexpr = (UNIT_IN + BK - 1) // BK
         STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
-    prefetch(weight_ptr, weight_bytes, PREFETCH)
+    prefetch(weight_ptr, weight_bytes, PDL)
     begin(PDL)
     count = tl.load(count_ptr)
     if LEVELS > 1:
@@ -258,7 +258,6 @@ class ConvolutionLaunch:
             BM=config.bm, BN=config.bn, BK=config.bk, SWAP=config.swap,
             SPLIT=splits > 1, PROGRAMS=device.num_sms,
             num_warps=config.num_warps, num_stages=config.num_stages, **device.launch_options,
-            **device.prefetch,
         )  # fmt: skip
 
     def __call__(self, blocks):

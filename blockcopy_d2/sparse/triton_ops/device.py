@@ -43,11 +43,6 @@ class Device:
         """Keyword arguments of every launch."""
         return {"PDL": True, "launch_pdl": True} if self.pdl else {"PDL": False}
 
-    @property
-    def prefetch(self):
-        """Keyword argument of launches that read weights, see geometry.prefetch()."""
-        return {"PREFETCH": self.pdl}
-
     def programs(self, num_pixels, pixels_per_tile, per_sm=_PROGRAMS_PER_SM):
         """How many programs share the tiles of a launch; at least 1."""
         tiles = triton.cdiv(num_pixels, pixels_per_tile)
