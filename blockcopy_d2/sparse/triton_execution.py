@@ -7,6 +7,8 @@ CUDA graph: read the inputs from the same tensors and the blocks from a DeviceGr
 Shape shorthand: N streams, GH x GW blocks, C channels, H x W pixels of a map.
 """
 
+import dataclasses
+
 import torch
 
 from .capture import Ref
@@ -148,6 +150,10 @@ class Bound:
             launch = BINDERS[type(step.operators[0])](self, step)
             if launch is not None:
                 self.steps.append((self.factor(self.step_stride(step)), launch))
+        # From here on another launch has come after those that list the blocks.
+        kernels = [hasattr(launch, "kernel") for _, launch in self.steps]
+        first = kernels.index(True) + 1 if True in kernels else len(kernels)
+        self.first_settled = 0 if self.inputs else first
 
     def run(self, grid, tensors):
         lists = {factor: grid.block_list(factor) for factor in self.factors}
@@ -156,8 +162,11 @@ class Bound:
                 self.objects[index] = tensor
         for index, factor, copy in self.inputs:
             copy(tensors[index], lists[factor])
-        for factor, launch in self.steps:
+        for factor, launch in self.steps[: self.first_settled]:
             launch(lists[factor])
+        settled = {f: dataclasses.replace(blocks, settled=True) for f, blocks in lists.items()}
+        for factor, launch in self.steps[self.first_settled :]:
+            launch(settled[factor])
 
     # ---------------------------------------------------------------- geometry
 

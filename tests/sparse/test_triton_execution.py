@@ -102,3 +102,37 @@ def test_device_grid_follows_its_active_blocks():
         torch.testing.assert_close(found, oracle((image.clone(),), grid), rtol=1e-4, atol=2e-5)
         later = grid.snapshot()
         assert frame.macs == sum(program.macs(later)[0] for program in frame.programs)
+
+
+@torch.no_grad()
+def test_lists_are_read_early_only_behind_another_launch():
+    """What runs right after the list of blocks was made has to wait for it."""
+    first, second = (
+        BlockSparseModule(torch.nn.Sequential(*convs).eval().to(DEVICE), backend="triton")
+        for convs in (
+            (torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)),
+            (torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1)),
+        )
+    )
+    image, state = torch.randn(1, 3, 16, 16, device=DEVICE), StreamState()
+
+    def frame():
+        grid = BlockGrid.full(block_size=8, image_size=(16, 16), device=DEVICE)
+        with block_sparse(torch.nn.ModuleList([first, second]), grid, state):
+            second(first(image))
+
+    frame()
+    settled = []
+
+    def observed(launch):
+        def run(blocks):
+            settled.append(blocks.settled)
+            launch(blocks)
+
+        return run
+
+    for caches in state.all_caches():
+        caches.bound.steps = [(f, observed(launch)) for f, launch in caches.bound.steps]
+    frame()
+    # The image is copied first; the second module finds its input in the stream.
+    assert settled == [True, True, False, True]

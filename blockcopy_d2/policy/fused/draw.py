@@ -11,12 +11,18 @@ import torch
 import triton
 import triton.language as tl
 
+from blockcopy_d2.sparse.triton_ops.device import device_of
+from blockcopy_d2.sparse.triton_ops.geometry import begin
+
 __all__ = ["draw"]
 
 
 @triton.jit
-def draw_kernel(logits_ptr, uniform_ptr, active_ptr, num_blocks, BLOCK: tl.constexpr):
+def draw_kernel(
+    logits_ptr, uniform_ptr, active_ptr, num_blocks, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     """A program draws the blocks of a stream: all of them if any logit is not finite."""
+    begin(PDL)
     start = tl.program_id(0) * num_blocks
     block = tl.arange(0, BLOCK)
     unusable = tl.zeros((BLOCK,), tl.int32)
@@ -46,6 +52,6 @@ def draw(logits, uniform):
     active = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
     draw_kernel[(len(logits),)](
         logits.contiguous(), uniform, active.view(torch.uint8), logits[0].numel(), BLOCK=1024,
-        num_warps=4,
+        num_warps=4, **device_of(logits.device).launch_options,
     )  # fmt: skip
     return active

@@ -7,11 +7,9 @@ Shape shorthand in this module:
     GH, GW: rows and columns of the block grid
 """
 
-import functools
-
 import torch
 
-from blockcopy_d2.sparse.triton_ops.device import Device
+from blockcopy_d2.sparse.triton_ops.device import device_of
 
 from .inputs import Inputs
 from .layer import LayerLauncher, Map
@@ -44,7 +42,7 @@ class FusedNetwork:
         Returns:
             Tensor: float (N, GH, GW), logits of execution.
         """
-        device = self._device or _device_of(observation.frame.device)
+        device = self._device or device_of(observation.frame.device)
         stacked, weights, arrivals = self._inputs(observation, self._dtype, device)
         launch = LayerLauncher(device, self._dtype, weights, iter(arrivals))
         value = Map(stacked)
@@ -62,8 +60,3 @@ class FusedNetwork:
         for conv in self._network.head:
             value = launch(conv, value)
         return value.pixels[..., 0]
-
-
-@functools.cache
-def _device_of(device):
-    return Device(device)

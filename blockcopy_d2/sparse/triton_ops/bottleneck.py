@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import BlockList, begin, locate
+from .geometry import BlockList, begin_with_blocks, count_blocks, locate
 from .tf32 import round_tf32
 
 
@@ -29,15 +29,20 @@ def bottleneck_kernel(
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
     RESIDUAL: tl.constexpr, MIDDLE_RELU: tl.constexpr, RELU: tl.constexpr,
     NEXT_RELU: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SETTLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BM active pixels: middle = relu(conv(x)), out = relu(conv1x1(middle) + residual),
     next = relu(conv1x1(out)), out and next BN output channels at a time."""
     STEPS_PER_TAP: tl.constexpr = C_IN // BK
     STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
-    begin(PDL)
-    num_pixels = tl.load(count_ptr) * T * T
-    for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
+    count = count_blocks(count_ptr, SETTLED, PDL)
+    num_pixels = count * T * T
+    first_tile, tiles = tl.program_id(0), tl.cdiv(num_pixels, BM)
+    begin_with_blocks(
+        first_tile < tiles, blocks_ptr, first_tile * BM // (T * T), count, SETTLED, PDL
+    )
+    for tile in range(first_tile, tiles, tl.num_programs(0)):
         first = tile * BM
         stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
         valid = valid & (oy < OH) & (ox < OW)
@@ -218,13 +223,16 @@ class BottleneckLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        self.kernel[self.grid](*self._arguments(blocks), **self.constants)
+        self.kernel[self.grid](
+            *self._arguments(blocks), **self.constants, SETTLED=blocks.settled
+        )
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
         integer = torch.empty(0, dtype=torch.int32)
         arguments = self._arguments(BlockList(integer, integer))
-        return [x.dtype if isinstance(x, torch.Tensor) else x for x in arguments], self.constants
+        types = [x.dtype if isinstance(x, torch.Tensor) else x for x in arguments]
+        return types, {**self.constants, "SETTLED": True}
 
     def _arguments(self, blocks):
         return (*self.tensors, blocks.blocks, blocks.count, *self.sizes)

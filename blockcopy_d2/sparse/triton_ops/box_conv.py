@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin, prefetch
+from .geometry import BlockList, begin_with_blocks, count_blocks, prefetch
 from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5
@@ -48,16 +48,24 @@ def box_convolution_kernel(
     FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
     SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy; of one level only
-    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    PROGRAMS: tl.constexpr, SETTLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
     Programs take the tiles of all levels in strides of the launch grid, level after level.
     """
     prefetch(weight_ptr, weight_bytes, PDL)
-    begin(PDL)
-    count = tl.load(count_ptr)
+    count = count_blocks(count_ptr, SETTLED, PDL)
     LEVELS: tl.constexpr = len(SIDES)
+    N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
+    tiles = 0
+    for i in tl.static_range(LEVELS):
+        tiles += count * (_boxes_of_a_block(SIDES[i], BOXES[i][0], BOXES[i][1]) * N_TILES)
+    if SPLIT:
+        tiles *= number_of_splits(tiles, max_splits, PROGRAMS)
+    program = tl.program_id(0)
+    place = program // (_boxes_of_a_block(SIDES[0], BOXES[0][0], BOXES[0][1]) * N_TILES)
+    begin_with_blocks(program < tiles, blocks_ptr, place, count, SETTLED, PDL)
     # Tiles of the levels before: where a program's first tile of the next one is.
     start = 0
     for i in tl.static_range(LEVELS):
@@ -101,6 +109,11 @@ def box_convolution_kernel(
         )  # fmt: skip
 
 
+@triton.constexpr_function
+def _boxes_of_a_block(side, rows, columns):
+    return -(-side // rows) * -(-side // columns)
+
+
 @triton.jit
 def _level(
     x_desc, weight_desc, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count, start,
@@ -116,7 +129,7 @@ def _level(
 ):  # fmt: skip
     """This program's tiles of one level; returns `start` and the number of all of them."""
     ACROSS: tl.constexpr = (T + TW - 1) // TW
-    PER_BLOCK: tl.constexpr = (T + TH - 1) // TH * ACROSS
+    PER_BLOCK: tl.constexpr = _boxes_of_a_block(T, TH, TW)
     N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
     STEPS_PER_TAP: tl.constexpr = C_IN // BK
     STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
@@ -276,7 +289,9 @@ class BoxConvolutionLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        self.kernel[self.grid](*self._arguments(blocks), **self.constants)
+        self.kernel[self.grid](
+            *self._arguments(blocks), **self.constants, SETTLED=blocks.settled
+        )
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
@@ -287,7 +302,7 @@ class BoxConvolutionLaunch:
         ]
         others = self._arguments(BlockList(integer, integer))[len(descriptors) :]
         others = [x.dtype if isinstance(x, torch.Tensor) else x for x in others]
-        return [*descriptors, *others], self.constants
+        return [*descriptors, *others], {**self.constants, "SETTLED": True}
 
     def _programs(self, device, splits):
         tiles = 0

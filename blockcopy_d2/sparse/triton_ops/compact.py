@@ -7,15 +7,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import BlockList
+from .device import device_of
+from .geometry import BlockList, begin
 
 
 @triton.jit
 def compact_kernel(
     active_ptr, blocks_ptr, count_ptr, total, GH, GW, ROWS, COLUMNS,
-    F: tl.constexpr, CHUNK: tl.constexpr,
+    F: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: a running count over chunks of the (N, ROWS, COLUMNS) pooled blocks."""
+    begin(PDL)
     count = 0
     for first in range(0, total, CHUNK):
         block = first + tl.arange(0, CHUNK)
@@ -59,6 +61,7 @@ def compact(active, factor, out):
         active.view(torch.uint8), out.blocks, out.count, total, rows, columns,
         -(-rows // factor), -(-columns // factor), F=factor,
         CHUNK=min(max(triton.next_power_of_2(total), 32), 1024), num_warps=4,
+        **device_of(active.device).launch_options,
     )  # fmt: skip
 
 

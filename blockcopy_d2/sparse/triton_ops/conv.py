@@ -22,7 +22,7 @@ import triton.language as tl
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin, locate, prefetch
+from .geometry import BlockList, begin_with_blocks, count_blocks, locate, prefetch
 from .partial_sums import add_parts, number_of_splits
 
 
@@ -47,7 +47,7 @@ def convolution_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     SWAP: tl.constexpr,  # weights are the first factor of the product
     SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy
-    PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    PROGRAMS: tl.constexpr, SETTLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
@@ -63,8 +63,7 @@ def convolution_kernel(
         STEPS_PER_TAP: tl.constexpr = (UNIT_IN + BK - 1) // BK
         STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
     prefetch(weight_ptr, weight_bytes, PDL)
-    begin(PDL)
-    count = tl.load(count_ptr)
+    count = count_blocks(count_ptr, SETTLED, PDL)
     if LEVELS > 1:
         tiles = 0
         for i in tl.static_range(LEVELS):
@@ -75,8 +74,11 @@ def convolution_kernel(
     splits = 1
     if SPLIT:
         splits = number_of_splits(tiles, max_splits, PROGRAMS)
+    first_work = tl.program_id(0)
+    place = first_work % tl.maximum(tiles, 1) // N_TILES * BM // (T * T)
+    begin_with_blocks(first_work < tiles * splits, blocks_ptr, place, count, SETTLED, PDL)
 
-    for work in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
+    for work in range(first_work, tiles * splits, tl.num_programs(0)):
         tile = work % tiles
         split = work // tiles
         if LEVELS > 1:
@@ -261,7 +263,9 @@ class ConvolutionLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        self.kernel[self.grid](*self._arguments(blocks), **self.constants)
+        self.kernel[self.grid](
+            *self._arguments(blocks), **self.constants, SETTLED=blocks.settled
+        )
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
@@ -269,7 +273,7 @@ class ConvolutionLaunch:
         arguments = self._arguments(BlockList(integer, integer))
         return (
             [x.dtype if isinstance(x, torch.Tensor) else x for x in arguments],
-            self.constants,
+            {**self.constants, "SETTLED": True},
         )
 
     def _arguments(self, blocks):

@@ -1,5 +1,7 @@
 """What launches need to know of the GPU that they run on."""
 
+import functools
+
 import torch
 import triton
 
@@ -47,3 +49,9 @@ class Device:
         """How many programs share the tiles of a launch; at least 1."""
         tiles = triton.cdiv(num_pixels, pixels_per_tile)
         return max(min(tiles, per_sm * self.num_sms), 1)
+
+
+@functools.cache
+def device_of(device):
+    """The Device of a torch.device, looked up once."""
+    return Device(device)

@@ -19,10 +19,13 @@ class BlockList:
         blocks: int32 (N * GH * GW,), flat indices of the active blocks in (N, GH, GW), ascending;
             what follows the first `count` of them is undefined.
         count: int32 (1,).
+        settled: whether another launch separates whatever made the list from the next one. A kernel
+            may then read it before those in front have ended, see :func:`begin_with_blocks`.
     """
 
     blocks: torch.Tensor
     count: torch.Tensor
+    settled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +81,41 @@ def prefetch(ptr, num_bytes, PDL: tl.constexpr):
 
 @triton.jit
 def begin(PDL: tl.constexpr):
-    """First statement of every kernel: with programmatic dependent launch, waits for the results
-    of the kernels before, and lets the next one start up meanwhile."""
+    """First statement of a kernel: with programmatic dependent launch, waits for the results of the
+    kernels before, and lets the next one start up meanwhile.
+
+    So when a kernel starts up, the one before it has begun, and all before that one have ended.
+    """
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
+    """The number of active blocks, read before the kernel begins where the list is SETTLED.
+
+    First statement of a kernel, with :func:`begin_with_blocks` to follow.
+    """
+    if not SETTLED:
+        begin(PDL)
+    return tl.load(count_ptr)
+
+
+@triton.jit
+def begin_with_blocks(busy, blocks_ptr, place, count, SETTLED: tl.constexpr, PDL: tl.constexpr):
+    """begin() for programs that know their work: those that are not `busy` need not wait.
+
+    The first program always does, so that a kernel never ends before those in front. `place` of the
+    first block that this program works on is fetched meanwhile: a list is read through the L1
+    cache.
+    """
+    if SETTLED and PDL:
+        if busy | (tl.program_id(0) == 0):
+            address = blocks_ptr.to(tl.int64) + 4 * tl.minimum(place, tl.maximum(count, 1) - 1)
+            tl.inline_asm_elementwise(
+                "ld.global.ca.b32 $0, [$1];", "=r,l", [address], dtype=tl.int32, is_pure=False,
+                pack=1,
+            )  # fmt: skip
+            tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

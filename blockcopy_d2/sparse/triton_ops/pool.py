@@ -6,7 +6,7 @@ Shape shorthand: C channels, H x W pixels of a map, T x T pixels of a block, KH 
 import triton
 import triton.language as tl
 
-from .geometry import begin, locate
+from .geometry import begin_with_blocks, count_blocks, locate
 
 
 @triton.jit
@@ -15,13 +15,17 @@ def pool_kernel(
     T, GH, GW, H, W, OH, OW, C, x_row, out_row, pad_y, pad_x, scale,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr, MAX: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, SETTLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program computes BM pixels of BC channels; reads each input KH * KW / STRIDE^2 times, from
     cache but for the first."""
-    begin(PDL)
-    num_pixels = tl.load(count_ptr) * T * T
-    for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
+    count = count_blocks(count_ptr, SETTLED, PDL)
+    num_pixels = count * T * T
+    first_tile, tiles = tl.program_id(0), tl.cdiv(num_pixels, BM)
+    begin_with_blocks(
+        first_tile < tiles, blocks_ptr, first_tile * BM // (T * T), count, SETTLED, PDL
+    )
+    for tile in range(first_tile, tiles, tl.num_programs(0)):
         first = tile * BM
         stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
         valid = valid & (y < OH) & (x < OW)
@@ -84,5 +88,6 @@ class PoolLaunch:
 
     def __call__(self, blocks):
         pool_kernel[self.grid](
-            *self.maps, blocks.blocks, blocks.count, *self.sizes, **self.constants
-        )
+            *self.maps, blocks.blocks, blocks.count, *self.sizes, **self.constants,
+            SETTLED=blocks.settled,
+        )  # fmt: skip

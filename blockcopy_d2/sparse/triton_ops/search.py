@@ -278,7 +278,7 @@ def _random_blocks(tiling, share, device):
     active = active.view(-1, tiling.rows, tiling.columns).to(device)
     blocks = allocate_list(active, 1)
     compact(active, 1, blocks)
-    return blocks
+    return dataclasses.replace(blocks, settled=True)
 
 
 def _times(launch, lists):

@@ -22,6 +22,7 @@ from blockcopy_d2.sparse import (
     module,
     triton_execution,
 )
+from blockcopy_d2.sparse.triton_ops import compact
 from blockcopy_d2.sparse.triton_ops.device import Device
 
 # An asynchronous copy to shared memory, and how many bytes it takes.
@@ -73,11 +74,12 @@ def compiling(capability):
     class Target(Device):
         def __init__(self, device):
             super().__init__(device)
-            self.bulk_copies = capability >= 90
+            self.bulk_copies = self.pdl = capability >= 90
 
     with (
         mock.patch.object(JITFunction, "run", compile_launch),
         mock.patch.object(triton_execution, "Device", Target),
+        mock.patch.object(compact, "device_of", Target),
         mock.patch.object(
             module, "execution", lambda backend, tensor: triton_execution.TritonExecution
         ),
