@@ -126,7 +126,7 @@ class RecordedFrameResult(FrameResult):
         """
         Args:
             graph (FrameGraph): whose latest frame it is.
-            readout (Readout): of its detections.
+            readout (Readout): of its output.
             was_asked (bool): the policy.
             learning (bool): the decision is wanted in an autograd graph.
             policy (Policy): of the stream.
@@ -142,7 +142,7 @@ class RecordedFrameResult(FrameResult):
 
     @functools.cached_property
     def output(self):
-        return {"instances": self._readout.instances(self.timer)}
+        return self._readout.output(self.timer)
 
     @property
     def frame(self):

@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ROIAlign
 
 from blockcopy_d2.modeling.roi_align import ChannelsLastROIAlign, convert_roi_align
-from blockcopy_d2.modeling.static_heads import supports
+from blockcopy_d2.modeling.static_heads import StaticRCNN
 from tests.sparse.networks import build
 
 SIZE = (24, 40)  # of the map, at a stride of 4
@@ -72,7 +72,7 @@ def test_every_pooler_of_a_model_is_converted():
     assert list(fast.state_dict()) == names
     assert not any(type(module) is ROIAlign for module in fast.modules())
     assert sum(isinstance(module, ChannelsLastROIAlign) for module in fast.modules()) == 8
-    assert supports(model) and supports(fast)
+    assert StaticRCNN.supports(model) and StaticRCNN.supports(fast)
     old, new = model.roi_heads.box_pooler, fast.roi_heads.box_pooler
     assert [p.spatial_scale for p in new.level_poolers] == [
         p.spatial_scale for p in old.level_poolers

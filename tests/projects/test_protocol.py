@@ -90,7 +90,7 @@ def test_a_whole_run(run, read, tmp_path):
     dense, learned, random, difference, _, all_random, all_difference = results["rows"]
     assert dense["executed_fraction"] == 1 and dense["gain_share"] == 1
     assert set(dense["ms_per_stage"]) == {"network", "heads"}
-    assert "policy update" in learned["ms_per_stage"]
+    assert "policy_update" in learned["ms_per_stage"]
     # 13 of 32 blocks
     assert difference["executed_fraction"] == 13 / 32 and 0 < random["executed_fraction"] < 1
     assert difference["gmacs"] < dense["gmacs"] and 0 < difference["gain_share"] < 1

@@ -1,5 +1,5 @@
 """
-The frames of a stream as CUDA graphs: image in, detections and information gain out, the host only
+The frames of a stream as CUDA graphs: image in, output and information gain out, the host only
 launches.
 
 Shape shorthand: h x w policy resolution.
@@ -13,7 +13,7 @@ from blockcopy_d2.sparse.module import SparseFrame, execution
 from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 
 from ..result import RecordedFrameResult
-from ..static_heads import FrameSizes, StaticRCNN, supports
+from ..static_heads import FrameSizes, find_static_heads
 from ..timing import StageTimer
 from .memory import StreamMemory
 from .readout import Readout
@@ -29,11 +29,12 @@ _MAX_RECORDINGS = 4
 
 class FrameGraph:
     """
-    Runs the frames of one stream of a :class:`BlockCopyVideoModel` around a Faster or Mask R-CNN,
-    with the same results as operator by operator. Preprocessing, policy, sampling, the block-sparse
-    network, proposal selection and RoI heads are one CUDA graph, replayed whatever blocks are
-    active; what is remembered, the information gain and the learner's step are one each, behind
-    what a result is read from. The host waits only where it reads a result.
+    Runs the frames of one stream of a :class:`BlockCopyVideoModel` around a meta-architecture that
+    there are :class:`StaticHeads` for, with the same results as operator by operator.
+    Preprocessing, policy, sampling, the block-sparse network and what follows it (proposal
+    selection, RoI heads) are one CUDA graph, replayed whatever blocks are active; what is
+    remembered, the information gain and the learner's step are one each, behind what a result is
+    read from. The host waits only where it reads a result.
 
     It belongs to a stream, on whose features its graphs work in place. The first frame of a size
     allocates memory and records; after it nothing is allocated but what results keep. On a device
@@ -57,7 +58,7 @@ class FrameGraph:
 
     def _forget(self):
         self._recordings = {}
-        self._second_stage = self._learning = self._latest = self.memory = None
+        self._heads = self._learning = self._latest = self.memory = None
         self._pool = self._side = None
 
     @classmethod
@@ -135,9 +136,9 @@ class FrameGraph:
         if grid is None and not recording.asks:
             # Not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
-        recording.run("detect", *on)
+        recording.run("infer", *on)
         with timer.stage("inference"):
-            readout = Readout(recording.detections, self._side)
+            readout = Readout(self._heads.output_name, recording.result, self._side)
         recording.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(stream)
@@ -166,11 +167,11 @@ class FrameGraph:
                 grid_shape=num_blocks(model.block_size, stream.canvas_size),
                 pixels_per_block=model.task.pixels_per_block,
             )
-            if self._second_stage is None:
-                self._second_stage = StaticRCNN(model.base)
+            if self._heads is None:
+                self._heads = find_static_heads(model.base)(model.base)
                 self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
             place = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
-            recording = FrameRecording(place, sizes, self._second_stage, asks=asks)
+            recording = FrameRecording(place, sizes, self._heads, asks=asks)
             self._recordings[key] = recording
         return self._recordings[key]
 
@@ -190,7 +191,7 @@ class FrameGraph:
 
     def _prepare(self, model, inputs, stream, *, asks):
         """What the next frames need, while the first one is expected to be slow."""
-        if len(self._latest.programs) < len(_sparse_modules(model)):
+        if len(self._latest.programs) < len(self._heads.sparse_modules(model.base)):
             # One that the engine could not capture runs as it is, maybe with a host in the loop.
             self._capturable = False
         elif asks:
@@ -283,7 +284,7 @@ def _serves(model, streams):
         model.cuda_graph
         and streams.num_streams == 1
         and policy_of(model, streams).capturable
-        and supports(model.base)
+        and find_static_heads(model.base) is not None
         and _has_graphs(model)
     )
 
@@ -294,9 +295,5 @@ def _has_graphs(model):
     return like.is_cuda and all(
         isinstance(module, BlockSparseModule)
         and execution(module.backend, like) is not TorchExecution
-        for module in _sparse_modules(model)
+        for module in find_static_heads(model.base).sparse_modules(model.base)
     )
-
-
-def _sparse_modules(model):
-    return model.base.backbone, model.base.proposal_generator.rpn_head

@@ -83,14 +83,13 @@ class StreamMemory:
 
     @property
     def seen(self):
-        """DetectionMasks: of D slots, of the latest frame."""
-        # What such an object has computed of its masks holds for one frame.
-        return dataclasses.replace(self._seen)
+        """DetectionMasks of D slots or Tensor: what the task sees of the latest frame."""
+        return _anew(self._seen)
 
     @property
     def last_seen(self):
-        """DetectionMasks: of D slots, of the frame before."""
-        return dataclasses.replace(self._last_seen)
+        """DetectionMasks of D slots or Tensor: of the frame before."""
+        return _anew(self._last_seen)
 
     @property
     def active(self):
@@ -122,13 +121,22 @@ def _maps(observation):
 
 
 def _tensors(seen):
+    if isinstance(seen, torch.Tensor):
+        return [seen]
     return [x for x in (seen.masks, seen.scores, seen.classes, seen.boxes) if x is not None]
 
 
 def _clone(seen):
+    if isinstance(seen, torch.Tensor):
+        return seen.clone()
     boxes = None if seen.boxes is None else seen.boxes.clone()
     masks, scores, classes = (x.clone() for x in (seen.masks, seen.scores, seen.classes))
     return dataclasses.replace(seen, masks=masks, scores=scores, classes=classes, boxes=boxes)
+
+
+def _anew(seen):
+    """What DetectionMasks have computed of their masks holds for one frame."""
+    return seen if isinstance(seen, torch.Tensor) else dataclasses.replace(seen)
 
 
 def _copy(targets, sources):

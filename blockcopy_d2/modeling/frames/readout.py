@@ -1,50 +1,53 @@
-"""Reading the detections of a frame while the device goes on to what comes after them."""
-
-import dataclasses
+"""Reading the output of a frame while the device goes on to what comes after it."""
 
 import torch
+
+from ..static_heads import StaticDetections
 
 __all__ = ["Readout"]
 
 
 class Readout:
     """
-    Detections, to be made Instances of at any time. On CUDA that happens on a stream beside the
-    current one: neither the host nor the masks wait for what was launched after the detections,
-    such as the learner's step.
+    The output of a frame, to be read at any time. Detections are made Instances of when they are;
+    on CUDA that happens on a stream beside the current one: neither the host nor the masks wait for
+    what was launched after the detections, such as the learner's step.
     """
 
-    def __init__(self, detections, side):
+    def __init__(self, name, result, side):
         """
         Args:
-            detections (StaticDetections): of one image, just launched on the current stream. They
-                are copied, but for the policy masks.
+            name (str): of the result in Detectron2's output.
+            result (StaticDetections or Tensor): of one image, just launched on the current stream.
+                It is copied.
             side (torch.cuda.Stream or None): None on other devices.
         """
-        names = ("count", "boxes", "scores", "classes", "masks")
-        tensors = {name: getattr(detections, name) for name in names}
-        copies = {name: x.clone() for name, x in tensors.items() if x is not None}
-        self._detections = dataclasses.replace(detections, **copies)
+        self._name, self._result = name, result.clone()
         self._side = side
         self._ready = None if side is None else torch.cuda.current_stream().record_event()
 
-    def instances(self, timer):
+    def output(self, timer):
         """
-        Wait for the detections.
+        Wait for detections; other outputs are used on the current stream, which does.
 
         Args:
             timer (StageTimer): counts to the stage "inference".
 
         Returns:
-            Instances: Detectron2's, for use on the current stream.
+            dict: in Detectron2's format.
         """
+        if isinstance(self._result, StaticDetections):
+            return {self._name: self._instances(timer)}
+        return {self._name: self._result}
+
+    def _instances(self, timer):
         if self._side is None:
             with timer.stage("inference"):
-                return self._detections.to_instances()[0]
+                return self._result.to_instances()[0]
         current = torch.cuda.current_stream()
         self._side.wait_event(self._ready)
         with torch.cuda.stream(self._side), timer.stage("inference"):
-            (instances,) = self._detections.to_instances()
+            (instances,) = self._result.to_instances()
         current.wait_stream(self._side)
         for value in instances.get_fields().values():
             # Memory of the other stream, in use on this one.

@@ -24,9 +24,9 @@ from .steps import (
 
 __all__ = ["FrameRecording"]
 
-# What is a graph each, in stages, each of them a method. Detections are read from behind the first
+# What is a graph each, in stages, each of them a method. The output is read from behind the first
 # graph, while the second one runs.
-_PARTS = {"detect": ("preprocess", "policy", "network", "heads"), "observe": ("observe",)}
+_PARTS = {"infer": ("preprocess", "policy", "network", "heads"), "observe": ("observe",)}
 # What a StageTimer counts the time of a stage to, where that is not its own name alone.
 _COUNTS_TO = {"network": ("network", "inference"), "heads": ("inference",)}
 # Calls before a frame is recorded, in which libraries choose, compile and allocate.
@@ -46,30 +46,30 @@ class FrameRecording:
         decision (Decision or None): of the policy.
         grid (BlockGrid): to execute on a stream's first frame, which has no memory yet.
         programs (list[Program]): that ran.
-        detections (StaticDetections):
+        result (StaticDetections or Tensor): of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "policy"
             and "heads".
     """
 
-    def __init__(self, image, sizes, second_stage, *, asks):
+    def __init__(self, image, sizes, heads, *, asks):
         """
         Args:
             image (Tensor): (3, height, width), where frames are put.
             sizes (FrameSizes):
-            second_stage (StaticRCNN):
+            heads (StaticHeads): of the model.
             asks (bool):
         """
         self.image, self.sizes, self.asks = image, sizes, asks
-        self.frame = self.decision = self.grid = self.detections = None
+        self.frame = self.decision = self.grid = self.result = None
         self.programs, self.macs = [], {}
-        self._second_stage = second_stage
-        self._images = self._cut = self._observation = self._features = self._rpn = None
+        self._static_heads = heads
+        self._images = self._cut = self._observation = self._outputs = None
         self._functions, self._clocks = {}, {}
 
     def run(self, part, model, stream, memory, timer):
         """
         Args:
-            part (str): "detect" or "observe", one after the other.
+            part (str): "infer" or "observe", one after the other.
             model (BlockCopyVideoModel):
             stream (VideoStream): to bring up to date.
             memory (StreamMemory or None): bound to the stream; None on its first frame.
@@ -123,7 +123,7 @@ class FrameRecording:
         for name in _PARTS:
             self._clocks[name] = DeviceClock(len(self._stages(name)) + 1, device)
             functions[name] = RecordedFunction(
-                generators=generators if name == "detect" else (), pool=pool
+                generators=generators if name == "infer" else (), pool=pool
             )
             parts[name] = functools.partial(self._run_on_the_clock, name, model, stream, memory)
         for _ in range(_WARM_CALLS):
@@ -156,7 +156,7 @@ class FrameRecording:
             self._count_macs("policy", lambda: policy.network(self._observation))
 
     def _network(self, model, stream, memory):
-        base, rpn = model.base, model.base.proposal_generator
+        base = model.base
         if memory is not None and not self.asks:
             layout = {"block_size": model.block_size, "image_size": stream.canvas_size}
             self.grid = BlockGrid(memory.given, **layout)
@@ -165,17 +165,17 @@ class FrameRecording:
             inference_autocast(model.device, model.amp),
             block_sparse(base, self.grid, stream.features) as work,
         ):
-            self._features = base.backbone(self._images.tensor.to(dtype))
-            self._rpn = rpn.rpn_head([self._features[name] for name in rpn.in_features])
+            self._outputs = self._static_heads.network(self._images.tensor.to(dtype))
         self.programs = work.programs
 
     def _heads(self, model, stream, memory):
-        inputs = (self._features, *self._rpn, self.sizes)
-        self._count_macs("heads", lambda: self._second_stage(*inputs))
-        self.detections = self._second_stage(*inputs)
+        inputs = (*self._outputs, self.sizes)
+        self._count_macs("heads", lambda: self._static_heads(*inputs))
+        self.result = self._static_heads(*inputs)
 
     def _observe(self, model, stream, memory):
-        remember(model, stream, self.frame, [{"instances": self.detections}], self.grid)
+        output = {self._static_heads.output_name: self.result}
+        remember(model, stream, self.frame, [output], self.grid)
         if memory is not None:
             memory.store(
                 stream, cut=self._cut, observation=self._observation, decision=self.decision

@@ -1,12 +1,37 @@
 """
-Proposal selection, RoI heads and mask pasting of Faster and Mask R-CNN without a host in the loop.
+What meta-architectures do besides convolutions, without a host in the loop.
 
 Every shape is fixed: proposals, candidates and detections fill a fixed number of slots, and what
 Detectron2 drops by boolean indices is marked instead. On CUDA the steps that PyTorch lacks are
 Triton kernels, each beside a reference that runs elsewhere.
 """
 
+from .base import StaticHeads
+from .csp import StaticCSP
 from .detections import StaticDetections
-from .rcnn import FrameSizes, StaticRCNN, supports
+from .geometry import FrameSizes
+from .rcnn import StaticRCNN
+from .segmentor import StaticSegmentor
 
-__all__ = ["FrameSizes", "StaticDetections", "StaticRCNN", "supports"]
+__all__ = [
+    "FrameSizes",
+    "StaticCSP",
+    "StaticDetections",
+    "StaticHeads",
+    "StaticRCNN",
+    "StaticSegmentor",
+    "find_static_heads",
+]
+
+_KINDS = (StaticRCNN, StaticSegmentor, StaticCSP)
+
+
+def find_static_heads(model):
+    """
+    Args:
+        model (nn.Module): a meta-architecture.
+
+    Returns:
+        type[StaticHeads] or None: the class that does what it does, if there is one.
+    """
+    return next((kind for kind in _KINDS if kind.supports(model)), None)

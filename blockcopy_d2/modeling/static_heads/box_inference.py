@@ -19,7 +19,7 @@ from .boxes import store_boxes
 from .nms import nms
 from .ranking import best_values
 
-__all__ = ["candidate_scores", "select_detections"]
+__all__ = ["NO_SCORE", "candidate_scores", "fill_slots", "select_detections"]
 
 # The score of a pair that is no candidate.
 NO_SCORE = -1.0
@@ -160,12 +160,14 @@ def select_detections(
     box = pair if boxes.shape[2] == num_classes else pair // num_classes
     boxes = _select(boxes.flatten(1, 2), box)
     keep = nms(boxes, scores > NO_SCORE, nms_threshold, labels=classes)
-    fill = fill_slots_triton if boxes.is_cuda else fill_slots_reference
-    return fill(keep, boxes, scores, classes, output_scale, output_size, max_detections)
+    return fill_slots(keep, boxes, scores, classes, output_scale, output_size, max_detections)
 
 
-def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
+def fill_slots(keep, boxes, scores, classes, scale, size, num_slots):
     """
+    Moves the first D of the candidates that stay to the front, but for those that are empty in the
+    output.
+
     Args:
         keep (Tensor): bool (N, T), the candidates that suppression left.
         boxes, scores, classes (Tensor): float32 (N, T, 4), float32 (N, T) and int64 (N, T).
@@ -175,6 +177,12 @@ def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
     Returns:
         tuple: as :func:`select_detections`.
     """
+    fill = fill_slots_triton if boxes.is_cuda else fill_slots_reference
+    return fill(keep, boxes, scores, classes, scale, size, num_slots)
+
+
+def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
+    """As :func:`fill_slots`."""
     images, candidates = keep.shape
     slots, device = (images, num_slots), keep.device
     out_boxes = torch.empty(*slots, 4, dtype=torch.float32, device=device)
@@ -192,7 +200,7 @@ def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
 
 
 def fill_slots_reference(keep, boxes, scores, classes, scale, size, num_slots):
-    """As :func:`fill_slots_triton`, in plain PyTorch."""
+    """As :func:`fill_slots`, in plain PyTorch."""
     scaled = boxes.clone()
     for axis in (0, 1):
         scaled[..., axis::2].mul_(scale[axis]).clamp_(0, size[1 - axis])

@@ -10,7 +10,7 @@ Shape shorthand in this module:
     n: detections of an image
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -50,6 +50,15 @@ class StaticDetections:
     policy_masks: Tensor
     output_size: tuple[int, int]
     pixels_per_block: int
+
+    def clone(self):
+        """
+        Returns:
+            StaticDetections: with all in memory of its own but for the policy masks.
+        """
+        names = ("count", "boxes", "scores", "classes", "masks")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: x.clone() for name, x in tensors.items() if x is not None})
 
     def to_instances(self):
         """

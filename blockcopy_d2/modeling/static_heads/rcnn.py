@@ -27,54 +27,18 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from torch import Tensor
-from torch.nn import functional as F
 
-from blockcopy_d2.policy.observation import policy_centres
-
+from .base import StaticHeads
 from .box_inference import candidate_scores, select_detections
 from .boxes import decode_boxes
 from .detections import StaticDetections
+from .geometry import PolicyPixels
 from .networks import BoxNetwork, MaskNetwork, SparseMaskNetwork
 from .paste import sample_masks
 from .proposals import find_proposals
 from .roi_align import RoIAlign
 
-__all__ = ["FrameSizes", "StaticRCNN", "supports"]
-
-
-@dataclass(frozen=True)
-class FrameSizes:
-    """
-    Attributes:
-        image_size (tuple[int, int]): height, width of the network's input without its padding.
-        canvas_size (tuple[int, int]): of the network's input.
-        output_size (tuple[int, int]): of the detections' boxes and masks.
-        grid_shape (tuple[int, int]): rows and columns of blocks.
-        pixels_per_block (int): policy pixels along the side of a block.
-    """
-
-    image_size: tuple[int, int]
-    canvas_size: tuple[int, int]
-    output_size: tuple[int, int]
-    grid_shape: tuple[int, int]
-    pixels_per_block: int
-
-
-def supports(model):
-    """
-    Args:
-        model (nn.Module): a Detectron2 meta-architecture.
-
-    Returns:
-        bool: whether :class:`StaticRCNN` can stand in for its proposal selection and RoI heads.
-        Those of Cascade R-CNN, C4, keypoint and rotated models, and any subclass that may compute
-        something else, it cannot.
-    """
-    return (
-        type(model) is GeneralizedRCNN
-        and _supports_rpn(model.proposal_generator)
-        and _supports_roi_heads(model.roi_heads)
-    )
+__all__ = ["StaticRCNN"]
 
 
 def _supports_rpn(rpn):
@@ -111,18 +75,21 @@ def _supports_pooler(pooler):
     )
 
 
-class StaticRCNN:
+class StaticRCNN(StaticHeads):
     """
-    What a GeneralizedRCNN does after its RPN head, with the same results.
+    What a GeneralizedRCNN does, with the same results. Cascade R-CNN, C4, keypoint and rotated
+    models, and any subclass that may compute something else, are not supported.
 
     Weights are copied from the model on the first call of a dtype. That call, and the first of a
     FrameSizes, also put tables on the device: make it before a CUDA graph is captured.
     """
 
+    output_name = "instances"
+
     def __init__(self, model, *, max_candidates=2048, skip_empty_masks=False):
         """
         Args:
-            model (GeneralizedRCNN): one that :func:`supports` is true for.
+            model (GeneralizedRCNN): one that :meth:`supports` is true for.
             max_candidates (int): pairs of a proposal and a class that take part in the final
                 suppression, see :func:`select_detections`.
             skip_empty_masks (bool): run the mask head by the block-sparse engine, which leaves
@@ -131,7 +98,7 @@ class StaticRCNN:
         Raises:
             ValueError: if the model has other heads.
         """
-        if not supports(model):
+        if not self.supports(model):
             raise ValueError(
                 f"{type(model).__name__} with"
                 f" {type(getattr(model, 'roi_heads', None)).__name__} is not a Faster or Mask"
@@ -139,12 +106,28 @@ class StaticRCNN:
             )
         self.max_candidates = max_candidates
         self._mask_network = SparseMaskNetwork if skip_empty_masks else MaskNetwork
-        self._rpn = model.proposal_generator
+        self._backbone, self._rpn = model.backbone, model.proposal_generator
         self._heads = heads = model.roi_heads
         self._box_align = RoIAlign.from_pooler(heads.box_pooler)
         self._mask_align = RoIAlign.from_pooler(heads.mask_pooler) if heads.mask_on else None
         self._networks = {}
         self._tables = {}
+
+    @classmethod
+    def supports(cls, model):
+        return (
+            type(model) is GeneralizedRCNN
+            and _supports_rpn(model.proposal_generator)
+            and _supports_roi_heads(model.roi_heads)
+        )
+
+    @staticmethod
+    def sparse_modules(model):
+        return model.backbone, model.proposal_generator.rpn_head
+
+    def network(self, images):
+        features = self._backbone(images)
+        return (features, *self._rpn.rpn_head([features[name] for name in self._rpn.in_features]))
 
     @torch.no_grad()
     def __call__(self, features, logits, deltas, sizes):
@@ -161,6 +144,7 @@ class StaticRCNN:
         """
         heads, predictor = self._heads, self._heads.box_predictor
         tables = self._tables_for(sizes, logits)
+        pixels = tables.pixels
         proposals, objectness = find_proposals(
             logits,
             deltas,
@@ -189,11 +173,10 @@ class StaticRCNN:
             predictor.test_score_thresh,
             sigmoid=predictor.use_sigmoid_ce,
         )
-        (height, width), (image_height, image_width) = sizes.output_size, sizes.image_size
         boxes, output_boxes, scores, classes, count = select_detections(
             candidates,
             boxes,
-            output_scale=(width / image_width, height / image_height),
+            output_scale=sizes.output_scale,
             output_size=sizes.output_size,
             nms_threshold=predictor.test_nms_thresh,
             max_candidates=self.max_candidates,
@@ -206,9 +189,9 @@ class StaticRCNN:
                 self._mask_align(mask_features, boxes), classes.flatten(), (scores > 0).flatten()
             )
             masks = masks.unflatten(0, classes.shape)
-            policy_masks = sample_masks(masks, output_boxes, count, tables.rows, tables.columns)
+            policy_masks = sample_masks(masks, output_boxes, count, pixels.rows, pixels.columns)
         else:
-            policy_masks = _inside(output_boxes, tables.row_centres, tables.column_centres)
+            policy_masks = pixels.inside(output_boxes)
         return StaticDetections(
             count=count,
             boxes=output_boxes,
@@ -234,7 +217,8 @@ class StaticRCNN:
         key = (sizes, tuple(x.shape[2:] for x in logits), logits[0].device)
         if key not in self._tables:
             anchors = [x.tensor for x in self._rpn.anchor_generator(logits)]
-            self._tables[key] = _Tables.build(sizes, anchors)
+            pixels = PolicyPixels.of(sizes, logits[0].device)
+            self._tables[key] = _Tables(anchors, pixels)
         return self._tables[key]
 
 
@@ -245,45 +229,8 @@ class _Tables:
 
     Attributes:
         anchors (list[Tensor]): of every level, float32 (H_l W_l A, 4).
-        row_centres, column_centres (Tensor): float32 (h,) and (w,), centres of the policy pixels
-            in pixels of the output, -1 beyond it.
-        rows, columns (Tensor): int64, the pixels that they lie in.
+        pixels (PolicyPixels):
     """
 
     anchors: list[Tensor]
-    row_centres: Tensor
-    column_centres: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    @classmethod
-    def build(cls, sizes, anchors):
-        centres = policy_centres(
-            image_size=sizes.image_size,
-            output_size=sizes.output_size,
-            canvas_size=sizes.canvas_size,
-            grid_shape=sizes.grid_shape,
-            pixels_per_block=sizes.pixels_per_block,
-            device=anchors[0].device,
-        )
-        pixels = [
-            # Rounding must not carry the centre of the last pixel over the border.
-            x.long().clamp_(max=length - 1)
-            for x, length in zip(centres, sizes.output_size, strict=True)
-        ]
-        rows, columns = (
-            [
-                F.pad(x, (0, sizes.pixels_per_block * blocks - len(x)), value=-1)
-                for x, blocks in zip(per_axis, sizes.grid_shape, strict=True)
-            ]
-            for per_axis in (centres, pixels)
-        )
-        return cls(anchors, *rows, *columns)
-
-
-def _inside(boxes, rows, columns):
-    """bool (N, D, h, w): the policy pixels whose centres lie in boxes (N, D, 4)."""
-    x0, y0, x1, y1 = boxes[..., None].unbind(2)
-    in_rows = (rows >= y0) & (rows < y1)
-    in_columns = (columns >= x0) & (columns < x1)
-    return in_rows[..., :, None] & in_columns[..., None, :]
+    pixels: PolicyPixels

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
-from blockcopy_d2.modeling import StreamPool
+from blockcopy_d2.modeling import StreamPool, learn
 from blockcopy_d2.policy import OnlineLearner, build_policy
 
 __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
@@ -96,11 +96,8 @@ class Method:
         learning = self.learner is not None and self.learner.wants_graph()
         run = ModelRun.of(model, inputs, stream, learning=learning)
         result = run.result
-        if self.learner is not None and result.was_drawn:
-            with result.timer.stage("information gain"):
-                gain = model.information_gain(result)
-            with result.timer.stage("policy update"):
-                self.learner.observe(result.decision, gain)
+        if self.learner is not None:
+            learn(self.learner, model, [result])
         seconds = result.seconds
         if self._stages:
             seconds = {stage: seconds[stage] for stage in self._stages}

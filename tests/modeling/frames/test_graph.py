@@ -9,233 +9,21 @@ import weakref
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 
-from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling import StreamPool, VideoStream, learn
-from blockcopy_d2.modeling.frames import graph as frame_graph
-from blockcopy_d2.modeling.frames import recorded_learning
+from blockcopy_d2.modeling import StreamPool, VideoStream
 from blockcopy_d2.modeling.frames.recorded_function import RecordedFunction
-from blockcopy_d2.policy import (
-    FrameDifference,
-    NoBlocks,
-    OnlineLearner,
-    build_policy,
-    information_gain,
-)
-from blockcopy_d2.resources import config_path
+from blockcopy_d2.policy import FrameDifference, NoBlocks
 from blockcopy_d2.sparse import BlockGrid
-from tests.replayed_function import ReplayedFunction
-from tests.small_model import CONFIG, small_model_opts
-
-SIZE, BLOCK = (128, 256), 64
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-
-
-@pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if request.param == "cpu":
-        monkeypatch.setattr(frame_graph, "_has_graphs", lambda model: True)
-    return request.param
-
-
-@pytest.fixture
-def replayed_lessons(device, monkeypatch):
-    """On a CPU, what the learner does is recorded and replayed operator by operator."""
-    if device == "cpu":
-        pools = {}
-        monkeypatch.setattr(recorded_learning, "RecordedFunction", ReplayedFunction)
-        monkeypatch.setattr(
-            frame_graph.FrameGraph, "_graph_pool", lambda self, model: pools.setdefault(self, [])
-        )
-        monkeypatch.setattr(information_gain, "_intersections", information_gain._count_in_half)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def built():
-    """Models are slow to build; every test gets a policy and settings of its own."""
-    return {}
-
-
-class Side:
-    """One of the two ways to run a clip."""
-
-    def __init__(self, folder, built, device, *opts, graph, learns=True):
-        opts = [*opts, "MODEL.BLOCKCOPY.CUDA_GRAPH", graph, "MODEL.DEVICE", device]
-        small = [*small_model_opts(folder), "MODEL.BLOCKCOPY.ENABLED", True]
-        cfg = load_config(config_path(CONFIG), [*small, *opts])
-        key = (device, graph)
-        if key not in built:
-            built[key] = build_model(cfg)
-            weights = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]
-            built[key].load_state_dict(weights, strict=False)
-        self.model = model = built[key]
-        torch.manual_seed(0)
-        model.policy = build_policy(cfg, num_classes=model.task.num_classes).to(device)
-        options = cfg.MODEL.BLOCKCOPY
-        model.scene_cut, model.refresh_every = options.SCENE_CUT, options.REFRESH_EVERY
-        model.dense_above = options.DENSE_ABOVE
-        learns = learns and model.policy.learns
-        self.learner = OnlineLearner(cfg, model.policy) if learns else None
-        self.stream = model.init_state()
-
-    def frame(self, image, grid=None, stream=None):
-        stream = self.stream if stream is None else stream
-        inputs = {"image": image, "height": image.shape[1], "width": image.shape[2]}
-        learning = self.learner is not None and self.learner.wants_graph()
-        result = self.model.step(inputs, stream, learning=learning, grid=grid)
-        told = {}
-        if self.learner is not None:
-            told = learn(self.learner, self.model, [result])
-        if not result.is_first:
-            told = {**told, "block gain": self.model.information_gain(result)}
-        return result, told
-
-
-def sides(folder, built, device, *opts, **options):
-    return [Side(folder, built, device, *opts, graph=graph, **options) for graph in (False, True)]
-
-
-def clip(device, frames, size=SIZE, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randint(0, 256, (3, *size), generator=generator).float()
-    for shift in range(frames):
-        moved = image.clone()
-        moved[:, 30:90, 10 + 9 * shift : 60 + 9 * shift] = 20 * shift
-        yield moved.to(torch.uint8).to(device)
-
-
-# What the learner tells, and how far it may be off. Scores and the gain differ by their rounding.
-TOLD = {
-    "gain": 0.02, "reward": 0.02, "entropy": 0.01, "cost": 1e-6, "moving_cost": 1e-6, "loss": 0.2,
-    "skipped_updates": 0,
-}  # fmt: skip
-# What an update makes of the weights is compared by the sum of all differences: a rectifier that
-# rounding turns on or off changes a few gradients by much.
-UPDATE_SHARE = 0.1
-
-
-def both(eager, graph, image, grid=None):
-    """
-    Runs a frame on both sides, and compares them. What was learned is then made equal: steps of
-    RMSprop have the size of the learning rate however small their gradient is, so that differences
-    in rounding would grow to that within few frames.
-
-    Returns:
-        tuple: the results of both, each with what was learned of it.
-    """
-    sides = eager, graph
-    number = eager.stream.frames if eager.stream.started else 0
-    updates = number and eager.learner is not None and eager.learner.wants_graph()
-    before = _weights(eager)
-    results = eager.frame(image, grid), graph.frame(image, grid)
-    where = f"frame {number}{', which updates the policy' if updates else ''}"
-    assert_same(*results, where)
-    if eager.learner is None:
-        return results
-    changes = [_weights(side) - before for side in sides]
-    averages = [_optimizer_state(side, "square_avg") for side in sides]
-    for name, (expected, found) in {"the step": changes, "square_avg": averages}.items():
-        distance, size = (found - expected).abs().sum().item(), expected.abs().sum().item()
-        share = distance / size if size else distance
-        assert share < UPDATE_SHARE, f"{where}: {name} of the weights is off by {share:.3g}"
-    steps = [_optimizer_state(side, "step").tolist() for side in sides]
-    assert steps[1] == steps[0], f"{where}: steps taken"
-    states = (side.learner.optimizer.state for side in sides)
-    for (other, state), (own, own_state) in zip(*(x.items() for x in states), strict=True):
-        own.data.copy_(other.data)
-        own_state["square_avg"].copy_(state["square_avg"])
-    return results
-
-
-def _weights(side):
-    parameters = [p.detach().flatten() for p in side.model.policy.parameters()]
-    return torch.cat(parameters).clone() if parameters else None
-
-
-def _optimizer_state(side, name):
-    return torch.cat([x[name].flatten() for x in side.learner.optimizer.state.values()])
-
-
-def assert_same(eager, graph, where="the frame"):
-    """Of two results, each with what was learned of it; tells all that differs, first to last."""
-    (expected, told), (found, found_told) = eager, graph
-    assert not hasattr(expected, "_graph") and hasattr(found, "_graph"), "both ran the same way"
-    assert set(found.seconds) == set(expected.seconds), where
-    assert found.is_first == expected.is_first, where
-    assert found_told.keys() == told.keys(), where
-    for name in ("observation", "decision"):
-        assert (getattr(found, name) is None) == (getattr(expected, name) is None), (where, name)
-    differences = []
-
-    def compare(name, found, expected, atol=0.0, rtol=0.0):
-        difference = _difference(found, expected, atol, rtol)
-        if difference:
-            differences.append(f"{name}: {difference}")
-
-    compare("frame", found.frame, expected.frame, 1e-4, 1e-5)
-    if found.observation is not None:
-        seen, other = found.observation, expected.observation
-        compare("observation.frame", seen.frame, other.frame, 1e-4, 1e-5)
-        compare("observation.frame_state", seen.frame_state, other.frame_state, 1e-4, 1e-5)
-        compare("observation.grid", seen.grid, other.grid)
-        # A pixel on the edge of a mask may be in or out.
-        share = ((seen.output - other.output).abs() > 1e-3).float().mean()
-        compare("pixels that differ in observation.output", share, 0.0, 1e-3)
-    if found.decision is not None:
-        logits, other = found.decision.logits, expected.decision.logits
-        assert (logits is None) == (other is None), where
-        # Of an update they are made anew, with the weights that came of it.
-        if logits is not None and not logits.requires_grad:
-            compare("decision.logits", logits, other, 0.02, 0.01)
-        compare("decision.active", found.decision.active, expected.decision.active)
-    for name in ("cut", "broken", "age", "macs", "dense_macs"):
-        compare(name, getattr(found, name), getattr(expected, name))
-    compare("grid.active", found.grid.active, expected.grid.active)
-    if "block gain" in told:
-        compare("block gain", found_told["block gain"], told["block gain"], 0.02, 0.01)
-    for name, atol in TOLD.items():
-        if name in told:
-            compare(f"learner's {name}", found_told[name], told[name], atol)
-    if differences:
-        pytest.fail("\n".join([f"{where}: as a graph, instead of eager", *differences]))
-    assert_same_output(expected, found)
-
-
-def _difference(found, expected, atol, rtol):
-    """str or None: where two tensors or numbers differ most."""
-    found, expected = (torch.as_tensor(x).detach().double().cpu() for x in (found, expected))
-    if found.shape != expected.shape:
-        return f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    close = torch.isclose(found, expected, atol=atol, rtol=rtol, equal_nan=True)
-    if close.all():
-        return None
-    # What is not finite on one side only is the farthest off.
-    distance = (found - expected).abs().nan_to_num(nan=torch.inf).masked_fill(close, -1)
-    place = torch.unravel_index(distance.argmax(), distance.shape)
-    values = f"{found[place].item():.6g} instead of {expected[place].item():.6g}"
-    if not found.dim():
-        return values
-    index = tuple(int(x) for x in place)
-    return f"{values} at {index}, {(~close).sum()} of {close.numel()} differ"
-
-
-def assert_same_output(expected, found):
-    assert list(found) == ["instances"]
-    expected, found = expected["instances"], found["instances"]
-    assert len(found) == len(expected) and found.image_size == expected.image_size
-    assert found.pred_masks.shape == expected.pred_masks.shape
-    torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=1e-3)
-    assert torch.equal(found.pred_classes, expected.pred_classes)
-    if len(found):
-        assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+from tests.modeling.frames.sides import (
+    BLOCK,
+    SIZE,
+    assert_same_output,
+    both,
+    clip,
+    optimizer_state,
+    sides,
+    weights_of,
+)
 
 
 @pytest.mark.usefixtures("replayed_lessons")
@@ -401,7 +189,7 @@ def test_a_loaded_learner_is_the_one_that_learns(folder, built, device):
                 side.learner.load_state_dict(side.learner.state_dict())
         (_, told), _ = both(eager, graph, image)
     assert graph.learner.frames == eager.learner.frames == 6
-    assert _optimizer_state(graph, "step").unique().tolist() == [6]
+    assert optimizer_state(graph, "step").unique().tolist() == [6]
     assert 0 < told["moving_cost"] < 1
 
 
@@ -410,11 +198,11 @@ def test_a_change_of_the_learning_rate_holds_from_the_next_frame_on(folder, buil
     eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 1)
     for index, image in enumerate(clip(device, 7)):
         if index == 5:
-            before = _weights(graph)
+            before = weights_of(graph)
             for side in (eager, graph):
                 side.learner.optimizer.param_groups[0]["lr"] = 0.0
         both(eager, graph, image)
-    assert torch.equal(_weights(graph), before)
+    assert torch.equal(weights_of(graph), before)
 
 
 # ---------------------------------------------------------------- streams and memory
@@ -460,7 +248,7 @@ def test_the_stages_of_a_graph_are_timed_by_its_clock(folder, built, device):
             return self
 
     recording = graph.stream.graph._latest
-    recording._clocks = {part: Clock() for part in ("detect", "observe")}
+    recording._clocks = {part: Clock() for part in ("infer", "observe")}
     recording._functions = {part: RecordedFunction() for part in recording._clocks}
     _, (result, _) = both(eager, graph, image)
     seconds = result.seconds
@@ -538,111 +326,6 @@ def test_other_weights_start_the_stream_anew(folder, built, device):
         graph.model.load_state_dict(weights)
     assert after.is_first and not torch.equal(after["instances"].scores, before["instances"].scores)
     assert_same_output(expected, after)
-
-
-# ---------------------------------------------------------------- on a GPU
-
-
-@needs_cuda
-def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built):
-    graph = Side(folder, built, "cuda", graph=True)
-    images = [image.cpu() for image in clip("cuda", 4)]
-
-    def run():
-        result, told = None, None
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for image in images:
-                # The last result is let go before the next frame.
-                del result, told
-                result, told = graph.frame(image)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert len(result["instances"]) == 5 and "loss" in told
-
-    # The learner's step of every fourth frame is recorded the third time.
-    for image in 4 * images:
-        assert graph.frame(image)[0]["instances"] is not None
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_stats()
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    after = torch.cuda.memory_stats()
-    for name in (
-        "allocated_bytes.all.current",
-        "reserved_bytes.all.current",
-        "num_alloc_retries",
-        "segment.all.allocated",
-    ):
-        assert after[name] == before[name], name
-    kept = after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"]
-    assert kept < 2**22, "a frame takes more than its result"
-
-
-@needs_cuda
-def test_graphs_are_replayed(folder, built):
-    graph = Side(folder, built, "cuda", graph=True)
-    images = list(clip("cuda", 13))
-    graph.frame(images[0])
-    (recording,) = (x for x in graph.stream.graph._recordings.values() if x.asks)
-    assert set(recording._functions) == {"detect", "observe"}
-    for image in images[1:]:
-        graph.frame(image)
-    lessons = graph.stream.graph._learning._functions
-    assert len(lessons) == 3 and all(x._graph is not None for x in lessons.values())
-
-
-@needs_cuda
-def test_the_time_of_stages_is_that_of_the_frame(folder, built):
-    graph = Side(folder, built, "cuda", graph=True)
-    images = list(clip("cuda", 8))
-    for image in images:
-        graph.frame(image)
-    results, spans = [], []
-    for image in images:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        events[0].record()
-        results.append(graph.frame(image)[0])
-        events[1].record()
-        spans.append(events)
-    torch.cuda.synchronize()
-    for number, (result, (start, end)) in enumerate(zip(results, spans)):
-        seconds, whole = result.seconds, start.elapsed_time(end) / 1000
-        # The clock ticks once a microsecond on some GPUs.
-        assert all(x > -2e-6 for x in seconds.values()), (number, seconds)
-        assert seconds["network"] > 2e-5 and seconds["heads"] > 2e-5, (number, seconds)
-        assert sum(seconds.values()) < whole + 2e-5, (number, seconds, whole)
-
-
-@needs_cuda
-def test_streams_of_a_model_share_no_memory(folder, built):
-    graph = Side(folder, built, "cuda", graph=True)
-    streams = [VideoStream(), VideoStream()]
-    for stream in streams:
-        for image in clip("cuda", 3):
-            graph.frame(image, stream=stream)
-    first, second = ({x.data_ptr() for x in stream.graph.memory.history()} for stream in streams)
-    assert not first & second
-
-
-@needs_cuda
-def test_half_precision(folder, built):
-    eager, graph = sides(folder, built, "cuda", "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
-    for side in (eager, graph):
-        side.model.amp = True
-    try:
-        for image in clip("cuda", 5):
-            (expected, _), (found, _) = eager.frame(image), graph.frame(image)
-            assert torch.equal(found.grid.active, expected.grid.active)
-            expected, found = expected["instances"].scores, found["instances"].scores
-            torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
-    finally:
-        for side in (eager, graph):
-            side.model.amp = False
 
 
 # ---------------------------------------------------------------- which frames are graphs

@@ -13,7 +13,7 @@ from PIL import Image
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
-from blockcopy_d2.modeling.static_heads import FrameSizes, StaticRCNN, supports
+from blockcopy_d2.modeling.static_heads import FrameSizes, StaticRCNN
 from blockcopy_d2.policy import (
     DetectionMasks,
     instance_block_gain,
@@ -229,7 +229,7 @@ def test_other_heads_are_refused(config):
     cfg = model_zoo.get_config(config)
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 50])
     model = build_model(cfg)
-    assert not supports(model)
+    assert not StaticRCNN.supports(model)
     with pytest.raises(ValueError, match="standard heads"):
         StaticRCNN(model)
 

@@ -1,0 +1,57 @@
+__all__ = ["StaticHeads"]
+
+
+class StaticHeads:
+    """
+    A meta-architecture between its normalized input and its output, in two steps of fixed shapes:
+    the modules that run in blocks, and what follows them. The host never waits, so that both can
+    be part of a CUDA graph. There is a subclass for every meta-architecture that this is known of.
+
+    Attributes:
+        output_name (str): of the result in Detectron2's output.
+    """
+
+    output_name = ""
+
+    @classmethod
+    def supports(cls, model):
+        """
+        Args:
+            model (nn.Module): a meta-architecture.
+
+        Returns:
+            bool: whether this class does what that model does. Not for subclasses of what it knows,
+            which may compute something else.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def sparse_modules(model):
+        """
+        Args:
+            model (nn.Module): a meta-architecture that is supported.
+
+        Returns:
+            tuple[nn.Module]: its modules that run in blocks.
+        """
+        raise NotImplementedError
+
+    def network(self, images):
+        """
+        Args:
+            images (Tensor): (1, 3, H, W), normalized and padded.
+
+        Returns:
+            tuple: outputs of the sparse modules.
+        """
+        raise NotImplementedError
+
+    def __call__(self, *inputs):
+        """
+        Args:
+            inputs: outputs of :meth:`network`, then the FrameSizes.
+
+        Returns:
+            StaticDetections or Tensor: as a Tensor, the output itself.
+        """
+        raise NotImplementedError

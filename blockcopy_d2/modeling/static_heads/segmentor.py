@@ -1,0 +1,51 @@
+"""
+Semantic segmentation in fixed shapes, as it is anyway.
+
+Shape shorthand: K classes, H x W pixels of the network's input.
+"""
+
+from detectron2.modeling import SemanticSegmentor
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+
+from .base import StaticHeads
+
+__all__ = ["StaticSegmentor"]
+
+
+class StaticSegmentor(StaticHeads):
+    """What a SemanticSegmentor does, with the same results; its head runs in blocks as a whole."""
+
+    output_name = "sem_seg"
+
+    def __init__(self, model):
+        """
+        Args:
+            model (SemanticSegmentor):
+        """
+        self._backbone, self._head = self.sparse_modules(model)
+
+    @classmethod
+    def supports(cls, model):
+        return type(model) is SemanticSegmentor
+
+    @staticmethod
+    def sparse_modules(model):
+        return model.backbone, model.sem_seg_head
+
+    def network(self, images):
+        logits, _ = self._head(self._backbone(images), None)
+        return (logits,)
+
+    def __call__(self, logits, sizes):
+        """
+        Args:
+            logits (Tensor): (1, K, H, W).
+            sizes (FrameSizes): of the frame.
+
+        Returns:
+            Tensor: (K, height, width), logits at the size of the output. Where that is the size of
+            the network's input, they are not copied.
+        """
+        if sizes.output_size == sizes.image_size == sizes.canvas_size:
+            return logits[0]
+        return sem_seg_postprocess(logits[0], sizes.image_size, *sizes.output_size)
