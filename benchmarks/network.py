@@ -1,7 +1,9 @@
 """
-Time of backbone, FPN and RPN head with the policy, against Detectron2 and the best dense network.
+Time of what runs in blocks, with the policy, against Detectron2 and the best dense network:
+backbone, FPN and RPN head of a Faster or Mask R-CNN, all of a semantic segmentor or of CSP.
 
     python -m benchmarks.network --dtype fp16
+    python -m benchmarks.network --config-file Cityscapes/swiftnet_R_50.yaml --name swiftnet_R50
 
 All variants run interleaved on one image of the given size; each is the median of many rounds.
 Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "network", and a plot beside it.
@@ -14,6 +16,7 @@ import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine.arguments import positive
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.modeling.static_heads import find_static_heads
 from blockcopy_d2.policy import Observation
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
@@ -88,7 +91,7 @@ def main():
 
 
 class Network:
-    """Backbone and RPN head of a zoo config, with random weights, in their variants."""
+    """What runs in blocks of a config's model, with random weights, in its variants."""
 
     def __init__(self, config_file, opts, size, block_size, dtype):
         options = ["MODEL.BLOCKCOPY.ENABLED", True, "MODEL.WEIGHTS", ""]
@@ -96,6 +99,8 @@ class Network:
         cfg = load_config(config_path(config_file), [*opts, *options])
         torch.manual_seed(0)
         self.base = build_model(base_config(cfg)).eval()
+        if find_static_heads(self.base) is None:
+            raise SystemExit(f"{type(self.base).__name__} does not run as a CUDA graph.")
         _give_statistics(self.base)
         self.model = build_model(cfg)
         self.model.load_state_dict(self.base.state_dict(), strict=False)
@@ -105,29 +110,19 @@ class Network:
         self.gmacs = None
 
     def stock(self, autocast=None):
-        backbone, head = self.base.backbone, self.base.proposal_generator.rpn_head
-        names = self.base.proposal_generator.in_features
+        network = _network(self.base)
 
         def run():
             with torch.autocast("cuda", autocast, enabled=autocast is not None):
-                features = backbone(self.image)
-                return head([features[name] for name in names])
+                return network(self.image)
 
         return run
 
     def best_dense(self):
-        backbone, head = (
-            fold_batch_norm(m).to(self.dtype, memory_format=torch.channels_last)
-            for m in (self.base.backbone, self.base.proposal_generator.rpn_head)
-        )
+        folded = fold_batch_norm(self.base).to(self.dtype, memory_format=torch.channels_last)
+        network = _network(folded)
         image = self.image.to(self.dtype, memory_format=torch.channels_last)
-        names = self.base.proposal_generator.in_features
-
-        def run():
-            features = backbone(image)
-            return head([features[name] for name in names])
-
-        return captured(run)
+        return captured(lambda: network(image))
 
     def blockcopy(self):
         """(replay, bool (1, GH, GW) tensor of the blocks that the replay executes)."""
@@ -139,13 +134,11 @@ class Network:
         chosen = torch.ones(1, *shape, dtype=torch.bool, device="cuda")
         never = torch.zeros(1, dtype=torch.bool, device="cuda")
         image = self.image.to(self.dtype)
-        backbone, head = model.backbone, model.proposal_generator.rpn_head
-        names = model.proposal_generator.in_features
+        network = _network(model.base)
 
         def run(grid):
             with block_sparse(model, grid, self.state) as frame:
-                features = backbone(image)
-                head([features[name] for name in names])
+                network(image)
             return frame
 
         self.gmacs = run(BlockGrid.full(**layout, device="cuda")).dense_macs / 1e9
@@ -176,10 +169,15 @@ class Network:
         }
 
 
+def _network(model):
+    """The modules of a meta-architecture that run in blocks, as one function of its input."""
+    return find_static_heads(model)(model).network
+
+
 def _give_statistics(model):
     """Random batch norms like those of a trained network, so that no activation explodes."""
     generator = torch.Generator(device="cuda").manual_seed(0)
-    for name, tensor in model.backbone.named_buffers():
+    for name, tensor in model.named_buffers():
         if name.endswith("running_var"):
             tensor.uniform_(1.0, 2.0, generator=generator)
         elif name.endswith("running_mean"):

@@ -45,7 +45,10 @@ def argument_parser():
         "--shares", type=fraction, nargs="+", default=(0.01, 0.3, 1.0),
         help="of the blocks, to measure at (0.01 0.3 1.0)",
     )  # fmt: skip
-    parser.add_argument("--only", default="", help="measure layers whose key contains this text")
+    parser.add_argument(
+        "--only", nargs="+", default=("",), metavar="TEXT",
+        help="measure layers whose key contains one of these texts",
+    )  # fmt: skip
     parser.add_argument("--workers", type=positive, help="processes that compile (all cores)")
     parser.add_argument("--output", type=pathlib.Path, help="write the table here instead")
     return parser
@@ -94,7 +97,7 @@ def main():
             path = search.save(entries, name, args.output)
             number += len(entries)
     if not number:
-        raise SystemExit(f"error: --only {args.only!r}: no layer's key contains it.")
+        raise SystemExit(f"error: --only {' '.join(args.only)}: no layer's key contains it.")
     print(f"{number} entries in {path}")
 
 

@@ -68,6 +68,7 @@ class Lowered:
         buffers: number -> Buffer.
         scratch_bytes: size of the scratch memory.
         residuals: Convolution -> (value, output pixels per pixel of it along an axis).
+        lifted: numbers of the values that are lifted for TF32 products, see triton_ops/tf32.py.
     """
 
     steps: list
@@ -75,6 +76,7 @@ class Lowered:
     buffers: dict
     scratch_bytes: int
     residuals: dict
+    lifted: set
 
 
 def lower(program, widest_bottleneck=0):
@@ -91,7 +93,8 @@ def lower(program, widest_bottleneck=0):
     parents = _aliases(program, operators)
     operators = pair_convolutions([op for op in operators if not _is_view(op)], reads, residuals)
     operators = fuse_bottlenecks(program, operators, reads, residuals, widest_bottleneck)
-    steps = _schedule(program, operators, reads, residuals)
+    lifted = _lifted_values(program, operators, reads, residuals, parents)
+    steps = _schedule(program, operators, reads, residuals, lifted)
     used = {index for step in steps for index in [*step.reads, *step.writes]}
     used |= {output.index for output in program.outputs if isinstance(output, Ref)}
     places = {
@@ -101,7 +104,7 @@ def lower(program, widest_bottleneck=0):
     }
     buffers = _plan_buffers(program, places)
     scratch_bytes = _place_scratch(buffers, steps, places)
-    return Lowered(steps, places, buffers, scratch_bytes, residuals)
+    return Lowered(steps, places, buffers, scratch_bytes, residuals, lifted)
 
 
 # ------------------------------------------------------------------------ views
@@ -173,10 +176,20 @@ def _resolve(parents, index):
     return index, start
 
 
+def _lifted_values(program, operators, reads, residuals, parents):
+    """Values that convolutions add to their results, where nobody but convolutions sees them."""
+    seen = {output.index for output in program.outputs if isinstance(output, Ref)}
+    seen |= {*program.inputs, *parents, *(root for root, _ in parents.values())}
+    for operator in operators:
+        if not isinstance(operator, (Convolution, ConvolutionPair)):
+            seen |= {*reads[operator], *outputs_of(operator)}
+    return {index for index, _ in residuals.values()} - seen
+
+
 # ------------------------------------------------------------------------ order
 
 
-def _schedule(program, operators, reads, residuals):
+def _schedule(program, operators, reads, residuals, lifted):
     """Operators as Steps; equal convolutions on several levels share one where they can."""
     steps, open_steps, producers, needs = [], {}, {}, {}
     views = {operator.output: operator for operator in program.operators if _is_view(operator)}
@@ -195,7 +208,7 @@ def _schedule(program, operators, reads, residuals):
 
     for operator in operators:
         before = set().union(*(producing(index) for index in reads[operator]))
-        key = None if operator in residuals else _launch_key(program, operator)
+        key = None if operator in residuals else _launch_key(program, operator, lifted)
         step = open_steps.get(key) if key is not None else None
         if step is not None and not any(depends(step, other, set()) for other in before):
             step.operators.append(operator)
@@ -222,10 +235,10 @@ def _schedule(program, operators, reads, residuals):
     return ordered
 
 
-def _launch_key(program, operator):
+def _launch_key(program, operator, lifted):
     """Equal for convolutions that one launch can run; None for what is launched alone."""
     if isinstance(operator, ConvolutionPair):
-        return _launch_key(program, operator.first), _launch_key(program, operator.second)
+        return tuple(_launch_key(program, op, lifted) for op in (operator.first, operator.second))
     if not isinstance(operator, Convolution):
         return None
     activation = operator.activation
@@ -233,7 +246,7 @@ def _launch_key(program, operator):
         tuple(operator.weight.shape), operator.stride, operator.padding, operator.dilation,
         operator.groups, activation and (activation.name, activation.arguments),
         max(program.values[operator.output].stride // program.block_size, 1),
-        program.values[operator.output].dtype,
+        program.values[operator.output].dtype, operator.output in lifted,
     )  # fmt: skip
 
 

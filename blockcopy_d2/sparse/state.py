@@ -23,6 +23,8 @@ class FeatureMap:
         self.pixels = self.rows[:num_pixels].view(batch, height, width, channels)
         # Whether what lies between the channels of one pixel and the next pixel reads as zeros.
         self.zero_padded = False
+        # Whether the values are lifted for TF32 products, see triton_ops/tf32.py.
+        self.lifted = False
 
     @classmethod
     def of_rows(cls, rows, *, batch, size):
@@ -32,7 +34,7 @@ class FeatureMap:
         feature_map.rows = rows
         num_pixels = batch * size[0] * size[1]
         feature_map.pixels = rows[:num_pixels].view(batch, *size, rows.shape[1])
-        feature_map.zero_padded = False
+        feature_map.zero_padded = feature_map.lifted = False
         return feature_map
 
     def channels(self, start, count):

@@ -138,6 +138,7 @@ class Bound:
         self.maps = {}
         for index in self.plan.places:
             self.maps[index] = self._map(index)
+            self.maps[index].lifted = self._is_lifted(index)
         self.factors = {self.factor(program.values[index].stride) for index in self.plan.places}
         self.inputs = [
             (index, self.factor(program.values[index].stride), self.copy(index))
@@ -209,6 +210,10 @@ class Bound:
             rows = scratch_map(self.plan.buffers[index], self.lowered.scratch)
             return FeatureMap.of_rows(rows, batch=self.batch, size=value.size)
         return caches.maps[index]
+
+    def _is_lifted(self, index):
+        tf32 = self.lowered.precision == "tf32"
+        return tf32 and self.maps[index].rows.dtype == torch.float32 and index in self.plan.lifted
 
     def _persistent_map(self, value):
         batch, channels, *size = value.shape

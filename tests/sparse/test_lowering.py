@@ -10,7 +10,7 @@ from torch import nn
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
 from blockcopy_d2.sparse.fusion import Bottleneck, ConvolutionPair
 from blockcopy_d2.sparse.lowering import lower
-from blockcopy_d2.sparse.program import Convolution, Upsample
+from blockcopy_d2.sparse.program import Convolution, Pool, Upsample
 from tests.sparse.networks import build
 
 SIZE = (64, 96)
@@ -139,3 +139,33 @@ def test_parts_of_a_concatenation_are_written_in_place():
     starts = {start for index, (root, start) in plan.places.items() if root == whole}
     assert starts == {0, 32, 64, 128}
     assert len(plan.buffers) == 2  # the image and the concatenation
+
+
+def test_residuals_are_lifted_where_only_convolutions_see_them(backbone):
+    program, plan = lowered(backbone)
+    residuals = {index for index, _ in plan.residuals.values()}
+    outputs = {output.index for output in program.outputs if hasattr(output, "index")}
+    pooled = {op.output for step in plan.steps for op in step.operators if isinstance(op, Pool)}
+    # Of 16 residual blocks the shortcuts or inputs, and three steps of the pyramid.
+    assert len(residuals) == 19 and plan.lifted == residuals - outputs - pooled
+    for step in plan.steps:
+        assert len({operator.output in plan.lifted for operator in step.operators}) == 1
+    _, other = lowered(backbone, widest_bottleneck=64)
+    assert other.lifted < plan.lifted
+
+
+def test_residuals_that_something_else_sees_are_not_lifted():
+    class Block(nn.Module):
+        def __init__(self, look):
+            super().__init__()
+            self.first, self.second = (nn.Conv2d(3, 3, 1) for _ in range(2))
+            self.look = look
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.second(x) + x, self.look(x)
+
+    for look, number in (
+        (nn.Conv2d(3, 3, 1), 1), (nn.MaxPool2d(2), 0), (nn.Identity(), 0), (nn.GroupNorm(1, 3), 0),
+    ):  # fmt: skip
+        assert len(lowered(Block(look))[1].lifted) == number, look

@@ -35,7 +35,7 @@ def box_convolution_kernel(
     x0_desc, x1_desc, x2_desc, x3_desc, x4_desc,
     weight0_desc, weight1_desc, weight2_desc, weight3_desc, weight4_desc,
     weight_ptr, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count_ptr, levels_ptr,
-    workspace_ptr, arrivals_ptr, weight_bytes, max_splits,
+    workspace_ptr, arrivals_ptr, weight_bytes, max_splits, split_programs,
     GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
     activation_first, activation_second, second_activation_first, second_activation_second,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -43,12 +43,13 @@ def box_convolution_kernel(
     RESIDUAL_SCALE: tl.constexpr,  # output pixels per residual pixel along an axis, 0 for none
     FIRST_OUT: tl.constexpr,  # output channels that go to out, the others go to second
     ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr, RESIDUAL_LIFTED: tl.constexpr,
     SIDES: tl.constexpr,  # T of each level
     BOXES: tl.constexpr,  # (TH, TW) of each level
     FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
-    SPLIT: tl.constexpr,  # reductions may be split, so that PROGRAMS are busy; of one level only
-    PROGRAMS: tl.constexpr, SETTLED: tl.constexpr, PDL: tl.constexpr,
+    SPLIT: tl.constexpr,  # reductions may be split, so that split_programs are busy; of one level
+    SETTLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
@@ -62,7 +63,7 @@ def box_convolution_kernel(
     for i in tl.static_range(LEVELS):
         tiles += count * (_boxes_of_a_block(SIDES[i], BOXES[i][0], BOXES[i][1]) * N_TILES)
     if SPLIT:
-        tiles *= number_of_splits(tiles, max_splits, PROGRAMS)
+        tiles *= number_of_splits(tiles, max_splits, split_programs)
     program = tl.program_id(0)
     place = program // (_boxes_of_a_block(SIDES[0], BOXES[0][0], BOXES[0][1]) * N_TILES)
     begin_with_blocks(program < tiles, blocks_ptr, place, count, SETTLED, PDL)
@@ -104,8 +105,8 @@ def box_convolution_kernel(
             activation_first, activation_second, second_activation_first,
             second_activation_second, C_IN, C_OUT, KH, KW, DILATION_Y, DILATION_X,
             RESIDUAL_SCALE, FIRST_OUT, ACTIVATION, SECOND_ACTIVATION, PRECISION,
-            SIDES[i], BOXES[i][0], BOXES[i][1], WIDE, BN, BK, FLATTEN,
-            SPLIT, PROGRAMS,
+            OUT_LIFTED, SECOND_LIFTED, RESIDUAL_LIFTED, SIDES[i], BOXES[i][0], BOXES[i][1],
+            WIDE, BN, BK, FLATTEN, SPLIT, split_programs,
         )  # fmt: skip
 
 
@@ -123,9 +124,10 @@ def _level(
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
     FIRST_OUT: tl.constexpr, ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, T: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    PRECISION: tl.constexpr, OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr,
+    RESIDUAL_LIFTED: tl.constexpr, T: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     WIDE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
-    SPLIT: tl.constexpr, PROGRAMS: tl.constexpr,
+    SPLIT: tl.constexpr, split_programs,
 ):  # fmt: skip
     """This program's tiles of one level; returns `start` and the number of all of them."""
     ACROSS: tl.constexpr = (T + TW - 1) // TW
@@ -138,7 +140,7 @@ def _level(
     first = (tl.program_id(0) + programs - start % programs) % programs
     splits = 1
     if SPLIT:
-        splits = number_of_splits(tiles, max_splits, PROGRAMS)
+        splits = number_of_splits(tiles, max_splits, split_programs)
     for work in tl.range(first, tiles * splits, programs, flatten=FLATTEN):
         tile, split = work, 0
         if SPLIT:
@@ -180,7 +182,7 @@ def _level(
                 second_row,
                 activation_first, activation_second, second_activation_first,
                 second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
-                SECOND_ACTIVATION, BN, PRECISION, WIDE,
+                SECOND_ACTIVATION, BN, PRECISION, OUT_LIFTED, SECOND_LIFTED, RESIDUAL_LIFTED, WIDE,
             )  # fmt: skip
     return start + tiles
 
@@ -266,15 +268,18 @@ class BoxConvolutionLaunch:
         self.table = level_table(levels)
         tiling = first.tiling
         self.sizes = (
-            first.packed.matrix.nbytes, splits, tiling.rows, tiling.columns, *first.out.size,
-            first.out.rows.stride(0), second.rows.stride(0), residual.rows.stride(0),
-            *shape.padding, *activation, *second_activation,
+            first.packed.matrix.nbytes, splits, split_programs(config, device.num_sms),
+            tiling.rows, tiling.columns, *first.out.size, first.out.rows.stride(0),
+            second.rows.stride(0), residual.rows.stride(0), *shape.padding, *activation,
+            *second_activation,
         )  # fmt: skip
         self.constants = dict(
             C_IN=shape.in_channels, C_OUT=shape.out_channels, KH=shape.kernel[0],
             KW=shape.kernel[1], DILATION_Y=shape.dilation[0], DILATION_X=shape.dilation[1],
             RESIDUAL_SCALE=shape.residual_scale, FIRST_OUT=shape.first_out or shape.out_channels,
             ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
+            OUT_LIFTED=first.out.lifted, SECOND_LIFTED=second.lifted,
+            RESIDUAL_LIFTED=residual.lifted,
             SIDES=tuple(level.tiling.tile for level in levels), BOXES=boxes, FIELDS=LEVEL_FIELDS,
             OUT_ALIGNED=all(
                 aligned(level.out.rows, first.out.rows)
@@ -283,7 +288,6 @@ class BoxConvolutionLaunch:
             ),
             WIDE=any(map_.wide for map_ in [*maps, residual]),
             BN=config.bn, BK=config.bk, FLATTEN=config.flatten and splits == 1, SPLIT=splits > 1,
-            PROGRAMS=split_programs(config, device.num_sms),
             num_warps=config.num_warps, num_stages=config.num_stages,
             **device.launch_options,
         )  # fmt: skip
@@ -328,10 +332,9 @@ def takes_boxes(shape, levels, device):
         levels: (input FeatureMap, side T of its blocks) for each.
         device: Device.
     """
-    dtype = levels[0][0].rows.dtype
     plain = shape.stride == 1 and shape.groups == 1 and shape.out_step == 1
-    # A box has at least 32 bytes per pixel.
-    channels = shape.in_channels * dtype.itemsize % 32 == 0
+    # A product takes 16 channels at a time, a box at least 32 bytes per pixel.
+    channels = shape.in_channels % 16 == 0
     return (
         device.bulk_copies and plain and channels and len(levels) <= MAX_LEVELS
         and all(_describable(x) and tile & (tile - 1) == 0 for x, tile in levels)

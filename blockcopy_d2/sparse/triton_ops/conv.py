@@ -42,6 +42,7 @@ def convolution_kernel(
     RESIDUAL_SCALE: tl.constexpr,  # output pixels per residual pixel along an axis, 0 for none
     FIRST_OUT: tl.constexpr,  # output channels that go to out, the others go to second
     ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr, RESIDUAL_LIFTED: tl.constexpr,
     LEVELS: tl.constexpr, FIELDS: tl.constexpr, X_ALIGNED: tl.constexpr,
     OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -188,7 +189,7 @@ def convolution_kernel(
                 out_ptr + out_offset, out_step, second_ptr + second_offset, second_step,
                 activation_first, activation_second, second_activation_first,
                 second_activation_second, UNIT_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
-                SECOND_ACTIVATION, BN, PRECISION, WIDE,
+                SECOND_ACTIVATION, BN, PRECISION, OUT_LIFTED, SECOND_LIFTED, RESIDUAL_LIFTED, WIDE,
             )  # fmt: skip
 
 
@@ -249,6 +250,8 @@ class ConvolutionLaunch:
             ROW_CONTIGUOUS=_contiguous_rows(first.x, shape),
             RESIDUAL_SCALE=shape.residual_scale, FIRST_OUT=shape.first_out or unit_out,
             ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
+            OUT_LIFTED=first.out.lifted, SECOND_LIFTED=second.lifted,
+            RESIDUAL_LIFTED=residual.lifted,
             LEVELS=len(levels), FIELDS=LEVEL_FIELDS,
             X_ALIGNED=all(aligned(level.x.rows, first.x.rows) for level in levels),
             OUT_ALIGNED=all(

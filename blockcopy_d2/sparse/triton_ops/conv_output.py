@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate
-from .tf32 import round_tf32
+from .tf32 import lift_tf32, lower_tf32, round_tf32
 
 
 @triton.jit
@@ -17,13 +17,15 @@ def write_tile(
     activation_first, activation_second, second_activation_first, second_activation_second,
     UNIT_OUT: tl.constexpr, FIRST_OUT: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
     ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr,
+    RESIDUAL_LIFTED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """out = activation(acc + bias + residual), the sums of a tile (BM, BN) in float32.
 
     `stream`, `oy`, `ox`, `valid` (BM,) tell the output pixels in maps of `oh` x `ow`; `column`
     (BN,) the channels among the UNIT_OUT of their unit, `channel` among all. Of two convolutions
-    that run as one, channels from FIRST_OUT on go to the map `second`.
+    that run as one, channels from FIRST_OUT on go to the map `second`. Which maps are LIFTED: see
+    tf32.py.
     """
     mask = valid[:, None]
     if UNIT_OUT % BN != 0:
@@ -35,7 +37,8 @@ def write_tile(
         if WIDE:
             pixel = pixel.to(tl.int64)
         residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
-        out += tl.load(residual, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(residual, mask=mask, other=0.0).to(tl.float32)
+        out += lower_tf32(value) if RESIDUAL_LIFTED else value
     pixel = (stream * oh + oy) * ow + ox
     if WIDE:
         pixel = pixel.to(tl.int64)
@@ -43,37 +46,38 @@ def write_tile(
     if FIRST_OUT == UNIT_OUT:
         _activate_and_store(
             out, out_ptr, pixel, out_row, channel, mask, activation_first, activation_second,
-            ACTIVATION, PRECISION,
+            ACTIVATION, PRECISION, OUT_LIFTED,
         )  # fmt: skip
     elif FIRST_OUT % BN == 0:  # a tile belongs to one of the two
         if first_packed < FIRST_OUT:
             _activate_and_store(
                 out, out_ptr, pixel, out_row, channel, mask, activation_first, activation_second,
-                ACTIVATION, PRECISION,
+                ACTIVATION, PRECISION, OUT_LIFTED,
             )  # fmt: skip
         else:
             _activate_and_store(
                 out, second_base, pixel, second_row, channel, mask, second_activation_first,
-                second_activation_second, SECOND_ACTIVATION, PRECISION,
+                second_activation_second, SECOND_ACTIVATION, PRECISION, SECOND_LIFTED,
             )  # fmt: skip
     else:
         _activate_and_store(
             out, out_ptr, pixel, out_row, channel, mask & (column < FIRST_OUT)[None, :],
-            activation_first, activation_second, ACTIVATION, PRECISION,
+            activation_first, activation_second, ACTIVATION, PRECISION, OUT_LIFTED,
         )  # fmt: skip
         _activate_and_store(
             out, second_base, pixel, second_row, channel, mask & (column >= FIRST_OUT)[None, :],
             second_activation_first, second_activation_second, SECOND_ACTIVATION, PRECISION,
+            SECOND_LIFTED,
         )  # fmt: skip
 
 
 @triton.jit
 def _activate_and_store(
     out, out_ptr, pixel, row, channel, mask, activation_first, activation_second,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, LIFTED: tl.constexpr,
 ):  # fmt: skip
     out = activate(out, activation_first, activation_second, ACTIVATION)
     if PRECISION == "tf32" and out_ptr.dtype.element_ty == tl.float32:
-        out = round_tf32(out)
+        out = lift_tf32(out) if LIFTED else round_tf32(out)
     target = out_ptr + (pixel * row)[:, None] + channel[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)

@@ -14,9 +14,9 @@ _TILES_PER_SM = 4
 
 
 @triton.jit
-def number_of_splits(tiles, max_splits, PROGRAMS: tl.constexpr):
-    """Parts of the reduction of each of `tiles`, so that PROGRAMS are busy."""
-    return tl.minimum(tl.maximum(PROGRAMS // tl.maximum(tiles, 1), 1), max_splits)
+def number_of_splits(tiles, max_splits, programs):
+    """Parts of the reduction of each of `tiles`, so that so many programs are busy."""
+    return tl.minimum(tl.maximum(programs // tl.maximum(tiles, 1), 1), max_splits)
 
 
 @triton.jit

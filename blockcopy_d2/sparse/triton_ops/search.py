@@ -40,7 +40,7 @@ _BOXES = (
     (128, 64, 4, 4), (256, 64, 4, 3), (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4),
     (64, 64, 4, 4), (64, 64, 4, 6), (16, 128, 4, 6),
 )  # fmt: skip
-_SPLITS = (1, 4, 16)
+_SPLITS = (1, 2, 4, 16)
 _PER_SM = (0, 1, 2, 4)
 # Configurations per share of which variants are measured.
 _FINALISTS = 2
@@ -48,13 +48,13 @@ _REPEATS = 20
 _PRECISION = "tf32"
 
 
-def search(launches, shares, *, only="", device=None, workers=None):
+def search(launches, shares, *, only=("",), device=None, workers=None):
     """The fastest configurations of some launches, layer by layer.
 
     Args:
         launches: ConvolutionLaunches and BottleneckLaunches; their maps are overwritten.
         shares: of the blocks, to be measured at.
-        only: part of the keys to be measured.
+        only: parts of keys; layers whose key contains one of them are measured.
         device: of the maps.
         workers: processes that compile; None for one per core.
 
@@ -70,38 +70,40 @@ def search(launches, shares, *, only="", device=None, workers=None):
     for launch in launches:
         kind = _Bottleneck if isinstance(launch, BottleneckLaunch) else _Convolution
         layer = kind(launch, gpu, workspace)
-        if only in layer.key(1.0):
+        if any(part in layer.key(1.0) for part in only):
             layers.setdefault((layer.key(1.0), layer.num_levels), layer)
-    jobs, needs = {}, {}
-    for layer in layers.values():
-        for config in layer.candidates():
+    with _Compiler(workers) as compiler:
+        compiler.compile([trial for layer in layers.values() for trial in layer.trials()])
+        for layer in tqdm(layers.values(), desc="measuring", unit="layer"):
+            yield _search_layer(layer, shares, device, compiler)
+
+
+def _search_layer(layer, shares, device, compiler):
+    """As search(), of one layer whose candidates were compiled."""
+    lists = [_random_blocks(layer.tiling, share, device) for share in shares]
+    times = {}
+
+    def measure(configs):
+        for config in configs:
             trial = layer.launch(config)
-            job = (trial.kernel.__name__, *trial.signature())
-            jobs[str(job)] = job
-            needs[layer, config] = str(job)
-    compiled = dict(zip(jobs, _compile(list(jobs.values()), workers)))
-    for layer in tqdm(layers.values(), desc="measuring", unit="layer"):
-        lists = [_random_blocks(layer.tiling, share, device) for share in shares]
-        times = {
-            config: _times(layer.launch(config), lists)
-            for config in layer.candidates()
-            if compiled[needs[layer, config]]
-        }
-        finalists = set()
-        for position in range(len(shares)):
-            finalists |= set(sorted(times, key=lambda config: times[config][position])[:_FINALISTS])
-        for config in itertools.chain.from_iterable(map(layer.variants, finalists)):
-            times[config] = _times(layer.launch(config), lists)
-        best = [min(column) for column in zip(*times.values())]
-        entries = {}
-        for position, share in enumerate(shares):
-            chosen = min(times, key=lambda config: _cost(times[config], best, position))
-            entries[layer.key(share)] = to_entry(chosen)
-            time, fastest = 1e3 * times[chosen][position], 1e3 * best[position]
-            logger.info(
-                "%s: %.1f us (fastest %.1f) with %s", layer.key(share), time, fastest, chosen
-            )
-        yield entries
+            if compiler.has(trial):
+                times[config] = _times(trial, lists)
+
+    measure(layer.candidates())
+    finalists = set()
+    for position in range(len(shares)):
+        finalists |= set(sorted(times, key=lambda config: times[config][position])[:_FINALISTS])
+    variants = list(itertools.chain.from_iterable(map(layer.variants, finalists)))
+    compiler.compile(map(layer.launch, variants))
+    measure(variants)
+    best = [min(column) for column in zip(*times.values())]
+    entries = {}
+    for position, share in enumerate(shares):
+        chosen = min(times, key=lambda config: _cost(times[config], best, position))
+        entries[layer.key(share)] = to_entry(chosen)
+        time, fastest = 1e3 * times[chosen][position], 1e3 * best[position]
+        logger.info("%s: %.1f us (fastest %.1f) with %s", layer.key(share), time, fastest, chosen)
+    return entries
 
 
 class _Convolution:
@@ -120,6 +122,10 @@ class _Convolution:
     def key(self, share):
         pixels = sum(level.tiling.num_pixels for level in self.levels)
         return layer_key(self.shape, self.dtype, pixel_bucket(pixels * share))
+
+    def trials(self):
+        """Launches of the candidates."""
+        return map(self.launch, self.candidates())
 
     def candidates(self):
         """Configurations that fit layer and GPU."""
@@ -206,6 +212,9 @@ class _Bottleneck:
     def key(self, share):
         return bottleneck_key(self.shape, self.dtype, pixel_bucket(self.tiling.num_pixels * share))
 
+    def trials(self):
+        return map(self.launch, self.candidates())
+
     def candidates(self):
         itemsize = self.dtype.itemsize
         bk = math.gcd(self.shape.in_channels, 128 // itemsize)
@@ -242,17 +251,37 @@ def save(entries, device_name, path=None):
     return path
 
 
-def _compile(jobs, workers):
-    """Fills Triton's cache on disk, in parallel; launches then only load what is there.
+class _Compiler:
+    """Fills Triton's cache on disk, in parallel; launches then only load what is there."""
 
-    Returns:
-        list[bool]: which of them compile.
-    """
-    context = multiprocessing.get_context("spawn")
-    workers = workers or min(os.cpu_count(), 32)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        compiled = pool.map(_compile_one, jobs, chunksize=4)
-        return list(tqdm(compiled, total=len(jobs), desc="compiling", unit="kernel"))
+    def __init__(self, workers=None):
+        context = multiprocessing.get_context("spawn")
+        workers = workers or min(os.cpu_count(), 32)
+        self._pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        self._compiled = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._pool.shutdown(cancel_futures=True)
+
+    def compile(self, launches):
+        jobs = {str(job): job for job in map(self._job, launches)}
+        jobs = {key: job for key, job in jobs.items() if key not in self._compiled}
+        results = tqdm(
+            self._pool.map(_compile_one, jobs.values()), total=len(jobs), desc="compiling",
+            unit="kernel", leave=False,
+        )  # fmt: skip
+        self._compiled.update(zip(jobs, results))
+
+    def has(self, launch):
+        """Whether what the launch runs compiles."""
+        return self._compiled[str(self._job(launch))]
+
+    @staticmethod
+    def _job(launch):
+        return (launch.kernel.__name__, *launch.signature())
 
 
 def _compile_one(job):

@@ -3,6 +3,10 @@
 TF32 products cut off the last 13 bits of their factors, always towards zero, which adds up over
 the layers of a network: 1 % in a ResNet-50, where rounded factors leave 0.1 %. So what a
 convolution will read is rounded where it is written, and weights once.
+
+What is also added to the result of a later convolution would lose those bits with every residual
+block. Such maps are lifted instead: half of what is cut off is added to a value's bits, so that the
+product cuts off to the nearest, and who adds it takes that back and has the value itself.
 """
 
 import torch
@@ -16,6 +20,21 @@ def round_tf32(y):
     bits = y.to(tl.int32, bitcast=True)
     rounded = (bits + 0xFFF + ((bits >> 13) & 1)) & -8192
     return tl.where(y == y, rounded.to(tl.float32, bitcast=True), y)
+
+
+@triton.jit
+def lift_tf32(y):
+    """What tensor cores cut off to the nearest value of 10 fraction bits, ties away from zero.
+    Infinities become NaN."""
+    lifted = (y.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+    return tl.where(y == y, lifted, y)
+
+
+@triton.jit
+def lower_tf32(y):
+    """The value that lift_tf32() was given."""
+    lowered = (y.to(tl.int32, bitcast=True) - 0x1000).to(tl.float32, bitcast=True)
+    return tl.where(y == y, lowered, y)
 
 
 def round_tf32_reference(y):

@@ -76,8 +76,14 @@ def compiling(capability):
             super().__init__(device)
             self.bulk_copies = self.pdl = capability >= 90
 
+    class Lowered(triton_execution.LoweredForTriton):
+        def __init__(self, program, tensors):
+            super().__init__(program, tensors)
+            self.precision = "tf32"
+
     with (
         mock.patch.object(JITFunction, "run", compile_launch),
+        mock.patch.object(triton_execution, "LoweredForTriton", Lowered),
         mock.patch.object(triton_execution, "Device", Target),
         mock.patch.object(compact, "device_of", Target),
         mock.patch.object(

@@ -378,3 +378,32 @@ def test_what_tensor_cores_read_is_rounded(precision):
     assert (expected - x)[x.isfinite()].abs().max() <= 2**-11 * x[x.isfinite()].abs().max()
     if precision == "tf32":
         assert not (expected[~x.isnan()].view(torch.int32) & 0x1FFF).any()
+
+
+@pytest.mark.parametrize("config", [CONFIG, BOX_CONFIGS[0]], ids=["gather", "box"])
+@pytest.mark.parametrize("out_lifted", [True, False])
+def test_what_is_added_later_keeps_all_of_its_bits(config, out_lifted):
+    """Lifted maps: products cut off to the nearest, sums get the value itself."""
+    shape, active = shape_of(32, 32, 1, residual_scale=1), active_of(1, (8, 16), 8, 1.0)
+    x = torch.randn(1, 32, 8, 16, device=DEVICE)
+    x[0, :2, 0, 0] = torch.tensor([torch.inf, torch.nan])
+    lifted = (x.view(torch.int32) + 0x1000).view(torch.float32)
+    residual, out = feature_map(lifted), feature_map(torch.full_like(x, torch.nan))
+    residual.lifted, out.lifted = True, out_lifted
+    nothing = torch.zeros(32, 32, 1, 1, device=DEVICE)
+    level = ConvolutionLevel(
+        feature_map(torch.zeros_like(x)), out, pack_weight(nothing, None, shape, config),
+        tiling_of(active, 8), residual,
+    )  # fmt: skip
+    launch = (BoxConvolutionLaunch if isinstance(config, BoxConfig) else ConvolutionLaunch)(
+        shape, config, [level], precision="tf32", workspace=Workspace(0, NUM_SMS, DEVICE),
+        device=GPU,
+    )  # fmt: skip
+    launch(blocks_of(active))
+    found = out.as_nchw()
+    assert found[0, :2, 0, 0].isnan().all()
+    expected = lifted if out_lifted else round_tf32_reference(x)
+    finite = x.isfinite()
+    assert torch.equal(found[finite], expected[finite])
+    cut_off = (lifted.view(torch.int32) & ~0x1FFF).view(torch.float32)
+    assert (cut_off - x)[finite].abs().max() <= 2**-11 * x[finite].abs().max()

@@ -88,7 +88,8 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
         return 1.0 + slow * blocks.count.item()
 
     monkeypatch.setattr(search, "_milliseconds", milliseconds)
-    monkeypatch.setattr(search, "_compile", lambda jobs, workers: [True] * len(jobs))
+    monkeypatch.setattr(search._Compiler, "compile", lambda self, launches: None)
+    monkeypatch.setattr(search._Compiler, "has", lambda self, launch: True)
     launch = ConvolutionLaunch(
         layer,
         config,
@@ -97,7 +98,7 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
         workspace=Workspace(0, 4, "cpu"),
         device=gpu(num_sms=4),
     )
-    assert not list(search.search([launch], (0.1,), only="bottleneck", device="cpu"))
+    assert not list(search.search([launch], (0.1,), only=("bottleneck",), device="cpu"))
     (entries,) = search.search([launch] * 2, (0.1, 1.0), device="cpu")
     assert len(entries) == 2
     for entry in entries.values():
