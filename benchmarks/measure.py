@@ -1,6 +1,7 @@
 """Timing on the GPU: variants interleaved in one run, medians with quartiles."""
 
 import argparse
+import datetime
 import json
 import pathlib
 import statistics
@@ -163,6 +164,7 @@ def environment():
         "cudnn": torch.backends.cudnn.version(),
         "triton": triton.__version__,
         "revision": revision.stdout.strip() or None,
+        "date": datetime.date.today().isoformat(),
     }
 
 

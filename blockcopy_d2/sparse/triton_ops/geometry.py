@@ -95,11 +95,12 @@ def begin(PDL: tl.constexpr):
 def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
     """The number of active blocks, read before the kernel begins where the list is SETTLED.
 
-    First statement of a kernel, with :func:`begin_with_blocks` to follow.
+    First statement of a kernel, with :func:`begin_with_blocks` to follow. It is read past the L1
+    cache, where a value of an earlier frame may be left until the kernel has begun.
     """
     if not SETTLED:
         begin(PDL)
-    return tl.load(count_ptr)
+    return tl.load(count_ptr, cache_modifier=".cg")
 
 
 @triton.jit
