@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["TITLES", "plot_trade_off"]
+__all__ = ["TITLES", "plot_trade_off", "quantity"]
 
 # What a kind of method is called.
 TITLES = {
@@ -27,6 +27,14 @@ _STYLES = {
     "every_third_frame": {"color": "#009E73", "marker": "d", "markersize": 6, "linestyle": "none"},
     "half_resolution": {"color": "#CC79A7", "marker": "v", "markersize": 7, "linestyle": "none"},
 }
+
+
+def quantity(number, noun):
+    """
+    Returns:
+        str: such as "1 clip" or "2 clips".
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def plot_trade_off(results, metric, cost, label, path):
@@ -76,5 +84,6 @@ def plot_trade_off(results, metric, cost, label, path):
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    axes.set_title(f"{results['dataset']}, {results['clips']} clips", fontsize=10, loc="left")
+    title = f"{results['dataset']}, {quantity(results['clips'], 'clip')}"
+    axes.set_title(title, fontsize=10, loc="left")
     figure.savefig(path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from .plots import TITLES, plot_trade_off
+from .plots import TITLES, plot_trade_off, quantity
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
 
@@ -117,8 +117,9 @@ def _provenance(results):
     often = f", {passes} times over," if passes > 1 else ""
     ended = "" if results["complete"] else " The run was ended early."
     return (
-        f"{results['clips']} clips ({results['frames']} frames) of {results['dataset']},"
-        f" `{results['config_file']}`, policies warmed on {results['warm_clips']} clips of"
+        f"{quantity(results['clips'], 'clip')} ({results['frames']} frames) of"
+        f" {results['dataset']}, `{results['config_file']}`, policies warmed on"
+        f" {quantity(results['warm_clips'], 'clip')} of"
         f" {results['train_dataset']}{often} per target. {device}, torch {versions['torch']},"
         f" {results['date'][:10]}.{ended}"
     )
