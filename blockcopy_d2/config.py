@@ -42,8 +42,8 @@ def _model_defaults():
     # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators,
     # any device), or "auto", which takes Triton's on GPUs that they run on
     _C.BACKEND = "auto"
-    # Run single streams of a Faster or Mask R-CNN as CUDA graphs, with Triton's kernels. Has no
-    # effect on other networks, batches of streams and CPUs. False: never
+    # Run single streams of a Faster or Mask R-CNN, a SemanticSegmentor or CSP as CUDA graphs, with
+    # Triton's kernels. Has no effect on other networks, batches of streams and CPUs. False: never
     _C.CUDA_GRAPH = True
     # tau of the paper: the wished fraction of executed blocks, in [0, 1]
     _C.TARGET = 0.3

@@ -181,3 +181,32 @@ def test_the_host_never_waits_and_warm_frames_allocate_nothing(model):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@torch.no_grad()
+def test_every_frame_sees_its_own_blocks():
+    """Kernels read how many blocks are active before those in front have ended: against a stream
+    whose kernels wait, in many frames without a pause, of few and of all blocks."""
+    convs = [torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(6)]
+    module = torch.nn.Sequential(*convs).eval().cuda().half()
+    network = BlockSparseModule(module, backend="triton")
+    image = torch.randn(1, 32, 128, 256, device="cuda", dtype=torch.half)
+    early, waiting = StreamState(), StreamState()
+    shape = (1, *num_blocks(16, image.shape[2:]))
+    different = torch.zeros((), dtype=torch.bool, device="cuda")
+    for number in range(500):
+        image.normal_()
+        fraction = 1.0 if number == 0 else (0.02, 0.9, 0.3, 1.0)[number % 4]
+        active = torch.rand(shape, device="cuda") < fraction
+        outputs = []
+        for state in (early, waiting):
+            grid = BlockGrid(active, block_size=16, image_size=tuple(image.shape[2:]))
+            with block_sparse(network, grid, state):
+                outputs.append(network(image))
+            if number == 0:
+                (caches,) = state.all_caches()
+                assert caches.bound.first_settled == 0 and len(caches.bound.steps) == len(convs)
+                if state is waiting:
+                    caches.bound.first_settled = len(convs)
+        different |= (outputs[0] != outputs[1]).any()
+    assert not different
