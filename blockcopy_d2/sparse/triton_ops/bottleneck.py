@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import BlockList, begin_with_blocks, count_blocks, locate
+from .geometry import BlockList, begin_with, count_blocks, locate
 from .tf32 import round_tf32
 
 
@@ -36,13 +36,10 @@ def bottleneck_kernel(
     next = relu(conv1x1(out)), out and next BN output channels at a time."""
     STEPS_PER_TAP: tl.constexpr = C_IN // BK
     STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
-    count = count_blocks(count_ptr, SETTLED, PDL)
-    num_pixels = count * T * T
-    first_tile, tiles = tl.program_id(0), tl.cdiv(num_pixels, BM)
-    begin_with_blocks(
-        first_tile < tiles, blocks_ptr, first_tile * BM // (T * T), count, SETTLED, PDL
-    )
-    for tile in range(first_tile, tiles, tl.num_programs(0)):
+    num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
+    tiles = tl.cdiv(num_pixels, BM)
+    begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tile * BM
         stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
         valid = valid & (oy < OH) & (ox < OW)

@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin_with_blocks, count_blocks, prefetch
+from .geometry import BlockList, begin_with, count_blocks, prefetch
 from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5
@@ -64,9 +64,7 @@ def box_convolution_kernel(
         tiles += count * (_boxes_of_a_block(SIDES[i], BOXES[i][0], BOXES[i][1]) * N_TILES)
     if SPLIT:
         tiles *= number_of_splits(tiles, max_splits, split_programs)
-    program = tl.program_id(0)
-    place = program // (_boxes_of_a_block(SIDES[0], BOXES[0][0], BOXES[0][1]) * N_TILES)
-    begin_with_blocks(program < tiles, blocks_ptr, place, count, SETTLED, PDL)
+    begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
     # Tiles of the levels before: where a program's first tile of the next one is.
     start = 0
     for i in tl.static_range(LEVELS):

@@ -22,7 +22,7 @@ import triton.language as tl
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin_with_blocks, count_blocks, locate, prefetch
+from .geometry import BlockList, begin_with, count_blocks, locate, prefetch
 from .partial_sums import add_parts, number_of_splits
 
 
@@ -75,11 +75,9 @@ def convolution_kernel(
     splits = 1
     if SPLIT:
         splits = number_of_splits(tiles, max_splits, PROGRAMS)
-    first_work = tl.program_id(0)
-    place = first_work % tl.maximum(tiles, 1) // N_TILES * BM // (T * T)
-    begin_with_blocks(first_work < tiles * splits, blocks_ptr, place, count, SETTLED, PDL)
+    begin_with(tl.program_id(0) < tiles * splits, SETTLED, PDL)
 
-    for work in range(first_work, tiles * splits, tl.num_programs(0)):
+    for work in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
         tile = work % tiles
         split = work // tiles
         if LEVELS > 1:

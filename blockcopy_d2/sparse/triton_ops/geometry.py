@@ -20,7 +20,7 @@ class BlockList:
             what follows the first `count` of them is undefined.
         count: int32 (1,).
         settled: whether another launch separates whatever made the list from the next one. A kernel
-            may then read it before those in front have ended, see :func:`begin_with_blocks`.
+            may then read it before those in front have ended, see :func:`count_blocks`.
     """
 
     blocks: torch.Tensor
@@ -95,7 +95,7 @@ def begin(PDL: tl.constexpr):
 def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
     """The number of active blocks, read before the kernel begins where the list is SETTLED.
 
-    First statement of a kernel, with :func:`begin_with_blocks` to follow. It is read past the L1
+    First statement of a kernel, with :func:`begin_with` to follow. It is read past the L1
     cache, where a value of an earlier frame may be left until the kernel has begun.
     """
     if not SETTLED:
@@ -104,19 +104,10 @@ def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
 
 
 @triton.jit
-def begin_with_blocks(busy, blocks_ptr, place, count, SETTLED: tl.constexpr, PDL: tl.constexpr):
-    """begin() for programs that know their work: those that are not `busy` need not wait.
-
-    The first program always does, so that a kernel never ends before those in front. `place` of the
-    first block that this program works on is fetched meanwhile: a list is read through the L1
-    cache.
-    """
+def begin_with(busy, SETTLED: tl.constexpr, PDL: tl.constexpr):
+    """begin() behind count_blocks(): where the list is SETTLED, programs that are not `busy` do not
+    wait. The first one always does, so that a kernel never ends before those in front."""
     if SETTLED and PDL:
         if busy | (tl.program_id(0) == 0):
-            address = blocks_ptr.to(tl.int64) + 4 * tl.minimum(place, tl.maximum(count, 1) - 1)
-            tl.inline_asm_elementwise(
-                "ld.global.ca.b32 $0, [$1];", "=r,l", [address], dtype=tl.int32, is_pure=False,
-                pack=1,
-            )  # fmt: skip
             tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

@@ -6,7 +6,7 @@ Shape shorthand: C channels, H x W pixels of a map, T x T pixels of a block, KH 
 import triton
 import triton.language as tl
 
-from .geometry import begin_with_blocks, count_blocks, locate
+from .geometry import begin_with, count_blocks, locate
 
 
 @triton.jit
@@ -19,13 +19,10 @@ def pool_kernel(
 ):  # fmt: skip
     """A program computes BM pixels of BC channels; reads each input KH * KW / STRIDE^2 times, from
     cache but for the first."""
-    count = count_blocks(count_ptr, SETTLED, PDL)
-    num_pixels = count * T * T
-    first_tile, tiles = tl.program_id(0), tl.cdiv(num_pixels, BM)
-    begin_with_blocks(
-        first_tile < tiles, blocks_ptr, first_tile * BM // (T * T), count, SETTLED, PDL
-    )
-    for tile in range(first_tile, tiles, tl.num_programs(0)):
+    num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
+    tiles = tl.cdiv(num_pixels, BM)
+    begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tile * BM
         stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
         valid = valid & (y < OH) & (x < OW)
