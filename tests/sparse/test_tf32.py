@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BLOCKS, CHANNELS = 10, 16
-# Of 10 bits: evenly spread within half a unit of the last one, relative to values of 1 to 2 of them.
+# To 10 bits: evenly spread within half of a unit, of which a value has 1024 to 2048.
 LAST_ROUNDING = 2**-11 / math.sqrt(3) * 0.7
 
 
