@@ -19,6 +19,7 @@ from blockcopy_d2.sparse import (
 from tests.sparse.networks import Network, randomize
 from tests.sparse.test_networks import tensors
 from tests.sparse.test_operators import CASES, Function
+from tests.sparse.test_tf32 import LAST_ROUNDING
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
@@ -100,7 +101,7 @@ def test_reduced_precision_is_as_good_as_cudnn(model, monkeypatch, dtype):
             found = relative_errors(run(network, state, image.to(dtype), active), truth)
             reference = relative_errors(cudnn((image.to(dtype),), grid), truth)
             # Our float32 results are rounded to 10 bits for the convolutions that read them.
-            last = 2**-11 / 3**0.5 * 0.7 if dtype == torch.float32 else 0.0
+            last = LAST_ROUNDING if dtype == torch.float32 else 0.0
             bounds = [1.1 * math.hypot(other, last) for other in reference]
             assert all(own <= bound for own, bound in zip(found, bounds)), (found, reference)
     finally:

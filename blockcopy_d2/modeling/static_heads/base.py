@@ -8,9 +8,11 @@ class StaticHeads:
     be part of a CUDA graph. There is a subclass for every meta-architecture that this is known of.
 
     Attributes:
+        meta_architecture (type): what this class does the same as.
         output_name (str): of the result in Detectron2's output.
     """
 
+    meta_architecture = None
     output_name = ""
 
     @classmethod
@@ -23,7 +25,7 @@ class StaticHeads:
             bool: whether this class does what that model does. Not for subclasses of what it knows,
             which may compute something else.
         """
-        raise NotImplementedError
+        return type(model) is cls.meta_architecture
 
     @staticmethod
     def sparse_modules(model):

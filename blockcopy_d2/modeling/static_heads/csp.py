@@ -23,6 +23,7 @@ class StaticCSP(StaticHeads):
     make it before a CUDA graph is captured.
     """
 
+    meta_architecture = CSP
     output_name = "instances"
 
     def __init__(self, model):
@@ -32,10 +33,6 @@ class StaticCSP(StaticHeads):
         """
         self._model = model
         self._pixels = {}
-
-    @classmethod
-    def supports(cls, model):
-        return type(model) is CSP
 
     @staticmethod
     def sparse_modules(model):

@@ -84,6 +84,7 @@ class StaticRCNN(StaticHeads):
     FrameSizes, also put tables on the device: make it before a CUDA graph is captured.
     """
 
+    meta_architecture = GeneralizedRCNN
     output_name = "instances"
 
     def __init__(self, model, *, max_candidates=2048, skip_empty_masks=False):
@@ -116,7 +117,7 @@ class StaticRCNN(StaticHeads):
     @classmethod
     def supports(cls, model):
         return (
-            type(model) is GeneralizedRCNN
+            super().supports(model)
             and _supports_rpn(model.proposal_generator)
             and _supports_roi_heads(model.roi_heads)
         )

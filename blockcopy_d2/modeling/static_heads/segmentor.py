@@ -15,6 +15,7 @@ __all__ = ["StaticSegmentor"]
 class StaticSegmentor(StaticHeads):
     """What a SemanticSegmentor does, with the same results; its head runs in blocks as a whole."""
 
+    meta_architecture = SemanticSegmentor
     output_name = "sem_seg"
 
     def __init__(self, model):
@@ -23,10 +24,6 @@ class StaticSegmentor(StaticHeads):
             model (SemanticSegmentor):
         """
         self._backbone, self._head = self.sparse_modules(model)
-
-    @classmethod
-    def supports(cls, model):
-        return type(model) is SemanticSegmentor
 
     @staticmethod
     def sparse_modules(model):

@@ -74,7 +74,8 @@ def search(launches, shares, *, only=("",), device=None, workers=None):
         if any(part in layer.key(1.0) for part in only):
             layers.setdefault((layer.key(1.0), layer.num_levels), layer)
     with _Compiler(workers) as compiler:
-        compiler.compile([trial for layer in layers.values() for trial in layer.trials()])
+        candidates = [(layer, config) for layer in layers.values() for config in layer.candidates()]
+        compiler.compile(layer.launch(config) for layer, config in candidates)
         for layer in tqdm(layers.values(), desc="measuring", unit="layer"):
             yield _search_layer(layer, shares, device, compiler)
 
@@ -123,10 +124,6 @@ class _Convolution:
     def key(self, share):
         pixels = sum(level.tiling.num_pixels for level in self.levels)
         return layer_key(self.shape, self.dtype, pixel_bucket(pixels * share))
-
-    def trials(self):
-        """Launches of the candidates."""
-        return map(self.launch, self.candidates())
 
     def candidates(self):
         """Configurations that fit layer and GPU."""
@@ -212,9 +209,6 @@ class _Bottleneck:
 
     def key(self, share):
         return bottleneck_key(self.shape, self.dtype, pixel_bucket(self.tiling.num_pixels * share))
-
-    def trials(self):
-        return map(self.launch, self.candidates())
 
     def candidates(self):
         itemsize = self.dtype.itemsize
