@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
+from torch import nn
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
@@ -16,11 +17,18 @@ from blockcopy_d2.modeling import (
 )
 from blockcopy_d2.modeling.csp import CSP
 from blockcopy_d2.resources import config_path
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
+from blockcopy_d2.sparse import (
+    BlockGrid,
+    BlockSparseModule,
+    MaskedDenseOracle,
+    StreamState,
+    block_sparse,
+)
 from tests.modeling.csp.small import OPTS as SMALL_CSP
 from tests.modeling.mgan.small import OPTS as SMALL_MGAN
 from tests.modeling.test_meta_arch import assert_same, frames
 from tests.sparse.networks import randomize
+from tests.sparse.test_networks import assert_equal
 
 NETWORKS = {
     "csp": ("CityPersons/csp_R_50_blockcopy.yaml", SMALL_CSP),
@@ -147,3 +155,42 @@ def test_without_video_id_it_is_the_detector_itself(models):
         expected = stock(copy.deepcopy(inputs))
     for first, second in zip(expected, model(inputs), strict=True):
         assert_same(first, second)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_kernels_match_the_oracle(models):
+    """The same modules as Triton's kernels, in its interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    _, stock = models
+    size, device = (64, 96), "cuda" if torch.cuda.is_available() else "cpu"
+    whole = Convolutional(copy.deepcopy(stock)).to(device)
+    sparse = Convolutional(copy.deepcopy(stock), wrap=kernels).to(device)
+    image, state = torch.randn(1, 3, *size, device=device), StreamState()
+    oracle = MaskedDenseOracle(whole, (image,))
+    for fraction in (1.0, 0.4, 0.0):
+        image = torch.randn_like(image)
+        active = torch.rand(1, 2, 3, device=device) < fraction
+        grid = BlockGrid(active, block_size=32, image_size=size)
+        with torch.backends.cudnn.flags(allow_tf32=False), block_sparse(sparse, grid, state):
+            found = sparse(image)
+        assert_equal(found, oracle((image,), grid))
+
+
+def kernels(module):
+    return BlockSparseModule(module, backend="triton")
+
+
+class Convolutional(nn.Module):
+    """What runs in blocks of a detector, as one module."""
+
+    def __init__(self, detector, wrap=lambda module: module):
+        super().__init__()
+        generator = getattr(detector, "proposal_generator", None)
+        head = detector.head if generator is None else generator.rpn_head
+        self.backbone, self.head = wrap(detector.backbone), wrap(head)
+        self.names = detector.head_in_features if generator is None else generator.in_features
+
+    def forward(self, image):
+        features = self.backbone(image)
+        return self.head([features[name] for name in self.names])
