@@ -84,17 +84,18 @@ def main():
     args = argument_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from blockcopy_d2.sparse.triton_ops import search
+    from blockcopy_d2.sparse.triton_ops.device import Device
 
     if not torch.cuda.is_available():
         raise SystemExit("error: kernels are measured on an NVIDIA GPU, and there is none.")
     dtype = _DTYPES[args.dtype]
     with errors_end_the_program():
         found = launches(args.config_file, tuple(args.size), args.block_size, dtype, opts=args.opts)
-    name, number = torch.cuda.get_device_name(), 0
+    device, number = Device("cuda"), 0
     with logging_redirect_tqdm():
         for entries in search.search(found, args.shares, only=args.only, workers=args.workers):
             # Layer by layer: what is measured stays, whatever happens to the rest.
-            path = search.save(entries, name, args.output)
+            path = search.save(entries, device, args.output)
             number += len(entries)
     if not number:
         raise SystemExit(f"error: --only {' '.join(args.only)}: no layer's key contains it.")

@@ -13,7 +13,7 @@ _PROGRAMS_PER_SM = 8
 class Device:
     """
     Attributes:
-        name: as in the file names of the tables of configurations.
+        name, capability: which tables of configurations are its own, and its relatives'.
         num_sms: multiprocessors.
         shared_memory: bytes that one program may use.
         bulk_copies: whether there is a tensor memory accelerator, see box_conv.py.
@@ -25,12 +25,12 @@ class Device:
         device = torch.device(device)
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
-            self.name = properties.name
+            self.name, self.capability = properties.name, (properties.major, properties.minor)
             self.num_sms = properties.multi_processor_count
             self.shared_memory = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
             self.pdl = self.bulk_copies = properties.major >= 9
         else:  # the interpreter
-            self.name, self.num_sms = "interpreter", 4
+            self.name, self.capability, self.num_sms = "interpreter", None, 4
             self.shared_memory, self.pdl, self.bulk_copies = 160 << 10, False, True
 
     def widest_bottleneck(self, dtype):

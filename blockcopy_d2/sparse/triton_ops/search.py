@@ -230,13 +230,14 @@ class _Bottleneck:
         return BottleneckLaunch(self.shape, config, **self.operands, device=self.gpu)
 
 
-def save(entries, device_name, path=None):
-    """Adds entries to the table of a GPU; returns its path."""
-    path = path or table_path(device_name)
+def save(entries, device, path=None):
+    """Adds entries to the table of a Device; returns its path."""
+    path = path or table_path(device.name)
     known = json.loads(path.read_text())["entries"] if path.exists() else {}
     known.update(entries)
     table = {
-        "gpu": device_name,
+        "gpu": device.name,
+        "compute_capability": device.capability,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "entries": dict(sorted(known.items())),

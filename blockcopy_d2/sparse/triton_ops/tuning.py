@@ -1,7 +1,7 @@
 """Which configuration a launch gets: from measured tables, else by rule.
 
-Nothing is measured while a network runs. tables/*.json hold what the tuning command found on a GPU
-of that name.
+Nothing is measured while a network runs. tables/*.json hold what the tuning command found on a GPU;
+one without a table of its own takes that of another with the same compute capability.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def _measured(key, shape, num_active, dtype, device, boxes=False):
     One of half precision serves float32 as well, which moves twice the bytes and multiplies at
     half the rate: with as many bytes of the reduction at a time. So does float16 for bfloat16.
     """
-    entries, bucket = _table(device.name), pixel_bucket(num_active)
+    entries, bucket = _table(device.name, device.capability), pixel_bucket(num_active)
     for measured in (dtype, torch.float16):
         for distance in (0, 1, -1, 2, -2):
             entry = entries.get(key(shape, measured, bucket + distance))
@@ -121,9 +121,12 @@ def pixel_bucket(num_pixels):
 
 
 @functools.cache
-def _table(name):
-    path = table_path(name)
-    return json.loads(path.read_text())["entries"] if path.exists() else {}
+def _table(name, capability):
+    tables = [json.loads(path.read_text()) for path in sorted(_TABLES.glob("*.json"))]
+    related = [table for table in tables if tuple(table["compute_capability"]) == capability]
+    # Its own before all others.
+    related.sort(key=lambda table: table["gpu"] != name)
+    return related[0]["entries"] if related else {}
 
 
 def table_path(name):

@@ -30,9 +30,10 @@ def shape(in_channels=64, out_channels=128, kernel=3, stride=1, groups=1):
     )
 
 
-def gpu(name="Some GPU", num_sms=132, shared_memory=227 << 10):
+def gpu(name="Some GPU", num_sms=132, shared_memory=227 << 10, capability=(7, 0)):
     device = Device("cpu")
     device.name, device.num_sms, device.shared_memory = name, num_sms, shared_memory
+    device.capability = capability
     return device
 
 
@@ -63,11 +64,32 @@ def test_table_comes_first(tmp_path, monkeypatch):
     layer, device = shape(), gpu("GPU of this test")
     known = ConvolutionConfig(64, 128, 64, 8, 5, max_splits=3, per_sm=2, swap=True)
     key = tuning.layer_key(layer, torch.float16, tuning.pixel_bucket(30_000))
-    search.save({key: tuning.to_entry(known)}, device.name)
+    search.save({key: tuning.to_entry(known)}, device)
     for pixels, expected in ((100_000, True), (130_000, True), (10_000_000, False)):
         found = tuning.convolution_config(layer, pixels, torch.float16, device, share=0.3)
         assert (found == known) == expected
     assert tuning.convolution_config(layer, 100_000, torch.float32, device) != known
+
+
+def test_gpus_without_a_table_take_a_relative_s(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_TABLES", tmp_path)
+    layer = shape()
+    key = tuning.layer_key(layer, torch.float16, tuning.pixel_bucket(30_000))
+    measured = {
+        gpu("GPU A", capability=(7, 5)): ConvolutionConfig(64, 128, 64, 8, 5, per_sm=1),
+        gpu("GPU B", capability=(7, 5)): ConvolutionConfig(64, 128, 64, 8, 5, per_sm=2),
+        gpu("GPU C", capability=(7, 2)): ConvolutionConfig(64, 128, 64, 8, 5, per_sm=3),
+    }
+    for device, config in measured.items():
+        search.save({key: tuning.to_entry(config)}, device)
+    by_rule = tuning.default_convolution_config(layer, 30_000, torch.float16, gpu())
+    first, own, other = measured.values()
+    for name, capability, expected in (
+        ("GPU B", (7, 5), own), ("GPU D", (7, 5), first), ("GPU D", (7, 2), other),
+        ("GPU D", (7, 0), by_rule),
+    ):  # fmt: skip
+        device = gpu(name, capability=capability)
+        assert tuning.convolution_config(layer, 100_000, torch.float16, device) == expected
 
 
 def test_search_keeps_the_fastest(tmp_path, monkeypatch):
@@ -103,6 +125,6 @@ def test_search_keeps_the_fastest(tmp_path, monkeypatch):
     assert len(entries) == 2
     for entry in entries.values():
         assert (entry["bm"], entry["bn"], entry["max_splits"], entry["per_sm"]) == (128, 32, 4, 0)
-    path = search.save(entries, "GPU", tmp_path / "table.json")
-    search.save({"another": entry}, "GPU", path)
+    path = search.save(entries, gpu(), tmp_path / "table.json")
+    search.save({"another": entry}, gpu(), path)
     assert set(json.loads(path.read_text())["entries"]) == {*entries, "another"}
