@@ -12,6 +12,7 @@ taps.
 """
 
 import dataclasses
+import math
 
 import torch
 import triton
@@ -194,7 +195,7 @@ class BoxConfig:
             a tile.
         num_warps, num_stages: of a program.
         per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
-        flatten: the copies of the next tile are under way while one is written; not with splits.
+        flatten: the copies of the next tile are under way while one is written, see can_flatten().
         max_splits: the reduction of a tile is split over up to so many programs.
     """
 
@@ -285,7 +286,8 @@ class BoxConvolutionLaunch:
                 for level in levels
             ),
             WIDE=any(map_.wide for map_ in [*maps, residual]),
-            BN=config.bn, BK=config.bk, FLATTEN=config.flatten and splits == 1, SPLIT=splits > 1,
+            BN=config.bn, BK=config.bk, SPLIT=splits > 1,
+            FLATTEN=config.flatten and splits == 1 and can_flatten(shape, config.bk, len(levels)),
             num_warps=config.num_warps, num_stages=config.num_stages,
             **device.launch_options,
         )  # fmt: skip
@@ -320,6 +322,14 @@ class BoxConvolutionLaunch:
     def _arguments(self, blocks):
         return (*self.descriptors, *self.tensors, blocks.blocks, blocks.count, self.table,
                 self.workspace.sums, self.workspace.arrivals, *self.sizes)  # fmt: skip
+
+
+def can_flatten(shape, bk, num_levels):
+    """Whether Triton (3.6 to 3.8) compiles the loop over tiles of a ConvolutionShape, flattened: it
+    fails at some loops over several levels, and at those that end in a branch, as they do where a
+    tile belongs to one of two convolutions."""
+    one_step = math.prod(shape.kernel) * shape.in_channels == bk
+    return num_levels == 1 and (one_step or shape.first_out is None)
 
 
 def takes_boxes(shape, levels, device):

@@ -16,7 +16,7 @@ import triton
 from tqdm import tqdm
 
 from .bottleneck import BottleneckConfig, BottleneckLaunch
-from .box_conv import BoxConfig, BoxConvolutionLaunch, takes_boxes
+from .box_conv import BoxConfig, BoxConvolutionLaunch, can_flatten, takes_boxes
 from .compact import allocate_list, compact
 from .conv import ConvolutionLaunch
 from .conv_shape import ConvolutionConfig, pack_weight
@@ -141,8 +141,7 @@ class _Convolution:
             shared_memory = (bm + bn) * bk * itemsize * stages
             if bm > pixels or bn > widest or shared_memory > self.gpu.shared_memory:
                 continue
-            # Triton 3.6 flattens not every loop over several levels.
-            for flatten in (False, True) if self.num_levels == 1 else (False,):
+            for flatten in (False, True) if can_flatten(shape, bk, self.num_levels) else (False,):
                 found.append(BoxConfig(bm, bn, bk, warps, stages, per_sm=1, flatten=flatten))
         return found
 

@@ -14,6 +14,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from blockcopy_d2.engine.tune_kernels import launches
 from blockcopy_d2.sparse import (
     BlockGrid,
     BlockSparseModule,
@@ -34,8 +35,9 @@ _TYPES = {
 
 
 @contextlib.contextmanager
-def compiling(capability):
-    """While open, a launch compiles its kernel for a compute capability such as 90 and runs not.
+def compiling(capability, gpu=None):
+    """While open, a launch compiles its kernel for a compute capability such as 90 and runs not,
+    with the table of kernels of the Hopper GPU of that name.
 
     Yields:
         dict: what was compiled, name and specialization -> triton's CompiledKernel.
@@ -75,6 +77,9 @@ def compiling(capability):
         def __init__(self, device):
             super().__init__(device)
             self.bulk_copies = self.pdl = capability >= 90
+            if gpu is not None:
+                self.name, self.capability = gpu, divmod(capability, 10)
+                self.num_sms, self.shared_memory = 132, 227 << 10
 
     class Lowered(triton_execution.LoweredForTriton):
         def __init__(self, program, tensors):
@@ -120,12 +125,17 @@ class Everything(torch.nn.Module):
 
 
 @torch.no_grad()
-def main(capability, dtype):
-    """Prints what was compiled for the launches of Everything, as JSON."""
-    network = BlockSparseModule(Everything().eval().to(dtype), backend="triton")
-    grid = BlockGrid.full(block_size=64, image_size=(256, 512))
-    with compiling(capability) as compiled, block_sparse(network, grid, StreamState()):
-        network(torch.randn(1, 3, 256, 512, dtype=dtype))
+def main(capability, dtype, gpu=None):
+    """Prints what was compiled for the launches of Everything, as JSON; for those of Mask R-CNN
+    R50-FPN with the table of a GPU, if there is one."""
+    with compiling(capability, gpu) as compiled:
+        if gpu is None:
+            network = BlockSparseModule(Everything().eval().to(dtype), backend="triton")
+            grid = BlockGrid.full(block_size=64, image_size=(256, 512))
+            with block_sparse(network, grid, StreamState()):
+                network(torch.randn(1, 3, 256, 512, dtype=dtype))
+        else:
+            launches("Cityscapes/mask_rcnn_R_50_FPN.yaml", (512, 1024), 128, dtype, device="cpu")
     kernels = [
         {
             "name": kernel.metadata.name,
@@ -143,4 +153,4 @@ def main(capability, dtype):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), getattr(torch, sys.argv[2]))
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), *sys.argv[3:])
