@@ -17,6 +17,7 @@ import triton.language as tl
 from blockcopy_d2.sparse.triton_ops.geometry import begin
 
 from .packing import CHANNELS, packing, padded_channels
+from .padded_map import PaddedMap, padded_pixels, place_of
 
 __all__ = ["Inputs"]
 
@@ -26,7 +27,7 @@ _FIELDS = 13
 
 @triton.jit
 def inputs_kernel(
-    weight_ptr, table_ptr, packed_ptr, arrivals_ptr, num_arrivals, packers, num_weights,
+    weight_ptr, table_ptr, packed_ptr, packers, num_weights,
     frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P, tiles,
     frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
     output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
@@ -38,8 +39,8 @@ def inputs_kernel(
     program = tl.program_id(0)
     if program < packers * num_weights:
         _pack(
-            weight_ptr, table_ptr, packed_ptr, arrivals_ptr, num_arrivals,
-            program % packers, packers, program // packers, FIELDS, BLOCK,
+            weight_ptr, table_ptr, packed_ptr, program % packers, packers, program // packers,
+            FIELDS, BLOCK,
         )  # fmt: skip
     else:
         program -= packers * num_weights
@@ -55,15 +56,11 @@ def inputs_kernel(
 
 @triton.jit
 def _pack(
-    weight_ptr, table_ptr, out_ptr, arrivals_ptr, num_arrivals, part, parts, weight,
+    weight_ptr, table_ptr, out_ptr, part, parts, weight,
     FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Spreads weights of one convolution to (O, PACK, 3, row): those of the i-th pixel of a pack
     start i strides after the start of its window."""
-    if part + weight == 0:
-        for first in range(0, num_arrivals, BLOCK):
-            place = first + tl.arange(0, BLOCK)
-            tl.store(arrivals_ptr + place, 0, mask=place < num_arrivals)
     fields = table_ptr + weight * FIELDS
     source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
     rows, kernel = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
@@ -98,11 +95,12 @@ def _stack(
     FRAME: tl.constexpr,  # channels of a frame
     C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Writes BC channels of BM pixels: frame, frame state, output, grid, zeros."""
-    pixel = tile * BM + tl.arange(0, BM)[:, None]
+    """Writes BC channels of BM pixels: frame, frame state, output, grid, zeros. Around the map,
+    zeros as well."""
+    pixel = tile * BM + tl.arange(0, BM)
+    y, x, exists = place_of(pixel, h, w)
+    pixel, y, x, exists = pixel[:, None], y[:, None], x[:, None], exists[:, None]
     channel = part * BC + tl.arange(0, BC)[None, :]
-    exists = pixel < h * w
-    y, x = pixel // w, pixel % w
 
     mask = exists & (channel < FRAME)
     source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
@@ -118,8 +116,9 @@ def _stack(
     value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
     source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
     value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
-    target = out_ptr + (stream * h * w + pixel) * C + channel
-    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=exists)
+    pixels = padded_pixels(h, w)
+    target = out_ptr + (stream * pixels + pixel) * C + channel
+    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=pixel < pixels)
 
 
 class Inputs:
@@ -141,11 +140,10 @@ class Inputs:
             device (Device): what is known of the GPU.
 
         Returns:
-            tuple[Tensor, dict[Conv2d, tuple[Packing, Tensor]], Tensor]: the input (N, h, w, C) as
-            :meth:`PolicyNetwork._stack`, channels last, with zeros up to a multiple of CHANNELS;
-            of every 3x3 convolution how its product is packed, and the weights as they are now,
-            (O, pixels, 3, row), followed by those of the shortcut beside it; and int32 zeros, a row
-            for each layer.
+            tuple[PaddedMap, dict[Conv2d, tuple[Packing, Tensor]]]: the input as
+            :meth:`PolicyNetwork._stack` has it, with zeros up to a multiple of CHANNELS; and of
+            every 3x3 convolution how its product is packed, and the weights as they are now,
+            (O, pixels, 3, row), followed by those of the shortcut beside it.
         """
         weights = [p for p in self._network.parameters() if p.dim() == 4]
         addresses = [weight.data_ptr() for weight in weights]
@@ -157,23 +155,21 @@ class Inputs:
         maps = [observation.frame, observation.frame_state, observation.output]
         grid, scale = observation.grid, self._network.pixel_scale
         num_streams, num_classes, height, width = observation.output.shape
-        groups = num_streams * max(triton.cdiv(2 * len(weight), CHANNELS) for weight in weights)
-        arrivals = torch.empty(len(weights), groups, dtype=torch.int32, device=base.device)
         channels = padded_channels(2 * scale.numel() + num_classes + 1)
-        stacked = scale.new_empty(num_streams, height, width, channels, dtype=dtype)
+        stacked = PaddedMap.empty(num_streams, (height, width), channels, like=packed)
         packers = triton.cdiv(4 * device.num_sms, len(weights))
-        tiles = triton.cdiv(height * width, 128)
+        tiles = triton.cdiv(stacked.values[0, ..., 0].numel(), 128)
         programs = packers * len(weights) + tiles * (channels // CHANNELS) * num_streams
         inputs_kernel[(programs,)](
-            base, self._table, packed, arrivals, arrivals.numel(), packers, len(weights),
-            *maps, grid, scale, stacked, height, width, num_classes, height // grid.shape[2],
+            base, self._table, packed, packers, len(weights),
+            *maps, grid, scale, stacked.values, height, width, num_classes, height // grid.shape[2],
             tiles, *(stride for x in maps for stride in x.stride()),
             grid.stride(0), grid.stride(2), grid.stride(3), FIELDS=_FIELDS, BLOCK=2048,
             FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, num_warps=4,
             **device.launch_options,
         )  # fmt: skip
         places = self._places.items()
-        return stacked, {conv: (how, packed[start:]) for conv, (how, start) in places}, arrivals
+        return stacked, {conv: (how, packed[start:]) for conv, (how, start) in places}
 
 
 def _weight_table(network):

@@ -11,8 +11,9 @@ import torch
 
 from blockcopy_d2.sparse.triton_ops.device import device_of
 
+from .convolution import convolve
 from .inputs import Inputs
-from .layer import LayerLauncher, Map
+from .normalization import normalize
 
 __all__ = ["FusedNetwork"]
 
@@ -43,20 +44,23 @@ class FusedNetwork:
             Tensor: float (N, GH, GW), logits of execution.
         """
         device = self._device or device_of(observation.frame.device)
-        stacked, weights, arrivals = self._inputs(observation, self._dtype, device)
-        launch = LayerLauncher(device, self._dtype, weights, iter(arrivals))
-        value = Map(stacked)
+        value, weights = self._inputs(observation, self._dtype, device)
+
+        def sums_of(conv, value, shortcut=None):
+            return convolve(conv, value, *weights[conv], device=device, shortcut=shortcut)
+
         stem, *blocks = self._network.backbone
-        value = launch(stem, value)
+        value = normalize(sums_of(stem, value), stem.norm, device=device)
         for block in blocks:
-            y = launch(block.conv1, value, block.shortcut)
-            residual = value
+            sums, residual = sums_of(block.conv1, value, block.shortcut), value
             if block.shortcut is not None:
                 middle = block.conv1.out_channels
-                residual = y.channels(middle, None, relu=False)
-                y = y.channels(0, middle)
-            value = launch(block.conv2, y)
-            value.residual = residual
-        for conv in self._network.head:
-            value = launch(conv, value)
-        return value.pixels[..., 0]
+                residual = sums.channels(middle, None), block.shortcut.norm
+                sums = sums.channels(0, middle)
+            value = normalize(sums, block.conv1.norm, device=device)
+            sums = sums_of(block.conv2, value)
+            value = normalize(sums, block.conv2.norm, device=device, residual=residual)
+        *convs, logits = self._network.head
+        for conv in convs:
+            value = normalize(sums_of(conv, value), conv.norm, device=device)
+        return sums_of(logits, value).values[..., 0]

@@ -48,8 +48,9 @@ def box_convolution_kernel(
     SIDES: tl.constexpr,  # T of each level
     BOXES: tl.constexpr,  # (TH, TW) of each level
     FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr,  # pixels of the largest box
     BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
-    SPLIT: tl.constexpr,  # reductions may be split, so that split_programs are busy; of one level
+    SPLIT: tl.constexpr,  # reductions may be split, so that split_programs are busy
     SETTLED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
@@ -63,10 +64,11 @@ def box_convolution_kernel(
     tiles = 0
     for i in tl.static_range(LEVELS):
         tiles += count * (_boxes_of_a_block(SIDES[i], BOXES[i][0], BOXES[i][1]) * N_TILES)
+    splits = 1
     if SPLIT:
-        tiles *= number_of_splits(tiles, max_splits, split_programs)
-    begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
-    # Tiles of the levels before: where a program's first tile of the next one is.
+        splits = number_of_splits(tiles, max_splits, split_programs)
+    begin_with(tl.program_id(0) < tiles * splits, SETTLED, PDL)
+    # Tiles of the levels before.
     start = 0
     for i in tl.static_range(LEVELS):
         if LEVELS > 1:
@@ -99,13 +101,13 @@ def box_convolution_kernel(
             x_desc, weight_desc = x4_desc, weight4_desc
         start = _level(
             x_desc, weight_desc, bias, residual_ptr, out, second, blocks_ptr, count, start,
-            workspace_ptr, arrivals_ptr, max_splits,
+            workspace_ptr, arrivals_ptr, splits,
             GH, GW, oh, ow, row, other_row, residual_row, pad_y, pad_x,
             activation_first, activation_second, second_activation_first,
             second_activation_second, C_IN, C_OUT, KH, KW, DILATION_Y, DILATION_X,
             RESIDUAL_SCALE, FIRST_OUT, ACTIVATION, SECOND_ACTIVATION, PRECISION,
             OUT_LIFTED, SECOND_LIFTED, RESIDUAL_LIFTED, SIDES[i], BOXES[i][0], BOXES[i][1],
-            WIDE, BN, BK, FLATTEN, SPLIT, split_programs,
+            WIDE, BM, BN, BK, FLATTEN, SPLIT,
         )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def _boxes_of_a_block(side, rows, columns):
 @triton.jit
 def _level(
     x_desc, weight_desc, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count, start,
-    workspace_ptr, arrivals_ptr, max_splits,
+    workspace_ptr, arrivals_ptr, splits,
     GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
     activation_first, activation_second, second_activation_first, second_activation_second,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -125,10 +127,11 @@ def _level(
     FIRST_OUT: tl.constexpr, ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr,
     RESIDUAL_LIFTED: tl.constexpr, T: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    WIDE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
-    SPLIT: tl.constexpr, split_programs,
+    WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    FLATTEN: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """This program's tiles of one level; returns `start` and the number of all of them."""
+    """This program's tiles of one level, or parts of them; returns `start` and the number of all
+    of its tiles."""
     ACROSS: tl.constexpr = (T + TW - 1) // TW
     PER_BLOCK: tl.constexpr = _boxes_of_a_block(T, TH, TW)
     N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
@@ -136,10 +139,7 @@ def _level(
     STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
     programs = tl.num_programs(0)
     tiles = count * (PER_BLOCK * N_TILES)
-    first = (tl.program_id(0) + programs - start % programs) % programs
-    splits = 1
-    if SPLIT:
-        splits = number_of_splits(tiles, max_splits, split_programs)
+    first = (tl.program_id(0) + programs - start * splits % programs) % programs
     for work in tl.range(first, tiles * splits, programs, flatten=FLATTEN):
         tile, split = work, 0
         if SPLIT:
@@ -165,7 +165,8 @@ def _level(
         complete = True
         if SPLIT:
             complete, acc = add_parts(
-                acc, workspace_ptr, arrivals_ptr, tile, split, splits, BN, TH * TW
+                acc, workspace_ptr, arrivals_ptr, start + tile, split, splits, BN, TH * TW,
+                BN * BM,
             )  # fmt: skip
         if complete:
             m = tl.arange(0, TH * TW)
@@ -242,8 +243,7 @@ class BoxConvolutionLaunch:
         ]
         self.shape, self.config, self.levels = shape, config, levels
         taps, length = shape.reduction(config.bk)
-        # Splits are counted in the tiles of one level.
-        splits = min(config.max_splits, taps * length // config.bk) if len(levels) == 1 else 1
+        splits = min(config.max_splits, taps * length // config.bk)
         self.grid = (self._programs(device, splits),)
         self.workspace = workspace
         boxes = tuple(config.box(level.tiling.tile) for level in levels)
@@ -286,7 +286,7 @@ class BoxConvolutionLaunch:
                 for level in levels
             ),
             WIDE=any(map_.wide for map_ in [*maps, residual]),
-            BN=config.bn, BK=config.bk, SPLIT=splits > 1,
+            BM=max(map(math.prod, boxes)), BN=config.bn, BK=config.bk, SPLIT=splits > 1,
             FLATTEN=config.flatten and splits == 1 and can_flatten(shape, config.bk, len(levels)),
             num_warps=config.num_warps, num_stages=config.num_stages,
             **device.launch_options,

@@ -178,7 +178,7 @@ def convolution_kernel(
         complete = True
         if SPLIT:
             complete, acc = add_parts(
-                acc, workspace_ptr, arrivals_ptr, tile, split, splits, BM, BN
+                acc, workspace_ptr, arrivals_ptr, tile, split, splits, BM, BN, BM * BN
             )  # fmt: skip
         if complete:
             write_tile(

@@ -21,17 +21,18 @@ def number_of_splits(tiles, max_splits, programs):
 
 @triton.jit
 def add_parts(
-    acc, workspace_ptr, arrivals_ptr, tile, split, splits, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    acc, workspace_ptr, arrivals_ptr, tile, split, splits, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
     """(whether this is the last part of a tile to arrive, then with the sum of all its parts).
 
-    `acc` (ROWS, COLUMNS) is part `split` of `splits`.
+    `acc` (ROWS, COLUMNS) is part `split` of `splits`; no part of the launch is larger than SIZE.
     """
     complete = True
     if splits > 1:
         part = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        parts = workspace_ptr + tile * splits * (ROWS * COLUMNS) + part
-        tl.store(parts + split * (ROWS * COLUMNS), acc)
+        parts = workspace_ptr + tile * splits * SIZE + part
+        tl.store(parts + split * SIZE, acc)
         tl.debug_barrier()  # all of the part is written before it is announced
         arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel")
         complete = arrived == splits - 1
@@ -39,7 +40,7 @@ def add_parts(
             acc = tl.zeros((ROWS, COLUMNS), tl.float32)
             # Unrolled, so that several parts are on their way at a time.
             for other in tl.range(0, splits, loop_unroll_factor=4):
-                acc += tl.load(parts + other * (ROWS * COLUMNS), cache_modifier=".cg")
+                acc += tl.load(parts + other * SIZE, cache_modifier=".cg")
             tl.store(arrivals_ptr + tile, 0)
     return complete, acc
 

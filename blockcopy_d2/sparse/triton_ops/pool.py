@@ -9,6 +9,10 @@ import triton.language as tl
 from .geometry import begin_with, count_blocks, locate
 
 
+# Of a program, for all of its threads.
+_VALUES = 1024
+
+
 @triton.jit
 def pool_kernel(
     x_ptr, out_ptr, blocks_ptr, count_ptr,
@@ -28,9 +32,10 @@ def pool_kernel(
         valid = valid & (y < OH) & (x < OW)
         channel = tl.program_id(1) * BC + tl.arange(0, BC)
         within = (channel < C)[None, :]
-        result = tl.zeros((BM, BC), tl.float32)
         if MAX:
-            result += float("-inf")
+            result = tl.full((BM, BC), float("-inf"), x_ptr.dtype.element_ty)
+        else:
+            result = tl.zeros((BM, BC), tl.float32)
         for tap in tl.range(0, KH * KW, loop_unroll_factor=UNROLL):
             iy = y * STRIDE - pad_y + tap // KW * DILATION_Y
             ix = x * STRIDE - pad_x + tap % KW * DILATION_X
@@ -41,9 +46,7 @@ def pool_kernel(
             source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
             if MAX:
                 value = tl.load(source, mask=inside[:, None] & within, other=float("-inf"))
-                # Neither is below the other when one is NaN: NaN stays.
-                value = value.to(tl.float32)
-                result = tl.where((value > result) | (value != value), value, result)
+                result = tl.maximum(result, value, propagate_nan=tl.PropagateNan.ALL)
             else:
                 result += tl.load(source, mask=inside[:, None] & within, other=0.0).to(tl.float32)
         if not MAX:
@@ -69,7 +72,8 @@ class PoolLaunch:
         """
         channels = x.rows.shape[1]
         bc = min(triton.next_power_of_2(channels), 64)
-        bm = 64
+        # With few values per thread, few active blocks are shared by many.
+        bm = max(_VALUES // bc, 1)
         self.grid = (device.programs(tiling.num_pixels, bm), triton.cdiv(channels, bc))
         self.maps = (x.rows, out.rows)
         self.sizes = (

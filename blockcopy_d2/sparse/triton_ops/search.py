@@ -41,7 +41,7 @@ _BOXES = (
     (128, 64, 4, 4), (256, 64, 4, 3), (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4),
     (64, 64, 4, 4), (64, 64, 4, 6), (16, 128, 4, 6),
 )  # fmt: skip
-_SPLITS = (1, 2, 4, 16)
+_SPLITS = (1, 2, 4, 8, 16)
 _PER_SM = (0, 1, 2, 4)
 # Configurations per share of which variants are measured.
 _FINALISTS = 2
@@ -171,7 +171,7 @@ class _Convolution:
         """The same kernel, launched otherwise."""
         if isinstance(config, BoxConfig):
             found = [dataclasses.replace(config, per_sm=per_sm) for per_sm in _PER_SM]
-            if self.num_levels == 1 and not config.flatten:
+            if not config.flatten:
                 found += [
                     dataclasses.replace(config, per_sm=per_sm, max_splits=splits)
                     for per_sm, splits in itertools.product(_PER_SM[1:], _SPLITS[1:])

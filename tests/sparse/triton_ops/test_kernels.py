@@ -235,6 +235,15 @@ def test_boxes_of_several_levels(config):
 
 
 @needs_boxes
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
+def test_levels_are_split_together(share):
+    """Parts of tiles of all sizes are kept side by side."""
+    config = BoxConfig(64, 64, 16, per_sm=4, max_splits=4)
+    sizes = [(19, 22), (10, 11), (5, 6), (3, 3), (3, 3)]
+    check_convolution(shape_of(32, 24, 3), config, sizes, tiles=[8, 4, 2, 1, 1], share=share)
+
+
+@needs_boxes
 @pytest.mark.parametrize("residual_scale", [1, 2])
 def test_boxes_with_residual_and_activation(residual_scale):
     shape = shape_of(
