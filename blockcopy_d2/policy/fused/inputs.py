@@ -97,11 +97,10 @@ def _stack(
 ):  # fmt: skip
     """Writes BC channels of BM pixels: frame, frame state, output, grid, zeros. Around the map,
     zeros as well."""
-    # Maps have planes of channels: neighbours in memory are pixels.
     pixel = tile * BM + tl.arange(0, BM)
     y, x, exists = place_of(pixel, h, w)
-    y, x, exists = y[None, :], x[None, :], exists[None, :]
-    channel = part * BC + tl.arange(0, BC)[:, None]
+    pixel, y, x, exists = pixel[:, None], y[:, None], x[:, None], exists[:, None]
+    channel = part * BC + tl.arange(0, BC)[None, :]
 
     mask = exists & (channel < FRAME)
     source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
@@ -118,9 +117,8 @@ def _stack(
     source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
     value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
     pixels = padded_pixels(h, w)
-    target = (stream * pixels + pixel)[:, None] * C + part * BC + tl.arange(0, BC)[None, :]
-    value = value.T.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + target, value, mask=(pixel < pixels)[:, None])
+    target = out_ptr + (stream * pixels + pixel) * C + channel
+    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=pixel < pixels)
 
 
 class Inputs:

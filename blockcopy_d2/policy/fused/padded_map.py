@@ -11,7 +11,6 @@ Shape shorthand in this module:
 import dataclasses
 
 import triton
-import triton.language as tl  # noqa: F401  the interpreter asks for it
 from torch import Tensor
 
 __all__ = ["PaddedMap", "padded_pixels", "place_of"]

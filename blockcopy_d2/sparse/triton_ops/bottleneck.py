@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import BlockList, begin_with, blocks_of, count_blocks, locate
+from .geometry import BlockList, begin_with, count_blocks, locate
 from .tf32 import round_tf32
 
 
@@ -36,16 +36,12 @@ def bottleneck_kernel(
     next = relu(conv1x1(out)), out and next BN output channels at a time."""
     STEPS_PER_TAP: tl.constexpr = C_IN // BK
     STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
-    count = count_blocks(count_ptr, SETTLED, PDL)
-    num_pixels = count * T * T
+    num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
     tiles = tl.cdiv(num_pixels, BM)
-    known = blocks_of(tl.program_id(0) * BM + tl.arange(0, BM), blocks_ptr, count, T * T)
     begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        stream, oy, ox, valid = locate(
-            tile * BM + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW, known,
-            tile == tl.program_id(0),
-        )  # fmt: skip
+        first = tile * BM
+        stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
         valid = valid & (oy < OH) & (ox < OW)
         iy0 = oy * STRIDE - pad_y
         ix0 = ox * STRIDE - pad_x

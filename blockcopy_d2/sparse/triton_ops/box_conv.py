@@ -23,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin_with, blocks_of, count_blocks, prefetch
+from .geometry import BlockList, begin_with, count_blocks, prefetch
 from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5
@@ -67,10 +67,6 @@ def box_convolution_kernel(
     splits = 1
     if SPLIT:
         splits = number_of_splits(tiles, max_splits, split_programs)
-    # Of this program's first tile, if that is one of the first level.
-    per_block: tl.constexpr = _boxes_of_a_block(SIDES[0], BOXES[0][0], BOXES[0][1])
-    box = tl.program_id(0) % tl.maximum(count * (per_block * N_TILES), 1) // N_TILES
-    known = blocks_of(box, blocks_ptr, count, per_block)
     begin_with(tl.program_id(0) < tiles * splits, SETTLED, PDL)
     # Tiles of the levels before.
     start = 0
@@ -105,7 +101,7 @@ def box_convolution_kernel(
             x_desc, weight_desc = x4_desc, weight4_desc
         start = _level(
             x_desc, weight_desc, bias, residual_ptr, out, second, blocks_ptr, count, start,
-            known, tl.program_id(0) if i == 0 else -1, workspace_ptr, arrivals_ptr, splits,
+            workspace_ptr, arrivals_ptr, splits,
             GH, GW, oh, ow, row, other_row, residual_row, pad_y, pad_x,
             activation_first, activation_second, second_activation_first,
             second_activation_second, C_IN, C_OUT, KH, KW, DILATION_Y, DILATION_X,
@@ -123,7 +119,7 @@ def _boxes_of_a_block(side, rows, columns):
 @triton.jit
 def _level(
     x_desc, weight_desc, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count, start,
-    known, known_work, workspace_ptr, arrivals_ptr, splits,
+    workspace_ptr, arrivals_ptr, splits,
     GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
     activation_first, activation_second, second_activation_first, second_activation_second,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -135,7 +131,7 @@ def _level(
     FLATTEN: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """This program's tiles of one level, or parts of them; returns `start` and the number of all
-    of its tiles. The block of `known_work` is `known`."""
+    of its tiles."""
     ACROSS: tl.constexpr = (T + TW - 1) // TW
     PER_BLOCK: tl.constexpr = _boxes_of_a_block(T, TH, TW)
     N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
@@ -150,7 +146,7 @@ def _level(
             tile, split = work % tiles, work // tiles
         n_tile = tile % N_TILES
         box = tile // N_TILES
-        block = tl.load(blocks_ptr + box // PER_BLOCK, mask=work != known_work, other=known)
+        block = tl.load(blocks_ptr + box // PER_BLOCK)
         in_block = box % PER_BLOCK
         row = block // GW
         stream = row // GH

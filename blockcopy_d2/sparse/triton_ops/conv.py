@@ -22,7 +22,7 @@ import triton.language as tl
 from .activation import parameters
 from .conv_levels import LEVEL_FIELDS, aligned, level_table
 from .conv_output import write_tile
-from .geometry import BlockList, begin_with, blocks_of, count_blocks, locate, prefetch
+from .geometry import BlockList, begin_with, count_blocks, locate, prefetch
 from .partial_sums import add_parts, number_of_splits
 
 
@@ -75,9 +75,6 @@ def convolution_kernel(
     splits = 1
     if SPLIT:
         splits = number_of_splits(tiles, max_splits, PROGRAMS)
-    if LEVELS == 1:
-        m = (tl.program_id(0) % tl.maximum(tiles, 1) // N_TILES) * BM + tl.arange(0, BM)
-        known = blocks_of(m, blocks_ptr, count, T * T)
     begin_with(tl.program_id(0) < tiles * splits, SETTLED, PDL)
 
     for work in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
@@ -115,12 +112,7 @@ def convolution_kernel(
 
         # ---- rows: output pixels
         m = (in_tile // N_TILES) * BM + tl.arange(0, BM)
-        if LEVELS == 1:
-            stream, y, x, valid = locate(
-                m, blocks_ptr, count * T * T, T, GH, GW, known, work == tl.program_id(0)
-            )  # fmt: skip
-        else:
-            stream, y, x, valid = locate(m, blocks_ptr, count * side * side, side, GH, GW)
+        stream, y, x, valid = locate(m, blocks_ptr, count * side * side, side, GH, GW)
         oy = y * OUT_STEP + out_y
         ox = x * OUT_STEP + out_x
         valid = valid & (oy < oh) & (ox < ow)

@@ -50,27 +50,13 @@ class Tiling:
 
 
 @triton.jit
-def blocks_of(item, blocks_ptr, count, per_block):
-    """The blocks of some of the `per_block` items in each of `count` active ones, such as pixels.
-
-    Between count_blocks() and begin_with(), of what a program computes first: the answer is there
-    when the kernel begins.
-    """
-    return tl.load(
-        blocks_ptr + item // per_block, mask=item < count * per_block, other=0,
-        cache_modifier=".cg",
-    )  # fmt: skip
-
-
-@triton.jit
-def locate(m, blocks_ptr, num_pixels, T, GH, GW, known=0, is_known=False):
+def locate(m, blocks_ptr, num_pixels, T, GH, GW):
     """(stream, y, x, valid) of the m-th active pixels, counted block by block, row by row.
 
-    `num_pixels` is the number of active ones; y and x may lie beyond the border of the map. Blocks
-    are not loaded if they are `known`.
+    `num_pixels` is the number of active ones; y and x may lie beyond the border of the map.
     """
     valid = m < num_pixels
-    block = tl.load(blocks_ptr + m // (T * T), mask=valid & (is_known == 0), other=known)
+    block = tl.load(blocks_ptr + m // (T * T), mask=valid, other=0)
     inside = m % (T * T)
     row = block // GW
     y = (row % GH) * T + inside // T
@@ -110,8 +96,7 @@ def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
     """The number of active blocks, read before the kernel begins where the list is SETTLED.
 
     First statement of a kernel, with :func:`begin_with` to follow. It is read past the L1
-    cache, where a value of an earlier frame may be left until the kernel has begun, and so is
-    whatever of the list is read before that.
+    cache, where a value of an earlier frame may be left until the kernel has begun.
     """
     if not SETTLED:
         begin(PDL)

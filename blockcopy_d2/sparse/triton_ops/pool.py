@@ -6,7 +6,8 @@ Shape shorthand: C channels, H x W pixels of a map, T x T pixels of a block, KH 
 import triton
 import triton.language as tl
 
-from .geometry import begin_with, blocks_of, count_blocks, locate
+from .geometry import begin_with, count_blocks, locate
+
 
 # Of a program, for all of its threads.
 _VALUES = 1024
@@ -22,16 +23,12 @@ def pool_kernel(
 ):  # fmt: skip
     """A program computes BM pixels of BC channels; reads each input KH * KW / STRIDE^2 times, from
     cache but for the first."""
-    count = count_blocks(count_ptr, SETTLED, PDL)
-    num_pixels = count * T * T
+    num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
     tiles = tl.cdiv(num_pixels, BM)
-    known = blocks_of(tl.program_id(0) * BM + tl.arange(0, BM), blocks_ptr, count, T * T)
     begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        stream, y, x, valid = locate(
-            tile * BM + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW, known,
-            tile == tl.program_id(0),
-        )  # fmt: skip
+        first = tile * BM
+        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
         valid = valid & (y < OH) & (x < OW)
         channel = tl.program_id(1) * BC + tl.arange(0, BC)
         within = (channel < C)[None, :]
