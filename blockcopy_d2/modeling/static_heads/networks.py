@@ -12,16 +12,12 @@ Shape shorthand in this module:
 """
 
 import copy
-import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blockcopy_d2.sparse import BlockSparseModule, StreamState, block_sparse
-from blockcopy_d2.sparse.device_grid import DeviceGrid
-
-__all__ = ["BoxNetwork", "MaskNetwork", "SparseMaskNetwork"]
+__all__ = ["BoxNetwork", "MaskNetwork"]
 
 
 class BoxNetwork(nn.Module):
@@ -82,12 +78,11 @@ class MaskNetwork(nn.Module):
         self.weight = nn.Parameter(predictor.weight.flatten(1), requires_grad=False)
         self.bias = predictor.bias
 
-    def forward(self, x, classes, filled):
+    def forward(self, x, classes):
         """
         Args:
             x (Tensor): (R, C, P, P).
             classes (Tensor): int64 (R,), whose mask is wanted.
-            filled (Tensor): bool (R,); other regions have masks that mean nothing.
 
         Returns:
             Tensor: probabilities, float32 (R, M, M).
@@ -100,49 +95,6 @@ class MaskNetwork(nn.Module):
             x = x.gather(2, classes[:, None, None].expand(-1, x.shape[1], 1))
         x = x.view(regions, side, side, 2, 2).transpose(2, 3)
         return x.reshape(regions, 2 * side, 2 * side).float().sigmoid()
-
-
-class SparseMaskNetwork(nn.Module):
-    """MaskRCNNConvUpsampleHead by the block-sparse engine, a slot being a stream of one block: it
-    takes time for filled slots only, where the engine reads their number from the device."""
-
-    def __init__(self, head, dtype):
-        """
-        Args:
-            head (MaskRCNNConvUpsampleHead): copied.
-            dtype (torch.dtype):
-        """
-        super().__init__()
-        self.layers = BlockSparseModule(_copy(nn.Sequential(*head), dtype))
-        self._frames = {}
-
-    def forward(self, x, classes, filled):
-        """
-        Args:
-            x (Tensor): (R, C, P, P).
-            classes (Tensor): int64 (R,), whose mask is wanted.
-            filled (Tensor): bool (R,); the masks of other regions are undefined.
-
-        Returns:
-            Tensor: probabilities, float32 (R, M, M).
-        """
-        key = (tuple(x.shape), x.device)
-        frame = self._frames.get(key)
-        if frame is None:
-            # The first frame runs all slots, and allocates memory.
-            mask_size = (2 * x.shape[2], 2 * x.shape[3])
-            side = 2 ** math.ceil(math.log2(max(mask_size)))
-            layout = {"block_size": side, "image_size": mask_size, "device": x.device}
-            frame = DeviceGrid.full(batch=len(x), **layout), StreamState()
-            self._frames[key] = frame
-        else:
-            frame[0].active.copy_(filled[:, None, None])
-            frame[0].compact()
-        with block_sparse(self.layers, *frame):
-            x = self.layers(x).permute(0, 2, 3, 1)
-        if x.shape[3] > 1:
-            x = x.gather(3, classes[:, None, None, None].expand(-1, *x.shape[1:3], 1))
-        return x[..., 0].float().sigmoid()
 
 
 def _copy(module, dtype):

@@ -33,7 +33,7 @@ from .box_inference import candidate_scores, select_detections
 from .boxes import decode_boxes
 from .detections import StaticDetections
 from .geometry import PolicyPixels
-from .networks import BoxNetwork, MaskNetwork, SparseMaskNetwork
+from .networks import BoxNetwork, MaskNetwork
 from .paste import sample_masks
 from .proposals import find_proposals
 from .roi_align import RoIAlign
@@ -87,14 +87,12 @@ class StaticRCNN(StaticHeads):
     meta_architecture = GeneralizedRCNN
     output_name = "instances"
 
-    def __init__(self, model, *, max_candidates=2048, skip_empty_masks=False):
+    def __init__(self, model, *, max_candidates=2048):
         """
         Args:
             model (GeneralizedRCNN): one that :meth:`supports` is true for.
             max_candidates (int): pairs of a proposal and a class that take part in the final
                 suppression, see :func:`select_detections`.
-            skip_empty_masks (bool): run the mask head by the block-sparse engine, which leaves
-                out slots without a detection. One frame at a time then.
 
         Raises:
             ValueError: if the model has other heads.
@@ -106,7 +104,6 @@ class StaticRCNN(StaticHeads):
                 " R-CNN with standard heads; run its own heads instead."
             )
         self.max_candidates = max_candidates
-        self._mask_network = SparseMaskNetwork if skip_empty_masks else MaskNetwork
         self._backbone, self._rpn = model.backbone, model.proposal_generator
         self._heads = heads = model.roi_heads
         self._box_align = RoIAlign.from_pooler(heads.box_pooler)
@@ -186,9 +183,7 @@ class StaticRCNN(StaticHeads):
         masks = None
         if heads.mask_on:
             mask_features = [features[name] for name in heads.mask_in_features]
-            masks = mask_network(
-                self._mask_align(mask_features, boxes), classes.flatten(), (scores > 0).flatten()
-            )
+            masks = mask_network(self._mask_align(mask_features, boxes), classes.flatten())
             masks = masks.unflatten(0, classes.shape)
             policy_masks = sample_masks(masks, output_boxes, count, pixels.rows, pixels.columns)
         else:
@@ -210,7 +205,7 @@ class StaticRCNN(StaticHeads):
             side = self._box_align.output_size
             self._networks[dtype] = (
                 BoxNetwork(heads.box_head, heads.box_predictor, side, dtype),
-                self._mask_network(heads.mask_head, dtype) if heads.mask_on else None,
+                MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
             )
         return self._networks[dtype]
 

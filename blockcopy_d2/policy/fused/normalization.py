@@ -21,9 +21,9 @@ from .statistics import combine
 
 __all__ = ["normalize"]
 
-# Pixels and channels of a tile, and programs per multiprocessor that share all tiles: each of them
-# combines the statistics for itself.
-_PIXELS, _CHANNELS, _PER_SM, _WARPS = 128, 32, 2, 8
+# Pixels and channels of a tile. One large program per multiprocessor shares all tiles, since each
+# combines the statistics for itself, up to _PARTS of them at a time.
+_PIXELS, _CHANNELS, _PARTS, _WARPS = 256, 32, 256, 16
 
 
 # The size of a map must not make a new variant of the kernel.
@@ -111,14 +111,14 @@ def normalize(sums, norm, *, device, residual=None):
         kind, (other, other_norm) = 2, residual
     groups = channels // _CHANNELS
     tiles = triton.cdiv(out.values[0, ..., 0].numel(), _PIXELS)
-    programs = min(tiles, max(_PER_SM * device.num_sms // (groups * num_streams), 1))
+    programs = min(tiles, max(device.num_sms // (groups * num_streams), 1))
     parts = sums.counts.shape[1], other.counts.shape[1]
     normalize_kernel[programs, groups, num_streams](
         sums.values, sums.partials, sums.counts, norm.weight, norm.bias, norm.eps, parts[0],
         other.values, other.partials, other.counts, other_norm.weight, other_norm.bias,
         other_norm.eps, parts[1], out.values, height, width, C=channels,
         ROW=sums.values.stride(2), RESIDUAL=kind, OTHER_ROW=other.values.stride(2),
-        BM=_PIXELS, BC=_CHANNELS, PARTS=min(128, triton.next_power_of_2(max(parts))),
+        BM=_PIXELS, BC=_CHANNELS, PARTS=min(_PARTS, triton.next_power_of_2(max(parts))),
         num_warps=_WARPS, **device.launch_options,
     )  # fmt: skip
     return out

@@ -11,6 +11,7 @@ Shape shorthand in this module:
 import dataclasses
 
 import triton
+import triton.language as tl  # noqa: F401  the interpreter asks for it
 from torch import Tensor
 
 __all__ = ["PaddedMap", "padded_pixels", "place_of"]

@@ -8,7 +8,6 @@ import triton.language as tl
 
 from .geometry import begin_with, count_blocks, locate
 
-
 # Of a program, for all of its threads.
 _VALUES = 1024
 

@@ -41,11 +41,10 @@ def to_dtype(frame, dtype):
     return features, logits, deltas, frame.sizes
 
 
-@pytest.mark.parametrize("skip_empty_masks", [False, True])
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_results_are_those_of_detectron2(options, skip_empty_masks):
+def test_results_are_those_of_detectron2(options):
     model = cuda_rcnn(**options)
-    heads = StaticRCNN(model, skip_empty_masks=skip_empty_masks)
+    heads = StaticRCNN(model)
     for output_size in (SIZE, OUTPUT):
         frame = run_detectron2(model, SIZE, num_images=2, output_size=output_size)
         for got, want in zip(heads(*frame.inputs).to_instances(), frame.instances, strict=True):
@@ -78,10 +77,9 @@ def test_host_never_waits_and_padding_is_neutral(dtype):
     assert painted.max() > 0 and gain.max() > 0 and block_gain.max() > 0
 
 
-@pytest.mark.parametrize("skip_empty_masks", [False, True])
-def test_a_cuda_graph_replays_for_other_inputs(skip_empty_masks):
+def test_a_cuda_graph_replays_for_other_inputs():
     model = cuda_rcnn()
-    heads = StaticRCNN(model, skip_empty_masks=skip_empty_masks)
+    heads = StaticRCNN(model)
     frames = [run_detectron2(model, SIZE, output_size=OUTPUT, seed=seed) for seed in range(3)]
     inputs = copy.deepcopy(frames[0].inputs)
     stream = torch.cuda.Stream()

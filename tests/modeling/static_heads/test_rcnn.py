@@ -50,22 +50,6 @@ def test_results_are_those_of_detectron2(options):
         assert_agree(got, want)
 
 
-@pytest.mark.parametrize("agnostic", [True, False])
-def test_masks_of_filled_slots_only(agnostic):
-    model = small_rcnn(agnostic=agnostic)
-    heads = StaticRCNN(model, skip_empty_masks=True)
-    predictor = model.roi_heads.box_predictor
-    # The first frame runs all slots; then others of them are filled.
-    for seed, best in ((0, 20), (0, 6), (1, 11)):
-        predictor.test_score_thresh = 0.05
-        scores = run_detectron2(model, (150, 250), seed=seed).instances[0].scores
-        predictor.test_score_thresh = scores[best - 1 : best + 1].mean().item() - 1e-6
-        frame = run_detectron2(model, (150, 250), seed=seed)
-        detections = heads(*frame.inputs)
-        assert detections.count.item() == best == len(frame.instances[0])
-        assert_agree(detections.to_instances()[0], frame.instances[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_detectron2(dtype):
     model = small_rcnn()
