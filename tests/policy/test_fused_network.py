@@ -187,12 +187,13 @@ def test_compiles(capability):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = json.loads(done.stdout.strip().splitlines()[-1])
-    layers = [kernel for kernel in kernels if kernel["name"] == "layer_kernel"]
-    # Two of the ten convolutions share a kernel.
-    assert len(layers) == 9 and len(kernels) == 11
+    convolutions = [k for k in kernels if k["name"] == "policy_convolution_kernel"]
+    normalizations = [k for k in kernels if k["name"] == "policy_normalization_kernel"]
+    # Two of the ten convolutions share a kernel, and two of the nine normalizations.
+    assert (len(convolutions), len(normalizations), len(kernels)) == (9, 8, 19)
     for kernel in kernels:
         assert kernel["bytes"] > 0 and kernel["shared_memory"] < 100 << 10
-    assert all(layer["tensor_cores"] for layer in layers)
+    assert all(kernel["tensor_cores"] for kernel in convolutions)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 16), (4, 40, 33)])

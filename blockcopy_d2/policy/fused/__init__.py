@@ -1,4 +1,4 @@
-"""The policy network as a dozen Triton launches, where no gradient is wanted."""
+"""The policy network as some twenty Triton launches, where no gradient is wanted."""
 
 from .draw import draw
 from .network import FusedNetwork

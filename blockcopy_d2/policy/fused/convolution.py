@@ -39,7 +39,7 @@ _SHARED_MEMORY = 96 << 10
 
 # The size of a map must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["H", "W", "OH", "OW", "tiles_x", "tiles"])
-def convolution_kernel(
+def policy_convolution_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, H, W, OH, OW, tiles_x, tiles,
     C: tl.constexpr,
     OUT: tl.constexpr, SHORTCUT: tl.constexpr,  # channels that it and a shortcut beside it write
@@ -184,7 +184,7 @@ def convolve(conv, value, packed, weight, *, device, shortcut=None):
         result.partials = new(num_streams, programs, 2, row, dtype=torch.float32)
         result.counts = new(num_streams, programs, dtype=torch.float32)
     unused = result.values
-    convolution_kernel[programs, triton.cdiv(row, bo), num_streams](
+    policy_convolution_kernel[programs, triton.cdiv(row, bo), num_streams](
         value.values, weight, unused if conv.bias is None else conv.bias, result.values,
         result.partials if has_norm else unused, result.counts if has_norm else unused,
         height, width, *size, tiles_x, tiles,

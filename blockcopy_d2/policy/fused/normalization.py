@@ -28,7 +28,7 @@ _PIXELS, _CHANNELS, _PARTS, _WARPS = 256, 32, 256, 16
 
 # The size of a map must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["H", "W", "parts", "other_parts"])
-def normalize_kernel(
+def policy_normalization_kernel(
     x_ptr, partial_ptr, count_ptr, weight_ptr, bias_ptr, eps, parts,
     other_ptr, other_partial_ptr, other_count_ptr, other_weight_ptr, other_bias_ptr, other_eps,
     other_parts, out_ptr, H, W,
@@ -113,7 +113,7 @@ def normalize(sums, norm, *, device, residual=None):
     tiles = triton.cdiv(out.values[0, ..., 0].numel(), _PIXELS)
     programs = min(tiles, max(device.num_sms // (groups * num_streams), 1))
     parts = sums.counts.shape[1], other.counts.shape[1]
-    normalize_kernel[programs, groups, num_streams](
+    policy_normalization_kernel[programs, groups, num_streams](
         sums.values, sums.partials, sums.counts, norm.weight, norm.bias, norm.eps, parts[0],
         other.values, other.partials, other.counts, other_norm.weight, other_norm.bias,
         other_norm.eps, parts[1], out.values, height, width, C=channels,

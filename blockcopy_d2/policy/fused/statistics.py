@@ -1,6 +1,6 @@
 """
 Mean and variance of the channels that a launch writes. Every program keeps those of its own pixels;
-the last one to finish combines them, always in the same order, as in Chan, Golub & LeVeque (1983).
+the launch behind it combines them, always in the same order, as in Chan, Golub & LeVeque (1983).
 
 Shape shorthand in this module:
 
