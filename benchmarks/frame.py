@@ -36,6 +36,7 @@ from blockcopy_d2.sparse import num_blocks
 from .dense import fold_batch_norm
 from .measure import (
     DTYPES,
+    SHARES,
     argument_parser,
     captured,
     environment,
@@ -44,7 +45,6 @@ from .measure import (
     results_path,
     write_results,
 )
-from .network import SHARES
 
 
 def main():
@@ -53,7 +53,7 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     dtype = DTYPES[args.dtype]
-    images = _images(args.frames)
+    images = pictures(args.frames)
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.BLOCKCOPY.ENABLED", True]
     options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", args.block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
     cfg = load_config(config_path(args.config_file), [*args.opts, *options])
@@ -85,7 +85,7 @@ def main():
         "best_dense_ms": dense_ms,
         "blockcopy_ms": medians,
         "learned_policy_ms": times["policy"]["median"],
-        "learned_policy_executed": round(own.executed, 4),
+        "learned_policy_executed": round(torch.cat(own.decided).float().mean().item(), 4),
         "speedup_against_stock": {s: round(stock_ms / t, 2) for s, t in medians.items()},
         "speedup_against_best_dense": {s: round(dense_ms / t, 2) for s, t in medians.items()},
         "detections": {name: round(count, 1) for name, count in counts.items()},
@@ -160,7 +160,12 @@ class BestDense:
 
 
 class BlockCopy:
-    """A stream as users run it, its blocks chosen by the policy or overruled."""
+    """
+    A stream as users run it, its blocks chosen by the policy or overruled.
+
+    Attributes:
+        decided (list[Tensor]): bool (1, GH, GW), what the policy chose on its last clip.
+    """
 
     def __init__(self, cfg, images, dtype):
         self.images = images
@@ -183,7 +188,7 @@ class BlockCopy:
             share: (order < max(round(share * len(order)), 1)).view(1, *shape).cuda()
             for share in SHARES
         }
-        self.executed = 0.0
+        self.decided = []
         self.clip(None)
 
     def frame(self, image):
@@ -203,10 +208,9 @@ class BlockCopy:
         for image in self.images:
             result = self.frame(image)
             count += len(result["instances"])
-            if share is None:
-                executed.append(result.grid.active.float().mean())
+            executed.append(result.grid.active.clone())
         if share is None:
-            self.executed = torch.stack(executed).mean().item()
+            self.decided = executed
         return count
 
     def parts(self):
@@ -281,12 +285,20 @@ def _clip_by_clip(variants, num_frames, *, rounds):
     return summary, counts
 
 
-def _images(folder):
-    """list[Tensor]: uint8 (3, H, W) in BGR order on the GPU."""
+def pictures(folder, size=(1024, 2048)):
+    """
+    Args:
+        folder (str or None): with pictures of one size; None for a StreetClips clip.
+        size (tuple[int, int]): height and width of what is drawn.
+
+    Returns:
+        list[Tensor]: uint8 (3, H, W) in BGR order on the GPU, 20 of them at most.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
             workers = min(os.cpu_count() or 1, 16)
-            write_split(temporary, "val", num_clips=1, height=1024, width=2048, workers=workers)
+            height, width = size
+            write_split(temporary, "val", num_clips=1, height=height, width=width, workers=workers)
             folder = temporary
         pattern = os.path.join(folder, "**", "*_leftImg8bit.png")
         files = sorted(
@@ -312,7 +324,6 @@ def _parser():
         metavar="FILE",
         help="of the model (%(default)s)",
     )
-    parser.add_argument("--frames", metavar="DIR", help="a clip; drawn if left out")
     return parser
 
 

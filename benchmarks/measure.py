@@ -14,6 +14,7 @@ from blockcopy_d2.engine.arguments import add_config_arguments, positive
 
 __all__ = [
     "DTYPES",
+    "SHARES",
     "argument_parser",
     "captured",
     "environment",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
+# Of the blocks, that are executed.
+SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
 _RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -47,6 +50,7 @@ def argument_parser(module, description, *, config, name, rounds):
     )
     add_config_arguments(parser, default=config)
     parser.add_argument("--name", default=name, help="in the name of the results (%(default)s)")
+    parser.add_argument("--frames", metavar="DIR", help="pictures of a clip; one is drawn if left out")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="(%(default)s)")
     parser.add_argument(
         "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"

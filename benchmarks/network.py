@@ -6,8 +6,11 @@ backbone, FPN and RPN head of a Faster or Mask R-CNN, all of a semantic segmento
     python -m benchmarks.network --config-file Cityscapes/swiftnet_R_50.yaml --name swiftnet_R50
 
 All variants run interleaved on one image of the given size; each is the median of many rounds.
+Blocks are random, and those that the demo's model chose with its policy on a StreetClips clip.
 Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "network", and a plot beside it.
 """
+
+import itertools
 
 import torch
 from detectron2.modeling import build_model
@@ -22,8 +25,10 @@ from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
 
 from .dense import fold_batch_norm
+from .frame import BlockCopy, pictures
 from .measure import (
     DTYPES,
+    SHARES,
     argument_parser,
     captured,
     environment,
@@ -35,7 +40,8 @@ from .measure import (
 )
 from .plots import plot_shares
 
-SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
+_CHOOSER = "StreetClips/mask_rcnn_R_18_FPN.yaml"
+_WEIGHTS = "blockcopy://maskrcnn_R_18_FPN_streetclips.pth"
 
 
 def main():
@@ -45,6 +51,9 @@ def main():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     dtype = DTYPES[args.dtype]
     with torch.no_grad():
+        decided = decided_blocks(args.frames, tuple(args.size), args.block_size)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         network = Network(args.config_file, args.opts, tuple(args.size), args.block_size, dtype)
         dense = {
             "stock": network.stock(),
@@ -53,8 +62,11 @@ def main():
         }
         sparse, chosen = network.blockcopy()
         shares = {str(share): network.random_blocks(share) for share in SHARES}
-        variants = {**dense, **dict.fromkeys(shares, sparse), "policy": network.policy_only()}
+        variants = {**dense, **dict.fromkeys((*shares, "decided"), sparse)}
+        variants["policy"] = network.policy_only()
         before = {share: lambda a=active: chosen.copy_(a) for share, active in shares.items()}
+        clip = itertools.cycle(decided)
+        before["decided"] = lambda: chosen.copy_(next(clip))
         times = interleaved(variants, rounds=args.rounds, before=before)
         memory = network.memory()
         product, product_flops = matrix_product(dtype)
@@ -73,6 +85,8 @@ def main():
         "stock_fp16_autocast_ms": times["stock_amp"]["median"],
         "best_dense_ms": best_dense,
         "blockcopy_ms": medians,
+        "learned_policy_ms": times["decided"]["median"],
+        "learned_policy_executed": round(torch.cat(decided).float().mean().item(), 4),
         "speedup_against_best_dense": {s: round(best_dense / t, 2) for s, t in medians.items()},
         "break_even_share": _break_even(medians, best_dense),
         "gmacs": network.gmacs,
@@ -88,6 +102,25 @@ def main():
         speedup = best_dense / time["median"]
         print(f"{name:>12} {time['median']:8.3f} ms   {speedup:5.2f} x against the best dense")
     print(f"results in {path}")
+
+
+def decided_blocks(folder, size, block_size):
+    """
+    Args:
+        folder (str or None): with a clip; None draws one.
+        size (tuple[int, int]): of its frames.
+        block_size (int):
+
+    Returns:
+        list[Tensor]: bool (1, GH, GW) on the GPU, what the policy of the demo's model chose frame
+        by frame, the clip being its second.
+    """
+    options = ["MODEL.WEIGHTS", _WEIGHTS, "MODEL.BLOCKCOPY.ENABLED", True]
+    options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
+    cfg = load_config(config_path(_CHOOSER), options)
+    stream = BlockCopy(cfg, pictures(folder, size), torch.float16)
+    stream.clip(None)
+    return stream.decided
 
 
 class Network:
