@@ -19,7 +19,6 @@ from blockcopy_d2.sparse import (
 from tests.sparse.networks import Network, randomize
 from tests.sparse.test_networks import tensors
 from tests.sparse.test_operators import CASES, Function
-from tests.sparse.test_tf32 import LAST_ROUNDING
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
@@ -100,10 +99,14 @@ def test_reduced_precision_is_as_good_as_cudnn(model, monkeypatch, dtype):
             grid = BlockGrid(active, block_size=BLOCK_SIZE, image_size=SIZE)
             found = relative_errors(run(network, state, image.to(dtype), active), truth)
             reference = relative_errors(cudnn((image.to(dtype),), grid), truth)
-            # Our float32 results are rounded to 10 bits for the convolutions that read them.
-            last = LAST_ROUNDING if dtype == torch.float32 else 0.0
-            bounds = [1.1 * math.hypot(other, last) for other in reference]
-            assert all(own <= bound for own, bound in zip(found, bounds)), (found, reference)
+            ratios = [own / other for own, other in zip(found, reference)]
+            if dtype == torch.float32:
+                # Whose rounding of some weights is luckier differs by 20 % from output to output.
+                assert math.hypot(*ratios) <= 1.1 * len(ratios) ** 0.5, ratios
+                features = found[: len(found) // 3]  # two outputs of the RPN for each
+                assert max(features) <= 1e-3, features
+            else:
+                assert max(ratios) <= 1.1, ratios
     finally:
         model.float()
 

@@ -171,7 +171,8 @@ def convolve(conv, value, packed, weight, *, device, shortcut=None):
     # Elements of a program's largest tile, which its threads keep in registers.
     num_warps = 8 if packs * rows >= 8192 else 4
     stage = (packs + rows) * packed.step * dtype.itemsize
-    num_stages = max(2, min(4, min(_SHARED_MEMORY, device.shared_memory) // stage))
+    most = device.shared_memory // stage
+    num_stages = max(1, min(4, most, max(2, _SHARED_MEMORY // stage)))
     tiles_x = triton.cdiv(size[1], tile_width)
     tiles = triton.cdiv(size[0], tile_height) * tiles_x
     # As many rounds for all programs.

@@ -46,6 +46,7 @@ def pool_kernel(
             if MAX:
                 value = tl.load(source, mask=inside[:, None] & within, other=float("-inf"))
                 result = tl.maximum(result, value, propagate_nan=tl.PropagateNan.ALL)
+                result = result.to(value.dtype)  # bfloat16 is compared as float32
             else:
                 result += tl.load(source, mask=inside[:, None] & within, other=0.0).to(tl.float32)
         if not MAX:

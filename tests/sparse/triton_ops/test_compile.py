@@ -30,6 +30,7 @@ def compiled(*arguments):
     "capability,dtype",
     [
         (90, "float16"),
+        (90, "bfloat16"),
         pytest.param(80, "float16", marks=pytest.mark.slow),
         pytest.param(90, "float32", marks=pytest.mark.slow),
     ],
