@@ -68,8 +68,9 @@ def main():
             variants[str(share)] = lambda share=share: blockcopy.clip(share)
         variants["policy"] = lambda: own.clip(None)
         times, counts = _clip_by_clip(variants, len(images), rounds=args.rounds)
-        parts = interleaved({**own.parts(), "second_stage": dense.heads})
         stages = own.stages()
+        # Last: the policy that is updated over and over is not the same afterwards.
+        parts = interleaved({**own.parts(), "second_stage": dense.heads})
     medians = {str(share): times[str(share)]["median"] for share in SHARES}
     stock_ms, dense_ms = times["stock"]["median"], times["best_dense"]["median"]
     results = {

@@ -50,7 +50,7 @@ def argument_parser(module, description, *, config, name, rounds):
     )
     add_config_arguments(parser, default=config)
     parser.add_argument("--name", default=name, help="in the name of the results (%(default)s)")
-    parser.add_argument("--frames", metavar="DIR", help="pictures of a clip; one is drawn if left out")
+    parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="(%(default)s)")
     parser.add_argument(
         "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
