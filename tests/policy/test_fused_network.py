@@ -1,6 +1,7 @@
 """The policy network as Triton kernels: on the GPU if there is one, else interpreted."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
 from blockcopy_d2.policy.fused import FusedNetwork, draw, packing  # noqa: E402
+from blockcopy_d2.policy.fused.padded_map import PaddedMap  # noqa: E402
 from blockcopy_d2.policy.learned import draw as draw_reference  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 
@@ -136,6 +138,24 @@ def test_what_is_not_finite_reaches_the_logits_of_its_stream():
     seen.frame[0, 1, 3, 3] = torch.nan
     logits = fuse(network, torch.float16)(seen)
     assert logits[0].isnan().all() and logits[1].isfinite().all()
+
+
+@pytest.mark.parametrize("num_classes", [1, 19, 80])
+@pytest.mark.parametrize("pixels_per_block", [8, 16, 32])
+def test_windows_end_within_the_padded_map(num_classes, pixels_per_block):
+    """What the last window of a map reads, in whole steps, belongs to the map of its stream."""
+    network = PolicyNetwork(num_classes=num_classes, pixels_per_block=pixels_per_block)
+    convs = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    for conv in (conv for conv in convs if conv.kernel_size == (3, 3)):
+        packed = packing.packing(conv)
+        for height, width in itertools.product((1, 2, 3, 8, 64), repeat=2):
+            rows, columns, channels = PaddedMap.empty(
+                1, (height, width), packed.channels, like=torch.empty(0, device="meta")
+            ).values.shape[1:]
+            y = (height - 1) // packed.stride * packed.stride + 2
+            x = (width - 1) // packed.stride // packed.pixels * packed.pixels * packed.stride
+            last = (y * columns + x) * channels + packed.row - 1
+            assert last < rows * columns * channels, (conv, height, width)
 
 
 def test_layers_that_are_watched_run_one_by_one():

@@ -30,7 +30,7 @@ class Device:
             self.shared_memory = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
             self.pdl = self.bulk_copies = properties.major >= 9
         else:  # the interpreter
-            self.name, self.capability, self.num_sms = "interpreter", None, 4
+            self.name, self.capability, self.num_sms = "interpreter", (), 4
             self.shared_memory, self.pdl, self.bulk_copies = 160 << 10, False, True
 
     def widest_bottleneck(self, dtype):

@@ -122,11 +122,11 @@ def pixel_bucket(num_pixels):
 
 @functools.cache
 def _table(name, capability):
+    """Entries of a GPU's own table, else of a relative's."""
     tables = [json.loads(path.read_text()) for path in sorted(_TABLES.glob("*.json"))]
-    related = [table for table in tables if tuple(table["compute_capability"]) == capability]
-    # Its own before all others.
-    related.sort(key=lambda table: table["gpu"] != name)
-    return related[0]["entries"] if related else {}
+    own = [table for table in tables if table["gpu"] == name]
+    related = [table for table in tables if table.get("compute_capability") == list(capability)]
+    return next((table["entries"] for table in (*own, *related)), {})
 
 
 def table_path(name):
