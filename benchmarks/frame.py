@@ -58,8 +58,9 @@ def main():
     options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", args.block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
     cfg = load_config(config_path(args.config_file), [*args.opts, *options])
     with torch.no_grad():
-        dense = BestDense(cfg, images, dtype)
         blockcopy = BlockCopy(cfg, images, dtype)
+        peak_memory = torch.cuda.max_memory_allocated()
+        dense = BestDense(cfg, images, dtype)
         # Not the same one: a policy that is overruled learns from blocks it did not choose.
         own = BlockCopy(cfg, images, dtype)
         variants = {"stock": stock(cfg, images), "best_dense": dense.clip}
@@ -77,7 +78,7 @@ def main():
         "shared": {
             **environment(), "dtype": args.dtype, "frame_config": args.config_file,
             "policy_ms": parts["policy"]["median"], "update_ms": parts["update"]["median"],
-            "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6),
+            "peak_memory_mb": round(peak_memory / 1e6),
         },
         "size": list(images[0].shape[1:]),
         "block_size": args.block_size,
