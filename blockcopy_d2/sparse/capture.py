@@ -31,6 +31,12 @@ class Call:
     shape: tuple
     dtype: torch.dtype | None
 
+    @property
+    def base_name(self):
+        """conv2d for aten.conv2d.default, _item for a result of a call with several."""
+        schema = getattr(self.target, "_schema", None)
+        return schema.name.split("::")[1] if schema is not None else self.target.__name__
+
     def inputs(self):
         """Numbers of the values that the call reads."""
         leaves = pytree.tree_leaves(self.arguments, is_leaf=lambda x: isinstance(x, Ref))

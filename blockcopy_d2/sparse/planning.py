@@ -3,7 +3,6 @@
 Shape shorthand: N streams, C channels, H x W pixels of a map at stride s, B block size.
 """
 
-import dataclasses
 import logging
 
 import torch
@@ -11,52 +10,10 @@ import torch
 from .capture import Ref
 from .grid import check_stride
 from .precision import cast_values, pack_weights
-from .program import (
-    Activation,
-    Affine,
-    Convolution,
-    Densified,
-    GlobalMean,
-    GroupNorm,
-    Pointwise,
-    Pool,
-    Program,
-    TransposedConvolution,
-    Upsample,
-    Value,
-)
-from .sliding_mean import sliding_mean
+from .program import Densified, Program, Value
+from .rules import operator_for
 
 logger = logging.getLogger(__name__)
-aten = torch.ops.aten
-
-# Activations that fuse into the operator before them, as far as their result is concerned
-# (in place), and whether the result is never negative.
-_ACTIVATIONS = {
-    "relu": True,
-    "relu6": True,
-    "sigmoid": True,
-    "hardtanh": False,
-    "leaky_relu": False,
-    "silu": False,
-    "hardswish": False,
-    "hardsigmoid": True,
-    "elu": False,
-}
-
-# Calls whose output pixel depends on the same pixel of their inputs alone.
-_POINTWISE = set(_ACTIVATIONS) | {
-    "add", "sub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "pow", "abs", "maximum", "minimum",
-    "clamp", "clamp_min", "clamp_max", "tanh", "gelu", "softplus", "clone", "contiguous", "detach",
-    "alias", "dropout", "to",
-}  # fmt: skip
-
-# Calls that are pointwise when they work along the channels.
-_CHANNELWISE = {
-    "cat": "dim", "slice": "dim", "split": "dim", "split_with_sizes": "dim", "chunk": "dim",
-    "softmax": "dim", "log_softmax": "dim", "_softmax": "dim", "linalg_vector_norm": "dim",
-    "sum": "dim", "mean": "dim", "amax": "dim", "norm": "dim", "cumsum": "dim",
-}  # fmt: skip
 
 # Calls whose results are cells of their own: no maps of the frame even where their sizes agree.
 _UNALIGNED = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "sliding_mean"}
@@ -149,14 +106,16 @@ class _Planner:
     def aligned(self, index):
         return self.values[index].stride is not None
 
+    def broadcastable(self, index):
+        """Aligned, or one number per stream and channel."""
+        shape = self.values[index].shape
+        return self.aligned(index) or (len(shape) == 4 and tuple(shape[-2:]) == (1, 1))
+
     # ---------------------------------------------------------------- operators
 
     def add(self, call):
         self.values[call.index] = Value(call.index, call.shape, call.dtype)
-        rule = _RULES.get(_base_name(call))
-        operator = rule(self, call) if rule is not None else None
-        if operator is None:
-            operator = self.pointwise(call)
+        operator = operator_for(self, call)
         if operator is None:
             operator = self.densified(call)
         if operator is not self.producers.get(call.index):
@@ -164,7 +123,7 @@ class _Planner:
             self.producers[call.index] = operator
 
     def densified(self, call):
-        name = _base_name(call)
+        name = call.base_name
         follows = name not in _UNALIGNED and any(map(self.aligned, call.inputs()))
         if follows or name.startswith("upsample"):
             self.values[call.index].stride = self.stride_of(call.shape)
@@ -199,207 +158,6 @@ class _Planner:
             return operator
         return None
 
-    def convolution(self, call):
-        a = call.arguments
-        if isinstance(a["weight"], Ref) or isinstance(a["padding"], str):
-            return None
-        x = a["input"].index
-        if not self.aligned(x) or a["stride"][0] != a["stride"][-1]:
-            return None
-        operator = Convolution(
-            call.name, [x], call.index, a["weight"], a["bias"], _pair(a["stride"]),
-            _pair(a["padding"]), _pair(a["dilation"]), a["groups"],
-        )  # fmt: skip
-        return self.emit(call, self.values[x].stride * operator.stride[0], operator)
-
-    def transposed_convolution(self, call):
-        a = call.arguments
-        x = a["input"].index
-        stride = _pair(a["stride"])
-        if isinstance(a["weight"], Ref) or not self.aligned(x) or stride[0] != stride[1]:
-            return None
-        if self.values[x].stride > self.block_size or _pair(a["dilation"]) != (1, 1):
-            return None
-        operator = TransposedConvolution(
-            call.name, [x], call.index, a["weight"], a["bias"], stride, _pair(a["padding"]),
-            _pair(a["output_padding"]), (1, 1), a["groups"],
-        )  # fmt: skip
-        return self.emit(call, self.values[x].stride / stride[0], operator)
-
-    def batch_norm(self, call):
-        a = call.arguments
-        x = a["input"].index
-        if a["training"] or not self.aligned(x):
-            return None
-        scale = torch.rsqrt(a["running_var"].float() + a["eps"])
-        scale = scale if a["weight"] is None else scale * a["weight"].float()
-        shift = -a["running_mean"].float() * scale
-        shift = shift if a["bias"] is None else shift + a["bias"].float()
-        convolution = self.fusable(x, Convolution)
-        if convolution is None or convolution.residual is not None:
-            operator = Affine(call.name, [x], call.index, scale, shift)
-            return self.emit(call, self.values[x].stride, operator)
-        weight, bias = convolution.weight, convolution.bias
-        convolution.weight = (weight.float() * scale[:, None, None, None]).to(weight.dtype)
-        if bias is not None:
-            shift = shift + bias.float() * scale
-        convolution.bias = shift.to(weight.dtype)
-        return self.fuse(call, convolution)
-
-    def add_residual(self, call):
-        a = call.arguments
-        operands = [a["self"], a["other"]]
-        if a["alpha"] != 1 or not all(isinstance(operand, Ref) for operand in operands):
-            return None
-        x, y = (operand.index for operand in operands)
-        if x == y or self.values[x].shape != self.values[y].shape:
-            return None
-        # Of two candidates the one that nothing but itself reads the input of: the other may be
-        # a shortcut, which can share a launch with what reads the same input.
-        candidates = [
-            (-self.users[operator.inputs[0]], self.operators.index(operator), operator, other)
-            for index, other in ((x, y), (y, x))
-            if (operator := self.fusable(index, Convolution)) and operator.residual is None
-        ]
-        if not candidates or not (self.aligned(x) and self.aligned(y)):
-            return None
-        *_, operator, other = max(candidates, key=lambda candidate: candidate[:2])
-        operator.residual = other
-        operator.inputs = [*operator.inputs, other]
-        return self.fuse(call, operator)
-
-    def activation(self, call):
-        name = _base_name(call)
-        x, *arguments = call.arguments.values()
-        kinds = (Convolution, TransposedConvolution, GroupNorm, Affine)
-        operator = self.fusable(x.index, *kinds)
-        if operator is None or not self.aligned(x.index):
-            return None
-        operator = self.fuse(call, operator)
-        operator.activation = Activation(name, tuple(arguments))
-        self.values[call.index].nonnegative = _ACTIVATIONS[name]
-        return operator
-
-    def max_pool(self, call):
-        a = call.arguments
-        return self.pool(call, "max", dilation=_pair(a["dilation"]))
-
-    def average_pool(self, call):
-        a = call.arguments
-        padded = _pair(a["padding"]) != (0, 0)
-        if a["divisor_override"] is not None or (padded and not a["count_include_pad"]):
-            return None
-        x = a["self"].index
-        kernel, size = _pair(a["kernel_size"]), self.values[x].size
-        if self.aligned(x) and kernel == size and not padded:
-            return GlobalMean(call.name, [x], call.index, call.shape)
-        overlap = a["stride"] and _pair(a["stride"]) == (1, 1) and not padded
-        if self.aligned(x) and overlap and kernel[0] * kernel[1] > sum(size):
-            arguments = {"x": a["self"], "kernel": kernel}
-            call = dataclasses.replace(call, target=sliding_mean, arguments=arguments)
-            return self.densified(call)
-        return self.pool(call, "avg")
-
-    def adaptive_average_pool(self, call):
-        """One cell is the global mean; equal cells of whole pixels are an ordinary pool."""
-        a = call.arguments
-        cells, value = _pair(a["output_size"]), self.values[a["self"].index]
-        if cells == (1, 1):
-            return self.global_mean(call)
-        scale = value.size[0] // cells[0]
-        if not self.aligned(value.index) or value.size != (cells[0] * scale, cells[1] * scale):
-            return None
-        stride = value.stride * scale
-        if self.block_size % stride and stride % self.block_size:
-            return None
-        operator = Pool(
-            call.name, [value.index], call.index, "avg", (scale, scale), (scale, scale), (0, 0)
-        )
-        return self.emit(call, stride, operator, value.nonnegative)
-
-    def pool(self, call, kind, **extra):
-        a = call.arguments
-        x = a["self"].index
-        kernel = _pair(a["kernel_size"])
-        stride = _pair(a["stride"]) if a["stride"] else kernel
-        if a["ceil_mode"] or not self.aligned(x) or stride[0] != stride[1]:
-            return None
-        operator = Pool(
-            call.name, [x], call.index, kind, kernel, stride, _pair(a["padding"]), **extra
-        )
-        value = self.values[x]
-        return self.emit(call, value.stride * stride[0], operator, value.nonnegative)
-
-    def upsample(self, call):
-        a = call.arguments
-        mode = "bilinear" if "bilinear" in _base_name(call) else "nearest"
-        x = a["input" if "input" in a else "self"].index
-        value = self.values[x]
-        if a.get("align_corners") or not self.aligned(x):
-            return None
-        scale = call.shape[-1] // value.shape[-1]
-        if tuple(extent * scale for extent in value.size) != tuple(call.shape[-2:]):
-            return None
-        if mode == "bilinear" and value.stride > self.block_size:
-            return None
-        operator = Upsample(call.name, [x], call.index, mode, scale)
-        return self.emit(call, value.stride / scale, operator, value.nonnegative)
-
-    def group_norm(self, call):
-        a = call.arguments
-        x = a["input"].index
-        if not self.aligned(x):
-            return None
-        operator = GroupNorm(
-            call.name, [x], call.index, a["num_groups"], a["weight"], a["bias"], a["eps"]
-        )
-        return self.emit(call, self.values[x].stride, operator)
-
-    def global_mean(self, call):
-        a = call.arguments
-        x = a["self"].index
-        if not self.aligned(x):
-            return None
-        if "output_size" in a:
-            is_global = _pair(a["output_size"]) == (1, 1)
-        else:
-            dims = [dim % 4 for dim in a["dim"] or range(4)]
-            is_global = sorted(dims) == [2, 3]
-        return GlobalMean(call.name, [x], call.index, call.shape) if is_global else None
-
-    def pointwise(self, call):
-        name = _base_name(call)
-        indices = call.inputs()
-        if name in _CHANNELWISE:
-            dims = call.arguments[_CHANNELWISE[name]]
-            dims = dims if isinstance(dims, (list, tuple)) else [dims]
-            if [dim % 4 for dim in dims if dim is not None] != [1]:
-                return None
-            if not call.arguments.get("keepdim", True):
-                return None
-        elif name == "_item":
-            if not isinstance(self.producers.get(indices[0]), Pointwise):
-                return None
-        elif name not in _POINTWISE:
-            return None
-        strides = {self.values[index].stride for index in indices if self.aligned(index)}
-        if len(strides) != 1 or not all(map(self.broadcastable, indices)):
-            return None
-        if not all(_is_per_channel(leaf) for leaf in call.arguments.values()):
-            return None
-        operator = Pointwise(call.name, indices, call.index, call)
-        stride = strides.pop()
-        if call.shape is None:  # several results, taken apart by _item
-            self.values[call.index].stride = stride
-            return operator
-        nonnegative = _ACTIVATIONS.get(name, False)
-        return self.emit(call, stride, operator, nonnegative)
-
-    def broadcastable(self, index):
-        """Aligned, or one number per stream and channel."""
-        shape = self.values[index].shape
-        return self.aligned(index) or (len(shape) == 4 and tuple(shape[-2:]) == (1, 1))
-
     # ---------------------------------------------------------------- memory
 
     def mark_persistent(self, outputs):
@@ -422,39 +180,3 @@ class _Planner:
                     value.persistent = True
             if isinstance(operator, Densified) and target.stride is not None:
                 target.persistent = True
-
-
-_RULES = {
-    "conv2d": _Planner.convolution,
-    "conv_transpose2d": _Planner.transposed_convolution,
-    "batch_norm": _Planner.batch_norm,
-    "add": _Planner.add_residual,
-    "max_pool2d": _Planner.max_pool,
-    "avg_pool2d": _Planner.average_pool,
-    "upsample_nearest2d": _Planner.upsample,
-    "upsample_bilinear2d": _Planner.upsample,
-    "group_norm": _Planner.group_norm,
-    "adaptive_avg_pool2d": _Planner.adaptive_average_pool,
-    "mean": _Planner.global_mean,
-    **dict.fromkeys(_ACTIVATIONS, _Planner.activation),
-}
-
-
-def _base_name(call):
-    """conv2d for aten.conv2d.default, _item for a result of a call with several."""
-    schema = getattr(call.target, "_schema", None)
-    return schema.name.split("::")[1] if schema is not None else call.target.__name__
-
-
-def _pair(value):
-    value = list(value) if isinstance(value, (list, tuple)) else [value]
-    return (value[0], value[-1])
-
-
-def _is_per_channel(argument):
-    """Whether a constant argument of a pointwise call is the same for every pixel."""
-    if isinstance(argument, (list, tuple)):
-        return all(map(_is_per_channel, argument))
-    if isinstance(argument, torch.Tensor):
-        return argument.dim() == 0 or (argument.dim() >= 3 and argument.shape[-2:] == (1, 1))
-    return True
