@@ -1,9 +1,10 @@
 """Which configuration a launch gets: from measured tables, else by rule.
 
 Nothing is measured while a network runs. tables/*.json hold what the tuning command found on a GPU;
-one without a table of its own takes that of another with the same compute capability.
+layers that it was not told to measure there take what another with the same compute capability has.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -122,11 +123,12 @@ def pixel_bucket(num_pixels):
 
 @functools.cache
 def _table(name, capability):
-    """Entries of a GPU's own table, else of a relative's."""
+    """Entries of a GPU: its own, and a relative's where it has none."""
     tables = [json.loads(path.read_text()) for path in sorted(_TABLES.glob("*.json"))]
     own = [table for table in tables if table["gpu"] == name]
     related = [table for table in tables if table.get("compute_capability") == list(capability)]
-    return next((table["entries"] for table in (*own, *related)), {})
+    entries = [table["entries"] for table in (*own, *related)]
+    return dict(collections.ChainMap(*entries))
 
 
 def table_path(name):

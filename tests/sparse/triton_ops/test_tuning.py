@@ -82,15 +82,16 @@ def test_gpus_without_a_table_take_a_relative_s(tmp_path, monkeypatch):
     }
     for device, config in measured.items():
         search.save({key: tuning.to_entry(config)}, device)
+    # One that was told to measure another layer only.
+    search.save({"another": tuning.to_entry(config)}, gpu("GPU E", capability=(7, 5)))
     by_rule = tuning.default_convolution_config(layer, 30_000, torch.float16, gpu())
     first, own, other = measured.values()
     for name, capability, expected in (
         ("GPU B", (7, 5), own), ("GPU D", (7, 5), first), ("GPU D", (7, 2), other),
-        ("GPU D", (7, 0), by_rule),
+        ("GPU D", (7, 0), by_rule), ("GPU E", (7, 5), first),
     ):  # fmt: skip
         device = gpu(name, capability=capability)
         assert tuning.convolution_config(layer, 100_000, torch.float16, device) == expected
-
 
 def test_search_keeps_the_fastest(tmp_path, monkeypatch):
     layer = shape(16, 32)
