@@ -46,6 +46,9 @@ from .measure import (
     write_results,
 )
 
+DEMO_CONFIG = "StreetClips/mask_rcnn_R_18_FPN.yaml"
+DEMO_WEIGHTS = "blockcopy://maskrcnn_R_18_FPN_streetclips.pth"
+
 
 def main():
     args = _parser().parse_args()
@@ -53,7 +56,7 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     dtype = DTYPES[args.dtype]
-    images = pictures(args.frames)
+    images = read_clip(args.frames)
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.BLOCKCOPY.ENABLED", True]
     options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", args.block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
     cfg = load_config(config_path(args.config_file), [*args.opts, *options])
@@ -190,7 +193,6 @@ class BlockCopy:
             share: (order < max(round(share * len(order)), 1)).view(1, *shape).cuda()
             for share in SHARES
         }
-        self.decided = []
         self.clip(None)
 
     def frame(self, image):
@@ -206,13 +208,14 @@ class BlockCopy:
         self.policy.obeyed.fill_(share is None)
         if share is not None:
             self.policy.chosen.copy_(self.blocks[share])
-        count, executed = 0, []
+        if share is None:
+            self.decided = []
+        count = 0
         for image in self.images:
             result = self.frame(image)
             count += len(result["instances"])
-            executed.append(result.grid.active.clone())
-        if share is None:
-            self.decided = executed
+            if share is None:
+                self.decided.append(result.grid.active.clone())
         return count
 
     def parts(self):
@@ -287,11 +290,11 @@ def _clip_by_clip(variants, num_frames, *, rounds):
     return summary, counts
 
 
-def pictures(folder, size=(1024, 2048)):
+def read_clip(folder, size=None):
     """
     Args:
-        folder (str or None): with pictures of one size; None for a StreetClips clip.
-        size (tuple[int, int]): height and width of what is drawn.
+        folder (str or None): with pictures of one size; None for a StreetClips clip of 1024x2048.
+        size (tuple[int, int] or None): height and width that they are scaled to.
 
     Returns:
         list[Tensor]: uint8 (3, H, W) in BGR order on the GPU, 20 of them at most.
@@ -299,8 +302,7 @@ def pictures(folder, size=(1024, 2048)):
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
             workers = min(os.cpu_count() or 1, 16)
-            height, width = size
-            write_split(temporary, "val", num_clips=1, height=height, width=width, workers=workers)
+            write_split(temporary, "val", num_clips=1, height=1024, width=2048, workers=workers)
             folder = temporary
         pattern = os.path.join(folder, "**", "*_leftImg8bit.png")
         files = sorted(
@@ -309,6 +311,8 @@ def pictures(folder, size=(1024, 2048)):
         pictures = [cv2.imread(file) for file in files[:20]]
     if not pictures or any(picture is None for picture in pictures):
         raise SystemExit(f"--frames {folder}: expected a folder of pictures of one size.")
+    if size is not None:
+        pictures = [cv2.resize(picture, size[::-1]) for picture in pictures]
     return [torch.from_numpy(x.transpose(2, 0, 1).copy()).cuda() for x in pictures]
 
 
@@ -316,13 +320,13 @@ def _parser():
     parser = argument_parser(
         "frame",
         __doc__,
-        config="StreetClips/mask_rcnn_R_18_FPN.yaml",
+        config=DEMO_CONFIG,
         name="maskrcnn_R18_FPN",
         rounds=10,
     )
     parser.add_argument(
         "--weights",
-        default="blockcopy://maskrcnn_R_18_FPN_streetclips.pth",
+        default=DEMO_WEIGHTS,
         metavar="FILE",
         help="of the model (%(default)s)",
     )

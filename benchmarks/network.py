@@ -25,7 +25,7 @@ from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks
 
 from .dense import fold_batch_norm
-from .frame import BlockCopy, pictures
+from .frame import DEMO_CONFIG, DEMO_WEIGHTS, BlockCopy, read_clip
 from .measure import (
     DTYPES,
     SHARES,
@@ -39,9 +39,6 @@ from .measure import (
     write_results,
 )
 from .plots import plot_shares
-
-_CHOOSER = "StreetClips/mask_rcnn_R_18_FPN.yaml"
-_WEIGHTS = "blockcopy://maskrcnn_R_18_FPN_streetclips.pth"
 
 
 def main():
@@ -109,17 +106,17 @@ def decided_blocks(folder, size, block_size):
     """
     Args:
         folder (str or None): with a clip; None draws one.
-        size (tuple[int, int]): of its frames.
+        size (tuple[int, int]): that its frames are scaled to.
         block_size (int):
 
     Returns:
         list[Tensor]: bool (1, GH, GW) on the GPU, what the policy of the demo's model chose frame
         by frame, the clip being its second.
     """
-    options = ["MODEL.WEIGHTS", _WEIGHTS, "MODEL.BLOCKCOPY.ENABLED", True]
+    options = ["MODEL.WEIGHTS", DEMO_WEIGHTS, "MODEL.BLOCKCOPY.ENABLED", True]
     options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
-    cfg = load_config(config_path(_CHOOSER), options)
-    stream = BlockCopy(cfg, pictures(folder, size), torch.float16)
+    cfg = load_config(config_path(DEMO_CONFIG), options)
+    stream = BlockCopy(cfg, read_clip(folder, size), torch.float16)
     stream.clip(None)
     return stream.decided
 

@@ -158,7 +158,7 @@ class Inputs:
         channels = padded_channels(2 * scale.numel() + num_classes + 1)
         stacked = PaddedMap.empty(num_streams, (height, width), channels, like=packed)
         packers = triton.cdiv(4 * device.num_sms, len(weights))
-        tiles = triton.cdiv(stacked.values[0, ..., 0].numel(), 128)
+        tiles = triton.cdiv(stacked.num_pixels, 128)
         programs = packers * len(weights) + tiles * (channels // CHANNELS) * num_streams
         inputs_kernel[(programs,)](
             base, self._table, packed, packers, len(weights),

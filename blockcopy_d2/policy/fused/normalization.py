@@ -110,7 +110,7 @@ def normalize(sums, norm, *, device, residual=None):
     elif residual is not None:
         kind, (other, other_norm) = 2, residual
     groups = channels // _CHANNELS
-    tiles = triton.cdiv(out.values[0, ..., 0].numel(), _PIXELS)
+    tiles = triton.cdiv(out.num_pixels, _PIXELS)
     programs = min(tiles, max(device.num_sms // (groups * num_streams), 1))
     parts = sums.counts.shape[1], other.counts.shape[1]
     policy_normalization_kernel[programs, groups, num_streams](

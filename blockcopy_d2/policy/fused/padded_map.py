@@ -47,10 +47,15 @@ class PaddedMap:
         """tuple[int, int]: H, W."""
         return self.values.shape[1] - 3, self.values.shape[2] - 2
 
+    @property
+    def num_pixels(self):
+        """int: of a stream, with those around the map."""
+        return self.values.shape[1] * self.values.shape[2]
+
 
 @triton.jit
 def padded_pixels(H, W):
-    """Pixels of a stream of a map of H x W pixels."""
+    """PaddedMap.num_pixels of a map of H x W pixels."""
     return (H + 3) * (W + 2)
 
 

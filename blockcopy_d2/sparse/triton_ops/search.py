@@ -41,7 +41,7 @@ _BOXES = (
     (128, 64, 4, 4), (256, 64, 4, 3), (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4),
     (64, 64, 4, 4), (64, 64, 4, 6), (16, 128, 4, 6),
 )  # fmt: skip
-_SPLITS = (1, 2, 4, 8, 16)
+_SPLITS = (1, 2, 4, 16)
 _PER_SM = (0, 1, 2, 4)
 # Configurations per share of which variants are measured.
 _FINALISTS = 2
