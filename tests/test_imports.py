@@ -1,6 +1,6 @@
 """
-Imports point one way: sparse <- policy <- modeling <- {data, evaluation, visualization} <- engine
-<- report, projects/ and the scripts.
+Imports point one way: sparse <- motion <- policy <- modeling <- {data, evaluation, visualization}
+<- engine <- report, projects/ and the scripts.
 """
 
 import ast
@@ -16,14 +16,17 @@ PACKAGE = ROOT / "blockcopy_d2"
 FOUNDATION = {"config", "resources"}
 ALLOWED = {
     "sparse": set(),
-    "policy": {"sparse"} | FOUNDATION,
-    "modeling": {"sparse", "policy"} | FOUNDATION,
-    "data": {"sparse", "policy", "modeling"} | FOUNDATION,
-    "evaluation": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
-    "visualization": {"sparse", "policy", "modeling", "data"} | FOUNDATION,
-    "engine": {"sparse", "policy", "modeling", "data", "evaluation", "visualization"} | FOUNDATION,
+    "motion": {"sparse"} | FOUNDATION,
+    "policy": {"sparse", "motion"} | FOUNDATION,
+    "modeling": {"sparse", "motion", "policy"} | FOUNDATION,
+    "data": {"sparse", "motion", "policy", "modeling"} | FOUNDATION,
+    "evaluation": {"sparse", "motion", "policy", "modeling", "data"} | FOUNDATION,
+    "visualization": {"sparse", "motion", "policy", "modeling", "data"} | FOUNDATION,
+    "engine": {"sparse", "motion", "policy", "modeling", "data", "evaluation", "visualization"}
+    | FOUNDATION,
     "report": {
         "sparse",
+        "motion",
         "policy",
         "modeling",
         "data",
