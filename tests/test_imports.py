@@ -12,10 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "blockcopy_d2"
 
 # What a sub-package may import of the package, besides itself. The modules at the package's top,
-# which know config keys and files only, are open to all but the engine.
-FOUNDATION = {"config", "resources"}
+# which know config keys and files only, are open to all but the engine; ``atomic``, which knows
+# the standard library only, is open to that, too.
+FOUNDATION = {"atomic", "config", "resources"}
 ALLOWED = {
-    "sparse": set(),
+    "atomic": set(),
+    "sparse": {"atomic"},
     "motion": {"sparse"} | FOUNDATION,
     "policy": {"sparse", "motion"} | FOUNDATION,
     "modeling": {"sparse", "motion", "policy"} | FOUNDATION,
