@@ -14,6 +14,7 @@ from .cityscapes_video import (
     register_labelled_frames,
 )
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
+from .davis import load_davis, register_davis
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
 from .read_ahead import open_frames, read_ahead
 from .sem_seg import build_sem_seg_train_mapper
@@ -34,6 +35,7 @@ __all__ = [
     "load_citypersons",
     "load_citypersons_video",
     "load_cityscapes_video",
+    "load_davis",
     "load_labelled_frames",
     "load_pets09",
     "load_pets09_video",
@@ -43,6 +45,7 @@ __all__ = [
     "register_citypersons",
     "register_citypersons_video",
     "register_cityscapes_video",
+    "register_davis",
     "register_labelled_frames",
     "register_pets09",
     "register_pets09_video",

@@ -8,6 +8,8 @@ import os
 from .camvid import register_camvid
 from .citypersons import register_citypersons, register_citypersons_video
 from .cityscapes_video import register_cityscapes_video, register_labelled_frames
+from .davis import NAME as DAVIS
+from .davis import register_davis
 from .pets09 import NAME as PETS09
 from .pets09 import register_pets09, register_pets09_video
 
@@ -79,6 +81,19 @@ def register_all_camvid(root):
         register_camvid(f"camvid_{split}", root, split, origin=origin)
 
 
+def register_all_davis(root):
+    """Registers ``davis_{train,val}``, single frames, and ``davis_video_{...}``, sequences."""
+    root = os.path.join(root, DAVIS)
+    origin = (
+        "DAVIS 2016 in 480p comes from https://davischallenge.org, or is made from a video and a "
+        "mask per frame by: python -m blockcopy_d2.data.davis --source DIR "
+        f"--output {root} (--help says more)."
+    )
+    for split in ("train", "val"):
+        register_davis(f"davis_{split}", root, split, origin=origin, video=False)
+        register_davis(f"davis_video_{split}", root, split, origin=origin)
+
+
 def register_all_streetclips(root):
     """
     Registers ``streetclips_{train,val}`` (512x1024) and ``streetclips_full_{train,val}``
@@ -102,3 +117,4 @@ register_all_streetclips(_root)
 register_all_citypersons(_root)
 register_all_pets09(_root)
 register_all_camvid(_root)
+register_all_davis(_root)

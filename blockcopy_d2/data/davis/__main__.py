@@ -1,0 +1,98 @@
+"""Command line of DAVIS: videos with a mask per frame to the folder of the data set."""
+
+import argparse
+import os
+import re
+import shutil
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..video_files import VideoFrames
+from . import NAME, image_file, mask_file, split_file
+
+SPLITS = ("train", "val")
+
+
+def parser():
+    """The command line's arguments."""
+    datasets = os.getenv("DETECTRON2_DATASETS", "datasets")
+    result = argparse.ArgumentParser(
+        prog="python -m blockcopy_d2.data.davis",
+        description="Makes the folder of DAVIS 2016 from SOURCE/{train,val}/<sequence>/, which"
+        " hold a video.mp4 and mask_00000.png, mask_00001.png, ..., one mask for every frame.",
+        epilog="The data set itself (https://davischallenge.org, DAVIS 2016, 480p, CC BY 4.0) has"
+        f" the layout already: unpack it as {NAME} and leave this command out.",
+    )
+    result.add_argument("--source", required=True, metavar="DIR", help="holds train and val")
+    result.add_argument(
+        "--output",
+        default=os.path.join(datasets, NAME),
+        metavar="DIR",
+        help="folder of the data set (%(default)s)",
+    )
+    result.add_argument(
+        "--quality",
+        type=int,
+        choices=range(1, 96),
+        default=90,
+        metavar="Q",
+        help="of the JPEG images, 1 to 95 (%(default)s)",
+    )
+    return result
+
+
+def write_davis(source, output, *, quality=90):
+    """
+    Args:
+        source (str): folder with a folder per split, a folder per sequence in each.
+        output (str): folder of the data set.
+        quality (int): of the JPEG images, 1 to 95.
+
+    Raises:
+        FileNotFoundError: a folder, a video or masks are missing.
+        ValueError: a video has another number of frames than there are masks.
+    """
+    for split in SPLITS:
+        folder = os.path.join(source, split)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"The folder {folder} is missing; {source} needs {SPLITS}.")
+        names = sorted(x for x in os.listdir(folder) if os.path.isdir(os.path.join(folder, x)))
+        if not names:
+            raise FileNotFoundError(f"{folder} holds no sequence.")
+        for name in tqdm(names, desc=f"Extracting {split} to {output}", unit="sequence"):
+            _write_sequence(os.path.join(folder, name), output, name, quality)
+        path = split_file(output, split)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as f:
+            f.writelines(f"{name}\n" for name in names)
+
+
+def _write_sequence(folder, output, name, quality):
+    masks = sorted(x for x in os.listdir(folder) if re.fullmatch(r"mask_\d+\.png", x))
+    for file in (image_file(output, name, 0), mask_file(output, name, 0)):
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+    video = os.path.join(folder, "video.mp4")
+    count = 0
+    for count, image in enumerate(VideoFrames(video), start=1):
+        Image.fromarray(image[:, :, ::-1]).save(
+            image_file(output, name, count - 1), quality=quality
+        )
+    if count != len(masks):
+        raise ValueError(f"{video} has {count} frames, and there are {len(masks)} masks beside it.")
+    for number, mask in enumerate(masks):
+        shutil.copyfile(os.path.join(folder, mask), mask_file(output, name, number))
+
+
+def main(arguments=None):
+    """Runs the command line."""
+    options = parser()
+    args = options.parse_args(arguments)
+    try:
+        write_davis(args.source, args.output, quality=args.quality)
+    except (ValueError, OSError) as error:
+        options.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
