@@ -9,6 +9,7 @@ Shape shorthand in this module:
     K: classes of the task network's output
 """
 
+import logging
 from collections import OrderedDict
 
 import torch
@@ -157,8 +158,16 @@ class VideoStream(StreamBatch):
         return self.counts[0]
 
 
+# Ids of dropped videos that are remembered, to tell when one of them goes on.
+_MAX_DROPPED = 10_000
+
+
 class StreamPool:
-    """The streams a model keeps, by video id. The least recently used one goes first."""
+    """
+    The streams a model keeps, by video id. The least recently used one goes first. The first time
+    that a video goes on whose stream has gone, a warning tells: with more videos in turn than
+    there is room for, every frame executes all blocks.
+    """
 
     def __init__(self, max_streams):
         """
@@ -167,6 +176,8 @@ class StreamPool:
         """
         self.max_streams = max_streams
         self._streams = OrderedDict()
+        self._dropped = OrderedDict()
+        self._has_warned = False
 
     def __len__(self):
         return len(self._streams)
@@ -182,6 +193,8 @@ class StreamPool:
         """
         stream = self._streams.get(video_id)
         if stream is None:
+            if video_id in self._dropped:
+                self._note_return(video_id, goes_on=frame_index != 0)
             stream = self._streams[video_id] = self._unused()
         elif frame_index == 0:
             stream.reset()
@@ -192,9 +205,29 @@ class StreamPool:
         """VideoStream: with the memory of the one that goes, if one has to."""
         if len(self._streams) < self.max_streams:
             return VideoStream()
-        _, stream = self._streams.popitem(last=False)
+        video_id, stream = self._streams.popitem(last=False)
+        self._dropped[video_id] = None
+        if len(self._dropped) > _MAX_DROPPED:
+            self._dropped.popitem(last=False)
         stream.reset()
         return stream
 
+    def _note_return(self, video_id, *, goes_on):
+        if goes_on and not self._has_warned:
+            # All that are here, and all that were dropped after it, had a frame since its last.
+            in_turn = len(self._streams) + len(self._dropped) - list(self._dropped).index(video_id)
+            logging.getLogger(__name__).warning(
+                "%d videos take turns, but MODEL.BLOCKCOPY.MAX_STREAMS is %d: the features of video"
+                " %r were dropped before its next frame, so each such frame executes all blocks."
+                " Set MODEL.BLOCKCOPY.MAX_STREAMS to %d or more, or run fewer videos at once.",
+                in_turn,
+                self.max_streams,
+                video_id,
+                in_turn,
+            )
+            self._has_warned = True
+        del self._dropped[video_id]
+
     def clear(self):
         self._streams.clear()
+        self._dropped.clear()

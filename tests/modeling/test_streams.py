@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from blockcopy_d2.modeling import StreamBatch, VideoStream, learn
+from blockcopy_d2.modeling import StreamBatch, StreamPool, VideoStream, learn
 from blockcopy_d2.policy import Decision, FrameDifference, NoBlocks, OnlineLearner, Policy
 from blockcopy_d2.sparse import BlockGrid
 from tests.modeling.test_meta_arch import assert_same, build_pair
@@ -310,3 +310,27 @@ def test_a_dense_frame_costs_all_blocks_and_was_not_decided(models):
     assert result.decision.active.any(), "above 0, not at 0"
     assert metrics["cost"] == 1
     assert_same(dense(stock, inputs), result.output, exact=False)
+
+
+def turns(pool, names, rounds, numbered):
+    for index in range(rounds):
+        for name in names:
+            pool.get(name, index if numbered else None)
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_more_videos_than_streams_are_announced_once(caplog, numbered):
+    turns(StreamPool(max_streams=3), "abcde", rounds=4, numbered=numbered)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "5 videos take turns, but MODEL.BLOCKCOPY.MAX_STREAMS is 3" in record.getMessage()
+    assert "Set MODEL.BLOCKCOPY.MAX_STREAMS to 5" in record.getMessage()
+
+
+def test_videos_one_after_the_other_need_no_announcement(caplog):
+    pool = StreamPool(max_streams=2)
+    turns(pool, "ab", rounds=4, numbered=True)
+    for name in "cdecd":
+        # Each from its first frame, some of them twice.
+        turns(pool, name, rounds=3, numbered=True)
+    assert not caplog.records
