@@ -1,5 +1,6 @@
 """Data sets of video clips, their loader, and readers of video files."""
 
+from .addresses import redact
 from .camvid import load_camvid, register_camvid
 from .citypersons import (
     load_citypersons,
@@ -16,9 +17,10 @@ from .cityscapes_video import (
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .davis import load_davis, register_davis
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
-from .read_ahead import open_frames, read_ahead
+from .pictures import read_picture
+from .read_ahead import read_ahead
 from .sem_seg import build_sem_seg_train_mapper
-from .video_files import VideoFrames
+from .video_files import VideoFormat, VideoFrames, open_frames
 from .visible_boxes import VisibleBoxMapper
 
 from . import builtin  # noqa: F401  isort:skip  registers the data sets
@@ -27,6 +29,7 @@ __all__ = [
     "ClipMapper",
     "ClipSampler",
     "FrameReadError",
+    "VideoFormat",
     "VideoFrames",
     "VisibleBoxMapper",
     "build_clip_loader",
@@ -41,6 +44,8 @@ __all__ = [
     "load_pets09_video",
     "open_frames",
     "read_ahead",
+    "read_picture",
+    "redact",
     "register_camvid",
     "register_citypersons",
     "register_citypersons_video",

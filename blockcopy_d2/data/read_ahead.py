@@ -1,97 +1,165 @@
-"""Decoding frames on a thread, while the last ones are being run."""
+"""Reading on a thread of its own, while what was read before is being run."""
 
-import os
-import queue
+import contextlib
+import logging
 import threading
+import time
+import weakref
+from collections import deque
 
-from .video_files import VideoFrames
+__all__ = ["ReadAhead", "call_aside", "close_all", "read_ahead"]
 
-__all__ = ["open_frames", "read_ahead"]
+# A source that is silent is left behind after that time, all readers of a caller together.
+_CLOSE_SECONDS = 1.0
 
 
-def open_frames(source):
+def read_ahead(items, depth=2, *, latest=False):
     """
-    Args:
-        source (str, int or iterable): what :class:`VideoFrames` takes, the number of a camera, or
-            any iterable of frames, uint8 (H, W, 3), BGR, which stays as it is.
-
-    Returns:
-        iterable[ndarray]:
-
-    Raises:
-        TypeError: something else. For errors of a source see :class:`VideoFrames`.
-    """
-    if isinstance(source, int):
-        source = f"/dev/video{source}"
-    if isinstance(source, (str, os.PathLike)):
-        return VideoFrames(source)
-    if not hasattr(source, "__iter__"):
-        raise TypeError(
-            f"A video is a path, an address, the number of a camera, or an iterable of frames; not"
-            f" {type(source).__name__}."
-        )
-    return source
-
-
-def read_ahead(items, depth=2):
-    """
-    Iterate on another thread. An exception there is raised here, after the items before it.
-    Closing the generator, or leaving it to the garbage collector, stops the thread and closes
-    ``items``.
+    Iterate on another thread.
 
     Args:
         items (iterable):
         depth (int): most items that wait to be taken; one more is in the thread's hands.
+        latest (bool): for live sources: they never wait. What was not taken when the next item
+            comes is dropped, so that the newest one is taken.
 
-    Yields:
-        the items, in order.
+    Returns:
+        ReadAhead: an iterator over the items, in order.
     """
-    waiting = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-    thread = threading.Thread(
-        target=_read, args=(items, waiting, stopped), name="read-ahead", daemon=True
-    )
-    thread.start()
-    try:
-        while True:
-            kind, item = waiting.get()
-            if kind is _END:
-                return
-            if kind is _ERROR:
-                raise item
-            yield item
-            # Not held while waiting for the next one.
-            del item
-    finally:
-        stopped.set()
-        thread.join()
+    return ReadAhead(items, depth, latest)
+
+
+class ReadAhead:
+    """
+    Iterates on another thread. An exception there is raised here, after the items before it.
+
+    Closing it, or leaving it to the garbage collector, stops the thread and closes ``items``. A
+    source that is silent meanwhile is not waited for longer than a second: its thread is left
+    behind, drops what comes, and closes the source when it comes back. It does not keep the
+    program from ending.
+
+    Attributes:
+        dropped (int): items that were passed over for newer ones, of those before the last item
+            that was taken.
+    """
+
+    def __init__(self, items, depth, latest):
+        self.dropped = 0
+        # The thread knows the shelf alone, so that it does not keep this object alive.
+        self._shelf = _Shelf(1 if latest else depth, latest)
+        weakref.finalize(self, self._shelf.stop)
+        self._thread = threading.Thread(
+            target=_read, args=(items, self._shelf), name="read-ahead", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        kind, item, self.dropped = self._shelf.take()
+        if kind is _ITEM:
+            return item
+        self.close()
+        raise StopIteration if kind is _END else item
+
+    def stop(self):
+        """Tell the thread to end, without waiting for it."""
+        self._shelf.stop()
+
+    def close(self):
+        """Stop the thread, and wait for it for at most a second."""
+        close_all([self])
+
+
+def close_all(readers):
+    """
+    Args:
+        readers (iterable[ReadAhead]): to be closed within a second, all together.
+    """
+    readers = list(readers)
+    for reader in readers:
+        reader.stop()
+    end = time.monotonic() + _CLOSE_SECONDS
+    for reader in readers:
+        reader._thread.join(max(0, end - time.monotonic()))
+        if reader._thread.is_alive():
+            logging.getLogger(__name__).warning(
+                "A source of frames did not answer within %g s of being closed. Its thread is left"
+                " behind; it closes the source when it comes back.",
+                _CLOSE_SECONDS,
+            )
+
+
+def call_aside(function):
+    """
+    Call a function on another thread. An interrupt does not wait for it.
+
+    Args:
+        function (callable): without arguments.
+
+    Returns:
+        what it returns.
+    """
+    with contextlib.closing(read_ahead(f() for f in (function,))) as results:
+        return next(results)
 
 
 _ITEM, _ERROR, _END = object(), object(), object()
 
 
-def _read(items, waiting, stopped):
+class _Shelf:
+    """Between the thread that reads and the one that takes."""
+
+    def __init__(self, depth, latest):
+        self._depth, self._latest = depth, latest
+        self._entries = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._dropped = 0
+
+    def put(self, kind, item):
+        """Waits for room. False: nobody will take it any more."""
+        with self._changed:
+            if self._latest and kind is _ITEM and self._entries:
+                self._entries.clear()
+                self._dropped += 1
+            while len(self._entries) >= self._depth and not self._stopped:
+                self._changed.wait()
+            if not self._stopped:
+                self._entries.append((kind, item, self._dropped))
+                self._changed.notify_all()
+            return not self._stopped
+
+    def take(self):
+        with self._changed:
+            while not self._entries:
+                if self._stopped:
+                    return _END, None, self._dropped
+                self._changed.wait()
+            self._changed.notify_all()
+            return self._entries.popleft()
+
+    def stop(self):
+        with self._changed:
+            self._stopped = True
+            self._entries.clear()
+            self._changed.notify_all()
+
+
+def _read(items, shelf):
     iterator = None
     try:
         iterator = iter(items)
+        del items
         for item in iterator:
-            if not _put((_ITEM, item), waiting, stopped):
+            if not shelf.put(_ITEM, item):
                 return
+            # Not held while the next one is read.
             del item
-        _put((_END, None), waiting, stopped)
+        shelf.put(_END, None)
     except BaseException as error:  # all of it is the consumer's, an interrupt included
-        _put((_ERROR, error), waiting, stopped)
+        shelf.put(_ERROR, error)
     finally:
         if hasattr(iterator, "close"):
             iterator.close()
-
-
-def _put(entry, waiting, stopped):
-    """Waits for room. False: nobody will take it any more."""
-    while not stopped.is_set():
-        try:
-            waiting.put(entry, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False

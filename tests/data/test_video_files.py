@@ -101,7 +101,7 @@ def test_an_address(tmp_path, address):
 
 
 def test_a_server_that_is_silent_is_given_up(monkeypatch):
-    monkeypatch.setattr("blockcopy_d2.data.video_files._OPEN_SECONDS", 0.3)
+    monkeypatch.setattr("blockcopy_d2.data.video_decoding._OPEN_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/clip.mp4"
         with pytest.raises(ValueError, match="clip.mp4 does not answer within 0.3 seconds"):

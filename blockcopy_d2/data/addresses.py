@@ -1,0 +1,65 @@
+"""Addresses and file names, as they may be shown to anyone."""
+
+import os
+import re
+
+__all__ = ["is_address", "name_of", "redact"]
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+def is_address(source):
+    """
+    Args:
+        source (str): of a video.
+
+    Returns:
+        bool: whether it has the form ``protocol://...`` and is no file that exists.
+    """
+    return "://" in source and not os.path.exists(source)
+
+
+def redact(text):
+    """
+    Hides what an address may hold of secrets: user and password, query and fragment. An address
+    reaches to the end of ``text``, since a password may hold any character: redact arguments one
+    by one. Bytes of a file name that are no UTF-8 become escapes, so that the text can be printed.
+
+    Args:
+        text (object): its string is taken.
+
+    Returns:
+        str: ``rtsp://admin:1234@host/door?token=x`` becomes ``rtsp://***@host/door?***``. Where
+        the parts cannot be told apart, nothing is left but the protocol.
+    """
+    text = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+    return _ADDRESS.sub(_redacted, text)
+
+
+def _redacted(match):
+    protocol, rest = match.groups()
+    authority = re.match(r"[^/?#]*", rest).group()
+    path = re.match(r"[^?#]*", rest[len(authority) :]).group()
+    hidden = rest[len(authority) + len(path) :]
+    user, at, host = authority.rpartition("@")
+    # An @ further on may end a password that holds one of / ? #.
+    if "@" in path or "@" in hidden:
+        return f"{protocol}://***"
+    return f"{protocol}://{'***@' if at else ''}{host}{path}{'?***' if hidden else ''}"
+
+
+def name_of(source):
+    """
+    Args:
+        source (str): of a video.
+
+    Returns:
+        str: its name without folder and extension; of an address without a path the host. Fit to
+        be shown, and to name a file.
+    """
+    shown = redact(source)
+    if not is_address(source):
+        return os.path.splitext(os.path.basename(os.path.abspath(shown)))[0]
+    host, _, path = shown.split("://", 1)[1].removesuffix("?***").partition("/")
+    name = os.path.splitext(os.path.basename(path.rstrip("/")))[0]
+    return name or host.removeprefix("***").lstrip("@").replace(":", "_") or "video"

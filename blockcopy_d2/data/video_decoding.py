@@ -1,0 +1,208 @@
+"""Decoding a video file, a camera or an address by FFmpeg's libraries, as it is meant to look."""
+
+import logging
+from fractions import Fraction
+
+import numpy as np
+
+from .addresses import is_address, name_of, redact
+from .clips import FrameReadError
+from .video_format import VideoFormat
+
+# Of an address, after which a server that is silent is given up.
+_OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
+# Headers that hold nothing better tell the clock of the file for the rate.
+_HIGHEST_RATE = 1000
+# FFmpeg's AVCOL_SPC of YUV whose file does not name the matrix: RGB, unspecified, reserved.
+_NO_MATRIX = (0, 2, 3)
+
+
+class DecodedVideo:
+    """
+    What FFmpeg can read. Each iteration opens it anew, and yields (image, seconds) as
+    :meth:`VideoFrames.timed` does.
+
+    Attributes:
+        shown (str): the source, without secrets.
+        name (str):
+        format (VideoFormat or None): None before :meth:`probe`, as the next two.
+        num_frames (int or None): None where the source does not tell.
+        live (bool): it goes on whether it is read or not.
+    """
+
+    def __init__(self, source, default_rate):
+        """
+        Args:
+            source (str):
+            default_rate (Fraction): where the source tells none.
+        """
+        self._source, self._default_rate = source, default_rate
+        self.shown, self.name = redact(source), name_of(source)
+        self.format = self.num_frames = self.live = None
+
+    def probe(self):
+        """
+        Read the header and the first frame.
+
+        Returns:
+            ndarray or None: the first frame; None where none can be decoded.
+        """
+        with self._open() as container:
+            stream = _video_stream(container, self.shown)
+            rates = (stream.average_rate, stream.guessed_rate)
+            rate = next((r for r in rates if r and 0 < r <= _HIGHEST_RATE), self._default_rate)
+            context, aspect = stream.codec_context, stream.sample_aspect_ratio or None
+            self.num_frames = _announced_frames(container, stream)
+            endless = container.duration is None and container.size <= 0
+            self.live = self._is_camera or (is_address(self._source) and endless)
+        # Only a decoded frame tells that the video can be decoded, and which way is up.
+        frame, image = next(self._decode(), (None, None))
+        if frame is not None and aspect and _orientation(frame)[0]:
+            aspect = 1 / aspect
+        self.format = VideoFormat(
+            fps=Fraction(rate),
+            time_base=None if frame is None else frame.time_base,
+            sample_aspect_ratio=aspect,
+            colorspace=int(context.colorspace),
+            color_primaries=int(context.color_primaries),
+            color_trc=int(context.color_trc),
+            color_range=int(context.color_range),
+        )
+        return image
+
+    def __iter__(self):
+        first = seconds = None
+        for frame, image in self._decode():
+            base = frame.time_base
+            if frame.pts is None or base is None:
+                time = None
+            else:
+                first = frame.pts if first is None else first
+                time = float((frame.pts - first) * base)
+            if seconds is None:
+                seconds = 0.0
+            elif time is None:
+                seconds += float(1 / self.format.fps)
+            else:
+                # Broken files repeat a time, or go back.
+                seconds = max(time, seconds + float(base))
+            yield image, seconds
+
+    @property
+    def _is_camera(self):
+        return self._source.startswith("/dev/video")
+
+    def _open(self):
+        # PyAV is needed here alone; training a detector does without it.
+        import av
+
+        address = is_address(self._source)
+        plain = address or self._is_camera
+        reason = None
+        try:
+            # The prefix keeps a colon of a file name from naming a protocol.
+            return av.open(
+                self._source if plain else f"file:{self._source}",
+                format="v4l2" if self._is_camera else None,
+                timeout=(_OPEN_SECONDS, _READ_SECONDS) if address else None,
+                metadata_errors="replace",
+            )
+        except av.error.ExitError:
+            reason = f"does not answer within {_OPEN_SECONDS:g} seconds."
+        except av.FFmpegError as error:
+            reason = f"cannot be read as a video: {error.strerror}"
+        # Raised out here: FFmpeg's own error, with the address in it, is no part of this one.
+        raise ValueError(f"{self.shown} {reason}")
+
+    def _decode(self):
+        """Yields frames of PyAV with their images; warns of what is broken."""
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        index, broken_at, reason = 0, None, None
+        reformatter = VideoReformatter()
+        try:
+            with self._open() as container:
+                stream = _video_stream(container, self.shown)
+                stream.thread_type = "AUTO"
+                for packet in container.demux(stream):
+                    try:
+                        frames, broken = packet.decode(), False
+                    except av.InvalidDataError:
+                        frames, broken = [], True
+                    if broken_at is None and (broken or any(f.is_corrupt for f in frames)):
+                        broken_at = index
+                    for frame in frames:
+                        yield frame, _upright_bgr(frame, reformatter)
+                        index += 1
+        except av.error.ExitError:
+            reason = f"nothing came for {_READ_SECONDS:g} seconds"
+        except av.FFmpegError as error:
+            reason = error.strerror
+        if reason is not None:
+            raise FrameReadError(self.shown, self.name, index, reason)
+        self._warn_if_incomplete(index, broken_at)
+
+    def _warn_if_incomplete(self, decoded, broken_at):
+        logger = logging.getLogger(__name__)
+        if broken_at is not None:
+            logger.warning("%s is broken from frame %d on in places.", self.shown, broken_at)
+        if self.num_frames and decoded < self.num_frames:
+            logger.warning(
+                "%s ends after frame %d; its header announces %d frames. Is it truncated?",
+                self.shown,
+                decoded - 1,
+                self.num_frames,
+            )
+
+
+def _video_stream(container, shown):
+    """The first that is no cover picture."""
+    streams = container.streams.video
+    attached = [bool(stream.disposition & stream.disposition.attached_pic) for stream in streams]
+    for stream, is_picture in zip(streams, attached, strict=True):
+        if not is_picture:
+            return stream
+    raise ValueError(f"{shown} has no video stream{', but a cover picture' if attached else ''}.")
+
+
+def _announced_frames(container, stream):
+    """Frames to come by the header, less those that an edit list cuts; None: it does not tell."""
+    if not stream.frames:
+        return None
+    if "mp4" not in container.format.name:
+        return stream.frames
+    shown = sum(not entry.is_discard for entry in stream.index_entries)
+    return min(stream.frames, shown) or stream.frames
+
+
+def _upright_bgr(frame, reformatter):
+    """BGR uint8 (H, W, 3), turned and mirrored as the display matrix says."""
+    matrix = None
+    if not frame.format.is_rgb and int(frame.colorspace) in _NO_MATRIX:
+        # As players do: HD is BT.709, what is smaller BT.601.
+        matrix = "ITU709" if frame.width >= 1280 or frame.height >= 720 else "ITU601"
+    image = reformatter.reformat(frame, format="bgr24", src_colorspace=matrix).to_ndarray()
+    transposed, mirrored, flipped = _orientation(frame)
+    if transposed:
+        image = image.transpose(1, 0, 2)
+    image = image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
+    return np.ascontiguousarray(image)
+
+
+def _orientation(frame):
+    """
+    Of the display matrix of a PyAV frame, to the nearest quarter turn.
+
+    Returns:
+        tuple[bool, bool, bool]: whether to swap rows and columns, and whether to mirror what
+        results from left to right, and from top to bottom.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    # x' = a x + c y, y' = b x + d y; the other numbers move and project.
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
