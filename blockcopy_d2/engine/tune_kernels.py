@@ -83,11 +83,11 @@ def launches(config_file, size, block_size, dtype, *, opts=(), device="cuda"):
 def main():
     args = argument_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not torch.cuda.is_available():
+        raise SystemExit("error: kernels are measured on an NVIDIA GPU, and there is none.")
     from blockcopy_d2.sparse.triton_ops import search
     from blockcopy_d2.sparse.triton_ops.device import Device
 
-    if not torch.cuda.is_available():
-        raise SystemExit("error: kernels are measured on an NVIDIA GPU, and there is none.")
     dtype = _DTYPES[args.dtype]
     with errors_end_the_program():
         found = launches(args.config_file, tuple(args.size), args.block_size, dtype, opts=args.opts)

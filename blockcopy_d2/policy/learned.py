@@ -6,10 +6,12 @@ Shape shorthand: N streams, GH x GW blocks.
 import torch
 from detectron2.config import configurable
 
+from blockcopy_d2.kernels import triton_runs_on
+
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
 from .network import PolicyNetwork
-from .observation import PIXELS_PER_BLOCK, has_triton
+from .observation import PIXELS_PER_BLOCK
 
 __all__ = ["LearnedPolicy"]
 
@@ -86,9 +88,14 @@ def draw(logits, uniform):
         Tensor: bool (N, GH, GW), blocks whose uniform number is below their probability (eq. 3);
         all blocks of a stream whose logits are not all finite.
     """
-    if logits.is_cuda and has_triton():
+    if triton_runs_on(logits.device):
         from .fused import draw
 
         return draw(logits, uniform)
+    return draw_reference(logits, uniform)
+
+
+def draw_reference(logits, uniform):
+    """As :func:`draw`, in plain PyTorch."""
     unusable = ~torch.isfinite(logits).flatten(1).all(1)
     return (uniform < logits.sigmoid()) | unusable[:, None, None]

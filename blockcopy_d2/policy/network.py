@@ -17,7 +17,9 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import nn
 from torch.nn import functional as F
 
-from .observation import PIXELS_PER_BLOCK, has_triton
+from blockcopy_d2.kernels import triton_runs_on
+
+from .observation import PIXELS_PER_BLOCK
 
 __all__ = ["PolicyNetwork"]
 
@@ -96,13 +98,14 @@ class PolicyNetwork(nn.Module):
         Returns:
             Tensor: float (N, GH, GW), logits of execution.
         """
-        half = observation.frame.is_cuda and not torch.is_grad_enabled()
-        if half and has_triton() and not self._is_watched():
+        device = observation.frame.device
+        half = device.type == "cuda" and not torch.is_grad_enabled()
+        if half and triton_runs_on(device) and not self._is_watched():
             return self._fused_network()(observation)
         stacked = self._stack(observation)
         # Gradients of a reward are too small for half precision. Without any, a GPU spends its
         # time on moving these few channels, and half precision halves that.
-        with torch.autocast(stacked.device.type, torch.float16, enabled=half):
+        with torch.autocast(device.type, torch.float16, enabled=half):
             return self.head(self.backbone(stacked))[:, 0].float()
 
     @torch.no_grad()
@@ -111,7 +114,7 @@ class PolicyNetwork(nn.Module):
         What :meth:`forward` gives where no gradient is wanted, wherever it is called. Where it
         runs as Triton kernels, hooks of the layers do not notice.
         """
-        if observation.frame.is_cuda and has_triton():
+        if triton_runs_on(observation.frame.device):
             return self._fused_network()(observation)
         return self(observation)
 

@@ -13,8 +13,6 @@ Shape shorthand in this module:
     K: classes
 """
 
-import functools
-import importlib.util
 import math
 import warnings
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockcopy_d2.kernels import triton_runs_on
 from blockcopy_d2.sparse import num_blocks
 
 __all__ = ["Observation", "paint_output", "rasterize_instances", "resize_to_policy"]
@@ -184,10 +183,15 @@ def paint_maximum(masks, values, channels, num_channels):
         Tensor: float (num_channels, h, w), the highest value of the masks that cover a pixel; NaN
         if one of them is.
     """
-    if masks.is_cuda and has_triton():
+    if triton_runs_on(masks.device):
         from .painting import paint_maximum_triton
 
         return paint_maximum_triton(masks, values, channels, num_channels)
+    return paint_maximum_reference(masks, values, channels, num_channels)
+
+
+def paint_maximum_reference(masks, values, channels, num_channels):
+    """As :func:`paint_maximum`, in plain PyTorch."""
     # Painting ranks instead of values moves a byte per pixel and mask instead of four.
     ranked, order = values.sort()
     dtype = torch.uint8 if len(values) < 256 else torch.int16
@@ -199,15 +203,6 @@ def paint_maximum(masks, values, channels, num_channels):
         painted.index_reduce_(0, channels, masks.to(dtype) * ranks[:, None, None], "amax")
     value_of_rank = F.pad(ranked, (1, 0))
     return value_of_rank.index_select(0, painted.flatten().int()).view(painted.shape)
-
-
-@functools.cache
-def has_triton():
-    """
-    Returns:
-        bool: whether kernels of its can be used on a GPU.
-    """
-    return importlib.util.find_spec("triton") is not None
 
 
 def _sample_masks(masks, output_size, rows, columns):

@@ -1,13 +1,14 @@
 """BlockSparseModule: an nn.Module that executes only the active blocks of a video stream."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+
+from blockcopy_d2.kernels import has_triton, triton_runs_on
 
 from . import torch_ops
 from .capture import CaptureError, capture
@@ -140,19 +141,23 @@ def execution(backend, tensor):
         tensor: an input of the program.
 
     Raises:
-        RuntimeError: if Triton is asked for and the tensor is not on an NVIDIA GPU, unless Triton
-            interprets its kernels (TRITON_INTERPRET=1), which is for tests.
+        RuntimeError: if Triton is asked for and cannot be imported, or the tensor is not on an
+            NVIDIA GPU, unless Triton interprets its kernels (TRITON_INTERPRET=1), which is for
+            tests.
     """
     if backend == "auto":
-        fast = tensor.is_cuda and torch.version.cuda is not None
-        fast = fast and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
-        backend = "triton" if fast and importlib.util.find_spec("triton") else "torch"
+        backend = "triton" if triton_runs_on(tensor.device) else "torch"
     if backend == "torch":
         return torch_ops.Execution
     if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
         raise RuntimeError(
             f"Backend 'triton' runs on NVIDIA GPUs, and the input is on {tensor.device}: move the "
             "model there, or set MODEL.BLOCKCOPY.BACKEND to 'auto' or 'torch'."
+        )
+    if not has_triton():
+        raise RuntimeError(
+            "Backend 'triton' needs the package triton, which cannot be imported: install it, or "
+            "set MODEL.BLOCKCOPY.BACKEND to 'auto' or 'torch'."
         )
     from .triton_execution import TritonExecution
 

@@ -11,70 +11,14 @@ Shape shorthand in this module:
 """
 
 import torch
-import triton
-import triton.language as tl
 from detectron2.layers.mask_ops import paste_masks_in_image
 from torch.nn import functional as F
+
+from blockcopy_d2.kernels import triton_runs_on
 
 __all__ = ["paste_masks", "sample_masks"]
 
 THRESHOLD = 0.5
-
-
-@triton.jit
-def mask_coordinate(pixel, low, high, M):
-    """Where the centre of an output pixel lies in the mask of a box, in mask pixels; rounded as
-    paste_masks_in_image and grid_sample do."""
-    grid = tl.math.div_rn(pixel.to(tl.float32) + 0.5 - low, high - low) * 2.0 - 1.0
-    return ((grid + 1.0) * M - 1.0) * 0.5
-
-
-# The number of detections must not make a new variant of the kernel.
-@triton.jit(do_not_specialize=["D"])
-def paste_kernel(
-    masks_ptr, boxes_ptr, count_ptr, rows_ptr, columns_ptr, out_ptr, D, H, W, M, threshold,
-    SAMPLED: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
-):  # fmt: skip
-    """A program writes BY x BX pixels of a mask; with SAMPLED these are pixels of the output that
-    rows and columns name, -1 for one beyond it."""
-    slot = tl.program_id(2)
-    filled = slot % D < tl.load(count_ptr + slot // D)
-    if not SAMPLED:
-        if filled == 0:
-            return
-    i = tl.program_id(1) * BY + tl.arange(0, BY)
-    j = tl.program_id(0) * BX + tl.arange(0, BX)
-    if SAMPLED:
-        y = tl.load(rows_ptr + i, mask=i < H, other=-1)
-        x = tl.load(columns_ptr + j, mask=j < W, other=-1)
-    else:
-        y, x = i, j
-    x0, y0 = tl.load(boxes_ptr + slot * 4), tl.load(boxes_ptr + slot * 4 + 1)
-    x1, y1 = tl.load(boxes_ptr + slot * 4 + 2), tl.load(boxes_ptr + slot * 4 + 3)
-    my = mask_coordinate(y, y0, y1, M)
-    mx = mask_coordinate(x, x0, x1, M)
-    in_rows = filled & (y >= 0) & (my > -1.0) & (my < M)
-    in_columns = (x >= 0) & (mx > -1.0) & (mx < M)
-    target = out_ptr + slot.to(tl.int64) * H * W + i[:, None] * W + j[None, :]
-    exists = (i < H)[:, None] & (j < W)[None, :]
-    if (tl.max(in_rows.to(tl.int32), 0) > 0) & (tl.max(in_columns.to(tl.int32), 0) > 0):
-        inside = in_rows[:, None] & in_columns[None, :]
-        top, left = tl.floor(my), tl.floor(mx)
-        below, right = my - top, mx - left
-        top, left = top.to(tl.int32), left.to(tl.int32)
-        value = tl.zeros((BY, BX), tl.float32)
-        for corner in tl.static_range(4):
-            row, column = top + corner // 2, left + corner % 2
-            share_y = below if corner // 2 == 1 else 1.0 - below
-            share_x = right if corner % 2 == 1 else 1.0 - right
-            known = inside & ((row >= 0) & (row < M))[:, None]
-            known &= ((column >= 0) & (column < M))[None, :]
-            pixel = (slot * M + row)[:, None] * M + column[None, :]
-            probability = tl.load(masks_ptr + pixel, mask=known, other=0.0)
-            value += probability * (share_y[:, None] * share_x[None, :])
-        tl.store(target, (inside & (value >= threshold)).to(tl.uint8), mask=exists)
-    else:
-        tl.store(target, tl.zeros((BY, BX), tl.uint8), mask=exists)
 
 
 def paste_masks(masks, boxes, count, out):
@@ -88,9 +32,16 @@ def paste_masks(masks, boxes, count, out):
         out (Tensor): bool (N, D, H, W), at the size of the output. The masks of the first
             ``count`` detections are overwritten, whole; those beyond stay what they are.
     """
-    if masks.is_cuda:
+    if triton_runs_on(masks.device):
+        from .triton_ops.paste import paste_masks_triton
+
         paste_masks_triton(masks, boxes, count, out)
-        return
+    else:
+        paste_masks_reference(masks, boxes, count, out)
+
+
+def paste_masks_reference(masks, boxes, count, out):
+    """As :func:`paste_masks`, by Detectron2's own function, one image at a time."""
     for image, filled in enumerate(count.tolist()):
         out[image, :filled] = paste_masks_in_image(
             masks[image, :filled], boxes[image, :filled], out.shape[2:], THRESHOLD
@@ -108,32 +59,11 @@ def sample_masks(masks, boxes, count, rows, columns):
     Returns:
         Tensor: bool (N, D, H, W); False beyond the output and beyond ``count``.
     """
-    run = sample_masks_triton if masks.is_cuda else sample_masks_reference
-    return run(masks, boxes, count, rows, columns)
+    if triton_runs_on(masks.device):
+        from .triton_ops.paste import sample_masks_triton
 
-
-def paste_masks_triton(masks, boxes, count, out):
-    """As :func:`paste_masks`."""
-    _launch(masks, boxes, count, None, None, out, block=(8, 256))
-
-
-def sample_masks_triton(masks, boxes, count, rows, columns):
-    """As :func:`sample_masks`."""
-    size = (*masks.shape[:2], len(rows), len(columns))
-    out = torch.empty(size, dtype=torch.bool, device=masks.device)
-    _launch(masks, boxes, count, rows, columns, out, block=(8, 128))
-    return out
-
-
-def _launch(masks, boxes, count, rows, columns, out, block):
-    images, detections, height, width = out.shape
-    grid = (triton.cdiv(width, block[1]), triton.cdiv(height, block[0]), images * detections)
-    paste_kernel[grid](
-        masks.contiguous(), boxes.contiguous(), count,
-        count if rows is None else rows, count if columns is None else columns,
-        out.view(torch.uint8), detections, height, width, masks.shape[-1], THRESHOLD,
-        SAMPLED=rows is not None, BY=block[0], BX=block[1], num_warps=4,
-    )  # fmt: skip
+        return sample_masks_triton(masks, boxes, count, rows, columns)
+    return sample_masks_reference(masks, boxes, count, rows, columns)
 
 
 def sample_masks_reference(masks, boxes, count, rows, columns):

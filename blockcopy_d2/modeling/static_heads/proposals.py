@@ -13,73 +13,13 @@ Shape shorthand in this module:
 """
 
 import torch
-import triton
-import triton.language as tl
 
-from .boxes import decode, store_boxes
+from blockcopy_d2.kernels import triton_runs_on
+
 from .nms import nms
 from .ranking import best_values
 
 __all__ = ["find_proposals"]
-
-
-@triton.jit
-def align_levels_kernel(
-    logits, sizes, pixel_strides, image_strides, out_ptr, A, width,
-    L: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """out[n, l] = logits of level l, then -inf."""
-    row = tl.program_id(1)
-    level = row % L
-    source, size, pixel, image = logits[0], sizes[0], pixel_strides[0], image_strides[0]
-    for other in tl.static_range(1, L):
-        source = tl.where(level == other, logits[other], source)
-        size = tl.where(level == other, sizes[other], size)
-        pixel = tl.where(level == other, pixel_strides[other], pixel)
-        image = tl.where(level == other, image_strides[other], image)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    source += row // L * image + column // A * pixel + column % A
-    value = tl.load(source, mask=column < size, other=float("-inf"))
-    tl.store(out_ptr + row * width + column, value, mask=column < width)
-
-
-@triton.jit
-def decode_proposals_kernel(
-    deltas, anchors, sizes, pixel_strides, image_strides, index_ptr, logits_ptr, out_ptr, valid_ptr,
-    A, k,
-    weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width, least_side,
-    L: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A program decodes BLOCK of the k candidates of a level of an image."""
-    row = tl.program_id(1)
-    level = row % L
-    delta, anchor, size = deltas[0], anchors[0], sizes[0]
-    pixel, image = pixel_strides[0], image_strides[0]
-    for other in tl.static_range(1, L):
-        delta = tl.where(level == other, deltas[other], delta)
-        anchor = tl.where(level == other, anchors[other], anchor)
-        size = tl.where(level == other, sizes[other], size)
-        pixel = tl.where(level == other, pixel_strides[other], pixel)
-        image = tl.where(level == other, image_strides[other], image)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = column < k
-    candidate = row * k + column
-    index = tl.load(index_ptr + candidate, mask=mask, other=0).to(tl.int32)
-    exists = mask & (index < size)
-    delta += row // L * image + index // A * pixel + index % A * 4
-    anchor += index * 4
-    x0, y0, x1, y1, finite = decode(
-        tl.load(delta, mask=exists, other=0.0), tl.load(delta + 1, mask=exists, other=0.0),
-        tl.load(delta + 2, mask=exists, other=0.0), tl.load(delta + 3, mask=exists, other=0.0),
-        tl.load(anchor, mask=exists, other=0.0), tl.load(anchor + 1, mask=exists, other=0.0),
-        tl.load(anchor + 2, mask=exists, other=0.0), tl.load(anchor + 3, mask=exists, other=0.0),
-        weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
-    )  # fmt: skip
-    logit = tl.load(logits_ptr + candidate, mask=mask, other=0.0).to(tl.float32)
-    valid = exists & finite & (tl.abs(logit) < float("inf"))
-    valid &= (x1 - x0 > least_side) & (y1 - y0 > least_side)
-    store_boxes(out_ptr, candidate, x0, y0, x1, y1, mask)
-    tl.store(valid_ptr + candidate, valid.to(tl.uint8), mask=mask)
 
 
 def find_proposals(
@@ -104,11 +44,8 @@ def find_proposals(
         tuple[Tensor, Tensor]: boxes, float32 (N, R, 4), in descending order of their logits,
         float32 (N, R). Slots without a proposal come last and hold zeros and a logit of -inf.
     """
-    is_cuda = logits[0].is_cuda
-    align = align_levels_triton if is_cuda else align_levels_reference
-    aligned = align(logits)
+    aligned = align_levels(logits)
     top_logits, index = aligned.topk(min(pre_nms_topk, aligned.shape[2]), dim=2)
-    decode_candidates = decode_candidates_triton if is_cuda else decode_candidates_reference
     boxes, valid = decode_candidates(
         deltas, anchors, index, top_logits, transform, image_size, least_side
     )
@@ -125,21 +62,7 @@ def _per_anchor(x, channels):
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, channels)
 
 
-def _pixel_rows(x):
-    """The same map with the channels of a pixel together, and pixels at a fixed distance."""
-    if x.stride(1) == 1 and x.stride(2) == x.shape[3] * x.stride(3):
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _layout(maps):
-    """What a kernel needs to find pixels: strides of a pixel and of an image, for every level."""
-    # The stride of a dimension of size 1 says nothing.
-    pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
-    return pixels, tuple(x.stride(0) for x in maps)
-
-
-def align_levels_triton(logits):
+def align_levels(logits):
     """
     Args:
         logits (list[Tensor]): (N, A, H_l, W_l), best channels-last.
@@ -147,26 +70,22 @@ def align_levels_triton(logits):
     Returns:
         Tensor: (N, L, max M_l), the shorter levels followed by -inf.
     """
-    logits = [_pixel_rows(x) for x in logits]
-    sizes = tuple(x[0].numel() for x in logits)
-    (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
-    out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
-    align_levels_kernel[triton.cdiv(width, 2048), images * levels](
-        tuple(logits), sizes, *_layout(logits), out, num_anchors, width,
-        L=levels, BLOCK=2048, num_warps=4,
-    )  # fmt: skip
-    return out
+    if triton_runs_on(logits[0].device):
+        from .triton_ops.proposals import align_levels_triton
+
+        return align_levels_triton(logits)
+    return align_levels_reference(logits)
 
 
 def align_levels_reference(logits):
-    """As :func:`align_levels_triton`, in plain PyTorch."""
+    """As :func:`align_levels`, in plain PyTorch."""
     logits = [_per_anchor(x, 1)[..., 0] for x in logits]
     width = max(x.shape[1] for x in logits)
     pad = torch.nn.functional.pad
     return torch.stack([pad(x, (0, width - x.shape[1]), value=-torch.inf) for x in logits], dim=1)
 
 
-def decode_candidates_triton(deltas, anchors, index, logits, transform, image_size, least_side):
+def decode_candidates(deltas, anchors, index, logits, transform, image_size, least_side):
     """
     Args:
         deltas (list[Tensor]): (N, 4 A, H_l, W_l), best channels-last.
@@ -179,21 +98,16 @@ def decode_candidates_triton(deltas, anchors, index, logits, transform, image_si
         tuple[Tensor, Tensor]: boxes, float32 (N, L, k, 4), clipped to the image, and which of
         them are finite and large enough, bool (N, L, k).
     """
-    deltas = [_pixel_rows(x) for x in deltas]
-    sizes = tuple(len(x) for x in anchors)
-    images, levels, k = index.shape
-    boxes = torch.empty(images, levels, k, 4, dtype=torch.float32, device=index.device)
-    valid = torch.empty(images, levels, k, dtype=torch.uint8, device=index.device)
-    decode_proposals_kernel[triton.cdiv(k, 128), images * levels](
-        tuple(deltas), tuple(anchors), sizes, *_layout(deltas), index, logits, boxes, valid,
-        deltas[0].shape[1] // 4, k, *map(float, transform.weights), transform.scale_clamp,
-        *map(float, image_size), float(least_side), L=levels, BLOCK=128, num_warps=4,
-    )  # fmt: skip
-    return boxes, valid.view(torch.bool)
+    arguments = (deltas, anchors, index, logits, transform, image_size, least_side)
+    if triton_runs_on(index.device):
+        from .triton_ops.proposals import decode_candidates_triton
+
+        return decode_candidates_triton(*arguments)
+    return decode_candidates_reference(*arguments)
 
 
 def decode_candidates_reference(deltas, anchors, index, logits, transform, image_size, least_side):
-    """As :func:`decode_candidates_triton`, in plain PyTorch."""
+    """As :func:`decode_candidates`, in plain PyTorch."""
     height, width = image_size
     limit = torch.tensor([width, height, width, height], dtype=torch.float32, device=index.device)
     boxes, valid = [], []

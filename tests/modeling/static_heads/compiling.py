@@ -12,19 +12,23 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from blockcopy_d2.modeling.frames.device_clock import DeviceClock
-from blockcopy_d2.modeling.static_heads.box_inference import (
+from blockcopy_d2.modeling.static_heads.roi_align import RoIAlign
+from blockcopy_d2.modeling.static_heads.triton_ops.box_inference import (
     candidate_scores_triton,
     fill_slots_triton,
 )
-from blockcopy_d2.modeling.static_heads.boxes import decode_boxes_triton
-from blockcopy_d2.modeling.static_heads.nms import nms_triton
-from blockcopy_d2.modeling.static_heads.paste import paste_masks_triton, sample_masks_triton
-from blockcopy_d2.modeling.static_heads.proposals import (
+from blockcopy_d2.modeling.static_heads.triton_ops.boxes import decode_boxes_triton
+from blockcopy_d2.modeling.static_heads.triton_ops.nms import nms_triton
+from blockcopy_d2.modeling.static_heads.triton_ops.paste import (
+    paste_masks_triton,
+    sample_masks_triton,
+)
+from blockcopy_d2.modeling.static_heads.triton_ops.proposals import (
     align_levels_triton,
     decode_candidates_triton,
 )
-from blockcopy_d2.modeling.static_heads.ranking import best_values_triton
-from blockcopy_d2.modeling.static_heads.roi_align import RoIAlign, roi_align_triton
+from blockcopy_d2.modeling.static_heads.triton_ops.ranking import best_values_triton
+from blockcopy_d2.modeling.static_heads.triton_ops.roi_align import roi_align_triton
 from blockcopy_d2.policy.painting import paint_maximum_triton
 
 TYPES = {

@@ -9,35 +9,33 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.modeling.static_heads.box_inference import (  # noqa: E402
     candidate_scores_reference,
-    candidate_scores_triton,
     fill_slots_reference,
-    fill_slots_triton,
 )
-from blockcopy_d2.modeling.static_heads.boxes import (  # noqa: E402
-    decode_boxes_reference,
-    decode_boxes_triton,
-)
-from blockcopy_d2.modeling.static_heads.nms import nms_reference, nms_triton  # noqa: E402
-from blockcopy_d2.modeling.static_heads.paste import (  # noqa: E402
-    paste_masks_triton,
-    sample_masks_reference,
-    sample_masks_triton,
-)
+from blockcopy_d2.modeling.static_heads.boxes import decode_boxes_reference  # noqa: E402
+from blockcopy_d2.modeling.static_heads.nms import nms_reference  # noqa: E402
+from blockcopy_d2.modeling.static_heads.paste import sample_masks_reference  # noqa: E402
 from blockcopy_d2.modeling.static_heads.proposals import (  # noqa: E402
     align_levels_reference,
-    align_levels_triton,
     decode_candidates_reference,
+)
+from blockcopy_d2.modeling.static_heads.ranking import best_values_reference  # noqa: E402
+from blockcopy_d2.modeling.static_heads.roi_align import RoIAlign, roi_align_reference  # noqa: E402
+from blockcopy_d2.modeling.static_heads.triton_ops.box_inference import (  # noqa: E402
+    candidate_scores_triton,
+    fill_slots_triton,
+)
+from blockcopy_d2.modeling.static_heads.triton_ops.boxes import decode_boxes_triton  # noqa: E402
+from blockcopy_d2.modeling.static_heads.triton_ops.nms import nms_triton  # noqa: E402
+from blockcopy_d2.modeling.static_heads.triton_ops.paste import (  # noqa: E402
+    paste_masks_triton,
+    sample_masks_triton,
+)
+from blockcopy_d2.modeling.static_heads.triton_ops.proposals import (  # noqa: E402
+    align_levels_triton,
     decode_candidates_triton,
 )
-from blockcopy_d2.modeling.static_heads.ranking import (  # noqa: E402
-    best_values_reference,
-    best_values_triton,
-)
-from blockcopy_d2.modeling.static_heads.roi_align import (  # noqa: E402
-    RoIAlign,
-    roi_align_reference,
-    roi_align_triton,
-)
+from blockcopy_d2.modeling.static_heads.triton_ops.ranking import best_values_triton  # noqa: E402
+from blockcopy_d2.modeling.static_heads.triton_ops.roi_align import roi_align_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

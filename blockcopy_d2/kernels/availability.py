@@ -1,0 +1,40 @@
+"""
+Whether Triton kernels can be used. Modules that have some are imported where this says so, and
+nowhere else: the package works without Triton.
+"""
+
+import functools
+
+import torch
+
+__all__ = ["has_triton", "triton_runs_on"]
+
+
+@functools.cache
+def has_triton():
+    """
+    Returns:
+        bool: whether Triton can be imported. PyTorch for CPUs comes without it.
+    """
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def triton_runs_on(device):
+    """
+    Args:
+        device (torch.device): of the tensors that a kernel would work on.
+
+    Returns:
+        bool: whether the package's Triton kernels run there: on an NVIDIA GPU of compute
+        capability 8.0 or more, with Triton installed.
+    """
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and has_triton()
+    )

@@ -1,0 +1,102 @@
+"""Kernels of :mod:`..box_inference`, whose shape shorthand is used here."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .boxes import store_boxes
+
+
+@triton.jit
+def score_kernel(
+    logits_ptr, usable_ptr, finite_ptr, scores_ptr, logits_row, num_classes, num_boxes, threshold,
+    SIGMOID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program scores a proposal: a softmax over its classes, background last."""
+    proposal = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    exists = column <= num_classes
+    logit = tl.load(logits_ptr + proposal * logits_row + column, mask=exists, other=float("-inf"))
+    logit = logit.to(tl.float32)
+    if SIGMOID:
+        score = tl.math.div_rn(1.0, 1.0 + tl.exp(-logit))
+    else:
+        power = tl.exp(logit - tl.max(logit, 0))
+        score = tl.math.div_rn(power, tl.sum(power, 0))
+    broken = tl.sum((exists & (score != score)).to(tl.int32), 0)
+    finite = tl.load(finite_ptr + proposal * num_boxes + column, mask=column < num_boxes, other=1)
+    broken += tl.sum((finite == 0).to(tl.int32), 0)
+    usable = (broken == 0) & (tl.load(usable_ptr + proposal) != 0)
+    score = tl.where(usable & (score > threshold), score, -1.0)
+    tl.store(scores_ptr + proposal * num_classes + column, score, mask=column < num_classes)
+
+
+@triton.jit
+def fill_kernel(
+    keep_ptr, boxes_ptr, scores_ptr, classes_ptr,
+    out_boxes_ptr, out_scaled_ptr, out_scores_ptr, out_classes_ptr, count_ptr,
+    T, D, scale_x, scale_y, height, width, BLOCK: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """One program per image moves the candidates that stay to the front."""
+    image = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    exists = column < T
+    source = image * T + column
+    keep = tl.load(keep_ptr + source, mask=exists, other=0).to(tl.int32)
+    keep = tl.where(tl.cumsum(keep, 0) <= D, keep, 0)
+    x0 = tl.load(boxes_ptr + source * 4, mask=exists, other=0.0)
+    y0 = tl.load(boxes_ptr + source * 4 + 1, mask=exists, other=0.0)
+    x1 = tl.load(boxes_ptr + source * 4 + 2, mask=exists, other=0.0)
+    y1 = tl.load(boxes_ptr + source * 4 + 3, mask=exists, other=0.0)
+    scaled_x0 = tl.minimum(tl.maximum(x0 * scale_x, 0.0), width)
+    scaled_y0 = tl.minimum(tl.maximum(y0 * scale_y, 0.0), height)
+    scaled_x1 = tl.minimum(tl.maximum(x1 * scale_x, 0.0), width)
+    scaled_y1 = tl.minimum(tl.maximum(y1 * scale_y, 0.0), height)
+    keep = tl.where((scaled_x1 > scaled_x0) & (scaled_y1 > scaled_y0), keep, 0)
+    target = image * D + tl.cumsum(keep, 0) - keep
+    kept = keep > 0
+    store_boxes(out_boxes_ptr, target, x0, y0, x1, y1, kept)
+    store_boxes(out_scaled_ptr, target, scaled_x0, scaled_y0, scaled_x1, scaled_y1, kept)
+    tl.store(out_scores_ptr + target, tl.load(scores_ptr + source, mask=kept), mask=kept)
+    tl.store(out_classes_ptr + target, tl.load(classes_ptr + source, mask=kept), mask=kept)
+    count = tl.sum(keep, 0)
+    tl.store(count_ptr + image, count)
+    slot = tl.arange(0, BD)
+    empty = (slot >= count) & (slot < D)
+    zeros = tl.zeros((BD,), tl.float32)
+    slot += image * D
+    store_boxes(out_boxes_ptr, slot, zeros, zeros, zeros, zeros, empty)
+    store_boxes(out_scaled_ptr, slot, zeros, zeros, zeros, zeros, empty)
+    tl.store(out_scores_ptr + slot, zeros, mask=empty)
+    tl.store(out_classes_ptr + slot, tl.zeros((BD,), tl.int64), mask=empty)
+
+
+def candidate_scores_triton(logits, usable, finite, threshold, *, sigmoid=False):
+    """As :func:`candidate_scores`."""
+    images, proposals, num_classes = *logits.shape[:2], logits.shape[2] - 1
+    scores = torch.empty(images, proposals * num_classes, dtype=torch.float32, device=logits.device)
+    logits = logits.flatten(0, 1)
+    score_kernel[(len(logits),)](
+        logits, usable.contiguous().view(torch.uint8), finite.contiguous().view(torch.uint8),
+        scores, logits.stride(0), num_classes, finite.shape[2], threshold,
+        SIGMOID=sigmoid, BLOCK=triton.next_power_of_2(num_classes + 1), num_warps=1,
+    )  # fmt: skip
+    return scores
+
+
+def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
+    """As :func:`fill_slots`."""
+    images, candidates = keep.shape
+    slots, device = (images, num_slots), keep.device
+    out_boxes = torch.empty(*slots, 4, dtype=torch.float32, device=device)
+    out_scaled = torch.empty_like(out_boxes)
+    out_scores = torch.empty(slots, dtype=torch.float32, device=device)
+    out_classes = torch.empty(slots, dtype=torch.int64, device=device)
+    count = torch.empty(images, dtype=torch.int32, device=device)
+    fill_kernel[(images,)](
+        keep.view(torch.uint8), boxes, scores, classes,
+        out_boxes, out_scaled, out_scores, out_classes, count,
+        candidates, num_slots, *map(float, scale), *map(float, size),
+        BLOCK=triton.next_power_of_2(candidates), BD=triton.next_power_of_2(num_slots), num_warps=8,
+    )  # fmt: skip
+    return out_boxes, out_scaled, out_scores, out_classes, count

@@ -1,0 +1,82 @@
+"""Kernels of :mod:`..boxes`, whose shape shorthand is used here."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def decode(
+    dx, dy, dw, dh, x0, y0, x1, y1, weight_x, weight_y, weight_w, weight_h, scale_clamp,
+    image_height, image_width,
+):  # fmt: skip
+    """Box2BoxTransform.apply_deltas, then Boxes.clip: (x0, y0, x1, y1, whether all was finite)."""
+    dx = tl.math.div_rn(dx.to(tl.float32), weight_x)
+    dy = tl.math.div_rn(dy.to(tl.float32), weight_y)
+    dw = tl.math.div_rn(dw.to(tl.float32), weight_w)
+    dh = tl.math.div_rn(dh.to(tl.float32), weight_h)
+    # A minimum may swallow a NaN.
+    finite = (dw == dw) & (dh == dh)
+    width, height = x1 - x0, y1 - y0
+    centre_x = dx * width + (x0 + 0.5 * width)
+    centre_y = dy * height + (y0 + 0.5 * height)
+    half_width = 0.5 * (tl.exp(tl.minimum(dw, scale_clamp)) * width)
+    half_height = 0.5 * (tl.exp(tl.minimum(dh, scale_clamp)) * height)
+    x0, x1 = centre_x - half_width, centre_x + half_width
+    y0, y1 = centre_y - half_height, centre_y + half_height
+    # A box with NaN or infinity fails one of these.
+    finite &= (tl.abs(x0) < float("inf")) & (tl.abs(x1) < float("inf"))
+    finite &= (tl.abs(y0) < float("inf")) & (tl.abs(y1) < float("inf"))
+    x0 = tl.minimum(tl.maximum(x0, 0.0), image_width)
+    x1 = tl.minimum(tl.maximum(x1, 0.0), image_width)
+    y0 = tl.minimum(tl.maximum(y0, 0.0), image_height)
+    y1 = tl.minimum(tl.maximum(y1, 0.0), image_height)
+    return x0, y0, x1, y1, finite
+
+
+@triton.jit
+def store_boxes(boxes_ptr, index, x0, y0, x1, y1, mask):
+    tl.store(boxes_ptr + index * 4, x0, mask=mask)
+    tl.store(boxes_ptr + index * 4 + 1, y0, mask=mask)
+    tl.store(boxes_ptr + index * 4 + 2, x1, mask=mask)
+    tl.store(boxes_ptr + index * 4 + 3, y1, mask=mask)
+
+
+@triton.jit
+def decode_kernel(
+    deltas_ptr, boxes_ptr, out_ptr, finite_ptr, total, num_sets, deltas_row,
+    weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program decodes BLOCK of the `total` sets of deltas of all boxes."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < total
+    box = index // num_sets
+    delta = deltas_ptr + box * deltas_row + index % num_sets * 4
+    x0, y0, x1, y1, finite = decode(
+        tl.load(delta, mask=mask, other=0.0), tl.load(delta + 1, mask=mask, other=0.0),
+        tl.load(delta + 2, mask=mask, other=0.0), tl.load(delta + 3, mask=mask, other=0.0),
+        tl.load(boxes_ptr + box * 4, mask=mask, other=0.0),
+        tl.load(boxes_ptr + box * 4 + 1, mask=mask, other=0.0),
+        tl.load(boxes_ptr + box * 4 + 2, mask=mask, other=0.0),
+        tl.load(boxes_ptr + box * 4 + 3, mask=mask, other=0.0),
+        weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
+    )  # fmt: skip
+    store_boxes(out_ptr, index, x0, y0, x1, y1, mask)
+    tl.store(finite_ptr + index, finite.to(tl.uint8), mask=mask)
+
+
+def decode_boxes_triton(deltas, boxes, transform, image_size):
+    """As :func:`decode_boxes`."""
+    deltas, boxes = deltas.flatten(0, 1), boxes.contiguous()
+    num_boxes, num_sets = len(deltas), deltas.shape[1] // 4
+    shape = (*boxes.shape[:2], num_sets)
+    out = torch.empty(*shape, 4, dtype=torch.float32, device=boxes.device)
+    finite = torch.empty(shape, dtype=torch.uint8, device=boxes.device)
+    total = num_boxes * num_sets
+    decode_kernel[(triton.cdiv(total, 128),)](
+        deltas, boxes, out, finite, total, num_sets, deltas.stride(0),
+        *map(float, transform.weights), transform.scale_clamp, *map(float, image_size),
+        BLOCK=128, num_warps=4,
+    )  # fmt: skip
+    return out, finite.view(torch.bool)

@@ -1,0 +1,108 @@
+"""Kernels of :mod:`..proposals`, whose shape shorthand is used here."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .boxes import decode, store_boxes
+
+
+@triton.jit
+def align_levels_kernel(
+    logits, sizes, pixel_strides, image_strides, out_ptr, A, width,
+    L: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out[n, l] = logits of level l, then -inf."""
+    row = tl.program_id(1)
+    level = row % L
+    source, size, pixel, image = logits[0], sizes[0], pixel_strides[0], image_strides[0]
+    for other in tl.static_range(1, L):
+        source = tl.where(level == other, logits[other], source)
+        size = tl.where(level == other, sizes[other], size)
+        pixel = tl.where(level == other, pixel_strides[other], pixel)
+        image = tl.where(level == other, image_strides[other], image)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    source += row // L * image + column // A * pixel + column % A
+    value = tl.load(source, mask=column < size, other=float("-inf"))
+    tl.store(out_ptr + row * width + column, value, mask=column < width)
+
+
+@triton.jit
+def decode_proposals_kernel(
+    deltas, anchors, sizes, pixel_strides, image_strides, index_ptr, logits_ptr, out_ptr, valid_ptr,
+    A, k,
+    weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width, least_side,
+    L: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program decodes BLOCK of the k candidates of a level of an image."""
+    row = tl.program_id(1)
+    level = row % L
+    delta, anchor, size = deltas[0], anchors[0], sizes[0]
+    pixel, image = pixel_strides[0], image_strides[0]
+    for other in tl.static_range(1, L):
+        delta = tl.where(level == other, deltas[other], delta)
+        anchor = tl.where(level == other, anchors[other], anchor)
+        size = tl.where(level == other, sizes[other], size)
+        pixel = tl.where(level == other, pixel_strides[other], pixel)
+        image = tl.where(level == other, image_strides[other], image)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < k
+    candidate = row * k + column
+    index = tl.load(index_ptr + candidate, mask=mask, other=0).to(tl.int32)
+    exists = mask & (index < size)
+    delta += row // L * image + index // A * pixel + index % A * 4
+    anchor += index * 4
+    x0, y0, x1, y1, finite = decode(
+        tl.load(delta, mask=exists, other=0.0), tl.load(delta + 1, mask=exists, other=0.0),
+        tl.load(delta + 2, mask=exists, other=0.0), tl.load(delta + 3, mask=exists, other=0.0),
+        tl.load(anchor, mask=exists, other=0.0), tl.load(anchor + 1, mask=exists, other=0.0),
+        tl.load(anchor + 2, mask=exists, other=0.0), tl.load(anchor + 3, mask=exists, other=0.0),
+        weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
+    )  # fmt: skip
+    logit = tl.load(logits_ptr + candidate, mask=mask, other=0.0).to(tl.float32)
+    valid = exists & finite & (tl.abs(logit) < float("inf"))
+    valid &= (x1 - x0 > least_side) & (y1 - y0 > least_side)
+    store_boxes(out_ptr, candidate, x0, y0, x1, y1, mask)
+    tl.store(valid_ptr + candidate, valid.to(tl.uint8), mask=mask)
+
+
+def _pixel_rows(x):
+    """The same map with the channels of a pixel together, and pixels at a fixed distance."""
+    if x.stride(1) == 1 and x.stride(2) == x.shape[3] * x.stride(3):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _layout(maps):
+    """What a kernel needs to find pixels: strides of a pixel and of an image, for every level."""
+    # The stride of a dimension of size 1 says nothing.
+    pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
+    return pixels, tuple(x.stride(0) for x in maps)
+
+
+def align_levels_triton(logits):
+    """As :func:`align_levels`."""
+    logits = [_pixel_rows(x) for x in logits]
+    sizes = tuple(x[0].numel() for x in logits)
+    (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
+    out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
+    align_levels_kernel[triton.cdiv(width, 2048), images * levels](
+        tuple(logits), sizes, *_layout(logits), out, num_anchors, width,
+        L=levels, BLOCK=2048, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def decode_candidates_triton(deltas, anchors, index, logits, transform, image_size, least_side):
+    """As :func:`decode_candidates`."""
+    deltas = [_pixel_rows(x) for x in deltas]
+    sizes = tuple(len(x) for x in anchors)
+    images, levels, k = index.shape
+    boxes = torch.empty(images, levels, k, 4, dtype=torch.float32, device=index.device)
+    valid = torch.empty(images, levels, k, dtype=torch.uint8, device=index.device)
+    decode_proposals_kernel[triton.cdiv(k, 128), images * levels](
+        tuple(deltas), tuple(anchors), sizes, *_layout(deltas), index, logits, boxes, valid,
+        deltas[0].shape[1] // 4, k, *map(float, transform.weights), transform.scale_clamp,
+        *map(float, image_size), float(least_side), L=levels, BLOCK=128, num_warps=4,
+    )  # fmt: skip
+    return boxes, valid.view(torch.bool)
