@@ -17,8 +17,8 @@ from .cityscapes_video import (
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .davis import load_davis, register_davis
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
-from .pictures import read_picture
-from .read_ahead import read_ahead
+from .pictures import as_frame, read_picture
+from .read_ahead import close_all, read_ahead
 from .sem_seg import build_sem_seg_train_mapper
 from .video_files import VideoFormat, VideoFrames, open_frames
 from .visible_boxes import VisibleBoxMapper
@@ -32,8 +32,10 @@ __all__ = [
     "VideoFormat",
     "VideoFrames",
     "VisibleBoxMapper",
+    "as_frame",
     "build_clip_loader",
     "build_sem_seg_train_mapper",
+    "close_all",
     "load_camvid",
     "load_citypersons",
     "load_citypersons_video",

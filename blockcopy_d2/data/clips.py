@@ -13,6 +13,8 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
+from .pictures import read_picture
+
 
 class FrameReadError(RuntimeError):
     """
@@ -93,7 +95,7 @@ class ClipMapper:
     def _read(self, dataset_dict):
         identity = [dataset_dict[key] for key in ("file_name", "video_id", "frame_index")]
         try:
-            image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+            image = read_picture(dataset_dict["file_name"], self.image_format)
         except FileNotFoundError as error:
             raise FrameReadError(*identity, "no such file") from error
         except Exception as error:

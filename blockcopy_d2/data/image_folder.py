@@ -1,4 +1,4 @@
-"""A folder of images, taken for a video."""
+"""A folder of images, or a single one, taken for a video."""
 
 import os
 import re
@@ -15,7 +15,7 @@ IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 class ImageFolder:
     """
-    Images in natural order of their names. Hidden files are none, such as the ``._*`` that macOS
+    Images in natural order of their names, or one image. Hidden files are none, such as the ``._*`` that macOS
     leaves beside every file. Iterates over (image, seconds).
     """
 
@@ -24,7 +24,7 @@ class ImageFolder:
     def __init__(self, folder, rate):
         """
         Args:
-            folder (str):
+            folder (str): or the file of an image.
             rate (Fraction): frames per second.
 
         Raises:
@@ -33,6 +33,13 @@ class ImageFolder:
         self.shown = redact(folder)
         self.name = os.path.basename(os.path.abspath(self.shown))
         self.format = VideoFormat(fps=rate)
+        if os.path.isfile(folder):
+            self.name, self._files = os.path.splitext(self.name)[0], [folder]
+        else:
+            self._files = self._list(folder)
+        self.num_frames = len(self._files)
+
+    def _list(self, folder):
         names = [
             entry.name
             for entry in os.scandir(folder)
@@ -45,8 +52,7 @@ class ImageFolder:
                 f"{self.shown} holds no image; expected files with the extensions "
                 f"{', '.join(IMAGE_EXTENSIONS)}."
             )
-        self._files = [os.path.join(folder, name) for name in sorted(names, key=_natural_key)]
-        self.num_frames = len(self._files)
+        return [os.path.join(folder, name) for name in sorted(names, key=_natural_key)]
 
     def probe(self):
         """

@@ -5,7 +5,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-__all__ = ["from_pil", "read_picture"]
+__all__ = ["as_frame", "from_pil", "read_picture"]
 
 
 def read_picture(path, format="BGR"):
@@ -20,7 +20,7 @@ def read_picture(path, format="BGR"):
         ndarray: uint8, (H, W, 3) for "BGR" and "RGB".
 
     Raises:
-        ValueError: numbers that are in no known range.
+        ValueError: its numbers are in no known range.
         Exception: whatever Pillow raises for a broken picture.
     """
     with PathManager.open(path, "rb") as f:
@@ -37,23 +37,56 @@ def from_pil(picture, format="BGR"):
         ndarray: uint8, (H, W, 3) for "BGR" and "RGB".
 
     Raises:
-        ValueError: numbers that are in no known range.
+        ValueError: its numbers are in no known range.
     """
+    # Older releases of Pillow take 16-bit PNGs for 32-bit ones.
+    sixteen = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PNG")
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
-    return convert_PIL_to_numpy(picture, format)
-
-
-def _eight_bits(values):
-    """Of whole numbers up to 65535, or of real ones from 0 to 1: uint8."""
-    real = values.dtype.kind == "f"
-    lowest, highest = values.min(), values.max()
-    # Written so that NaN is out of range, too.
-    if not (lowest >= 0 and highest <= (1 if real else 65535)):
+    if sixteen:
+        values = np.rint(np.asarray(picture) / 257)
+    elif picture.mode == "F":
+        values = np.asarray(picture)
+        # Written so that NaN is out of range, too.
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"its real numbers go from {values.min():g} to {values.max():g}; expected 0 to 1."
+                " Save it with 8 or 16 bits"
+            )
+        values = np.rint(values * 255)
+    elif picture.mode.startswith("I"):
         raise ValueError(
-            f"a picture of {'real' if real else 'whole'} numbers from {lowest:g} to {highest:g};"
-            f" expected {'0 to 1' if real else '0 to 65535'}. Save it with 8 or 16 bits"
+            f"its numbers have 32 bits (mode {picture.mode}), which tells no range. Save it with 8"
+            " or 16 bits"
         )
-    scaled = values * 255 if real else values / 257
-    return np.rint(scaled).astype(np.uint8)
+    else:
+        return convert_PIL_to_numpy(picture, format)
+    return convert_PIL_to_numpy(Image.fromarray(values.astype(np.uint8)), format)
+
+
+def as_frame(picture):
+    """
+    Args:
+        picture (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR; a PIL picture has its own
+            order of colours.
+
+    Returns:
+        ndarray: uint8, (H, W, 3), BGR; the same memory, where it is an array.
+
+    Raises:
+        TypeError: something else.
+        ValueError: another shape or type of numbers.
+    """
+    if isinstance(picture, Image.Image):
+        return from_pil(picture)
+    if not isinstance(picture, np.ndarray):
+        kind = type(picture)
+        raise TypeError(
+            f"A frame is a {kind.__module__}.{kind.__qualname__}; expected a numpy array, uint8 of"
+            " shape (height, width, 3), in BGR, or a PIL picture."
+        )
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        raise ValueError(
+            f"A frame is {picture.dtype} of shape {picture.shape}; expected uint8 of shape"
+            " (height, width, 3), in BGR."
+        )
+    return picture

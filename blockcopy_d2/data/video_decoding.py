@@ -198,7 +198,12 @@ def _orientation(frame):
         tuple[bool, bool, bool]: whether to swap rows and columns, and whether to mirror what
         results from left to right, and from top to bottom.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    quarters = round(frame.rotation / 90) % 4
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV lists no side data where a kind of it is unknown to it. Its rotation is known still.
+        return quarters % 2 == 1, quarters in (2, 3), quarters in (1, 2)
     if data is None:
         return False, False, False
     # x' = a x + c y, y' = b x + d y; the other numbers move and project.

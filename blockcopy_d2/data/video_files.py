@@ -3,9 +3,12 @@
 import os
 from fractions import Fraction
 
+import numpy as np
+
 from .addresses import is_address, redact
 from .clips import FrameReadError
-from .image_folder import ImageFolder
+from .image_folder import IMAGE_EXTENSIONS, ImageFolder
+from .pictures import as_frame
 from .read_ahead import call_aside
 from .video_decoding import DecodedVideo
 from .video_format import VideoFormat
@@ -37,8 +40,9 @@ class VideoFrames:
     def __init__(self, source, *, default_fps=25.0):
         """
         Args:
-            source (str): a video file, a camera such as ``/dev/video0``, an address such as
-                ``rtsp://...``, or a folder of images, taken in natural order of their names.
+            source (str, bytes or PathLike): a video file, a camera such as ``/dev/video0``, an
+                address such as ``rtsp://...``, or a folder of images, taken in natural order of
+                their names.
             default_fps (float): for sources that tell no rate, such as a folder.
 
         Raises:
@@ -46,14 +50,17 @@ class VideoFrames:
             ValueError: ``source`` is not a video.
             FrameReadError: its first frame cannot be decoded.
         """
-        source = os.fspath(source)
+        source = os.fsdecode(source)
         if not os.path.exists(source) and not is_address(source):
             raise FileNotFoundError(
                 f"{redact(source)} does not exist; expected a video or a folder."
             )
         rate = Fraction(default_fps).limit_denominator(1001)
-        reader = ImageFolder if os.path.isdir(source) else DecodedVideo
-        self._reader = reader(source, rate)
+        # FFmpeg takes single images as well, but not every depth and EXIF data.
+        images = os.path.isdir(source) or (
+            os.path.isfile(source) and source.lower().endswith(IMAGE_EXTENSIONS)
+        )
+        self._reader = (ImageFolder if images else DecodedVideo)(source, rate)
         self.source, self.name = self._reader.shown, self._reader.name
         # Aside, so that an interrupt need not wait for a server that is silent.
         first = call_aside(self._reader.probe)
@@ -97,22 +104,51 @@ class VideoFrames:
 def open_frames(source):
     """
     Args:
-        source (str, int or iterable): what :class:`VideoFrames` takes, the number of a camera, or
-            any iterable of frames, uint8 (H, W, 3), BGR, which stays as it is.
+        source (str, PathLike, int or iterable): what :class:`VideoFrames` takes, the number of a
+            camera, or any iterable of BGR arrays or PIL pictures. Its frames are copied, one by
+            one, since it may use the memory of a frame for the next.
 
     Returns:
-        iterable[ndarray]:
+        VideoFrames or OwnFrames: an iterable of frames, uint8 (H, W, 3), BGR, that says whether it
+        is ``live``.
 
     Raises:
         TypeError: something else. For errors of a source see :class:`VideoFrames`.
     """
     if isinstance(source, int):
         source = f"/dev/video{source}"
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, VideoFrames):
+        return source
+    if isinstance(source, (str, bytes, os.PathLike)):
         return VideoFrames(source)
     if not hasattr(source, "__iter__"):
         raise TypeError(
             f"A video is a path, an address, the number of a camera, or an iterable of frames; not"
             f" {type(source).__name__}."
         )
-    return source
+    return OwnFrames(source)
+
+
+class OwnFrames:
+    """Copies of the frames of any iterable."""
+
+    live = False
+
+    def __init__(self, frames):
+        """
+        Args:
+            frames (iterable[ndarray or PIL.Image.Image]):
+        """
+        self._frames = frames
+
+    def __iter__(self):
+        iterator = iter(self._frames)
+        try:
+            for frame in iterator:
+                # Its own memory before the iterator goes on and writes to the old one.
+                frame = np.array(as_frame(frame), order="C")
+                yield frame
+                del frame
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable, instantiate
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
-from blockcopy_d2.data import open_frames, read_ahead
+from blockcopy_d2.data import as_frame, close_all, open_frames, read_ahead
 from blockcopy_d2.modeling import StreamBatch, learn
 
 from .acceleration import accelerate, video_config
@@ -64,24 +64,21 @@ class FrameMapper:
     def __call__(self, image):
         """
         Args:
-            image (ndarray): uint8, (H, W, 3), BGR.
+            image (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR. Its memory may be used again
+                when the call returns.
 
         Returns:
             dict: "image" (uint8 tensor), and "height" and "width" of ``image``.
 
         Raises:
-            ValueError: another shape or type of numbers.
+            TypeError, ValueError: no such picture.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"A frame is {image.dtype} of shape {image.shape}; expected uint8 of shape"
-                " (height, width, 3), in BGR."
-            )
+        image = as_frame(image)
         height, width = image.shape[:2]
         augmented = T.AugInput(image[:, :, ::-1] if self.image_format == "RGB" else image)
         self.augmentations(augmented)
         self.scale = augmented.image.shape[0] / height
-        tensor = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        tensor = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
         return {"image": tensor, "height": height, "width": width}
 
 
@@ -117,9 +114,11 @@ class VideoPredictor:
         self.mapper = FrameMapper() if mapper is None else mapper
         self._clock = clock
         self._budget = None
-        # Every policy that runs, with its learner: that of the model, or those of its streams.
+        # Every policy with its learner: that of the model, then those of streams that are open.
         self._policies = [(model.policy, model.learner)]
         self._stream = model.init_state()
+        # Of streams that have ended: their memory and graphs serve the next ones.
+        self._unused = []
 
     @classmethod
     def from_config(cls, cfg):
@@ -138,12 +137,15 @@ class VideoPredictor:
         return self.mapper.scale
 
     def reset(self):
-        """Start a new video: its first frame executes all blocks. What was learned stays."""
+        """
+        Start a new video for calls with single frames: its first frame executes all blocks. What
+        was learned stays.
+        """
         self._stream.reset()
 
     @property
     def replays(self):
-        """bool: whether the next frame is a CUDA graph's, see :class:`FrameGraph`."""
+        """bool: whether the next call's frame is a CUDA graph's, see :class:`FrameGraph`."""
         return self.model.replays(self._stream)
 
     @property
@@ -187,29 +189,40 @@ class VideoPredictor:
         Run the next frame of the video.
 
         Args:
-            image (ndarray): uint8, (H, W, 3), BGR.
+            image (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR.
 
         Returns:
             FrameResult: reads as the output dict, in pixels of ``image``.
         """
-        return self._tick([image], self._stream)[0]
+        return self._tick([image], self._stream, self._policies[:1])[0]
 
     def stream(self, source):
         """
-        Run a video from its first frame, decoded on a thread of its own, in constant memory.
+        Run a video from its first frame, decoded on a thread of its own, in constant memory. Any
+        number of streams may be open at once; they learn one policy. Closing one, or an interrupt,
+        waits at most a second for a source that is silent.
+
+        Of a camera, or an address that streams without an end, the newest frame is taken; what
+        came while a frame was run is counted in the ``dropped`` of the next result. All frames of
+        files and iterables are run.
 
         Args:
-            source (str, int or iterable[ndarray]): a file, a folder of frames, an address
-                (``rtsp://...``, ``http://...``), the number of a camera, or BGR frames.
+            source (str, PathLike, int or iterable): a file, a folder of frames, an address
+                (``rtsp://...``, ``http://...``), the number of a camera, or BGR arrays or PIL
+                pictures, which are copied as they come.
 
         Yields:
-            tuple[ndarray, FrameResult]: a frame and what it gave.
+            tuple[ndarray, FrameResult]: a frame and its result.
         """
-        self.reset()
-        with contextlib.closing(read_ahead(open_frames(source))) as frames:
-            for image in frames:
-                yield image, self(image)
-                del image
+        state = self._unused.pop() if self._unused else self.model.init_state()
+        try:
+            state.reset()
+            with contextlib.closing(self._run([source], state, self._policies[:1])) as ticks:
+                for ((image, result),) in ticks:
+                    yield image, result
+                    del image, result
+        finally:
+            self._unused.append(state)
 
     def streams(self, sources, *, own_policies=False):
         """
@@ -223,34 +236,47 @@ class VideoPredictor:
         Yields:
             list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended.
         """
-        before, policies = self._policies, None
+        policies = self._policies[:1]
         if own_policies:
             # Copied together, so that each learner teaches its policy's copy.
-            self._policies = [copy.deepcopy(before[0]) for _ in sources]
-            policies = [policy for policy, _ in self._policies]
-        batch = StreamBatch(len(sources), policies=policies)
+            policies = [copy.deepcopy(policies[0]) for _ in sources]
+            self._policies = [*self._policies, *policies]
+        own = [policy for policy, _ in policies] if own_policies else None
         try:
-            with contextlib.ExitStack() as stack:
-                readers = [
-                    stack.enter_context(contextlib.closing(read_ahead(open_frames(source))))
-                    for source in sources
-                ]
-                while True:
-                    images = [next(reader, None) for reader in readers]
-                    if all(image is None for image in images):
-                        return
-                    results = self._tick(images, batch)
-                    yield [
-                        None if image is None else (image, result)
-                        for image, result in zip(images, results, strict=True)
-                    ]
+            yield from self._run(sources, StreamBatch(len(sources), policies=own), policies)
         finally:
-            self._policies = before
+            if own_policies:
+                self._policies = [p for p in self._policies if not any(p is q for q in policies)]
 
-    def _tick(self, images, batch):
+    def _run(self, sources, batch, policies):
+        """Yields for every tick of several sources what :meth:`streams` does."""
+        readers = []
+        try:
+            for source in sources:
+                frames = open_frames(source)
+                readers.append(read_ahead(frames, latest=frames.live))
+            dropped = [0] * len(readers)
+            while True:
+                images = [next(reader, None) for reader in readers]
+                if all(image is None for image in images):
+                    return
+                results = self._tick(images, batch, policies)
+                for n, result in enumerate(results):
+                    if result is not None:
+                        result.dropped = readers[n].dropped - dropped[n]
+                        dropped[n] = readers[n].dropped
+                yield [
+                    None if image is None else (image, result)
+                    for image, result in zip(images, results, strict=True)
+                ]
+                del images, results, result
+        finally:
+            close_all(readers)
+
+    def _tick(self, images, batch, policies):
         start = self._clock()
         inputs = [None if image is None else self.mapper(image) for image in images]
-        learners = [learner for _, learner in self._policies]
+        learners = [learner for _, learner in policies]
         wanted = [learner is not None and learner.wants_graph() for learner in learners]
         learning = wanted[0] if batch.policies is None else wanted
         results = self.model.step_batch(inputs, batch, learning=learning)

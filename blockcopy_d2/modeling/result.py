@@ -51,6 +51,7 @@ class FrameResult(Mapping):
         is_first (bool): the first frame of its video.
         other_macs (dict[str, int] or None): multiply-accumulates of "policy" and "heads" where
             they do not run as modules, whose calls others can count; else None.
+        dropped (int): frames of a live source that passed between the last result and this one.
     """
 
     output: dict
@@ -67,6 +68,7 @@ class FrameResult(Mapping):
     timer: StageTimer
     is_first: bool
     other_macs: dict[str, int] | None = None
+    dropped: int = 0
 
     @property
     def was_drawn(self):

@@ -107,8 +107,9 @@ def test_sources(tmp_path):
     for source in (str(tmp_path), tmp_path):
         frames = open_frames(source)
         assert isinstance(frames, VideoFrames) and len(list(frames)) == 2
-    arrays = [np.zeros((4, 4, 3), np.uint8)]
-    assert open_frames(arrays) is arrays
+    arrays = [np.full((4, 4, 3), index, np.uint8) for index in range(2)]
+    for source in (arrays, np.stack(arrays)):
+        assert [frame[0, 0, 0] for frame in open_frames(source)] == [0, 1]
     with pytest.raises(FileNotFoundError, match="/dev/video63 does not exist"):
         open_frames(63)
     with pytest.raises(TypeError, match="A video is a path, .*; not NoneType"):
