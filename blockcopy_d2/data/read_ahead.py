@@ -11,6 +11,7 @@ __all__ = ["ReadAhead", "call_aside", "close_all", "read_ahead"]
 
 # A source that is silent is left behind after that time, all readers of a caller together.
 _CLOSE_SECONDS = 1.0
+_WAKE_SECONDS = 0.2
 
 
 def read_ahead(items, depth=2, *, latest=False):
@@ -136,7 +137,8 @@ class _Shelf:
             while not self._entries:
                 if self._stopped:
                     return _END, None, self._dropped
-                self._changed.wait()
+                # In short turns: not every interrupt wakes a thread that waits.
+                self._changed.wait(_WAKE_SECONDS)
             self._changed.notify_all()
             return self._entries.popleft()
 

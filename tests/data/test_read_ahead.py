@@ -1,11 +1,19 @@
+import _thread
+import contextlib
+import gc
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from blockcopy_d2.data import VideoFrames, open_frames, read_ahead
+from blockcopy_d2.data import VideoFrames, close_all, open_frames, read_ahead
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def reading_threads():
@@ -114,3 +122,141 @@ def test_sources(tmp_path):
         open_frames(63)
     with pytest.raises(TypeError, match="A video is a path, .*; not NoneType"):
         open_frames(None)
+
+
+class Stalled:
+    """Gives one item, then waits until it is let go."""
+
+    def __init__(self):
+        self.go_on, self.closed = threading.Event(), threading.Event()
+
+    def __iter__(self):
+        try:
+            yield 0
+            self.go_on.wait(30)
+            yield 1
+        finally:
+            self.closed.set()
+
+
+def test_closing_does_not_wait_for_sources_that_are_silent(caplog):
+    sources = [Stalled() for _ in range(4)]
+    readers = [read_ahead(source) for source in sources]
+    assert [next(reader) for reader in readers] == [0] * 4
+    start = time.monotonic()
+    close_all(readers)
+    assert 0.9 < time.monotonic() - start < 2
+    assert "A source of frames did not answer within 1 s" in caplog.text
+    threads = reading_threads()
+    assert len(threads) == 4 and all(thread.daemon for thread in threads)
+    for source in sources:
+        source.go_on.set()
+        assert source.closed.wait(5), "the source is closed when it comes back"
+    for thread in threads:
+        thread.join(5)
+    assert list(readers[0]) == [], "what came back late is dropped"
+
+
+def test_an_interrupt_does_not_wait_for_a_source_that_is_silent():
+    source = Stalled()
+    reader = read_ahead(source)
+    next(reader)
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(reader):
+        next(reader)
+    assert time.monotonic() - start < 2
+    source.go_on.set()
+    for thread in reading_threads():
+        thread.join(5)
+
+
+def test_a_program_ends_while_a_source_is_silent():
+    program = (
+        "import itertools, threading\n"
+        "from blockcopy_d2.data import read_ahead\n"
+        "def stalled():\n"
+        "    yield 0\n"
+        "    threading.Event().wait()\n"
+        "print(next(read_ahead(stalled())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_a_reader_that_is_forgotten_stops():
+    source = Source(10**9)
+    reader = read_ahead(source)
+    next(reader)
+    (thread,) = reading_threads()
+    del reader
+    gc.collect()
+    thread.join(5)
+    assert source.closed
+
+
+def test_the_latest_of_a_source_that_does_not_wait():
+    taken, written = threading.Semaphore(0), threading.Semaphore(0)
+
+    def live():
+        for index in range(6):
+            # Items 0, 3 and 5 are waited for; the others pass.
+            yield index
+            written.release()
+            if index in (0, 3, 5):
+                taken.acquire(timeout=10)
+
+    reader = read_ahead(live(), latest=True)
+    seen = []
+    for number in (1, 3, 2):
+        for _ in range(number):
+            assert written.acquire(timeout=10)
+        seen.append((next(reader), reader.dropped))
+        taken.release()
+    assert seen == [(0, 0), (3, 2), (5, 3)]
+    with pytest.raises(StopIteration):
+        next(reader)
+    assert reader.dropped == 3
+
+
+def test_the_end_of_a_live_source_does_not_hide_its_last_item():
+    for source in (Source(5), Source(5, ValueError("gone"))):
+        reader = read_ahead(source, latest=True)
+        for thread in reading_threads():
+            thread.join(0.2)
+        items = []
+        with pytest.raises((StopIteration, ValueError)):
+            while True:
+                items.append(next(reader))
+        assert items[-1] == 4 and len(items) + reader.dropped == 5
+
+
+def test_frames_that_share_a_buffer_are_copied():
+    def camera():
+        buffer = np.zeros((4, 4, 3), np.uint8)
+        for index in range(12):
+            buffer[:] = index
+            yield buffer
+
+    with contextlib.closing(read_ahead(open_frames(camera()))) as reader:
+        frames = list(reader)
+    assert [frame[0, 0, 0] for frame in frames] == list(range(12))
+
+
+def test_closing_copied_frames_closes_their_source():
+    closed = threading.Event()
+
+    def source():
+        try:
+            while True:
+                yield np.zeros((4, 4, 3), np.uint8)
+        finally:
+            closed.set()
+
+    reader = read_ahead(open_frames(source()))
+    next(reader)
+    reader.close()
+    assert closed.is_set()

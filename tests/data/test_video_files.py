@@ -1,6 +1,7 @@
 import functools
 import http.server
 import logging
+import os
 import socket
 import threading
 
@@ -15,9 +16,11 @@ av = pytest.importorskip("av")
 HEIGHT, WIDTH, FRAMES = 48, 80, 20
 
 
-def write_video(file, *, codec="mpeg4", num_frames=FRAMES, fps=12, rotation=None):
+def write_video(file, *, codec="mpeg4", num_frames=FRAMES, fps=12, rotation=None, title=None):
     """Frame i is grey of level 10 i, its top left corner red."""
     with av.open(str(file), "w") as container:
+        if title is not None:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.gop_size = 5
@@ -146,6 +149,76 @@ def test_a_file_without_pictures(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(ValueError, match="sound.wav has no video stream"):
         VideoFrames(file)
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    cover = tmp_path / "cover.jpg"
+    Image.new("RGB", (32, 32), (0, 200, 0)).save(cover)
+    for name, streams in (("song.mp3", ("sound",)), ("clip.mp4", ("cover", "video"))):
+        write_cover(tmp_path / name, cover, streams)
+    with pytest.raises(ValueError, match="song.mp3 has no video stream, but a cover picture"):
+        VideoFrames(tmp_path / "song.mp3")
+    video = VideoFrames(tmp_path / "clip.mp4")
+    assert (video.width, video.height) == (WIDTH, HEIGHT) and len(list(video)) == 3
+
+
+def write_cover(file, cover, streams):
+    """A cover picture as the first stream of a file, where a container keeps it, too."""
+    with av.open(str(file), "w") as container, av.open(str(cover)) as picture:
+        attached = container.add_stream_from_template(picture.streams.video[0])
+        attached.disposition = av.stream.Disposition.attached_pic
+        if "video" in streams:
+            stream = container.add_stream("libx264", rate=12)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        else:
+            stream = container.add_stream("libmp3lame", rate=44100)
+        packet = next(picture.demux())
+        packet.stream = attached
+        container.mux(packet)
+        for _ in range(3):
+            if "video" in streams:
+                image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, "bgr24")
+            else:
+                frame = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.int16), "s16p", "stereo")
+                frame.rate = 44100
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_names_that_look_like_protocols_or_are_no_text(tmp_path):
+    whole = write_video(tmp_path / "clip.avi", num_frames=3).read_bytes()
+    names = [b"10:30.avi", b"http:clip.avi", b"-clip.avi", b"a%03d#?.avi", b"caf\xe9.avi"]
+    for name in names:
+        path = os.path.join(os.fsencode(tmp_path), name)
+        with open(path, "wb") as f:
+            f.write(whole)
+        for source in (path, os.fsdecode(path)):
+            video = VideoFrames(source)
+            assert len(list(video)) == 3
+            assert video.name.encode() and video.source.encode(), "it can be printed"
+        with open(path, "wb") as f:
+            f.write(b"no video" * 99)
+        with pytest.raises(ValueError, match="cannot be read as a video") as caught:
+            VideoFrames(path)
+        assert str(caught.value).encode()
+
+
+def test_metadata_that_is_no_utf8(tmp_path):
+    file = write_video(tmp_path / "clip.avi", title="caf\u00e9")
+    content = file.read_bytes()
+    assert content.count("caf\u00e9".encode()) == 1
+    file.write_bytes(content.replace("caf\u00e9".encode(), b"caf\xe9 "))
+    assert len(list(VideoFrames(file))) == FRAMES
+
+
+def test_hidden_files_and_folders_are_no_frames(tmp_path):
+    folder = write_folder(tmp_path / "frames", ["1.png", "2.png"])
+    (folder / "._1.png").write_bytes(b"\0\5\x16\7" * 20)
+    (folder / ".hidden.jpg").write_bytes(b"")
+    (folder / "more.png").mkdir()
+    video = VideoFrames(folder)
+    assert video.num_frames == len(list(video)) == 2
 
 
 def test_a_truncated_file_delivers_what_it_has(tmp_path, caplog):
