@@ -15,8 +15,8 @@ IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 class ImageFolder:
     """
-    Images in natural order of their names, or one image. Hidden files are none, such as the ``._*`` that macOS
-    leaves beside every file. Iterates over (image, seconds).
+    Images in natural order of their names, or one image. Iterates over (image, seconds). Hidden
+    files are no images, such as the ``._*`` that macOS leaves beside every file.
     """
 
     live = False

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from tabulate import tabulate
 
 import blockcopy_d2
-from blockcopy_d2.data import VideoFrames
+from blockcopy_d2.data import VideoFrames, redact
 from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
@@ -186,11 +186,11 @@ def _environment(args, cfg, model, video):
     if model.device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(model.device)}; {machine}"
     return {
-        "command": shlex.join(["python", "-m", "blockcopy_d2.report", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "blockcopy_d2.report", *map(redact, sys.argv[1:])]),
         "video": f"{video.source}, {video.width}x{video.height}, {video.fps:g} frames per second",
-        "config": f"{args.config_file}; weights {weights}",
+        "config": f"{args.config_file}; weights {redact(weights)}",
         "policy": f"{type(model.policy).__name__}, blocks of {model.block_size} pixels, weights"
-        f" {policy_weights or 'as initialized'}",
+        f" {redact(policy_weights or 'as initialized')}",
         "machine": machine,
         "versions": f"blockcopy_d2 {blockcopy_d2.__version__}, detectron2"
         f" {detectron2.__version__}, torch {torch.__version__}, Python"

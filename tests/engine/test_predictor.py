@@ -1,4 +1,5 @@
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -11,7 +12,7 @@ import blockcopy_d2
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import FrameReadError
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.engine.predictor import VideoPredictor
+from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
 
@@ -149,12 +150,158 @@ def test_a_change_of_size_runs_all_blocks(folder):
     assert [result["instances"].image_size for result in results] == sizes
 
 
+def test_a_change_of_size_within_the_padding_runs_all_blocks(folder):
+    opts = ["MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks", "INPUT.MIN_SIZE_TEST", "0"]
+    predictor = build(folder, *opts)
+    # All are padded to 96 x 160.
+    images = [next(frames(1, size)) for size in [(90, 160), (90, 160), (92, 160), (92, 158)]]
+    results = [result for _, result in predictor.stream(images)]
+    assert [result.executed for result in results] == [1, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((96, 160), np.uint8), np.zeros((3, 96, 160), np.uint8), np.zeros((9, 9, 3))]
 )
 def test_what_is_no_frame_is_named(folder, image):
     with pytest.raises(ValueError, match=r"expected uint8 of shape \(height, width, 3\), in BGR"):
         build(folder)(image)
+
+
+def test_pil_pictures_are_frames(folder):
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    arrays = list(frames(2))
+    pictures = [Image.fromarray(image[:, :, ::-1]) for image in arrays]
+    results = [result for _, result in predictor.stream(arrays)]
+    for expected, (image, result) in zip(results, predictor.stream(pictures), strict=True):
+        assert isinstance(image, np.ndarray) and image.shape == (96, 160, 3)
+        assert torch.equal(result["instances"].scores, expected["instances"].scores)
+    with pytest.raises(TypeError, match="A frame is a torch.Tensor; expected a numpy array"):
+        next(predictor.stream([torch.zeros(96, 160, 3, dtype=torch.uint8)]))
+
+
+def test_a_source_may_use_its_memory_again(folder):
+    def camera():
+        buffer = np.empty((96, 160, 3), np.uint8)
+        for image in frames(6):
+            buffer[:] = image
+            yield buffer
+
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    expected = list(predictor.stream(frames(6)))
+    seen = list(predictor.stream(camera()))
+    for (image, result), (right, other) in zip(seen, expected, strict=True):
+        assert np.array_equal(image, right)
+        assert torch.equal(result["instances"].scores, other["instances"].scores)
+    # The mapper, too, keeps nothing of it, in whichever order its bytes are.
+    planes = np.zeros((3, 96, 160), np.uint8)
+    mapped = FrameMapper()(planes.transpose(1, 2, 0))["image"]
+    planes[:] = 255
+    assert not mapped.any()
+
+
+def outputs(stream):
+    return [(result.executed, result["instances"].scores) for _, result in stream]
+
+
+def test_streams_that_are_open_at_once_do_not_mix(folder):
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    first, second = list(frames(5)), [image[::-1].copy() for image in frames(5)]
+    alone = [outputs(predictor.stream(clip)) for clip in (first, second)]
+    streams = [predictor.stream(clip) for clip in (first, second)]
+    together = [[], []]
+    for _ in range(5):
+        for stream, found in zip(streams, together):
+            found += outputs([next(stream)])
+        # Single frames have a stream of their own as well.
+        predictor(first[0])
+    assert [next(stream, None) for stream in streams] == [None, None]
+    for expected, found in zip(alone, together):
+        assert [e[0] for e in found] == [e[0] for e in expected]
+        assert all(torch.equal(a[1], b[1]) for a, b in zip(found, expected))
+    assert alone[0][1][0] < 1
+
+
+def test_streams_with_policies_of_their_own_beside_another(folder):
+    predictor = build(folder, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", "1")
+    own = predictor.streams([frames(3), frames(3)], own_policies=True)
+    next(own)
+    before = {name: value.clone() for name, value in predictor.model.policy.state_dict().items()}
+    for _ in predictor.stream(frames(3)):
+        pass
+    after = predictor.model.policy.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    between = {name: value.clone() for name, value in after.items()}
+    predictor.set_target(0.6)
+    assert len(list(own)) == 2
+    assert all(torch.equal(value, between[name]) for name, value in after.items())
+    assert predictor.target == 0.6 and len(predictor._policies) == 1
+
+
+def test_memory_of_a_stream_that_ended_serves_the_next(folder):
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
+    states = []
+    init_state = predictor.model.init_state
+    predictor.model.init_state = lambda: states.append(init_state()) or states[-1]
+    for _ in range(3):
+        assert [result.executed for _, result in predictor.stream(frames(2))] == [1, 0]
+    broken = predictor.stream(iter([next(frames(1)), None]))
+    next(broken)
+    with pytest.raises(TypeError, match="A frame is a builtins.NoneType"):
+        next(broken)
+    assert [result.executed for _, result in predictor.stream(frames(2))] == [1, 0]
+    assert len(states) == 1
+
+
+def test_frames_that_passed_are_counted(folder, monkeypatch):
+    class Live:
+        """Gives a frame whenever it is told to."""
+
+        live = True
+
+        def __init__(self):
+            self.wanted = threading.Semaphore(0)
+
+        def __iter__(self):
+            for image in frames(8):
+                self.wanted.acquire(timeout=30)
+                yield image
+
+    camera = Live()
+    monkeypatch.setattr("blockcopy_d2.engine.predictor.open_frames", lambda source: source)
+    images = list(frames(8))
+    stream = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks").stream(camera)
+    camera.wanted.release()
+    taken = [next(stream)]
+    for number in (1, 4, 2):
+        camera.wanted.release(number)
+        deadline = time.monotonic() + 30
+        while camera.wanted._value and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        taken.append(next(stream))
+    assert [result.dropped for _, result in taken] == [0, 0, 3, 1]
+    for (image, _), index in zip(taken, (0, 1, 5, 7)):
+        assert np.array_equal(image, images[index])
+
+
+def test_closing_does_not_wait_for_a_source_that_is_silent(folder):
+    go_on = threading.Event()
+
+    def silent():
+        yield next(frames(1))
+        go_on.wait(60)
+
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
+    for open_stream in (predictor.stream, lambda source: predictor.streams([source, silent()])):
+        stream = open_stream(silent())
+        next(stream)
+        start = time.monotonic()
+        stream.close()
+        assert time.monotonic() - start < 2
+    go_on.set()
+    for thread in [t for t in threading.enumerate() if t.name == "read-ahead"]:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_leaving_a_stream_early_stops_its_thread(folder):

@@ -1,7 +1,10 @@
+import functools
+import http.server
 import json
 import re
 import shutil
 import subprocess
+import threading
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -165,6 +168,29 @@ def test_command_line(report_folder, monkeypatch, tmp_path):
     page = Page(output.read_text())
     assert "clip" in page.text and "--max-frames 2" in page.text
     assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
+
+
+def test_secrets_of_an_address_are_in_no_page_and_no_log(
+    report_folder, monkeypatch, tmp_path, capfd, caplog
+):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(report_folder))
+    monkeypatch.setattr(handler.func, "log_message", lambda *args: None)
+    output = tmp_path / "page.html"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"u:s3cret@127.0.0.1:{server.server_port}/clip.mp4?token=s3cret"
+        arguments = ["--config-file", CONFIG, f"--video-input=http://{address}"]
+        arguments += ["--output", str(output), "--max-frames", "2", "--targets"]
+        monkeypatch.setattr(
+            "sys.argv", ["report", *arguments, "--opts", *small_model_opts(report_folder)]
+        )
+        main()
+        server.shutdown()
+    html = output.read_text()
+    assert "http://***@127.0.0.1" in Page(html).text and "<title>" in html
+    printed = caplog.text + "".join(capfd.readouterr())
+    assert "clip: " in printed
+    assert "s3cret" not in html and "s3cret" not in printed
 
 
 def test_a_lazy_config_has_a_report(report_folder, monkeypatch, tmp_path):

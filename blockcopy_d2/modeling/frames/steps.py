@@ -63,7 +63,8 @@ def fill_slots(inputs, streams):
 
 def fit_to_size(model, streams, image_size):
     """
-    Tell streams the size of their next frames. Those of another size, padded, start anew.
+    Tell streams the size of their next frames. Those of another size start anew, also where both
+    are padded to the same canvas: the border of the picture lies elsewhere.
 
     Args:
         model (BlockCopyVideoModel):
@@ -72,16 +73,16 @@ def fit_to_size(model, streams, image_size):
     """
     if image_size == streams.image_size:
         return
-    like = torch.empty(1, *image_size, device="meta")
-    canvas_size = tuple(_pad(model, [like]).tensor.shape[-2:])
-    if streams.canvas_size not in (None, canvas_size):
+    if streams.image_size is not None:
         if streams.started:
             log_first_n(
                 logging.WARNING,
-                f"The frames of a stream changed size from {streams.canvas_size} to"
-                f" {canvas_size} (padded): the stream starts anew.",
+                f"The frames of a stream changed size from {tuple(streams.image_size)} to"
+                f" {image_size}: the stream starts anew.",
             )
         streams.release()
+    like = torch.empty(1, *image_size, device="meta")
+    canvas_size = tuple(_pad(model, [like]).tensor.shape[-2:])
     streams.image_size, streams.canvas_size = image_size, canvas_size
 
 
