@@ -29,7 +29,7 @@ setup(
     },
     # Detectron2, with the torch and torchvision it was built for, is the user's own: see README.md.
     install_requires=[
-        "av>=12",
+        "av>=17,<19",
         "cityscapesScripts>=2.2",
         "jinja2",
         "matplotlib",
