@@ -5,6 +5,8 @@ import pickle
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from blockcopy_d2.data import redact
+
 __all__ = ["PolicyCheckpointer", "WeightsCheckpointer"]
 
 
@@ -40,13 +42,15 @@ class WeightsCheckpointer(DetectionCheckpointer):
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise OSError(f"The weights {path} cannot be fetched: {error}") from error
+            raise OSError(
+                f"The weights {redact(path)} cannot be fetched: {redact(error)}"
+            ) from None
         if not self.path_manager.isfile(local_path):
             raise FileNotFoundError(
-                f"The weights {path} do not exist. Check MODEL.WEIGHTS and"
+                f"The weights {redact(path)} do not exist. Check MODEL.WEIGHTS and"
                 " MODEL.BLOCKCOPY.POLICY.WEIGHTS."
             )
-        self._path = path
+        self._path = redact(path)
         return super().load(path, *args, **kwargs)
 
     def _torch_load(self, f):

@@ -149,3 +149,10 @@ def test_unknown_parameters_are_only_reported(tmp_path, caplog):
     path = save({**model.state_dict(), "fc1000.weight": torch.zeros(1)}, tmp_path / "more.pth")
     WeightsCheckpointer(model).load(path)
     assert "fc1000" in caplog.text
+
+
+def test_secrets_of_an_address_of_weights_are_not_told():
+    address = "http://u:s3cret@127.0.0.1:1/model.pth?token=s3cret"
+    with pytest.raises(OSError, match=r"The weights http://\*\*\*@127.0.0.1:1/model.pth") as caught:
+        WeightsCheckpointer(torch.nn.Conv2d(1, 1, 1)).load(address)
+    assert "s3cret" not in str(caught.value)
