@@ -7,28 +7,32 @@ Runs a Detectron2 model with BlockCopy on a video of any length, and draws what 
 
 A config by its name in Detectron2's model zoo, yaml or LazyConfig, brings its trained model along.
 The flags are those of Detectron2's own demo, and a few more. The policy learns on the video itself.
-Ctrl-C ends the run early and leaves a playable video.
+Ctrl-C ends the run early and leaves a playable video. The output gets its name once it is whole;
+no input is ever written over.
 """
 
 import argparse
 import contextlib
+import io
 import itertools
 import os
+import signal
 import sys
 import time
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import base_config
-from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead
+from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead, read_picture
 from blockcopy_d2.engine.acceleration import build_lazy_model, load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
@@ -37,9 +41,21 @@ from blockcopy_d2.engine.arguments import (
     positive,
 )
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
+from blockcopy_d2.engine.outputs import (
+    check_output,
+    refuse_overwriting,
+    refuse_shared_outputs,
+    weight_files,
+)
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
-from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
+from blockcopy_d2.visualization import (
+    VideoWriteError,
+    VideoWriter,
+    check_video_path,
+    draw_frame,
+    pixel_classes,
+)
 
 CAMERA = "/dev/video0"
 
@@ -142,19 +158,66 @@ def shown_instances(output, threshold):
     return None if instances is None else instances[instances.scores >= threshold]
 
 
-def run_pictures(args, cfg):
-    predictor = dense_predictor(cfg)
+def picture_targets(args):
+    """
+    Returns:
+        dict[str, str]: the file to write for each picture.
+
+    Raises:
+        OSError, ValueError: a picture that cannot be read, or a file that cannot be written or
+            would replace a picture.
+    """
     if args.output is None or (len(args.input) > 1 and not os.path.isdir(args.output)):
         raise ValueError(f"{len(args.input)} pictures need --output FOLDER, one that exists.")
-    for path in tqdm(args.input, unit="picture"):
-        image = read_image(path, format="BGR")
+    for path in args.input:
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"{path} is a folder; --video-input takes folders of frames.")
+        with reading(path), PathManager.open(path, "rb") as f:
+            Image.open(f)
+    targets = {path: picture_target(path, args.output) for path in args.input}
+    for target in targets.values():
+        check_picture_format(target)
+        check_output(target)
+        refuse_overwriting(target, args.input)
+    refuse_shared_outputs(targets)
+    return targets
+
+
+def picture_target(path, output):
+    return os.path.join(output, os.path.basename(path)) if os.path.isdir(output) else output
+
+
+def check_picture_format(path):
+    """Raises ValueError where the suffix names no format that takes a coloured picture."""
+    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), kind or "none")
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(
+            f"Cannot write the picture {path}: its suffix names no format that takes it. Use one"
+            " picture and --output FILE.png, or pictures of another suffix."
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path):
+    try:
+        yield
+    except Exception as error:  # Pillow raises many types.
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def run_pictures(args, cfg, targets):
+    predictor = dense_predictor(cfg)
+    for path, target in tqdm(targets.items(), unit="picture"):
+        with reading(path):
+            image = read_picture(path)
         output = predictor(image)
         instances = shown_instances(output, args.confidence_threshold)
         classes = pixel_classes(output)
         picture = draw_frame(image, instances, metadata=predictor.metadata, classes=classes)
-        name = os.path.basename(path)
-        target = os.path.join(args.output, name) if os.path.isdir(args.output) else args.output
-        Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(target)
+        with atomic_write(target) as temporary:
+            Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(temporary)
 
 
 def finds_no_instances(cfg):
@@ -187,7 +250,7 @@ class VideoRun:
             self.dense = Clock(dense_predictor(cfg))
         if self.blockcopy and self.dense:
             self.agreement = InstanceAgreement(score_threshold=self.threshold)
-        self.frames = 0
+        self.frames = self.dropped = 0
         self._executed = 0.0
 
     def run(self, writer):
@@ -200,24 +263,33 @@ class VideoRun:
         Returns:
             FrameReadError or None: what broke the video.
         """
-        known = [n for n in (self.video.num_frames, self.max_frames) if n]
-        # The limit is the thread's, too: it must not wait for frames that nobody wants.
-        frames = contextlib.closing(read_ahead(itertools.islice(self.video, self.max_frames)))
+        live, limit = self.video.live, self.max_frames
+        known = [n for n in (self.video.num_frames, limit) if n]
+        # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
+        # source it does not know which ones are taken.
+        frames = itertools.islice(self.video.timed(), None if live else limit)
         with (
-            frames as decoded,
-            tqdm(decoded, total=min(known, default=None), unit="frame") as progress,
+            contextlib.closing(read_ahead(frames, latest=live)) as decoded,
+            tqdm(
+                itertools.islice(decoded, limit), total=min(known, default=None), unit="frame"
+            ) as progress,
         ):
             try:
-                for image in progress:
+                for image, seconds in progress:
                     draw = self._step(image)
                     if writer:
-                        writer.write(draw())
-                    if self.blockcopy:
-                        progress.set_postfix_str(f"executed {self.executed:.0%}", refresh=False)
+                        writer.write(draw(), seconds)
+                    self.dropped = decoded.dropped
+                    progress.set_postfix_str(self._postfix(), refresh=False)
             except KeyboardInterrupt:
                 progress.write("Interrupted.", file=sys.stderr)
             except FrameReadError as error:
                 return error
+
+    def _postfix(self):
+        parts = [f"executed {self.executed:.0%}"] if self.blockcopy else []
+        parts += [f"{self.dropped} dropped"] if self.dropped else []
+        return ", ".join(parts)
 
     def _step(self, image):
         """Runs one frame and returns a function that draws it."""
@@ -283,20 +355,32 @@ def main():
     args = get_parser().parse_args()
     setup_logger(name="blockcopy_d2")
     setup_logger(name="fvcore")
-    with contextlib.ExitStack() as stack:
-        with errors_end_the_program():
-            cfg = load_video_config(
-                args.config_file, args.opts, target=args.target, enabled=not args.dense
-            )
-            if args.input:
-                return run_pictures(args, cfg)
-            job = VideoRun(args, cfg)
-            writer = None
-            if args.output:
-                writer = stack.enter_context(VideoWriter(args.output, job.video.fps))
-        broken = job.run(writer)
+    with errors_end_the_program():
+        targets = picture_targets(args) if args.input else {}
+        if args.output and not args.input:
+            check_video_path(args.output)
+            check_output(args.output)
+            refuse_overwriting(args.output, [CAMERA if args.webcam else args.video_input])
+        cfg = load_video_config(
+            args.config_file, args.opts, target=args.target, enabled=not args.dense
+        )
+        for output in targets.values() or filter(None, [args.output]):
+            refuse_overwriting(output, [args.config_file, *weight_files(cfg)])
+        if args.input:
+            return run_pictures(args, cfg, targets)
+        job = VideoRun(args, cfg)
+        writer = None
+        if args.output:
+            video = job.video
+            writer = VideoWriter(args.output, video.fps, format=video.video_format)
+    try:
+        with writer or contextlib.nullcontext():
+            broken = job.run(writer)
+    except VideoWriteError as error:
+        raise SystemExit(f"error: {error}") from error
     if job.frames:
-        print(f"\n{job.video.name}: {job.frames} frames; means over all but the first\n")
+        dropped = f" and {job.dropped} dropped" if job.dropped else ""
+        print(f"\n{job.video.name}: {job.frames} frames{dropped}; means over all but the first\n")
         print(job.report())
     if writer and writer.frames:
         print(f"\nWrote {writer.frames} frames to {args.output}")
@@ -305,4 +389,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # What ends jobs that take too long should leave a playable video, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

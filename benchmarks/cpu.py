@@ -18,6 +18,7 @@ import torch
 from detectron2.modeling import build_model
 from tqdm import tqdm
 
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.engine.arguments import add_config_arguments
@@ -95,7 +96,8 @@ def main():
     }
     path = _RESULTS / f"cpu_{args.name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        pathlib.Path(temporary).write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
     print(f"results in {path}")
 

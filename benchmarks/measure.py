@@ -10,6 +10,7 @@ import subprocess
 import torch
 from tqdm import tqdm
 
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.engine.arguments import add_config_arguments, positive
 
 __all__ = [
@@ -189,7 +190,8 @@ def write_results(path, section, values):
     results = json.loads(path.read_text()) if path.exists() else {}
     results.update(values.pop("shared", {}))
     results[section] = values
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        pathlib.Path(temporary).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _summary(values):

@@ -5,6 +5,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from blockcopy_d2.atomic import atomic_write  # noqa: E402
+
 __all__ = ["plot_shares"]
 
 
@@ -24,5 +26,6 @@ def plot_shares(path, medians, dense, *, title):
     axes.set(xlabel="executed share", ylabel="ms per frame", title=title, xlim=(0, 1.02))
     axes.set_ylim(bottom=0)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)

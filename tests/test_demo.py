@@ -1,3 +1,16 @@
+import contextlib
+import errno
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -7,6 +20,7 @@ from PIL import Image
 
 import demo
 from blockcopy_d2.data import FrameReadError
+from blockcopy_d2.data.video_files import VideoFormat
 from blockcopy_d2.engine.acceleration import load_video_config
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.resources import config_path, trained_weights
@@ -92,15 +106,15 @@ def test_dense_is_detectron2_alone(run, clip, tmp_path, capsys, monkeypatch):
 
 def broken_after(number, error):
     def read(self):
-        for _ in range(number):
-            yield np.full((96, 160, 3), 90, dtype=np.uint8)
+        for index in range(number):
+            yield np.full((96, 160, 3), 90, dtype=np.uint8), index / 12
         raise error
 
     return read
 
 
 def test_interrupt_leaves_a_playable_video(run, clip, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo.VideoFrames, "__iter__", broken_after(3, KeyboardInterrupt()))
+    monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(3, KeyboardInterrupt()))
     run("--video-input", clip, "--output", tmp_path / "out.mp4")
     assert len(decode(tmp_path / "out.mp4")[1]) == 3
     assert "3 frames" in capsys.readouterr().out
@@ -108,11 +122,63 @@ def test_interrupt_leaves_a_playable_video(run, clip, tmp_path, capsys, monkeypa
 
 def test_broken_video_leaves_what_was_read(run, clip, tmp_path, capsys, monkeypatch):
     error = FrameReadError(str(clip), "clip", 3, "its size is 8x8, the video's is 160x96")
-    monkeypatch.setattr(demo.VideoFrames, "__iter__", broken_after(3, error))
+    monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(3, error))
     with pytest.raises(SystemExit, match="Frame 3 of clip clip cannot be used"):
         run("--video-input", clip, "--output", tmp_path / "out.mp4")
     assert len(decode(tmp_path / "out.mp4")[1]) == 3
     assert "3 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, error", [(0, KeyboardInterrupt), (3, RuntimeError)])
+def test_an_earlier_video_outlives_a_failure(run, clip, tmp_path, monkeypatch, number, error):
+    (tmp_path / "out.mp4").write_text("old")
+    monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(number, error()))
+    with pytest.raises(error) if error is RuntimeError else contextlib.nullcontext():
+        run("--video-input", clip, "--output", tmp_path / "out.mp4")
+    assert (tmp_path / "out.mp4").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["clip.mp4", "out.mp4"]
+
+
+def test_times_colours_and_shape_of_pixels_are_kept(run, tmp_path):
+    times = [0, 0.1, 0.15, 0.4, 0.45]
+    format = VideoFormat(Fraction(10), Fraction(1, 1000), Fraction(4, 3), 5, 5, 6, 1)
+    with VideoWriter(tmp_path / "in.mp4", 10, format=format) as video:
+        for index, seconds in enumerate(times):
+            video.write(np.full((96, 160, 3), 40 * index, dtype=np.uint8), seconds)
+    run("--video-input", tmp_path / "in.mp4", "--output", tmp_path / "out.mkv", "--dense")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        stream = container.streams.video[0]
+        assert [frame.time for frame in container.decode(stream)] == pytest.approx(times, abs=1e-3)
+        codec = stream.codec_context
+        assert stream.sample_aspect_ratio == Fraction(4, 3)
+        assert (codec.colorspace, codec.color_primaries, codec.color_trc) == (5, 5, 6)
+
+
+def test_a_live_source_gives_its_newest_frames(run, tmp_path, clip, monkeypatch, capsys):
+    opened, step = demo.VideoFrames.__init__, demo.VideoRun._step
+
+    def open_camera(self, source):
+        opened(self, source)
+        self.live = True
+
+    def camera(self):
+        for index in itertools.count():
+            time.sleep(0.01)
+            yield np.full((96, 160, 3), 90, dtype=np.uint8), index / 100
+
+    def slow_step(self, image):
+        time.sleep(0.05)
+        return step(self, image)
+
+    monkeypatch.setattr(demo.VideoFrames, "__init__", open_camera)
+    monkeypatch.setattr(demo.VideoFrames, "timed", camera)
+    monkeypatch.setattr(demo.VideoRun, "_step", slow_step)
+    run("--video-input", clip, "--max-frames", 4, "--output", tmp_path / "out.mp4")
+    report = capsys.readouterr().out
+    assert int(re.search(r"4 frames and (\d+) dropped", report)[1]) >= 6
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert len(times) == 4 and times[-1] - times[0] > 0.06
 
 
 def test_folder_of_frames_is_a_video(run, tmp_path, capsys):
@@ -132,6 +198,116 @@ def test_pictures_are_run_for_themselves(run, tmp_path):
     run("--input", *pictures, "--output", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     assert Image.open(tmp_path / "out" / "a.png").size == (160, 96)
+
+
+@pytest.fixture
+def files(clip, tmp_path):
+    """A video, pictures and folders under several names, none of which may change."""
+    Image.new("RGB", (160, 96), (90, 120, 40)).save(tmp_path / "x.png")
+    for folder in ("a", "b", "out"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(tmp_path / "x.png", tmp_path / "a")
+    shutil.copy(tmp_path / "x.png", tmp_path / "b")
+    (tmp_path / "link.mp4").symlink_to("clip.mp4")
+    os.link(clip, tmp_path / "hard.mp4")
+    (tmp_path / "frame.mp4").symlink_to("a/x.png")
+    (tmp_path / "linked").symlink_to("a")
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "x.heic").write_bytes((tmp_path / "x.png").read_bytes())
+    (tmp_path / "broken.png").write_text("no picture")
+    return tmp_path
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--video-input clip.mp4 --output clip.mp4", "clip.mp4 is the input clip.mp4, which would"),
+        ("--video-input clip.mp4 --output ./a/../clip.mp4", "is the input clip.mp4"),
+        ("--video-input clip.mp4 --output link.mp4", "link.mp4 is the input clip.mp4"),
+        ("--video-input link.mp4 --output clip.mp4", "clip.mp4 is the input link.mp4"),
+        ("--video-input clip.mp4 --output hard.mp4", "hard.mp4 is the input clip.mp4"),
+        ("--video-input file://{}/clip.mp4 --output clip.mp4", "clip.mp4 is the input file://"),
+        ("--video-input a --output a/out.mp4", "a/out.mp4 lies in the folder of frames a"),
+        ("--video-input a --output linked/out.mp4", "lies in the folder of frames a"),
+        ("--video-input a --output frame.mp4", "frame.mp4 lies in the folder of frames a"),
+        ("--video-input clip.mp4 --output notes.txt", "names no video format that holds H.264"),
+        ("--video-input clip.mp4 --output out.webm", "names no video format that holds H.264"),
+        ("--video-input clip.mp4 --output x.png", "names no video format that holds H.264"),
+        ("--video-input clip.mp4 --output out", "out: it is a folder"),
+        ("--video-input clip.mp4 --output /dev/null", "null: it is a device or pipe"),
+        ("--video-input notes.txt --output hard.mp4", "notes.txt cannot be read as a video"),
+        ("--input x.png --output x.png", "x.png is the input x.png"),
+        ("--input x.png --output .", "x.png is the input x.png"),
+        ("--input x.png --output linked/../../*/x.png", "x.png is the input x.png"),
+        ("--input a/x.png b/x.png --output out", "a/x.png and b/x.png would both be written to"),
+        ("--input a/x.png b/x.png --output b", "b/x.png is the input b/x.png"),
+        ("--input x.png --output notes.txt", "notes.txt: its suffix names no format"),
+        ("--input x.heic --output out", "x.heic: its suffix names no format"),
+        ("--input x.png broken.png --output out", "broken.png cannot be read as a picture"),
+        ("--input x.png missing.png --output out", "missing.png cannot be read as a picture"),
+        ("--input a --output out", "a is a folder; --video-input takes folders"),
+        ("--input x.png --output missing/x.png", "no folder .*missing to write"),
+    ],
+)
+def test_no_file_is_lost(run, files, monkeypatch, args, message):
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(demo, "VideoPredictor", None)  # Refused before any model is built.
+    before = contents(files)
+    args = args.replace("*", files.name).format(files).split()
+    with pytest.raises(SystemExit, match=message):
+        run(*args)
+    assert contents(files) == before
+
+
+def test_weights_and_config_are_not_replaced(run, folder, clip, tmp_path, monkeypatch):
+    (tmp_path / "model.mp4").write_text("weights")
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "model.mp4")]
+    with pytest.raises(SystemExit, match="model.mp4 is the input .*model.mp4"):
+        run("--video-input", clip, "--output", tmp_path / "model.mp4", opts=opts)
+    assert (tmp_path / "model.mp4").read_text() == "weights"
+
+
+def test_a_full_disk_is_named_and_the_earlier_video_stays(run, clip, tmp_path, monkeypatch):
+    (tmp_path / "out.mp4").write_text("old")
+
+    def full(self, frame, seconds=None):
+        with self._named_errors():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(VideoWriter, "write", full)
+    with pytest.raises(SystemExit, match="Cannot write the video .*out.mp4: No space left"):
+        run("--video-input", clip, "--output", tmp_path / "out.mp4")
+    assert (tmp_path / "out.mp4").read_text() == "old"
+
+
+def test_terminating_leaves_a_playable_video(folder, tmp_path):
+    """In a process of its own, as a scheduler that ends a job does it."""
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(3):
+        Image.new("RGB", (160, 96), (90, 60 * index, 40)).save(frames / f"{index}.png")
+    for index in range(3, 3000):
+        os.link(frames / "0.png", frames / f"{index}.png")
+    (tmp_path / "out.mkv").write_text("old")
+    command = [sys.executable, "demo.py", "--config-file", CONFIG, "--dense"]
+    command += ["--video-input", str(frames), "--output", str(tmp_path / "out.mkv")]
+    command += ["--opts", *map(str, small_model_opts(folder))]
+    root = Path(demo.__file__).parent
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as job:
+        errors = ""
+        while not re.search(r"[3-9]/3000", errors) and (character := job.stderr.read(1)):
+            errors += character
+        assert (tmp_path / "out.mkv").read_text() == "old"
+        job.send_signal(signal.SIGTERM)
+        errors += job.communicate(timeout=60)[1]
+    assert job.returncode == 0, errors
+    assert "Interrupted." in errors
+    assert len(decode(tmp_path / "out.mkv")[1]) > 0
+    assert sorted(os.listdir(tmp_path)) == ["frames", "out.mkv"]
 
 
 def test_a_zoo_config_needs_nothing_of_ours(run_zoo, clip, capsys):

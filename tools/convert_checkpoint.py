@@ -15,6 +15,7 @@ import torch
 from detectron2.modeling import build_model
 
 import blockcopy_d2.modeling  # noqa: F401  registers the networks
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.checkpoint_conversion import (
     MAPPINGS,
     convert_state_dict,
@@ -23,6 +24,7 @@ from blockcopy_d2.checkpoint_conversion import (
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.engine.arguments import errors_end_the_program
+from blockcopy_d2.engine.outputs import refuse_overwriting
 from blockcopy_d2.resources import config_path
 
 
@@ -60,6 +62,7 @@ def argument_parser():
 
 def main(args):
     mapping = MAPPINGS[args.network]
+    refuse_overwriting(args.output, [args.input, args.config_file])
     cfg = load_config(
         config_path(args.config_file or mapping.config_file), ["MODEL.DEVICE", "cpu", *args.opts]
     )
@@ -68,7 +71,8 @@ def main(args):
     converted = convert_state_dict(mapping, source, model.state_dict())
     model.load_state_dict(converted, strict=True)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": converted}, args.output)
+    with atomic_write(args.output) as temporary:
+        torch.save({"model": converted}, temporary)
     return len(converted)
 
 

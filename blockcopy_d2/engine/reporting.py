@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 
 import numpy as np
 from detectron2.config import configurable
@@ -9,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from PIL import Image
+from PIL import Image, ImageOps
 
 from blockcopy_d2.evaluation.summary import summarize, summary_table, write_summary
 from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
@@ -79,8 +80,9 @@ class FrameDrawer:
 
 class OverlayHook(HookBase):
     """
-    Draws the first clips to a video. Comes after the hooks that run models; drawing is no part of
-    any frame's time.
+    Draws the first clips to a video, at the size of the very first. Comes after the hooks that run
+    models; drawing is no part of any frame's time. A run that fails leaves the video of the run
+    before; one that is interrupted leaves its own.
     """
 
     def __init__(self, path, drawer, *, num_clips, fps):
@@ -96,7 +98,7 @@ class OverlayHook(HookBase):
         self._num_clips = num_clips
         self._fps = fps
         self._clips = 0
-        self._writer = None
+        self._writer = self._size = None
 
     def before_train(self):
         self._writer = VideoWriter(self._path, self._fps)
@@ -108,10 +110,15 @@ class OverlayHook(HookBase):
         self._clips += runs["blockcopy"].result.is_first
         if self._clips <= self._num_clips:
             title = f"clip {self._clips}, frame {inputs['frame_index']}"
-            self._writer.write(self._drawer.draw(inputs, runs, title))
+            picture = Image.fromarray(self._drawer.draw(inputs, runs, title))
+            self._size = self._size or picture.size
+            if picture.size != self._size:
+                picture = ImageOps.pad(picture, self._size)
+            self._writer.write(np.asarray(picture))
 
     def after_train(self):
-        self._writer.close()
+        # Called while an exception is on its way, too.
+        self._writer.__exit__(*sys.exc_info())
 
 
 class GridImageHook(HookBase):

@@ -22,6 +22,7 @@ from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block
 
 from .arguments import add_config_arguments, errors_end_the_program, fraction, positive
 from .defaults import load_config
+from .outputs import check_output
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -90,6 +91,9 @@ def main():
 
     dtype = _DTYPES[args.dtype]
     with errors_end_the_program():
+        if args.output:
+            check_output(args.output)
+            search.read_entries(args.output)
         found = launches(args.config_file, tuple(args.size), args.block_size, dtype, opts=args.opts)
     device, number = Device("cuda"), 0
     with logging_redirect_tqdm():

@@ -10,11 +10,14 @@ Both are what Detectron2's evaluators write to be scored by cityscapesscripts.
 import logging
 import os
 import shutil
+import tempfile
 
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+
+from blockcopy_d2.atomic import atomic_write
 
 __all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission"]
 
@@ -25,25 +28,31 @@ class _Submission:
     nothing. The frames are those that Cityscapes has labels for, the last ones of the clips.
     """
 
-    folder_name = ""
+    name = ""
 
     def __init__(self, dataset_name, output_dir):
         """
         Args:
             dataset_name (str): in Cityscapes' layout.
-            output_dir (str): where ``<folder_name>`` and ``<folder_name>.zip`` go; those of an
-                earlier run are replaced.
+            output_dir (str): where ``<name>.zip`` goes. That of an earlier run is replaced once
+                the new one is whole.
         """
         super().__init__(dataset_name)
         self._dataset_name = dataset_name
         self._logger = logging.getLogger(__name__)
-        self._temp_dir = os.path.join(output_dir, self.folder_name)
+        self._output_dir = output_dir
+        self._working_dir = self._temp_dir = None
 
     def reset(self):
+        path = None
         if comm.is_main_process():
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
-            PathManager.mkdirs(self._temp_dir)
-        comm.synchronize()
+            PathManager.mkdirs(self._output_dir)
+            self._working_dir = tempfile.TemporaryDirectory(
+                prefix=f".{self.name}.", dir=self._output_dir
+            )
+            path = self._working_dir.name
+        # All processes write to the folder of the first one.
+        self._temp_dir = comm.all_gather(path)[0]
         self._num_frames = 0
 
     def process(self, inputs, outputs):
@@ -66,7 +75,10 @@ class _Submission:
         comm.synchronize()
         found = sum(comm.all_gather(self._num_frames))
         if comm.is_main_process():
-            path = shutil.make_archive(self._temp_dir, "zip", self._temp_dir)
+            path = os.path.join(self._output_dir, f"{self.name}.zip")
+            with atomic_write(path) as temporary:
+                shutil.make_archive(temporary.removesuffix(".zip"), "zip", self._temp_dir)
+            self._working_dir.cleanup()
             expected = sum(map(_is_last, DatasetCatalog.get(self._dataset_name)))
             self._logger.info("%d frames of %s are in %s", found, self._dataset_name, path)
             if found != expected:
@@ -83,13 +95,13 @@ class _Submission:
 class CityscapesInstanceSubmission(_Submission, CityscapesInstanceEvaluator):
     """Instances, in ``submission_instance.zip``."""
 
-    folder_name = "submission_instance"
+    name = "submission_instance"
 
 
 class CityscapesSemSegSubmission(_Submission, CityscapesSemSegEvaluator):
     """Label ids of all pixels, in ``submission_sem_seg.zip``."""
 
-    folder_name = "submission_sem_seg"
+    name = "submission_sem_seg"
 
 
 def _is_last(frame):

@@ -22,12 +22,11 @@ import time
 
 import detectron2
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
-from omegaconf import OmegaConf
 from tabulate import tabulate
 
 import blockcopy_d2
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import VideoFrames, redact
 from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
@@ -37,6 +36,7 @@ from blockcopy_d2.engine.arguments import (
     fraction,
     positive,
 )
+from blockcopy_d2.engine.outputs import check_output, refuse_overwriting, weight_files
 
 from .clip import ComparisonClip
 from .page import mac_table, render_page
@@ -112,12 +112,15 @@ def main():
     setup_logger(name="blockcopy_d2")
     setup_logger(name="fvcore")
     with errors_end_the_program():
-        _check_output(args.output)
+        check_output(args.output)
+        refuse_overwriting(args.output, [args.video_input, args.config_file])
         cfg = load_video_config(args.config_file, args.opts, target=args.target)
+        refuse_overwriting(args.output, weight_files(cfg))
         video = VideoFrames(args.video_input)
         page, recording = _report(args, cfg, video)
-        with open(args.output, "w", encoding="utf-8") as f:
-            f.write(page)
+        with atomic_write(args.output) as temporary:
+            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as f:
+                f.write(page)
     headers = ("stage", "dense GMACs", "executed GMACs")
     logging.getLogger("blockcopy_d2.report").info(
         "Multiply-accumulates per frame:\n%s\n"
@@ -137,23 +140,13 @@ def main():
         raise SystemExit(f"error: {recording.failure}")
 
 
-def _check_output(path):
-    """Before the minutes that recording takes."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"There is no folder {folder} to write {path} to.")
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; expected the name of a page, such as a.html.")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise PermissionError(f"{path} cannot be written.")
-
-
 def _report(args, cfg, video):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "clip.mp4")
         options = {"width": args.clip_width, "threshold": args.confidence_threshold}
         predictor = VideoPredictor(cfg)
-        with ComparisonClip(path, video.fps, metadata=metadata_of(cfg), **options) as clip:
+        options |= {"format": video.video_format, "metadata": metadata_of(cfg)}
+        with ComparisonClip(path, video.fps, **options) as clip:
             recording = record_video(
                 predictor,
                 video,
@@ -177,11 +170,7 @@ def _report(args, cfg, video):
 
 
 def _environment(args, cfg, model, video):
-    if isinstance(cfg, CfgNode):
-        weights, policy_weights = cfg.MODEL.WEIGHTS, cfg.MODEL.BLOCKCOPY.POLICY.WEIGHTS
-    else:
-        weights = OmegaConf.select(cfg, "train.init_checkpoint")
-        policy_weights = OmegaConf.select(cfg, "blockcopy.policy_weights")
+    weights, policy_weights = weight_files(cfg)
     machine = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores used"
     if model.device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(model.device)}; {machine}"

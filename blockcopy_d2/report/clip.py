@@ -26,11 +26,22 @@ class ComparisonClip:
         poster (ndarray or None): uint8, BGR, the last frame drawn.
     """
 
-    def __init__(self, path, fps, *, metadata=None, width=1280, threshold=0.5, max_bytes=14e6):
+    def __init__(
+        self,
+        path,
+        fps,
+        *,
+        format=None,
+        metadata=None,
+        width=1280,
+        threshold=0.5,
+        max_bytes=14e6,
+    ):
         """
         Args:
             path (str): of the file to write, .mp4.
             fps (float):
+            format (VideoFormat or None): of the video, see :class:`VideoWriter`.
             metadata (Metadata or None): of Detectron2; names the classes.
             width (int): of the clip in pixels, at most.
             threshold (float): instances with a lower score are not drawn.
@@ -42,13 +53,13 @@ class ComparisonClip:
         self.path = os.fspath(path)
         self.frames = 0
         self.poster = None
-        self._writer = VideoWriter(self.path, fps)
+        self._writer = VideoWriter(self.path, fps, format=format)
         self._metadata = metadata
         self._width = width
         self._threshold = threshold
         self._max_bytes = max_bytes
 
-    def add(self, image, dense, dense_seconds, result, seconds, scale):
+    def add(self, image, dense, dense_seconds, result, seconds, scale, shown_at=None):
         """
         Args:
             image (ndarray): uint8, (H, W, 3), BGR.
@@ -57,8 +68,9 @@ class ComparisonClip:
             result (FrameResult): of BlockCopy.
             seconds (float): its time.
             scale (float): pixels of the network's input per pixel of ``image``.
+            shown_at (float or None): seconds from the first frame; None: at the video's rate.
         """
-        if self.frames and os.path.getsize(self.path) > self._max_bytes:
+        if self.frames and self._writer.size > self._max_bytes:
             return
         left = self._draw(image, dense, caption=("dense", f"{1000 * dense_seconds:.0f} ms"))
         right = self._draw(
@@ -71,7 +83,7 @@ class ComparisonClip:
         )
         gap = np.full((left.shape[0], max(2, left.shape[1] // 160), 3), 24, dtype=np.uint8)
         self.poster = _fit(np.concatenate([left, gap, right], axis=1), self._width)
-        self._writer.write(self.poster)
+        self._writer.write(self.poster, shown_at)
         self.frames += 1
 
     def _draw(self, image, output, **options):
@@ -86,7 +98,7 @@ class ComparisonClip:
         return self
 
     def __exit__(self, *exc_info):
-        self._writer.close()
+        self._writer.__exit__(*exc_info)
 
 
 def heat_map(image, share, side, width=1000):

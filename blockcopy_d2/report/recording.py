@@ -139,7 +139,8 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
         max_frames (int or None): where to stop.
         score_threshold (float): see :class:`InstanceMeasure`.
         draw (callable or None): called for every frame with the image, the dense output, its
-            seconds, the FrameResult of the main run, its seconds and the scale.
+            seconds, the FrameResult of the main run, its seconds, the scale, and the seconds from
+            the first frame to when it is shown.
 
     Returns:
         Recording: up to where the video ended, broke or was interrupted.
@@ -149,17 +150,23 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
     """
     recorder = _Recorder(predictor, targets, score_threshold)
     known = [n for n in (video.num_frames, max_frames) if n]
-    # The limit is the thread's, too: it must not wait for frames that nobody wants.
-    images = contextlib.closing(read_ahead(itertools.islice(video, max_frames)))
+    # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
+    # source it does not know which ones are taken.
+    frames = itertools.islice(video.timed(), None if video.live else max_frames)
     with (
-        images as decoded,
-        tqdm(decoded, total=min(known, default=None), unit="frame", desc="recording") as progress,
+        contextlib.closing(read_ahead(frames, latest=video.live)) as decoded,
+        tqdm(
+            itertools.islice(decoded, max_frames),
+            total=min(known, default=None),
+            unit="frame",
+            desc="recording",
+        ) as progress,
     ):
         try:
-            for image in progress:
+            for image, seconds in progress:
                 shown = recorder.step(image)
                 if draw:
-                    draw(image, *shown)
+                    draw(image, *shown, seconds)
         except KeyboardInterrupt:
             progress.write("Interrupted: the report is of the frames so far.")
         except FrameReadError as error:

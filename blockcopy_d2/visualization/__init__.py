@@ -1,4 +1,4 @@
 from .overlay import draw_frame, pixel_classes
-from .video import VideoWriter
+from .video import VideoWriteError, VideoWriter, check_video_path
 
-__all__ = ["VideoWriter", "draw_frame", "pixel_classes"]
+__all__ = ["VideoWriteError", "VideoWriter", "check_video_path", "draw_frame", "pixel_classes"]

@@ -5,10 +5,12 @@ Shape shorthand: an image of H x W pixels under a grid of GH x GW blocks.
 """
 
 import functools
+import logging
 import math
 
 import numpy as np
 from detectron2.utils.colormap import colormap
+from detectron2.utils.logger import log_first_n
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Polygon
@@ -49,12 +51,15 @@ def draw_frame(
     Args:
         image (ndarray): uint8, (H, W, 3), BGR. It stays as it is.
         instances (Instances or None): detections in pixels of ``image``, with ``pred_classes``,
-            ``scores``, ``pred_boxes`` and possibly ``pred_masks`` (n, H, W). All are drawn, in the
-            colour of their class; those with a score above 0.5 get a label.
+            ``scores``, ``pred_boxes`` (rotated ones, too) and possibly ``pred_masks`` (n, H, W)
+            and ``pred_keypoints`` (n, K, 3). All are drawn, in the colour of their class; those
+            with a score above 0.5 get a label.
         active (Tensor or ndarray or None): bool, (GH, GW): the executed blocks, which are tinted
             and outlined; the others are dimmed. None: the frame was not run in blocks.
         metadata (Metadata or None): of Detectron2; ``thing_classes`` names the classes of
-            instances, ``stuff_colors`` (RGB) colours those of pixels.
+            instances, ``stuff_colors`` (RGB) colours those of pixels, ``keypoint_names`` and
+            ``keypoint_connection_rules`` tell how to connect keypoints. Classes without a name
+            are labelled by their number.
         classes (Tensor or ndarray or None): int, (H, W): the class of every pixel, laid over the
             image in its colour.
         block_size (int): side of a block in pixels of the network's input.
@@ -148,19 +153,50 @@ def _draw_instances(image, instances, metadata):
         assigned_colors=colors,
         alpha=_MASK_ALPHA,
     )
-    names = visualizer.metadata.get("thing_classes")
+    if instances.has("pred_keypoints"):
+        for keypoints in instances.pred_keypoints:
+            visualizer.draw_and_connect_keypoints(keypoints)
+    names = _class_names(visualizer.metadata.get("thing_classes"), classes)
     font_size = max(6, math.sqrt(image.shape[0] * image.shape[1]) / 105)
-    for box, score, label in zip(boxes, instances.scores.tolist(), classes):
+    for (left, top), score, name in zip(_corners(boxes), instances.scores.tolist(), names):
         if score > _LABEL_THRESHOLD:
-            name = names[label] if names else str(label)
             visualizer.draw_text(
                 f"{name} {score:.0%}",
-                (box[0], max(box[1] - 1.9 * font_size, 0)),
+                (left, max(top - 1.9 * font_size, 0)),
                 font_size=font_size,
                 color="white",
                 horizontal_alignment="left",
             )
     return visualizer.get_output().get_image()[:, :, ::-1]
+
+
+def _class_names(known, classes):
+    """
+    Args:
+        known (list[str] or None): of the metadata.
+        classes (list[int]): of the instances.
+
+    Returns:
+        list[str]: a name for each instance.
+    """
+    if not known:
+        return [str(label) for label in classes]
+    if max(classes) >= len(known):
+        log_first_n(
+            logging.WARNING,
+            f"The metadata name {len(known)} classes (thing_classes), but the model found class"
+            f" {max(classes)}: those without a name are labelled by number, and the names of the"
+            " others may be those of another data set. See DATASETS.TEST of the config.",
+            key="caller",
+        )
+    # Matplotlib takes what stands between dollars for a formula.
+    known = [str(name).replace("$", r"\$") for name in known]
+    return [known[label] if label < len(known) else f"class {label}" for label in classes]
+
+
+def _corners(boxes):
+    """Upper left corners (n, 2) of boxes, (x0, y0, x1, y1) or (center x, center y, w, h, angle)."""
+    return boxes[:, :2] - boxes[:, 2:4] / 2 if boxes.shape[1] == 5 else boxes[:, :2]
 
 
 @functools.lru_cache(maxsize=8)

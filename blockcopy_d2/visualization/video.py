@@ -11,7 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from blockcopy_d2.atomic import atomic_write
 
-__all__ = ["VideoWriter", "check_video_path"]
+__all__ = ["VideoWriteError", "VideoWriter", "check_video_path"]
 
 # Single files that hold H.264. Others hold other codecs (.webm, .gif) or are a playlist beside many
 # files (.m3u8).
@@ -37,6 +37,10 @@ _MATRICES = {
     7: Colorspace.SMPTE240M,
     9: Colorspace.BT2020,
 }
+
+
+class VideoWriteError(OSError):
+    """A video that cannot be written on, because the disk is full, for instance."""
 
 
 def check_video_path(path):
@@ -127,7 +131,7 @@ class VideoWriter:
                 than that.
 
         Raises:
-            OSError: the disk is full, or the frame cannot be encoded.
+            VideoWriteError: the disk is full, or the frame cannot be encoded.
             ValueError: the frame has another size, the time is not finite, or the video is closed.
         """
         if self._container is None:
@@ -148,6 +152,11 @@ class VideoWriter:
                 self._stream = self._open_stream(picture)
             self._container.mux(self._stream.encode(self._encodable(picture, position)))
         self.frames += 1
+
+    @property
+    def size(self):
+        """int: bytes that were written of a video that is not closed."""
+        return os.path.getsize(self._temporary)
 
     def _open_stream(self, picture):
         stream = self._container.add_stream(_CODEC, rate=1 / self._period)
@@ -190,7 +199,7 @@ class VideoWriter:
         Finish the file. A video without a single frame leaves none.
 
         Raises:
-            OSError: the file cannot be finished, for instance on a full disk.
+            VideoWriteError: the file cannot be finished, for instance on a full disk.
         """
         self._close(keep=True)
 
@@ -213,7 +222,7 @@ class VideoWriter:
             yield
         except (av.FFmpegError, OSError) as error:
             reason = error.strerror or error
-            raise OSError(f"Cannot write the video {self.path}: {reason}") from error
+            raise VideoWriteError(f"Cannot write the video {self.path}: {reason}") from error
 
     def __enter__(self):
         return self

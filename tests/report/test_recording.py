@@ -64,10 +64,10 @@ def test_a_broken_video_gives_what_there_was(record, monkeypatch):
     frames = [np.full((64, 96, 3), 90, dtype=np.uint8)] * 2
 
     def broken(self):
-        yield from frames
+        yield from zip(frames, (0.0, 0.1))
         raise FrameReadError("clip.mp4", "clip", 2, "it is broken")
 
-    monkeypatch.setattr(VideoFrames, "__iter__", broken)
+    monkeypatch.setattr(VideoFrames, "timed", broken)
     recording = record()
     assert recording.frames == 2 and "it is broken" in recording.failure
 
@@ -75,7 +75,7 @@ def test_a_broken_video_gives_what_there_was(record, monkeypatch):
 def test_an_interrupted_frame_does_not_count(record):
     calls = itertools.count()
 
-    def draw(image, dense, seconds, result, own_seconds, scale):
+    def draw(image, dense, seconds, result, own_seconds, scale, shown_at):
         if next(calls) == 2:
             raise KeyboardInterrupt
 

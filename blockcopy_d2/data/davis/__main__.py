@@ -8,6 +8,8 @@ import shutil
 from PIL import Image
 from tqdm import tqdm
 
+from blockcopy_d2.atomic import atomic_write
+
 from ..video_files import VideoFrames
 from . import NAME, image_file, mask_file, split_file
 
@@ -64,7 +66,7 @@ def write_davis(source, output, *, quality=90):
             _write_sequence(os.path.join(folder, name), output, name, quality)
         path = split_file(output, split)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w") as f:
+        with atomic_write(path) as temporary, open(temporary, "w") as f:
             f.writelines(f"{name}\n" for name in names)
 
 
@@ -75,13 +77,13 @@ def _write_sequence(folder, output, name, quality):
     video = os.path.join(folder, "video.mp4")
     count = 0
     for count, image in enumerate(VideoFrames(video), start=1):
-        Image.fromarray(image[:, :, ::-1]).save(
-            image_file(output, name, count - 1), quality=quality
-        )
+        with atomic_write(image_file(output, name, count - 1)) as temporary:
+            Image.fromarray(image[:, :, ::-1]).save(temporary, quality=quality)
     if count != len(masks):
         raise ValueError(f"{video} has {count} frames, and there are {len(masks)} masks beside it.")
     for number, mask in enumerate(masks):
-        shutil.copyfile(os.path.join(folder, mask), mask_file(output, name, number))
+        with atomic_write(mask_file(output, name, number)) as temporary:
+            shutil.copyfile(os.path.join(folder, mask), temporary)
 
 
 def main(arguments=None):

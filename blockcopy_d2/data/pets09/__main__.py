@@ -8,6 +8,8 @@ import shutil
 from PIL import Image
 from tqdm import tqdm
 
+from blockcopy_d2.atomic import atomic_write
+
 from ..video_files import VideoFrames
 from . import NAME, NUM_FRAMES, frame_file, gt_file, read_boxes
 
@@ -72,11 +74,13 @@ def write_frames(video, boxes, output, *, quality=90):
     bar = tqdm(VideoFrames(video), desc=f"Extracting to {output}", total=NUM_FRAMES, unit="frame")
     count = 0
     for count, image in enumerate(bar, start=1):
-        Image.fromarray(image[:, :, ::-1]).save(frame_file(output, count), quality=quality)
+        with atomic_write(frame_file(output, count)) as temporary:
+            Image.fromarray(image[:, :, ::-1]).save(temporary, quality=quality)
     if count != NUM_FRAMES:
         raise ValueError(f"{video} has {count} frames that can be decoded; expected {NUM_FRAMES}.")
     if not os.path.exists(gt_file(output)) or not os.path.samefile(boxes, gt_file(output)):
-        shutil.copyfile(boxes, gt_file(output))
+        with atomic_write(gt_file(output)) as temporary:
+            shutil.copyfile(boxes, temporary)
 
 
 def _check_video(path):

@@ -6,7 +6,6 @@ and a clip counts as complete once its label file, written last, is there.
 """
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -16,6 +15,8 @@ from cityscapesscripts.helpers.annotation import Annotation as CityscapesAnnotat
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from tqdm import tqdm
+
+from blockcopy_d2.atomic import atomic_write
 
 from .annotation import Annotation
 from .clip import SPLITS, Clip
@@ -174,10 +175,5 @@ def _write_annotation(paths: dict, annotation: Annotation) -> None:
 def _atomically(path: Path, write: Callable[[str], None]) -> None:
     """Calls `write` with a temporary name and renames the file once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays, since image writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        write(temporary)

@@ -8,12 +8,15 @@ import logging
 import math
 import multiprocessing
 import os
+import pathlib
 import re
 import statistics
 
 import torch
 import triton
 from tqdm import tqdm
+
+from blockcopy_d2.atomic import atomic_write
 
 from .bottleneck import BottleneckConfig, BottleneckLaunch
 from .box_conv import BoxConfig, BoxConvolutionLaunch, can_flatten, takes_boxes
@@ -229,11 +232,32 @@ class _Bottleneck:
         return BottleneckLaunch(self.shape, config, **self.operands, device=self.gpu)
 
 
+def read_entries(path):
+    """
+    Args:
+        path (Path): of a table, or of none yet.
+
+    Returns:
+        dict: its entries.
+
+    Raises:
+        ValueError: the file is something else, which must not be replaced.
+    """
+    # What is no file, such as /dev/null, can be written to and holds nothing.
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["entries"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} exists and is no table of kernels. Choose another file."
+        ) from error
+
+
 def save(entries, device, path=None):
     """Adds entries to the table of a Device; returns its path."""
     path = path or table_path(device.name)
-    known = json.loads(path.read_text())["entries"] if path.exists() else {}
-    known.update(entries)
+    known = {**read_entries(path), **entries}
     table = {
         "gpu": device.name,
         "compute_capability": device.capability,
@@ -242,7 +266,8 @@ def save(entries, device, path=None):
         "entries": dict(sorted(known.items())),
     }
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(table, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        pathlib.Path(temporary).write_text(json.dumps(table, indent=1) + "\n")
     return path
 
 

@@ -4,6 +4,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from blockcopy_d2.atomic import atomic_write
+
 __all__ = ["TITLES", "plot_trade_off", "quantity"]
 
 # What a kind of method is called.
@@ -86,4 +88,5 @@ def plot_trade_off(results, metric, cost, label, path):
     axes.legend(frameon=False, loc="lower right")
     title = f"{results['dataset']}, {quantity(results['clips'], 'clip')}"
     axes.set_title(title, fontsize=10, loc="left")
-    figure.savefig(path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from blockcopy_d2.atomic import atomic_write
+
 from .plots import TITLES, plot_trade_off, quantity
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
@@ -60,7 +62,8 @@ def write_report(results, folder):
     folder = Path(folder)
     if results["metrics"]:
         _plot(results, folder)
-    (folder / "results.md").write_text(f"{markdown_table(results)}\n\n{_provenance(results)}\n")
+    with atomic_write(folder / "results.md") as temporary:
+        Path(temporary).write_text(f"{markdown_table(results)}\n\n{_provenance(results)}\n")
 
 
 def embed_report(results, readme, section=""):
@@ -90,7 +93,8 @@ def embed_report(results, readme, section=""):
     plots = _plot(results, figures, prefix=f"{section}_" if section else "")
     images = "\n".join(f"![{title}]({figures.name}/{file})" for file, title in plots)
     block = f"{_provenance(results)}\n\n{markdown_table(results)}\n\n{images}"
-    readme.write_text(f"{before}{begin}\n{block}\n{end}{after}")
+    with atomic_write(readme) as temporary:
+        Path(temporary).write_text(f"{before}{begin}\n{block}\n{end}{after}")
 
 
 def _plot(results, folder, prefix=""):

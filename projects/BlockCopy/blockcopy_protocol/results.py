@@ -12,6 +12,7 @@ import yaml
 from detectron2.engine import HookBase
 
 import blockcopy_d2
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.evaluation.summary import headline
 
 from .report import write_report
@@ -80,9 +81,8 @@ class ResultsHook(HookBase):
         }
         # A run that ends while writing leaves the file of the clip before.
         path = os.path.join(self._output_dir, "results.json")
-        with open(f"{path}.partial", "w") as f:
+        with atomic_write(path) as temporary, open(temporary, "w") as f:
             json.dump(self.results, f, indent=2)
-        os.replace(f"{path}.partial", path)
 
 
 def describe_run(cfg, args):
