@@ -11,17 +11,18 @@ from blockcopy_d2.data import redact
 __all__ = ["check_output", "refuse_overwriting", "refuse_shared_outputs", "weight_files"]
 
 
-def check_output(path):
+def check_output(path, expected="a file"):
     """
     Args:
         path (str or PathLike): of a file to write in the end, after much work.
+        expected (str): what it is, for the error.
 
     Raises:
         OSError: it could not be written.
     """
     path = os.fsdecode(path)
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write.")
+        raise IsADirectoryError(f"{path} is a folder; expected the name of {expected}.")
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):
         places = [path]  # A device or pipe is written to as it is.

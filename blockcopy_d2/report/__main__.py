@@ -112,7 +112,7 @@ def main():
     setup_logger(name="blockcopy_d2")
     setup_logger(name="fvcore")
     with errors_end_the_program():
-        check_output(args.output)
+        check_output(args.output, expected="a page, such as a.html")
         refuse_overwriting(args.output, [args.video_input, args.config_file])
         cfg = load_video_config(args.config_file, args.opts, target=args.target)
         refuse_overwriting(args.output, weight_files(cfg))
