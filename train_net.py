@@ -8,6 +8,7 @@ weights of the detector stay as they are: training warms the policy on the clips
 """
 
 import os
+import weakref
 
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
@@ -17,6 +18,7 @@ from detectron2.utils import comm
 
 from blockcopy_d2.data import VisibleBoxMapper, build_sem_seg_train_mapper
 from blockcopy_d2.engine import (
+    SafeCheckpointer,
     WeightsCheckpointer,
     default_argument_parser,
     evaluate_clips,
@@ -30,6 +32,20 @@ from blockcopy_d2.evaluation import build_evaluator
 class Trainer(DefaultTrainer):
     """Detectron2's trainer with the evaluators of this project's data sets, with what its DeepLab
     project adds for semantic segmentation, and with visible boxes for MGAN."""
+
+    def build_hooks(self):
+        # The hooks take the checkpointer, so it is exchanged before.
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    def resume_or_load(self, resume=True):
+        extra = self.checkpointer.resume() if resume else None
+        if extra is None:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+        else:
+            self.start_iter = self.iter + 1
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

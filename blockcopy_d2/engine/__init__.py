@@ -1,6 +1,6 @@
 from .acceleration import accelerate
 from .budget import FrameBudget
-from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
+from .checkpoint import PolicyCheckpointer, SafeCheckpointer, WeightsCheckpointer
 from .defaults import default_argument_parser, load_config, setup
 from .launch import launch
 from .loop import EvaluationLoop

@@ -1,16 +1,132 @@
 """Loading weights that must fit, and keeping what a policy has learned."""
 
+import contextlib
+import os
 import pickle
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import redact
 
-__all__ = ["PolicyCheckpointer", "WeightsCheckpointer"]
+__all__ = [
+    "PolicyCheckpointer",
+    "SafeCheckpointer",
+    "UnreadableCheckpointError",
+    "WeightsCheckpointer",
+]
 
 
-class WeightsCheckpointer(DetectionCheckpointer):
+class UnreadableCheckpointError(ValueError):
+    """A file that is no checkpoint, or a damaged one."""
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """
+    Detectron2's checkpointer that never leaves part of a file, and that resumes from the newest
+    checkpoint that can be read.
+
+    Attributes:
+        file_prefix (str): of the names of its files: ``<prefix>_0000999.pth``.
+    """
+
+    file_prefix = "model"
+
+    def __init__(self, *args, **kwargs):
+        """
+        Args:
+            args, kwargs: of :class:`DetectionCheckpointer`.
+        """
+        super().__init__(*args, **kwargs)
+        self.path_manager = _AtomicPathManager()
+
+    def load(self, path, *args, **kwargs):
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            # Detectron2 leaves it behind when loading fails, and then refuses to load again.
+            self._parsed_url_during_load = None
+
+    def resume(self):
+        """
+        Load the checkpoint in ``save_dir`` that the file last_checkpoint names. If that cannot be
+        read, load the newest one that can, and say so.
+
+        Returns:
+            dict or None: of :meth:`load`; None where there is nothing to resume from.
+
+        Raises:
+            ValueError: the checkpoint can be read, but does not fit.
+        """
+        for path in self._checkpoints():
+            try:
+                extra = self.load(path)
+            except (UnreadableCheckpointError, OSError) as error:
+                self.logger.warning("Cannot resume from %s: %s", path, error)
+            else:
+                self.logger.info("Resuming from %s", path)
+                return extra
+        self.logger.warning(
+            "There is no checkpoint %s in %s to resume from: starting from the beginning.",
+            os.path.join(self.save_dir, f"{self.file_prefix}_*.pth"),
+            self.save_dir,
+        )
+        return None
+
+    def resume_or_load(self, path, *, resume=True):
+        extra = self.resume() if resume else None
+        return self.load(path, checkpointables=[]) if extra is None else extra
+
+    def _torch_load(self, f):
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UnreadableCheckpointError(
+                f"{f} is no checkpoint, or holds more than tensors and plain values; it is not"
+                f" loaded, since that could execute code from it: {error}"
+            ) from error
+        except OSError:
+            raise
+        except Exception as error:
+            # Damaged bytes make the unpickler raise errors of many types.
+            raise UnreadableCheckpointError(f"{f} is not a readable checkpoint: {error}") from error
+
+    def _checkpoints(self):
+        """list[str]: the one that last_checkpoint names, then the others, newest first."""
+        if not self.path_manager.isdir(self.save_dir):
+            return []
+        names = [
+            name
+            for name in self.path_manager.ls(self.save_dir)
+            if name.startswith(f"{self.file_prefix}_") and name.endswith(".pth")
+        ]
+        newest_first = sorted(names, key=self._modified, reverse=True)
+        tagged = self._last_checkpoint()
+        if tagged is not None and tagged not in names:
+            self.logger.warning(
+                "%s names %r, which is no checkpoint %s_*.pth in that folder.",
+                os.path.join(self.save_dir, "last_checkpoint"),
+                tagged,
+                self.file_prefix,
+            )
+        newest_first.sort(key=lambda name: name != tagged)
+        return [os.path.join(self.save_dir, name) for name in newest_first]
+
+    def _modified(self, name):
+        return os.path.getmtime(self.path_manager.get_local_path(os.path.join(self.save_dir, name)))
+
+    def _last_checkpoint(self):
+        """str or None: content of the file last_checkpoint."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        if not self.path_manager.isfile(path):
+            return None
+        with self.path_manager.open(path, "rb") as f:
+            return f.read().decode(errors="replace").strip()
+
+
+class WeightsCheckpointer(SafeCheckpointer):
     """
     Detectron2's checkpointer for a model that is to be run, not trained: parameters that the file
     lacks would stay random, so a file that does not fit is an error. What the policy lacks is not:
@@ -53,17 +169,6 @@ class WeightsCheckpointer(DetectionCheckpointer):
         self._path = redact(path)
         return super().load(path, *args, **kwargs)
 
-    def _torch_load(self, f):
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{f} is no checkpoint, or holds more than tensors and plain values; it is not"
-                f" loaded, since that could execute code from it: {error}"
-            ) from error
-        except (RuntimeError, EOFError) as error:
-            raise ValueError(f"{f} is not a readable checkpoint: {error}") from error
-
     def _log_incompatible_keys(self, incompatible):
         missing = [
             key
@@ -92,6 +197,7 @@ class PolicyCheckpointer(WeightsCheckpointer):
     """Saves and loads a policy with its learner, and nothing of the task network."""
 
     optional_prefix = ""
+    file_prefix = "policy"
 
     def __init__(self, policy, save_dir="", *, learner=None):
         """
@@ -101,6 +207,21 @@ class PolicyCheckpointer(WeightsCheckpointer):
             learner (OnlineLearner or None): of this policy.
         """
         super().__init__(policy, save_dir, **({"learner": learner} if learner else {}))
+
+
+class _AtomicPathManager:
+    """Detectron2's PathManager, but for local files that are written: whole, or as they were."""
+
+    def __getattr__(self, name):
+        return getattr(PathManager, name)
+
+    @contextlib.contextmanager
+    def open(self, path, mode="r", **kwargs):
+        """As of PathManager, to be used as a context."""
+        with contextlib.ExitStack() as stack:
+            if "w" in mode and "://" not in path:
+                path = stack.enter_context(atomic_write(path))
+            yield stack.enter_context(PathManager.open(path, mode, **kwargs))
 
 
 def _abridge(names, most=6):

@@ -73,7 +73,7 @@ def warm_policy(cfg, *, resume=False):
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
-        resume (bool): go on from the last checkpoint in ``cfg.OUTPUT_DIR``.
+        resume (bool): go on from the last checkpoint in ``cfg.OUTPUT_DIR`` that can be read.
 
     Returns:
         OnlineLearner:
@@ -91,8 +91,9 @@ def warm_policy(cfg, *, resume=False):
     PathManager.mkdirs(cfg.OUTPUT_DIR)
     checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
     start = 0
-    if resume and checkpointer.has_checkpoint():
-        start = checkpointer.load(checkpointer.get_checkpoint_file())["iteration"] + 1
+    if resume:
+        # A policy that was saved without its place in a run begins at the first frame.
+        start = (checkpointer.resume() or {}).get("iteration", -1) + 1
     (name,) = cfg.DATASETS.TRAIN
     loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
     loop.register_hooks(
@@ -115,7 +116,8 @@ def evaluate_clips(cfg, *, resume=False):
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
-        resume (bool): take the policy from the last checkpoint in ``cfg.OUTPUT_DIR``.
+        resume (bool): take the policy from the last checkpoint in ``cfg.OUTPUT_DIR`` that can be
+            read.
 
     Returns:
         dict: {data set: {task: {metric: value}}} of BlockCopy; with one data set only its part.
@@ -123,8 +125,8 @@ def evaluate_clips(cfg, *, resume=False):
     """
     model, learner = build_video_model(cfg)
     checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
+    if resume:
+        checkpointer.resume()
     stock = _build_stock(cfg) if "stock" in cfg.TEST.BLOCKCOPY.COMPARE else None
     results = {}
     for name in cfg.DATASETS.TEST:

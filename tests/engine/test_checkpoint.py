@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 
 import pytest
@@ -7,6 +9,7 @@ from torch import nn
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import PolicyCheckpointer, WeightsCheckpointer, load_config
+from blockcopy_d2.engine.checkpoint import UnreadableCheckpointError
 from blockcopy_d2.policy import LearnedPolicy, OnlineLearner
 from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
@@ -156,3 +159,91 @@ def test_secrets_of_an_address_of_weights_are_not_told():
     with pytest.raises(OSError, match=r"The weights http://\*\*\*@127.0.0.1:1/model.pth") as caught:
         WeightsCheckpointer(torch.nn.Conv2d(1, 1, 1)).load(address)
     assert "s3cret" not in str(caught.value)
+
+
+class TestResuming:
+    """What is left in the folder of a run, whatever ended it."""
+
+    @pytest.fixture
+    def checkpointer(self, tmp_path):
+        policy = LearnedPolicy(num_classes=2)
+        checkpointer = PolicyCheckpointer(policy, str(tmp_path))
+        for iteration in (9, 19, 29):
+            checkpointer.save(f"policy_{iteration:07d}", iteration=iteration)
+            os.utime(tmp_path / f"policy_{iteration:07d}.pth", (iteration, iteration))
+        return checkpointer
+
+    def test_the_tagged_checkpoint_comes_first(self, checkpointer, tmp_path):
+        assert checkpointer.resume()["iteration"] == 29
+        (tmp_path / "last_checkpoint").write_text("policy_0000009.pth\n")
+        assert checkpointer.resume()["iteration"] == 9
+
+    @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"half"])
+    def test_a_damaged_one_falls_back_to_the_newest_readable(
+        self, checkpointer, tmp_path, content, caplog
+    ):
+        for name in ("policy_0000029.pth", "policy_0000019.pth"):
+            whole = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(
+                whole[: len(whole) // 2] if content == b"half" else content
+            )
+        with caplog.at_level("INFO"):
+            assert checkpointer.resume()["iteration"] == 9
+        assert "Cannot resume from" in caplog.text and "policy_0000029.pth" in caplog.text
+        assert "Resuming from" in caplog.text and "policy_0000009.pth" in caplog.text
+
+    @pytest.mark.parametrize("tag", [b"", b"policy_00", b"model_final.pth", b"\xff\x00", None])
+    def test_a_spoiled_tag_falls_back_to_the_newest(self, checkpointer, tmp_path, tag, caplog):
+        # A kill between a checkpoint and its tag, a disk that was full, another program's tag.
+        (tmp_path / "model_final.pth").write_bytes(b"a detector")
+        (tmp_path / "last_checkpoint").unlink()
+        if tag is not None:
+            (tmp_path / "last_checkpoint").write_bytes(tag)
+        assert checkpointer.resume()["iteration"] == 29
+        assert ("last_checkpoint names" in caplog.text) == (tag is not None)
+
+    def test_nothing_to_resume_from_is_said(self, checkpointer, tmp_path, caplog):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        assert checkpointer.resume() is None
+        assert f"There is no checkpoint {tmp_path}/policy_*.pth" in caplog.text
+        checkpointer.save_dir = str(tmp_path / "missing")
+        assert checkpointer.resume() is None
+
+    def test_one_that_can_be_read_but_does_not_fit_is_an_error(self, checkpointer, tmp_path):
+        PolicyCheckpointer(LearnedPolicy(num_classes=5), str(tmp_path)).save("policy_final")
+        with pytest.raises(ValueError, match="policy_final.pth do not fit"):
+            checkpointer.resume()
+
+    def test_a_full_disk_leaves_the_last_checkpoint(self, checkpointer, tmp_path, monkeypatch):
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+        def save(data, file):
+            file.write(b"the beginning")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", save)
+        for name in ("policy_0000029", "policy_0000039"):
+            with pytest.raises(OSError, match="No space left"):
+                checkpointer.save(name, iteration=39)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+        assert checkpointer.resume()["iteration"] == 29
+
+    def test_a_checkpoint_is_there_before_its_tag(self, checkpointer, tmp_path, monkeypatch):
+        def killed(name):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpointer, "tag_last_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.save("policy_0000039", iteration=39)
+        assert (tmp_path / "last_checkpoint").read_text() == "policy_0000029.pth"
+        assert torch.load(tmp_path / "policy_0000039.pth", weights_only=True)["iteration"] == 39
+        assert checkpointer.resume()["iteration"] == 29
+
+
+def test_loading_again_after_a_failure(cfg, tmp_path):
+    (tmp_path / "broken.pth").write_bytes(b"broken")
+    checkpointer = WeightsCheckpointer(build_model(cfg))
+    with pytest.raises(UnreadableCheckpointError):
+        checkpointer.load(str(tmp_path / "broken.pth"))
+    checkpointer.load(cfg.MODEL.WEIGHTS)

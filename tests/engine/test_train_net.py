@@ -118,3 +118,18 @@ def test_an_unknown_config_name_is_answered_with_near_ones(run):
 def test_single_images_are_no_clips(run):
     with pytest.raises(ValueError, match="no video_id"):
         run("MODEL.BLOCKCOPY.ENABLED", "True", flags=["--eval-only"])
+
+
+def test_training_resumes_from_the_newest_readable_checkpoint(run, tmp_path, caplog):
+    train = [
+        *["MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "1"],
+        *["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.WARMUP_ITERS", "1"],
+    ]
+    run(*train, "SOLVER.MAX_ITER", "2")
+    output = tmp_path / "output"
+    for name in ("model_final.pth", "model_0000001.pth"):
+        (output / name).write_bytes((output / name).read_bytes()[:1000])
+    run(*train, "SOLVER.MAX_ITER", "3", flags=["--resume"])
+    log = (output / "log.txt").read_text()
+    assert "Resuming from" in log and "Starting training from iteration 1" in log
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 2
