@@ -165,3 +165,17 @@ def test_a_checkpoint_of_another_network_writes_nothing(tool, tmp_path):
     with pytest.raises(ConversionError, match="neck.p3.weight"):
         tool.main(tool.argument_parser().parse_args(arguments))
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["public.pth", "link.pth", "hard.pth", "folder/../public.pth"])
+def test_the_public_checkpoint_is_not_replaced(tool, tmp_path, name):
+    public = tmp_path / "public.pth"
+    torch.save({"state_dict": PublishedCSP().state_dict()}, public)
+    before = public.read_bytes()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.pth").symlink_to(public)
+    (tmp_path / "hard.pth").hardlink_to(public)
+    arguments = ["csp", str(public), str(tmp_path / name), "--opts", *OPTS]
+    with pytest.raises(ValueError, match="is the input .*public.pth, which would be lost"):
+        tool.main(tool.argument_parser().parse_args(arguments))
+    assert public.read_bytes() == before

@@ -3,6 +3,8 @@ Results for the Cityscapes benchmark: what is in the zip files, and that citysca
 command line scores them as the evaluators do.
 """
 
+import errno
+import gc
 import json
 import os
 import subprocess
@@ -180,6 +182,41 @@ def test_a_second_run_leaves_nothing_of_the_first(root, tmp_path):
     run(root, TYPES["instance"], tmp_path, lambda *_: nothing())
     with zipfile.ZipFile(tmp_path / "submission_instance.zip") as archive:
         assert all(name.endswith(".txt") for name in archive.namelist())
+
+
+def test_a_run_that_fails_leaves_the_submission_of_the_run_before(root, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    run(root, TYPES["instance"], output, shifted_instances)
+    before = (output / "submission_instance.zip").read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(root, TYPES["instance"], output, interrupted)
+    assert (output / "submission_instance.zip").read_bytes() == before
+
+    def full(name, *_):
+        with open(f"{name}.zip", "w") as f:
+            f.write("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.make_archive", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(root, TYPES["instance"], output, lambda *_: nothing())
+    assert (output / "submission_instance.zip").read_bytes() == before
+    gc.collect()
+    assert os.listdir(output) == ["submission_instance.zip"]
+
+
+def test_folders_of_the_user_stay(root, tmp_path):
+    mine = tmp_path / "out" / "submission_instance" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    run(root, TYPES["instance"], tmp_path / "out", shifted_instances)
+    assert mine.read_text() == "mine"
+    with zipfile.ZipFile(tmp_path / "out" / "submission_instance.zip") as archive:
+        assert "notes.txt" not in archive.namelist()
 
 
 def test_only_who_asks_gets_a_submission_of_val(root, tmp_path):

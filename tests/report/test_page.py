@@ -17,6 +17,7 @@ from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.report import record_video, render_page
 from blockcopy_d2.report.__main__ import get_parser, main
 from blockcopy_d2.report.clip import ComparisonClip, heat_map
+from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
 from tests.small_model import CONFIG, small_model_opts, write_lazy_config
 
@@ -224,6 +225,57 @@ def test_errors_name_what_is_wrong(report_folder, monkeypatch, changes, message)
     monkeypatch.setattr("sys.argv", ["report", *arguments])
     with pytest.raises(SystemExit, match=re.escape(message)):
         main()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--video-input clip.mp4 --output clip.mp4", "clip.mp4 is the input clip.mp4"),
+        ("--video-input clip.mp4 --output link.html", "link.html is the input clip.mp4"),
+        ("--video-input frames --output frames/0.png", "lies in the folder of frames frames"),
+        ("--video-input frames --output frames/page.html", "lies in the folder of frames frames"),
+        ("--video-input clip.mp4 --output mine.yaml", "mine.yaml is the input mine.yaml"),
+        ("--video-input clip.mp4 --output mine.pth", "mine.pth is the input mine.pth"),
+        ("--video-input clip.mp4 --output policy.pth", "policy.pth is the input policy.pth"),
+        ("--video-input old.html --output old.html", "old.html is the input old.html"),
+        ("--video-input missing.mp4 --output old.html", "missing.mp4 does not exist"),
+    ],
+)
+def test_no_file_is_lost(report_folder, monkeypatch, tmp_path, options, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(report_folder / "clip.mp4", tmp_path)
+    shutil.copy(config_path(CONFIG), "mine.yaml")
+    (tmp_path / "link.html").symlink_to("clip.mp4")
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (96, 64)).save("frames/0.png")
+    for name in ("mine.pth", "policy.pth", "old.html"):
+        (tmp_path / name).write_text(name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    opts = ["--opts", "MODEL.WEIGHTS", "mine.pth", "MODEL.BLOCKCOPY.POLICY.WEIGHTS", "policy.pth"]
+    config = ["--config-file", "mine.yaml"] if "yaml" in options else ["--config-file", CONFIG]
+    monkeypatch.setattr("sys.argv", ["report", *config, *options.split(), *opts])
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        main()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of the model"), MemoryError()])
+def test_an_earlier_page_outlives_a_failure(report_folder, monkeypatch, tmp_path, error):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("blockcopy_d2.report.__main__.render_page", fail)
+    arguments = ["--config-file", CONFIG, "--video-input", str(report_folder / "clip.mp4")]
+    arguments += ["--output", str(page), "--max-frames", "1", "--targets"]
+    monkeypatch.setattr(
+        "sys.argv", ["report", *arguments, "--opts", *small_model_opts(report_folder)]
+    )
+    with pytest.raises(type(error)):
+        main()
+    assert page.read_text() == "old" and list(tmp_path.iterdir()) == [page]
 
 
 def test_help_tells_every_option():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import Metadata
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 
 from blockcopy_d2.visualization import draw_frame, pixel_classes
 
@@ -81,6 +81,60 @@ def test_only_confident_detections_are_labelled(image):
     labelled = draw_frame(image, detections(box, scores=[0.9]), metadata=METADATA)
     assert not changed(plain, image)[:55].any()
     assert changed(labelled, image)[:55].any()
+
+
+KEYPOINTS = Metadata(
+    name="test",
+    keypoint_names=["head", "foot"],
+    keypoint_connection_rules=[("head", "foot", (0, 255, 0))],
+)
+
+
+@pytest.mark.parametrize("metadata", [KEYPOINTS, METADATA, None], ids=["rules", "names", "none"])
+def test_keypoints_are_drawn(image, metadata):
+    instances = detections((100, 60, 140, 90), masks=False)
+    before = draw_frame(image, instances, metadata=metadata)
+    # The third one is not seen.
+    points = [[20, 20, 0.9], [20, 60, 0.9], [60, 40, 0.01]][: 3 if metadata is not KEYPOINTS else 2]
+    instances.pred_keypoints = torch.tensor([points])
+    drawn = changed(draw_frame(image, instances, metadata=metadata), before)
+    assert drawn[20, 20] and drawn[60, 20] and not drawn[30:50, 50:70].any()
+    assert drawn[40, 20] == (metadata is KEYPOINTS)  # The line between them.
+
+
+def labels_of(monkeypatch, image, instances, names):
+    texts = []
+    monkeypatch.setattr(
+        "detectron2.utils.visualizer.Visualizer.draw_text",
+        lambda self, text, *_, **__: texts.append(text),
+    )
+    draw_frame(image, instances, metadata=Metadata(name="test", thing_classes=names))
+    return texts
+
+
+def test_classes_without_a_name_are_told_by_number(image, monkeypatch, caplog):
+    boxes = (10, 40, 40, 70), (60, 40, 90, 70), (110, 40, 140, 70)
+    instances = detections(*boxes, classes=[0, 2, 79], scores=[0.9] * 3)
+    found = labels_of(monkeypatch, image, instances, ["person", "car"])
+    assert found == ["person 90%", "class 2 90%", "class 79 90%"]
+    assert "name 2 classes (thing_classes), but the model found class 79" in caplog.text
+    assert labels_of(monkeypatch, image, instances, None) == ["0 90%", "2 90%", "79 90%"]
+
+
+def test_a_name_is_no_formula(image):
+    instances = detections((10, 40, 40, 70), scores=[0.9])
+    for name in ("$", "a$b$", "$\\frac{$", "50% ü"):
+        metadata = Metadata(name="test", thing_classes=[name])
+        assert changed(draw_frame(image, instances, metadata=metadata), image)[:38].any()
+
+
+def test_rotated_boxes_are_drawn_where_they_are(image):
+    instances = detections((0, 0, 1, 1), scores=[0.9], masks=False)
+    instances.pred_boxes = RotatedBoxes(torch.tensor([[100.0, 50.0, 40.0, 10.0, 90.0]]))
+    rows, columns = np.nonzero(changed(draw_frame(image, instances, metadata=METADATA), image))
+    # Upright: 10 wide and 40 high, but for the label.
+    assert rows.max() in range(68, 74) and columns.min() >= 78
+    assert changed(draw_frame(image, instances), image)[50, 93:97].any()
 
 
 def test_caption_goes_below_the_picture(image):
