@@ -15,7 +15,8 @@ import os
 import re
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+
+from .files import AnnotationError, image_size
 
 __all__ = ["CLASSES", "load_camvid", "register_camvid"]
 
@@ -55,8 +56,7 @@ def load_camvid(root, split, origin=""):
             f" {os.path.abspath(root)}; the environment variable DETECTRON2_DATASETS names the"
             f" folder above it (now {os.getenv('DETECTRON2_DATASETS', 'not set: ./datasets')})."
         )
-    with Image.open(files[0]) as image:
-        width, height = image.size
+    width, height = image_size(files[0])
     dataset = []
     for sequence, frames in itertools.groupby(files, key=_sequence):
         for frame_index, file in enumerate(frames):
@@ -101,4 +101,7 @@ def register_camvid(name, root, split, *, origin=""):
 
 def _sequence(file):
     """The name of a frame's sequence: 0016E5 of 0016E5_07959.jpg."""
-    return re.match(r"(.+)_[^_]+$", os.path.basename(file)).group(1)
+    match = re.match(r"(.+)_[^_]+$", os.path.basename(file))
+    if match is None:
+        raise AnnotationError(f"{file} is not named <sequence>_<frame>.jpg, as CamVid names files.")
+    return match.group(1)

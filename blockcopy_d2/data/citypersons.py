@@ -10,14 +10,14 @@ pedestrians are to be found. Riders, sitting and other persons, groups and regio
 neither asked for nor wrong to find: their annotations have iscrowd 1.
 """
 
-import json
+import math
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .cityscapes_video import load_cityscapes_video
-from .files import find_files, require_folder
+from .files import AnnotationError, find_files, read_json, require_folder
 
 _SUFFIX = "_gtBboxCityPersons.json"
 
@@ -37,6 +37,7 @@ def load_citypersons(root, split, origin=""):
 
     Raises:
         FileNotFoundError: names the missing folder, and where the data set comes from.
+        AnnotationError: names a file of annotations that cannot be used.
     """
     image_dir = os.path.join(root, "leftImg8bit", split)
     gt_dir = os.path.join(root, "gtBboxCityPersons", split)
@@ -73,6 +74,7 @@ def load_citypersons_video(root, split, origin=""):
 
     Raises:
         FileNotFoundError: names the missing file or folder, and where the data set comes from.
+        AnnotationError: names a file of annotations that cannot be used.
     """
     gt_dir = os.path.join(root, "gtBboxCityPersons", split)
     require_folder(gt_dir, root, origin)
@@ -134,20 +136,32 @@ def _register(name, load, root, split, images):
 
 
 def _read(file):
-    with open(file) as f:
-        content = json.load(f)
-    annotations = []
-    for person in content["objects"]:
-        box, visible = person["bbox"], person["bboxVis"]
-        area = box[2] * box[3]
-        annotations.append(
-            {
-                "bbox": box,
-                "visible_bbox": visible,
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": 0,
-                "iscrowd": int(person["label"] != "pedestrian"),
-                "visibility": visible[2] * visible[3] / area if area else 0.0,
-            }
-        )
-    return content["imgHeight"], content["imgWidth"], annotations
+    content = read_json(file)
+    try:
+        annotations = [_annotation(person) for person in content["objects"]]
+        return int(content["imgHeight"]), int(content["imgWidth"]), annotations
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnnotationError(
+            f"The annotations {file} are not those of CityPersons: {type(error).__name__}: {error}."
+            " Expected imgHeight, imgWidth and objects, each with label, bbox and bboxVis."
+        ) from error
+
+
+def _annotation(person):
+    box, visible = (_box(person, key) for key in ("bbox", "bboxVis"))
+    area = box[2] * box[3]
+    return {
+        "bbox": box,
+        "visible_bbox": visible,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "iscrowd": int(person["label"] != "pedestrian"),
+        "visibility": visible[2] * visible[3] / area if area else 0.0,
+    }
+
+
+def _box(person, key):
+    box = person[key]
+    if len(box) != 4 or not all(math.isfinite(value) for value in box):
+        raise ValueError(f"{key} is {box}; expected four numbers")
+    return box

@@ -16,9 +16,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from detectron2.structures import BoxMode
-from PIL import Image
 
-from .files import find_files, require_folder
+from .files import AnnotationError, find_files, image_size, require_folder
 
 CLIP_LENGTH = 20
 
@@ -44,6 +43,7 @@ def load_cityscapes_video(root, split, origin=""):
 
     Raises:
         FileNotFoundError: names the missing folder, and where the data set comes from.
+        AnnotationError: names a file of labels that is no image, or not named as there.
     """
     sequence_dir = os.path.join(root, "leftImg8bit_sequence", split)
     gt_dir = os.path.join(root, "gtFine", split)
@@ -61,9 +61,12 @@ def load_cityscapes_video(root, split, origin=""):
         city_dir = os.path.join(sequence_dir, city)
         require_folder(city_dir, root, origin)
         video_id = os.path.basename(file)[: -len(suffix)]
-        sequence, last = video_id.rsplit("_", 1)
-        with Image.open(file) as image:
-            width, height = image.size
+        sequence, _, last = video_id.rpartition("_")
+        if not (sequence and last.isdecimal()):
+            raise AnnotationError(
+                f"{file} is not named <city>_<sequence>_<frame>{suffix}, as Cityscapes names files."
+            )
+        width, height = image_size(file)
         first = max(int(last) - CLIP_LENGTH + 1, 0)
         for frame_index, number in enumerate(range(first, int(last) + 1)):
             image_id = f"{sequence}_{number:0{len(last)}d}_leftImg8bit.png"

@@ -2,18 +2,18 @@
 
 import itertools
 import logging
-import operator
 
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from .pictures import read_picture
+from .videos import load_videos
 
 
 class FrameReadError(RuntimeError):
@@ -85,10 +85,13 @@ class ClipMapper:
                 "frame_index": dataset_dict["frame_index"],
                 "error": error,
             }
+        height, width = image.shape[:2]
         augmented = T.AugInput(image)
         self.augmentations(augmented)
         image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         inputs = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        # Detectron2's format lets data sets leave the size out.
+        inputs = {"height": height, "width": width, **inputs}
         inputs["image"] = torch.as_tensor(image)
         return inputs
 
@@ -103,11 +106,11 @@ class ClipMapper:
             # struct.error and more, depending on the byte that is wrong.
             raise FrameReadError(*identity, f"not a readable image ({error})") from error
         height, width = image.shape[:2]
-        if (height, width) != (dataset_dict["height"], dataset_dict["width"]):
+        expected = dataset_dict.get("height", height), dataset_dict.get("width", width)
+        if (height, width) != expected:
             raise FrameReadError(
                 *identity,
-                f"its size is {width}x{height}, the clip's is "
-                f"{dataset_dict['width']}x{dataset_dict['height']}",
+                f"its size is {width}x{height}, the clip's is {expected[1]}x{expected[0]}",
             )
         return image
 
@@ -147,12 +150,14 @@ def build_clip_loader(cfg, dataset_name, num_clips=None):
     Args:
         cfg (CfgNode): INPUT.CLIP.NUM_FRAMES is the most frames taken of a clip, the last ones
             (they end with the labelled frame); they count from frame_index 0.
-        dataset_name (str): a registered data set whose dicts have a video_id.
+        dataset_name (str): a registered data set of videos, see :func:`load_videos`.
         num_clips (int): how many clips to take, from the first. 0: all. Default:
             INPUT.CLIP.NUM_CLIPS.
 
     Returns:
         DataLoader: yields lists of one dict, see :class:`ClipMapper`. Workers read ahead.
+
+    Raises: as :func:`load_videos`.
     """
     num_clips = cfg.INPUT.CLIP.NUM_CLIPS if num_clips is None else num_clips
     clips = _take_clips(dataset_name, num_clips, cfg.INPUT.CLIP.NUM_FRAMES)
@@ -174,14 +179,18 @@ def _take_clips(dataset_name, num_clips, num_frames):
             f"Cannot take {num_clips} clips of {num_frames} frames from {dataset_name}: "
             f"INPUT.CLIP.NUM_CLIPS must be at least 0, INPUT.CLIP.NUM_FRAMES at least 1."
         )
-    dataset = DatasetCatalog.get(dataset_name)
-    if "video_id" not in dataset[0]:
-        raise ValueError(
-            f"{dataset_name} is a data set of single images: its dicts have no video_id. "
-            f"Choose one of video clips, such as streetclips_val."
+    clips = load_videos(dataset_name)[: num_clips or None]
+    cut = [frame for clip in clips for frame in clip[:-num_frames] if frame["labelled"]]
+    if cut:
+        logging.getLogger(__name__).warning(
+            "%s: clips have up to %d frames, of which the last %d are run (INPUT.CLIP.NUM_FRAMES)."
+            " %d labelled frames before them are neither run nor scored.",
+            dataset_name,
+            max(map(len, clips)),
+            num_frames,
+            len(cut),
         )
-    clips = itertools.groupby(dataset, key=operator.itemgetter("video_id"))
-    clips = [list(frames)[-num_frames:] for _, frames in clips][: num_clips or None]
+    clips = [clip[-num_frames:] for clip in clips]
     return [
         [
             {**frame, "frame_index": index, "clip_length": len(clip)}

@@ -1,9 +1,102 @@
-"""The files of a data set that has to be there, or one error that says what is missing."""
+"""The files of a data set: there and sound, or one error that says which one is not."""
 
 import glob
+import json
 import os
 
-__all__ = ["find_files", "require_folder"]
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "AnnotationError",
+    "find_files",
+    "image_size",
+    "read_json",
+    "read_labels",
+    "require_folder",
+]
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message names the file or the data set."""
+
+
+def read_json(path):
+    """
+    Args:
+        path (str): of a file of annotations.
+
+    Returns:
+        object: its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AnnotationError: names the file, which is empty, truncated or no JSON.
+    """
+    with open(path, "rb") as f:
+        content = f.read()
+    if not content.strip():
+        raise AnnotationError(f"The annotations {path} are empty; expected JSON.")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"The annotations {path} are not JSON: {error}") from error
+
+
+def read_labels(path, size=None):
+    """
+    Args:
+        path (str): of an image with one number per pixel, such as a class.
+        size (tuple[int, int] or None): height and width that it must have.
+
+    Returns:
+        ndarray: of integers, (H, W).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AnnotationError: names the file, which is truncated, no image, one of colours, or of another
+            size.
+    """
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"The labels {path} are missing.") from None
+    except Exception as error:
+        # Pillow's decoders answer broken files with errors of many types.
+        raise AnnotationError(f"The labels {path} cannot be read: {error}") from error
+    if labels.ndim != 2 or labels.dtype.kind not in "biu":
+        raise AnnotationError(
+            f"The labels {path} are an image of shape {labels.shape} and type {labels.dtype};"
+            " expected one integer per pixel."
+        )
+    if size is not None and labels.shape != tuple(size):
+        raise AnnotationError(
+            f"The labels {path} are {labels.shape[1]}x{labels.shape[0]}, their frame is"
+            f" {size[1]}x{size[0]}."
+        )
+    return labels
+
+
+def image_size(path):
+    """
+    Args:
+        path (str): of an image.
+
+    Returns:
+        tuple[int, int]: width and height.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AnnotationError: names the file, which is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise AnnotationError(f"{path} is not a readable image: {error}") from error
 
 
 def find_files(folder, suffix, root, origin):

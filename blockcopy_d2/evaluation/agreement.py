@@ -13,6 +13,8 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .gathering import gather
+
 # Instances of a frame and class that count, by score, as in COCO.
 _MAX_DETECTIONS = 100
 
@@ -69,8 +71,7 @@ class InstanceAgreement(DatasetEvaluator):
             dict: ``{"agreement": {"AP", "AP50"}}`` in percent on the main process, NaN where the
             reference has no instances at all; None on the other ranks.
         """
-        comm.synchronize()
-        gathered = comm.gather(self._frames)
+        gathered = gather(self._frames)
         if not comm.is_main_process():
             return None
         frames = list(itertools.chain.from_iterable(gathered))

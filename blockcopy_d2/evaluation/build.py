@@ -1,7 +1,7 @@
 """From the evaluator_type of a data set to its evaluator."""
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 
 from .citypersons import MissRateEvaluator
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
@@ -41,7 +41,7 @@ def build_evaluator(cfg, dataset_name, output_folder):
         * citypersons: ``{"miss_rate": {"Reasonable", "Bare", "Partial", "Heavy"}}``;
         * pets09: ``{"bbox": {"AP", "AP50", ...}, "miss_rate": {"Reasonable"}}``;
         * sem_seg: ``{"sem_seg": {"mIoU", ...}}``;
-        * coco: Detectron2's ``COCOEvaluator``.
+        * coco: that of Detectron2's ``COCOEvaluator``, of the labelled frames that were run.
 
         Those of cityscapes_video write files for its benchmark, too, if the config asks for it.
         With ``_submission`` appended to the type, as on the test split, they do nothing else.
@@ -65,9 +65,10 @@ def build_evaluator(cfg, dataset_name, output_folder):
     if evaluator_type == "pets09":
         # Nothing tells how much of a person is visible, so all of them count as visible.
         reasonable = MissRateEvaluator(dataset_name, settings=SETTINGS[:1])
-        return DatasetEvaluators([VideoCOCOEvaluator(dataset_name, output_folder), reasonable])
+        boxes = VideoCOCOEvaluator(dataset_name, output_folder, tasks=("bbox",))
+        return DatasetEvaluators([boxes, reasonable])
     if evaluator_type == "coco":
-        return COCOEvaluator(dataset_name, output_dir=output_folder)
+        return VideoCOCOEvaluator(dataset_name, output_folder)
     raise NotImplementedError(
         f"There is no evaluator for {dataset_name}, whose evaluator_type is {evaluator_type!r}; "
         f"expected one of {', '.join(_TYPES)}."

@@ -10,6 +10,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
+from .gathering import gather
+from .labelled import labelled_pairs, require_one_frame_each
 from .miss_rate import SETTINGS, PedestrianFrame, log_average_miss_rate
 
 __all__ = ["MissRateEvaluator"]
@@ -44,13 +46,12 @@ class MissRateEvaluator(DatasetEvaluator):
             outputs (list[dict]): "instances" with pred_boxes in the original image, scores and
                 pred_classes.
         """
-        for frame, output in zip(inputs, outputs, strict=True):
-            if frame.get("labelled", True):
-                instances = output["instances"].to("cpu")
-                instances = instances[instances.pred_classes == 0]
-                boxes = instances.pred_boxes.tensor.numpy().astype(np.float64)
-                scores = instances.scores.numpy().astype(np.float64)
-                self._predictions.append((frame["image_id"], boxes, scores))
+        for frame, output in labelled_pairs(inputs, outputs):
+            instances = output["instances"].to("cpu")
+            instances = instances[instances.pred_classes == 0]
+            boxes = instances.pred_boxes.tensor.numpy().astype(np.float64)
+            scores = instances.scores.numpy().astype(np.float64)
+            self._predictions.append((frame["image_id"], boxes, scores))
 
     def evaluate(self):
         """
@@ -58,8 +59,7 @@ class MissRateEvaluator(DatasetEvaluator):
             dict: ``{"miss_rate": {setting: percent}}`` on the main process, NaN where there is
             nobody to be found; None on the other ranks.
         """
-        comm.synchronize()
-        gathered = comm.gather(self._predictions)
+        gathered = gather(self._predictions)
         if not comm.is_main_process():
             return None
         predictions = sorted(itertools.chain.from_iterable(gathered), key=lambda entry: entry[0])
@@ -70,6 +70,8 @@ class MissRateEvaluator(DatasetEvaluator):
             for frame in DatasetCatalog.get(self._dataset_name)
             if "annotations" in frame
         }
+        image_ids = [image_id for image_id, _, _ in predictions]
+        require_one_frame_each(image_ids, ground_truth, self._dataset_name)
         frames = [
             PedestrianFrame(*ground_truth[image_id], boxes, scores)
             for image_id, boxes, scores in predictions

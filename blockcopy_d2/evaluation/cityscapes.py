@@ -12,7 +12,9 @@ As in the official benchmark, instance AP ignores ground truth instances below 1
 classes that occur.
 """
 
+import contextlib
 import copy
+import io
 import os
 import types
 
@@ -21,6 +23,11 @@ from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegE
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
+
+from blockcopy_d2.data.files import AnnotationError, read_labels
+
+from .gathering import gather
+from .labelled import labelled_pairs
 
 
 class _LabelledFrames:
@@ -31,6 +38,8 @@ class _LabelledFrames:
 
     prediction_suffix = ""
     gt_suffix = ""
+    # Of the other files that the score reads.
+    other_gt_suffixes = ()
 
     def reset(self):
         super().reset()
@@ -43,8 +52,7 @@ class _LabelledFrames:
                 "labelled" is False are passed over.
             outputs (list[dict]): of the model, for these frames.
         """
-        pairs = [(i, o) for i, o in zip(inputs, outputs, strict=True) if i.get("labelled", True)]
-        for frame, output in pairs:
+        for frame, output in labelled_pairs(inputs, outputs):
             super().process([frame], [output])
             self._file_names.append(frame["file_name"])
 
@@ -54,8 +62,7 @@ class _LabelledFrames:
             dict: {task: {metric: percent}} on the main process, NaN where no labelled frame was
             processed; None on the other ranks.
         """
-        comm.synchronize()
-        gathered = comm.gather(self._file_names)
+        gathered = gather(self._file_names)
         if not comm.is_main_process():
             return None
         file_names = sorted(name for names in gathered for name in names)
@@ -63,15 +70,28 @@ class _LabelledFrames:
             self._logger.warning("No labelled frame was processed: there is nothing to score.")
         gt_dir = PathManager.get_local_path(self._metadata.gt_dir)
         predictions, ground_truth = [], []
-        for file_name in file_names:
-            city = os.path.basename(os.path.dirname(file_name))
-            frame = os.path.splitext(os.path.basename(file_name))[0]
-            predictions.append(os.path.join(self._temp_dir, frame + self.prediction_suffix))
-            frame = frame.removesuffix("_leftImg8bit")
-            ground_truth.append(os.path.join(gt_dir, city, frame + self.gt_suffix))
-        result = self._score(predictions, ground_truth)
-        self._working_dir.cleanup()
-        return result
+        try:
+            for file_name in file_names:
+                city = os.path.basename(os.path.dirname(file_name))
+                frame = os.path.splitext(os.path.basename(file_name))[0]
+                predictions.append(os.path.join(self._temp_dir, frame + self.prediction_suffix))
+                stem = os.path.join(gt_dir, city, frame.removesuffix("_leftImg8bit"))
+                ground_truth.append(stem + self.gt_suffix)
+                for suffix in (self.gt_suffix, *self.other_gt_suffixes):
+                    _check_labels(stem + suffix)
+            return self._score_quietly(predictions, ground_truth)
+        finally:
+            self._working_dir.cleanup()
+
+    def _score_quietly(self, predictions, ground_truth):
+        """cityscapesscripts prints what is wrong and ends the program."""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            try:
+                return self._score(predictions, ground_truth)
+            except SystemExit as error:
+                raise RuntimeError(
+                    f"cityscapesscripts gave up: {printed.getvalue().strip()}"
+                ) from error
 
 
 class CityscapesVideoInstanceEvaluator(_LabelledFrames, CityscapesInstanceEvaluator):
@@ -108,6 +128,7 @@ class CityscapesVideoSemSegEvaluator(_LabelledFrames, CityscapesSemSegEvaluator)
 
     prediction_suffix = "_pred.png"
     gt_suffix = "_gtFine_labelIds.png"
+    other_gt_suffixes = ("_gtFine_instanceIds.png",)
 
     _METRICS = {
         "IoU": "averageScoreClasses",
@@ -126,9 +147,18 @@ class CityscapesVideoSemSegEvaluator(_LabelledFrames, CityscapesSemSegEvaluator)
         args.JSONOutput = False
         args.quiet = True
         results = api.evaluateImgLists(predictions, ground_truth, args)
-        return {
-            "sem_seg": {name: 100 * float(results[key]) for name, key in self._METRICS.items()}
-        }
+        return {"sem_seg": {name: 100 * float(results[key]) for name, key in self._METRICS.items()}}
+
+
+def _check_labels(path):
+    from cityscapesscripts.helpers.labels import id2label
+
+    ids = np.unique(read_labels(path))
+    unknown = [i for i in ids if (i // 1000 if i >= 1000 else i) not in id2label]
+    if unknown:
+        raise AnnotationError(
+            f"The labels {path} have the id {unknown[0]}, which is none of Cityscapes'."
+        )
 
 
 def _keep_in1d(api):

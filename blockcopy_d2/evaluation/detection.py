@@ -1,31 +1,67 @@
-"""Box AP on video."""
+"""COCO's scores on video."""
 
 import contextlib
 import io
 import itertools
+import logging
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+
+from blockcopy_d2.data.files import AnnotationError
+
+from .gathering import gather
+from .labelled import labelled_pairs, require_one_frame_each, whole_files
 
 __all__ = ["VideoCOCOEvaluator"]
 
 
 class VideoCOCOEvaluator(COCOEvaluator):
     """
-    Detectron2's COCO evaluator, of boxes, for video: only labelled frames are scored, and only
-    those that were processed. Clips may be left out (``INPUT.CLIP.NUM_CLIPS``) or fail part-way.
+    Detectron2's COCO evaluator for video: only labelled frames are scored, and only those that were
+    processed. Clips may be cut (``INPUT.CLIP.NUM_FRAMES``), left out (``INPUT.CLIP.NUM_CLIPS``) or
+    fail part-way.
     """
 
-    def __init__(self, dataset_name, output_dir):
+    def __init__(self, dataset_name, output_dir, *, tasks=None):
         """
         Args:
-            dataset_name (str): a registered data set in Detectron2's format.
-            output_dir (str): for the ground truth and the detections in COCO's format.
+            dataset_name (str): a registered data set in Detectron2's or COCO's format.
+            output_dir (str): for the detections in COCO's format and, where the data set is in
+                Detectron2's, the ground truth.
+            tasks (tuple[str] or None): of "bbox", "segm" and "keypoints". None: those that both
+                the annotations and the first outputs have.
+
+        Raises:
+            AnnotationError: names the file of annotations that cannot be used.
         """
-        # A file of the ground truth from an earlier run may be that of other data.
-        super().__init__(
-            dataset_name, tasks=("bbox",), output_dir=output_dir, allow_cached_coco=False
-        )
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._annotations = metadata.get("json_file") or f"the data set {dataset_name}"
+        converted = metadata.get("json_file") is None
+        try:
+            # Annotations that an earlier run converted may be those of other data.
+            super().__init__(
+                dataset_name,
+                tasks=tasks,
+                distributed=False,
+                output_dir=output_dir,
+                allow_cached_coco=False,
+            )
+            self._check_annotations()
+        except (AnnotationError, FileNotFoundError):
+            raise
+        except Exception as error:
+            # pycocotools asserts, and trips over whatever is missing.
+            raise AnnotationError(
+                f"The annotations of {self._annotations} cannot be used:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            # Detectron2 leaves it for all later evaluations, whatever their data and folder.
+            if converted and metadata.get("json_file") is not None:
+                del metadata.json_file
         self.reset()
 
     def reset(self):
@@ -39,19 +75,67 @@ class VideoCOCOEvaluator(COCOEvaluator):
                 over.
             outputs (list[dict]): of the model, for these frames.
         """
-        for frame, output in zip(inputs, outputs, strict=True):
-            if frame.get("labelled", True):
-                super().process([frame], [output])
-                self._image_ids.append(frame["image_id"])
+        for frame, output in labelled_pairs(inputs, outputs):
+            super().process([frame], [output])
+            self._image_ids.append(frame["image_id"])
 
     def evaluate(self):
         """
         Returns:
-            dict: ``{"bbox": {"AP", "AP50", ...}}`` in percent on the main process, as in Detectron2
-            NaN if nothing at all was detected; empty on the other ranks.
+            dict: ``{"bbox": {"AP", "AP50", ...}, ...}`` in percent on the main process, as in
+            Detectron2 NaN if nothing at all was detected; empty on the other ranks.
         """
-        comm.synchronize()
-        image_ids = list(itertools.chain.from_iterable(comm.gather(self._image_ids)))
-        # pycocotools reports its progress on stdout.
-        with contextlib.redirect_stdout(io.StringIO()):
-            return super().evaluate(img_ids=image_ids)
+        gathered = gather((self._image_ids, self._predictions))
+        if not comm.is_main_process():
+            return {}
+        image_ids, self._predictions = (
+            list(itertools.chain.from_iterable(parts)) for parts in zip(*gathered, strict=True)
+        )
+        require_one_frame_each(image_ids, self._coco_api.imgs, self._dataset_name)
+        output_dir = self._output_dir
+        try:
+            # pycocotools reports its progress on stdout.
+            with (
+                whole_files(output_dir) as self._output_dir,
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                return super().evaluate(img_ids=image_ids)
+        finally:
+            self._output_dir = output_dir
+
+    def _tasks_from_predictions(self, predictions):
+        tasks = super()._tasks_from_predictions(predictions)
+        scored = [task for task in tasks if self._has_labels(task)]
+        if scored != tasks:
+            logging.getLogger(__name__).warning(
+                "The annotations of %s are of %s only: that is what is scored.",
+                self._annotations,
+                " and ".join(scored),
+            )
+        return scored
+
+    def _has_labels(self, task):
+        key = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[task]
+        annotations = self._coco_api.anns.values()
+        return not annotations or any(key in annotation for annotation in annotations)
+
+    def _check_annotations(self):
+        content = self._coco_api.dataset
+        missing = [key for key in ("images", "categories") if key not in content]
+        if missing:
+            raise AnnotationError(
+                f"{self._annotations} has no {missing[0]!r}: it is not in COCO's format."
+            )
+        for annotation in content.get("annotations", ()):
+            for key in ("id", "image_id", "category_id", "area"):
+                if key not in annotation:
+                    raise AnnotationError(
+                        f"{self._annotations}: an annotation has no {key!r}, which COCO's scores"
+                        f" need: {str(annotation)[:200]}"
+                    )
+        if len(content["images"]) != len(self._coco_api.imgs):
+            raise AnnotationError(
+                f"{self._annotations} has {len(content['images'])} images, but only"
+                f" {len(self._coco_api.imgs)} different ids of them: frames of different videos"
+                " need different image_ids."
+            )

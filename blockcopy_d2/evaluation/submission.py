@@ -19,6 +19,8 @@ from detectron2.utils.file_io import PathManager
 
 from blockcopy_d2.atomic import atomic_write
 
+from .gathering import gather
+
 __all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission"]
 
 
@@ -72,8 +74,7 @@ class _Submission:
         Returns:
             dict: empty, for there are no scores.
         """
-        comm.synchronize()
-        found = sum(comm.all_gather(self._num_frames))
+        found = sum(gather(self._num_frames))
         if comm.is_main_process():
             path = os.path.join(self._output_dir, f"{self.name}.zip")
             with atomic_write(path) as temporary:

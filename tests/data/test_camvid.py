@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from blockcopy_d2.data import (
     load_camvid,
     register_camvid,
 )
+from blockcopy_d2.data.files import AnnotationError
+from blockcopy_d2.data.videos import load_videos
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.evaluation import VideoSemSegEvaluator, build_evaluator
 from blockcopy_d2.resources import config_path
@@ -60,9 +64,7 @@ def test_the_clip_loader_yields_its_frames_in_order(root):
 
 
 def test_missing_files_are_named(root):
-    with pytest.raises(
-        FileNotFoundError, match="images/.*From there.*DETECTRON2_DATASETS"
-    ):
+    with pytest.raises(FileNotFoundError, match="images/.*From there.*DETECTRON2_DATASETS"):
         load_camvid(str(root), "train", "From there.")
     next((root / "val" / "labels").iterdir()).unlink()
     with pytest.raises(FileNotFoundError, match=r"labels/\w+.png.*is missing"):
@@ -119,3 +121,44 @@ def test_frames_without_labels_do_not_count(root):
         output = predictions(frame) if frame["labelled"] else None
         evaluator.process([frame], [output])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
+def test_frames_that_name_no_labels_are_not_asked_for_any(root):
+    dataset = load_camvid(str(root), "val")
+    for frame in dataset:
+        if frame["frame_index"] == 1:
+            del frame["sem_seg_file_name"], frame["labelled"]
+    DatasetCatalog.remove(NAME)
+    DatasetCatalog.register(NAME, lambda: dataset)
+    labelled = [f["labelled"] for video in load_videos(NAME) for f in video]
+    assert labelled == [frame["frame_index"] != 1 for frame in dataset]
+    evaluator = VideoSemSegEvaluator(NAME)
+    evaluator.reset()
+    for frame in dataset:
+        if frame["frame_index"] != 1:
+            evaluator.process([frame], [predictions(frame)])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+    with pytest.raises(AnnotationError, match=f"{dataset[1]['file_name']}.*no sem_seg_file_name"):
+        evaluator.process([dataset[1]], [predictions(dataset[0])])
+
+
+@pytest.mark.parametrize("damage", ["cut", "colours", "class", "size", "missing"])
+def test_labels_that_cannot_be_scored_are_named(root, damage):
+    frame = load_camvid(str(root), "val")[0]
+    output, file = predictions(frame), Path(frame["sem_seg_file_name"])
+    labels = np.asarray(Image.open(file))
+    evaluator = VideoSemSegEvaluator(NAME)
+    evaluator.reset()
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:60])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        spoilt = {
+            "colours": np.stack([labels] * 3, axis=2),
+            "class": np.full_like(labels, 200),
+            "size": labels[1:],
+        }
+        Image.fromarray(spoilt[damage]).save(file)
+    with pytest.raises((AnnotationError, FileNotFoundError), match=file.name):
+        evaluator.process([frame], [output])

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from blockcopy_d2.data import load_cityscapes_video, register_cityscapes_video
+from blockcopy_d2.data.files import AnnotationError
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.evaluation import (
     CityscapesVideoInstanceEvaluator,
@@ -29,9 +30,7 @@ def root(tmp_path, monkeypatch):
     for index in range(4):
         write_clip(data, f"a_{index:06d}")
     register_cityscapes_video(NAME, str(data), "val")
-    register_cityscapes_video(
-        SEM_SEG, str(data), "val", evaluator_type="cityscapes_video_sem_seg"
-    )
+    register_cityscapes_video(SEM_SEG, str(data), "val", evaluator_type="cityscapes_video_sem_seg")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     yield data
@@ -232,9 +231,7 @@ def test_semantic_segmentation(root):
 def test_evaluators_by_type(tmp_path, evaluator_type, expected):
     annotations = tmp_path / "annotations.json"
     annotations.write_text('{"images": [], "annotations": [], "categories": []}')
-    MetadataCatalog.get("test_type").set(
-        evaluator_type=evaluator_type, json_file=str(annotations)
-    )
+    MetadataCatalog.get("test_type").set(evaluator_type=evaluator_type, json_file=str(annotations))
     try:
         assert isinstance(build_evaluator(load_config(), "test_type", str(tmp_path)), expected)
     finally:
@@ -266,3 +263,39 @@ def test_scores_do_not_depend_on_a_function_that_numpy_dropped(root, monkeypatch
         name=SEM_SEG,
     )
     assert result["sem_seg"]["iIoU"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("kind", ["instanceIds", "labelIds"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "colours", "id", "missing"])
+def test_ground_truth_that_cannot_be_used_is_named(root, kind, damage):
+    file = root / "gtFine" / "val" / "a" / f"a_000002_000019_gtFine_{kind}.png"
+    if damage in ("cut", "empty"):
+        file.write_bytes(file.read_bytes()[:60] if damage == "cut" else b"")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "colours":
+        Image.new("RGB", (WIDTH, HEIGHT)).save(file)
+    else:
+        Image.fromarray(np.full((HEIGHT, WIDTH), 77, np.uint8)).save(file)
+    name, evaluator_type = (NAME, "instance") if kind == "instanceIds" else (SEM_SEG, "sem_seg")
+    evaluator = build_evaluator(load_config(), name, "unused")
+    evaluator.reset()
+    folder = evaluator._temp_dir
+    output = (
+        nothing() if evaluator_type == "instance" else {"sem_seg": torch.zeros(19, HEIGHT, WIDTH)}
+    )
+    for clip in range(4):
+        frame = {"file_name": f"x/a/a_{clip:06d}_000019_leftImg8bit.png"}
+        evaluator.process([frame], [output])
+    with pytest.raises((AnnotationError, FileNotFoundError), match=file.name):
+        evaluator.evaluate()
+    assert not os.path.exists(folder), "nothing is left behind"
+
+
+def test_what_cityscapesscripts_prints_before_it_gives_up_is_told(root):
+    evaluator = build_evaluator(load_config(), SEM_SEG, "unused")
+    evaluator.reset()
+    frame = {"file_name": "x/a/a_000002_000019_leftImg8bit.png"}
+    evaluator.process([frame], [{"sem_seg": torch.zeros(19, HEIGHT + 2, WIDTH)}])
+    with pytest.raises(RuntimeError, match=r"gave up: ERROR: Image heights of .*a_000002_000019"):
+        evaluator.evaluate()

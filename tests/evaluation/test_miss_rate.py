@@ -346,3 +346,20 @@ def test_without_a_labelled_frame_there_is_no_score(dataset, caplog):
     result = MissRateEvaluator(NAME).evaluate()["miss_rate"]
     assert all(math.isnan(rate) for rate in result.values())
     assert "No labelled frame was processed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "image_ids, message",
+    [
+        (["frame0", "frame0"], "2 labelled frames of test_miss_rate have the image_id 'frame0'"),
+        (["frame0", "frame1"], "1 frames of test_miss_rate .* no annotations, .* 'frame1'"),
+    ],
+)
+def test_frames_that_cannot_be_told_apart_or_have_no_labels_are_refused(
+    dataset, image_ids, message
+):
+    evaluator = MissRateEvaluator(NAME)
+    for image_id in image_ids:
+        evaluator.process([{"image_id": image_id}], [output()])
+    with pytest.raises(ValueError, match=message):
+        evaluator.evaluate()

@@ -12,12 +12,13 @@ are for training.
 
 import collections
 import csv
+import math
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..files import require_folder
+from ..files import AnnotationError, require_folder
 
 NAME = "PETS09-S2L1"
 HEIGHT, WIDTH = 576, 768
@@ -61,11 +62,16 @@ def load_pets09(root, split, origin=""):
 
     Raises:
         FileNotFoundError: names the missing folder, and where the data set comes from.
-        ValueError: a line of gt.txt is not a box.
+        AnnotationError: a line of gt.txt is not a box, or its boxes end too early.
     """
     for folder in ("img1", "gt"):
         require_folder(os.path.join(root, folder), root, origin)
     boxes = read_boxes(gt_file(root))
+    if max(boxes) < SPLITS[split][-1]:
+        raise AnnotationError(
+            f"The boxes {gt_file(root)} end at frame {max(boxes)}; expected boxes up to frame"
+            f" {NUM_FRAMES}: the file is truncated. {origin}"
+        )
     return [
         {
             "file_name": frame_file(root, number),
@@ -130,29 +136,38 @@ def read_boxes(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: names the line that is not a box.
+        AnnotationError: names the file, which is empty or no text, or its line that is not a box.
     """
     frames = collections.defaultdict(list)
-    with open(path, newline="") as f:
-        for line, row in enumerate(csv.reader(f), start=1):
-            try:
-                number, box, counts = int(row[0]), [float(value) for value in row[2:6]], row[6]
-            except (IndexError, ValueError) as error:
-                raise ValueError(
-                    f"{path}, line {line} is {','.join(row)!r}; expected frame, person, left, top,"
-                    " width, height and 1, or 0 for a box to ignore, as MOTChallenge writes them."
-                ) from error
-            # Pixels count from 1 there.
-            box[0] -= 1
-            box[1] -= 1
-            frames[number].append(
-                {
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": 0,
-                    "iscrowd": int(float(counts) == 0),
-                }
-            )
+    try:
+        with open(path, newline="") as f:
+            rows = list(csv.reader(f))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AnnotationError(f"The boxes {path} are not a table of text: {error}") from error
+    if not rows:
+        raise AnnotationError(f"The boxes {path} are empty.")
+    for line, row in enumerate(rows, start=1):
+        try:
+            number, counts = int(row[0]), float(row[6])
+            box = [float(value) for value in row[2:6]]
+            if not all(map(math.isfinite, box)):
+                raise ValueError(f"{box} is not finite")
+        except (IndexError, ValueError) as error:
+            raise AnnotationError(
+                f"{path}, line {line} is {','.join(row)!r}; expected frame, person, left, top,"
+                " width, height and 1, or 0 for a box to ignore, as MOTChallenge writes them."
+            ) from error
+        # Pixels count from 1 there.
+        box[0] -= 1
+        box[1] -= 1
+        frames[number].append(
+            {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 0,
+                "iscrowd": int(counts == 0),
+            }
+        )
     return frames
 
 

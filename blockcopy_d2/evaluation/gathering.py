@@ -1,0 +1,142 @@
+"""
+Bringing together on the main process what all processes of a job have, although they end at
+different times, and some of them never.
+
+A collective of torch.distributed has one limit for everything, and one process that is missing
+takes the data of all others with it. Here each process leaves its data in the job's store and goes
+on; the main process collects what is there.
+"""
+
+import itertools
+import logging
+import pickle
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+from detectron2.utils import comm
+
+__all__ = ["FINAL_LIMIT", "arrivals", "gather", "lost_processes", "wait_for_all"]
+
+# How long finished processes wait for those that still run. Clips are shared out as they come, so
+# some may take many times as long as others.
+FINAL_LIMIT = timedelta(hours=24)
+# How often the store is asked.
+_INTERVAL = 0.05
+# A store refuses values above 8 MiB.
+_CHUNK = 4 << 20
+
+_calls = itertools.count()
+# Processes that missed a limit: they are not waited for again.
+_lost = set()
+
+
+def lost_processes():
+    """
+    Returns:
+        list[int]: ranks of the processes whose data this one did not get.
+    """
+    return sorted(_lost)
+
+
+def gather(data, *, limit=None):
+    """
+    Like Detectron2's ``comm.gather``, but without those that do not answer in time. All processes
+    call it, in the same order; only the main one waits.
+
+    Args:
+        data (object): that can be pickled.
+        limit (timedelta or None): for the slowest process; None: ``FINAL_LIMIT``.
+
+    Returns:
+        list: on the main process, what each process that answered has, by rank; elsewhere empty.
+    """
+    if comm.get_world_size() == 1:
+        return comm.gather(data)
+    found = dict(arrivals(data, limit=limit))
+    return [found[rank] for rank in sorted(found)]
+
+
+def arrivals(data, *, limit=None):
+    """
+    As :func:`gather`, one by one.
+
+    Yields:
+        tuple[int, object]: on the main process, rank and data, in the order in which they come.
+    """
+    if comm.get_world_size() == 1:
+        yield from enumerate(comm.gather(data))
+        return
+    store, call = _store(), next(_calls)
+    if not comm.is_main_process():
+        _put(store, f"{call}/{comm.get_rank()}", data)
+        return
+    yield comm.get_rank(), data
+    for rank in _ready(store, call, limit):
+        yield rank, _take(store, f"{call}/{rank}")
+
+
+def wait_for_all(*, limit=None):
+    """
+    Wait until all processes are here. Unlike a barrier of torch.distributed it takes as long as
+    some of them need to finish other work.
+
+    Raises:
+        RuntimeError: names the processes that did not come in time.
+    """
+    if comm.get_world_size() == 1:
+        return
+    store, call = _store(), next(_calls)
+    _put(store, f"{call}/{comm.get_rank()}", None)
+    for _ in _ready(store, call, limit):
+        pass
+    if _lost:
+        raise RuntimeError(
+            f"Process {', '.join(map(str, lost_processes()))} of {comm.get_world_size()} did not"
+            " answer: it has ended, or hangs. The job cannot go on without it."
+        )
+
+
+def _ready(store, call, limit):
+    """Ranks of the other processes, as they are done; what is left at the limit is lost."""
+    limit = FINAL_LIMIT if limit is None else limit
+    end = time.monotonic() + limit.total_seconds()
+    waiting = set(range(comm.get_world_size())) - {comm.get_rank()} - _lost
+    while waiting:
+        for rank in sorted(waiting):
+            if store.check([f"{call}/{rank}"]):
+                waiting.remove(rank)
+                yield rank
+        if waiting and time.monotonic() > end:
+            _lost.update(waiting)
+            logging.getLogger(__name__).error(
+                "Process %s of %d did not answer within %s; going on without it.",
+                ", ".join(map(str, sorted(waiting))),
+                comm.get_world_size(),
+                limit,
+            )
+            return
+        # Not in the store, where an interrupt would have to wait.
+        time.sleep(_INTERVAL)
+
+
+def _put(store, key, data):
+    content = pickle.dumps(data)
+    chunks = range(0, len(content), _CHUNK)
+    for index, start in enumerate(chunks):
+        store.set(f"{key}/{index}", content[start : start + _CHUNK])
+    # The last key to come says that all of them are there.
+    store.set(key, str(len(chunks)))
+
+
+def _take(store, key):
+    content = b""
+    for index in range(int(store.get(key))):
+        content += store.get(f"{key}/{index}")
+        store.delete_key(f"{key}/{index}")
+    return pickle.loads(content)
+
+
+def _store():
+    # torch.distributed has no public way to the store of a job.
+    return dist.PrefixStore("blockcopy_d2", dist.distributed_c10d._get_default_store())
