@@ -4,6 +4,8 @@ Imports point one way: kernels <- sparse <- motion <- policy <- modeling
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,16 @@ def test_the_package_stands_alone(path):
     assert not tops & {"projects", "demo", "train_net", "tests", "benchmarks"}
     if part(path) in ("kernels", "sparse"):
         assert not tops & {"detectron2", "fvcore", "iopath"}
+
+
+def test_training_and_scoring_need_no_pyav():
+    """Only those who read or write videos do: machines that train may have none."""
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "import blockcopy_d2.data, blockcopy_d2.engine, blockcopy_d2.evaluation, train_net\n"
+        "import benchmarks.frame, benchmarks.network"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,8 +12,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from PIL import Image, ImageOps
 
+from blockcopy_d2 import visualization
 from blockcopy_d2.evaluation.summary import summarize, summary_table, write_summary
-from blockcopy_d2.visualization import VideoWriter, draw_frame, pixel_classes
+from blockcopy_d2.visualization import draw_frame, pixel_classes
 
 __all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
 
@@ -101,7 +102,7 @@ class OverlayHook(HookBase):
         self._writer = self._size = None
 
     def before_train(self):
-        self._writer = VideoWriter(self._path, self._fps)
+        self._writer = visualization.VideoWriter(self._path, self._fps)
 
     def after_step(self):
         runs, inputs = self.trainer.runs, self.trainer.inputs

@@ -1,4 +1,13 @@
+"""Pictures and videos of results. What writes videos is imported when asked for: it needs PyAV."""
+
+import importlib
+
 from .overlay import draw_frame, pixel_classes
-from .video import VideoWriteError, VideoWriter, check_video_path
 
 __all__ = ["VideoWriteError", "VideoWriter", "check_video_path", "draw_frame", "pixel_classes"]
+
+
+def __getattr__(name):
+    if name in __all__:
+        return getattr(importlib.import_module(".video", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
