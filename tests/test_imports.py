@@ -31,7 +31,8 @@ ALLOWED = {
     "engine": CORE | {"kernels", "data", "evaluation", "visualization"} | FOUNDATION,
     "report": CORE | {"data", "evaluation", "visualization", "engine"} | FOUNDATION,
     "checkpoint_conversion": set(),
-    "config": set(),
+    "config": {"config_key"},
+    "config_key": set(),
     "resources": set(),
     "__init__": FOUNDATION,
 }

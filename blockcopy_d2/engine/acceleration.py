@@ -9,11 +9,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blockcopy_d2.config import add_blockcopy_config
+from blockcopy_d2.config import KEYS, add_blockcopy_config
 from blockcopy_d2.modeling import BlockCopyVideoModel, infer_task
 from blockcopy_d2.resources import config_path, trained_weights
 
 from .checkpoint import WeightsCheckpointer
+from .config_merging import nearest
 from .defaults import complete_config, load_config
 from .runs import build_learner, build_video_model
 
@@ -72,7 +73,7 @@ def accelerate(model_or_cfg, target=None, **options):
         return model
     base = model_or_cfg
     if isinstance(base, DictConfig):
-        own = dict(base.get("blockcopy", {}))
+        own = _lazy_options(base)
         own_target = own.pop("target", None)
         target, options = own_target if target is None else target, {**own, **options}
         base = build_lazy_model(base)
@@ -100,22 +101,27 @@ def video_config(cfg, target=None, **options):
 
     Returns:
         CfgNode: a copy of ``cfg`` with BlockCopy enabled, checked, on a device this machine has.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: names a key with a value it does not take.
     """
     unknown = options.keys() - _OPTIONS.keys()
     if unknown:
         raise TypeError(
-            f"There is no option {', '.join(sorted(unknown))}; expected {', '.join(_OPTIONS)}."
+            f"There is no option {', '.join(sorted(unknown))}; expected {', '.join(_OPTIONS)}"
+            f"{nearest(min(unknown), _OPTIONS)}"
         )
     cfg = cfg.clone()
     cfg.defrost()
     add_blockcopy_config(cfg)
     cfg.MODEL.BLOCKCOPY.ENABLED = True
+    values = {_OPTIONS[name]: value for name, value in options.items()}
     if target is not None:
-        cfg.MODEL.BLOCKCOPY.TARGET = float(target)
-    for name, value in options.items():
-        *path, key = _OPTIONS[name].split(".")
-        node = functools.reduce(getattr, path, cfg)
-        node[key] = type(node[key])(value)
+        values["MODEL.BLOCKCOPY.TARGET"] = target
+    for name, value in values.items():
+        *path, key = name.split(".")
+        functools.reduce(getattr, path, cfg)[key] = KEYS[name].check(name, value)
     return complete_config(cfg)
 
 
@@ -148,17 +154,43 @@ def load_video_config(name, opts=(), *, target=None, enabled=True):
     last = [] if target is None else [f"blockcopy.target={target}"]
     try:
         cfg = LazyConfig.apply_overrides(LazyConfig.load(path), [*own, *opts, *last])
+    except SyntaxError as error:
+        raise ValueError(f"The LazyConfig {name} is not valid Python: {error}") from error
     except (HydraException, OmegaConfBaseException, NotImplementedError) as error:
         message = str(error).splitlines()[0]
         raise ValueError(
             f"{message}. Overrides of the LazyConfig {name} have the form KEY=VALUE."
         ) from error
-    unknown = cfg.get("blockcopy", {}).keys() - {"target", *_OPTIONS}
-    if unknown:
-        raise KeyError(
-            f"Unknown config key blockcopy.{min(unknown)}; expected target, {', '.join(_OPTIONS)}."
-        )
+    _lazy_options(cfg)
     return cfg
+
+
+def _lazy_options(cfg):
+    """
+    Args:
+        cfg (DictConfig): a LazyConfig.
+
+    Returns:
+        dict: its node ``blockcopy``, which holds options of :func:`accelerate`.
+
+    Raises:
+        KeyError, ValueError: names an option that is unknown or has a value it does not take.
+    """
+    options = cfg.get("blockcopy")
+    if options is None:
+        return {}
+    known = {"target": "MODEL.BLOCKCOPY.TARGET", **_OPTIONS}
+    if not isinstance(options, DictConfig):
+        raise ValueError(f"blockcopy is {options!r}; it must be options: {', '.join(known)}.")
+    for name, value in options.items():
+        if name not in known:
+            raise KeyError(
+                f"Unknown config key blockcopy.{name}; expected {', '.join(known)}"
+                f"{nearest(str(name), known)}"
+            )
+        if not (name == "target" and value is None):
+            KEYS[known[name]].check(f"blockcopy.{name}", value)
+    return dict(options)
 
 
 def metadata_of(cfg):

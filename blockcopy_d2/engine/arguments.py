@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import math
 
 from blockcopy_d2.data import FrameReadError
 
-__all__ = ["add_config_arguments", "count", "errors_end_the_program", "fraction", "positive"]
+__all__ = ["add_config_arguments", "count", "errors_end_the_program", "fraction", "points", "positive"]
 
 
 def add_config_arguments(parser, *, default="maskrcnn_blockcopy.yaml", lazy=False):
@@ -38,6 +39,14 @@ def fraction(text):
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
+    return value
+
+
+def points(text):
+    """float: finite and at least 0, or what argparse reports."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return value
 
 

@@ -1,13 +1,10 @@
 """What train_net.py and demo.py share: from command line arguments to a checked config."""
 
 import argparse
-import difflib
 import logging
-import re
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser as detectron2_argument_parser
 from detectron2.engine import default_setup
 from detectron2.projects.deeplab import add_deeplab_config
@@ -16,8 +13,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
-from blockcopy_d2.policy import POLICY_REGISTRY
+from blockcopy_d2.policy import check_policy_name
 from blockcopy_d2.resources import config_path, trained_weights
+
+from .config_merging import merge_file, merge_overrides
 
 __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
 
@@ -68,7 +67,7 @@ def setup(args):
 def load_config(path="", opts=()):
     """
     Args:
-        path (str): a config file, or empty for Detectron2's defaults.
+        path (str): a yaml config, or empty for Detectron2's defaults. No code in it is executed.
         opts (sequence[str]): "KEY VALUE" pairs that override it.
 
     Returns:
@@ -84,26 +83,13 @@ def load_config(path="", opts=()):
             f"{path} is a LazyConfig, which is for demo.py, blockcopy_d2.report and accelerate();"
             " here a yaml config is expected."
         )
-    if len(opts) % 2:
-        raise ValueError(
-            "Config overrides are pairs of KEY and VALUE; these are not:"
-            f" {' '.join(map(str, opts))}"
-        )
     cfg = get_cfg()
     add_deeplab_config(cfg)
     add_pointrend_config(cfg)
     add_blockcopy_config(cfg)
-    try:
-        if path:
-            cfg.merge_from_file(path)
-        cfg.merge_from_list(list(opts))
-    except (KeyError, AssertionError) as error:
-        unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", str(error))
-        if unknown is None:
-            raise
-        raise KeyError(_unknown_key_message(unknown.group(1), cfg)) from error
-    except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not a yaml config of Detectron2: {error}") from error
+    if path:
+        merge_file(cfg, path)
+    merge_overrides(cfg, opts)
     return complete_config(cfg)
 
 
@@ -119,34 +105,11 @@ def complete_config(cfg):
     Raises:
         ValueError: names a key with a value out of its range.
     """
-    enable_blockcopy(cfg)
     check_blockcopy_config(cfg)
-    _check_policy_name(cfg.MODEL.BLOCKCOPY.POLICY.NAME)
+    check_policy_name(cfg.MODEL.BLOCKCOPY.POLICY.NAME)
+    enable_blockcopy(cfg)
     _follow_the_machine(cfg)
     return cfg
-
-
-def _unknown_key_message(key, cfg):
-    known = list(_full_keys(cfg))
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    if not near:
-        leaf = key.rsplit(".", 1)[-1]
-        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:3]
-    hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    return f"Unknown config key {key}{hint}"
-
-
-def _full_keys(node, prefix=""):
-    for key, value in node.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _full_keys(value, f"{prefix}{key}.")
-
-
-def _check_policy_name(name):
-    if name not in POLICY_REGISTRY:
-        known = ", ".join(sorted(known for known, _ in POLICY_REGISTRY))
-        raise ValueError(f"MODEL.BLOCKCOPY.POLICY.NAME is {name!r}; it must be one of {known}.")
 
 
 def _follow_the_machine(cfg):

@@ -11,6 +11,8 @@ from detectron2.config import CfgNode, configurable, instantiate
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
+from blockcopy_d2.config import KEYS
+from blockcopy_d2.config_key import number
 from blockcopy_d2.data import as_frame, close_all, open_frames, read_ahead
 from blockcopy_d2.modeling import StreamBatch, learn
 
@@ -164,8 +166,7 @@ class VideoPredictor:
         Raises:
             ValueError: it is out of range, or the policy follows no target.
         """
-        if not 0 <= target <= 1:
-            raise ValueError(f"target is {target}; it is a fraction of blocks, within [0, 1].")
+        target = KEYS["MODEL.BLOCKCOPY.TARGET"].check("target", target)
         for policy, learner in self._policies:
             _follower(policy, learner).target = target
 
@@ -175,11 +176,13 @@ class VideoPredictor:
         is that of a call: resizing, network and learning, but no decoding.
 
         Args:
-            milliseconds (float or None): None to stop, and leave the target where it is.
+            milliseconds (float or None): above 0; None to stop, and leave the target where it is.
 
         Raises:
             ValueError: it is not positive, or the policy follows no target.
         """
+        if milliseconds is not None:
+            milliseconds = number(None, open_ends=True).check("milliseconds", milliseconds)
         for policy, learner in self._policies:
             _follower(policy, learner)
         self._budget = None if milliseconds is None else FrameBudget(milliseconds / 1000)

@@ -2,7 +2,7 @@
 
 from .base import Decision, Policy
 from .baselines import AllBlocks, EveryKthFrame, FrameDifference, NoBlocks, RandomBlocks
-from .build import POLICY_REGISTRY, build_policy
+from .build import POLICY_REGISTRY, build_policy, check_policy_name
 from .information_gain import (
     DetectionMasks,
     block_information_gain,
@@ -31,6 +31,7 @@ __all__ = [
     "RandomBlocks",
     "block_information_gain",
     "build_policy",
+    "check_policy_name",
     "instance_block_gain",
     "instance_information_gain",
     "paint_output",

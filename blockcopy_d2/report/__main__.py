@@ -34,6 +34,7 @@ from blockcopy_d2.engine.arguments import (
     add_config_arguments,
     errors_end_the_program,
     fraction,
+    points,
     positive,
 )
 from blockcopy_d2.engine.outputs import check_output, refuse_overwriting, weight_files
@@ -83,7 +84,7 @@ def get_parser():
     )
     parser.add_argument(
         "--margin",
-        type=float,
+        type=points,
         default=5,
         metavar="POINTS",
         help="the recommended target is the fastest one whose agreement (AP50 or mIoU, dense has"
