@@ -6,7 +6,14 @@ import math
 
 from blockcopy_d2.data import FrameReadError
 
-__all__ = ["add_config_arguments", "count", "errors_end_the_program", "fraction", "points", "positive"]
+__all__ = [
+    "add_config_arguments",
+    "count",
+    "errors_end_the_program",
+    "fraction",
+    "points",
+    "positive",
+]
 
 
 def add_config_arguments(parser, *, default="maskrcnn_blockcopy.yaml", lazy=False):
