@@ -384,7 +384,7 @@ def test_bad_input_is_named(run, clip, args, opts, message):
     [
         (["MODEL.WEIGHTS", "x.pth"], "have the form KEY=VALUE"),
         (["blockcopy.tagret=1"], "Unknown config key blockcopy.tagret; expected target"),
-        (["blockcopy.target=2"], "MODEL.BLOCKCOPY.TARGET is 2.0; it must be within"),
+        (["blockcopy.target=2"], "blockcopy.target is 2.0; it must be a finite number within"),
         (["model.no_such=1"], "cannot be built: .* unexpected keyword argument 'no_such'"),
         (["train.init_checkpoint="], "MODEL.WEIGHTS is empty"),
     ],

@@ -27,10 +27,9 @@ def build_policy(cfg, *, num_classes):
         Policy:
 
     Raises:
-        ValueError: there is no policy of this name.
+        KeyError: there is no policy of this name.
     """
     name = cfg.MODEL.BLOCKCOPY.POLICY.NAME
-    check_policy_name(name)
     return POLICY_REGISTRY.get(name)(cfg, num_classes=num_classes)
 
 
