@@ -10,15 +10,17 @@ Shape shorthand in this module:
 """
 
 import copy
+import functools
+import inspect
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import nn
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse.grid import check_stride
+from blockcopy_d2.sparse.proxy import ModuleProxy
 
 from .frames import FrameGraph, run_frame
 from .frames.steps import fill_slots, fit_to_size
@@ -32,7 +34,7 @@ __all__ = ["BlockCopyVideoModel"]
 
 
 @META_ARCH_REGISTRY.register()
-class BlockCopyVideoModel(nn.Module):
+class BlockCopyVideoModel(ModuleProxy):
     """
     Runs a Detectron2 model on video: a policy picks the blocks of a frame worth executing, the
     block-sparse modules of the model compute those and keep their features elsewhere (section 3
@@ -46,6 +48,11 @@ class BlockCopyVideoModel(nn.Module):
 
     The weights of the task network are frozen and it stays in inference mode. Its state dict is
     that of the wrapped model, plus the policy's under "policy.".
+
+    All else that the wrapped model has is here too: ``model.preprocess_image(...)``,
+    ``model.roi_heads``, ``model.test_score_thresh = 0.3``; and ``isinstance`` takes this for an
+    instance of its class. Its methods run densely, without state; but ``model.inference(inputs)``
+    of frames with a "video_id", and no other option, is :meth:`forward`, as it is in Detectron2.
 
     Attributes:
         learner (OnlineLearner or None): teaches the policy on every frame given to
@@ -93,14 +100,6 @@ class BlockCopyVideoModel(nn.Module):
         super().__init__()
         for shape in base.backbone.output_shape().values():
             check_stride(block_size, shape.stride)
-        # The children of the wrapped model are ours too, so that the names in the state dict stay
-        # Detectron2's; the model itself is no child.
-        object.__setattr__(self, "base", base.eval().requires_grad_(False))
-        self._parameters = base._parameters
-        self._buffers = base._buffers
-        self._non_persistent_buffers_set = base._non_persistent_buffers_set
-        for name, child in base.named_children():
-            self.add_module(name, child)
         self.policy = policy
         self.task = task
         self.block_size = block_size
@@ -114,6 +113,7 @@ class BlockCopyVideoModel(nn.Module):
         # Counts what makes copies of the weights worthless.
         self.weights_version = 0
         self.register_load_state_dict_post_hook(_count_weights)
+        self._wrap(base.eval().requires_grad_(False))
         self.eval()
 
     @classmethod
@@ -157,8 +157,45 @@ class BlockCopyVideoModel(nn.Module):
         }
 
     @property
+    def base(self):
+        """nn.Module: the wrapped meta-architecture."""
+        return self._wrapped
+
+    @property
     def device(self):
         return self.base.pixel_mean.device
+
+    @property
+    def __class__(self):
+        # What isinstance() asks for besides the type: whoever takes a GeneralizedRCNN, as
+        # GeneralizedRCNNWithTTA does, takes one that is wrapped.
+        return type(self.__dict__.get("_wrapped", self))
+
+    def _get_name(self):
+        return type(self).__name__
+
+    def __reduce_ex__(self, protocol):
+        # Streams and their graphs are of this model, in this process.
+        state = {**self.__dict__, "streams": StreamPool(self.streams.max_streams)}
+        # Pickle's own way would compare __class__ with the type.
+        return _without_init, (type(self),), state
+
+    def _wrapped_value(self, name, value):
+        """Methods of the wrapped model run in the model's precision."""
+        if not inspect.ismethod(value) or value.__self__ is not self.base:
+            return value
+
+        @functools.wraps(value)
+        def method(*args, **kwargs):
+            if name == "inference" and (inputs := _frames_of_streams(value, args, kwargs)):
+                return self(inputs)
+            with inference_autocast(self.device, self.amp):
+                return value(*args, **kwargs)
+
+        return method
+
+    def _wrapped_changed(self):
+        self.weights_version += 1
 
     def _apply(self, fn, recurse=True):
         self.weights_version += 1
@@ -283,6 +320,23 @@ class BlockCopyVideoModel(nn.Module):
             result.detections, result.previous_detections, result.grid.shape
         )
         return gain[None].masked_fill(result.broken | result.cut, torch.nan)
+
+
+def _frames_of_streams(inference, args, kwargs):
+    """The inputs of a call that asks for no more than forward(), if they belong to streams."""
+    parameters = inspect.signature(inference).parameters
+    call = inspect.signature(inference).bind(*args, **kwargs)
+    (_, inputs), *options = call.arguments.items() or [(None, None)]
+    if any(value is not parameters[name].default for name, value in options):
+        return None
+    in_video = isinstance(inputs, (list, tuple)) and any(
+        isinstance(x, dict) and "video_id" in x for x in inputs
+    )
+    return inputs if in_video else None
+
+
+def _without_init(cls):
+    return cls.__new__(cls)
 
 
 def _count_weights(model, incompatible_keys):

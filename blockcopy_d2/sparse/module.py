@@ -6,7 +6,6 @@ import os
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
 
 from blockcopy_d2.kernels import has_triton, triton_runs_on
 
@@ -14,6 +13,7 @@ from . import torch_ops
 from .capture import CaptureError, capture
 from .planning import plan
 from .precision import autocast_dtype, example_inputs
+from .proxy import ModuleProxy
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ BACKENDS = ("auto", "triton", "torch")
 _MAX_PROGRAMS = 8
 
 
-class BlockSparseModule(nn.Module):
+class BlockSparseModule(ModuleProxy):
     """Runs a dense network block-sparsely on video, with the same call signature and weights.
 
     Inside block_sparse() a call computes the active blocks of the frame and leaves the features of
@@ -39,8 +39,9 @@ class BlockSparseModule(nn.Module):
     def __init__(self, module, backend="auto"):
         """
         Args:
-            module: the network. Its parameters, buffers and children appear under their own names:
-                the state_dict of this module is the state_dict of the one it holds.
+            module: the network. This module has all that it has, under the same names, see
+                ModuleProxy: the state_dict is that of the network. Methods besides forward run
+                densely.
             backend: "triton", "torch" or "auto", see execution().
 
         Raises:
@@ -50,17 +51,23 @@ class BlockSparseModule(nn.Module):
         if backend not in BACKENDS:
             raise ValueError(f"Backend {backend!r}: must be one of {', '.join(BACKENDS)}.")
         self.backend = backend
-        # Sharing the dictionaries, not registering `module` as a child, keeps every name as it is.
-        self._parameters = module._parameters
-        self._buffers = module._buffers
-        self._non_persistent_buffers_set = module._non_persistent_buffers_set
-        self._modules = module._modules
-        object.__setattr__(self, "dense_module", module)
-        self.training = module.training
         self._programs = {}
         self._frame = None
         self._uncapturable = False
         self.register_load_state_dict_post_hook(_forget_programs)
+        self._wrap(module)
+
+    @property
+    def dense_module(self):
+        """nn.Module: the network."""
+        return self._wrapped
+
+    def __getstate__(self):
+        # A copy compiles its own.
+        return {**self.__dict__, "_programs": {}, "_frame": None}
+
+    def _wrapped_changed(self):
+        self._programs.clear()
 
     def train(self, mode=True):
         self.dense_module.train(mode)
