@@ -39,22 +39,23 @@ def fold_batch_norm(module):
     return module
 
 
-def dense_rivals(network, example):
+def dense_rivals(network, example, modes=COMPILE_MODES):
     """
     Args:
         network (callable): of one tensor; folded, in the precision and memory format to run in.
         example (Tensor): an input, of the only size that will be run.
+        modes (sequence[str]): of torch.compile to try.
 
     Returns:
         dict[str, callable]: the network by how it runs: "eager", the libraries' kernels one by one,
-        and "compile MODE" for every mode of torch.compile.
+        and "compile MODE" for every mode.
 
     Raises:
         AssertionError: a compiled network computes something else than the eager one.
     """
     rivals = {"eager": network}
     expected = pytree.tree_leaves(network(example))
-    for mode in COMPILE_MODES:
+    for mode in modes:
         torch._dynamo.reset()
         compiled = torch.compile(network, mode=mode, dynamic=False)
         for found, wanted in zip(pytree.tree_leaves(compiled(example)), expected, strict=True):

@@ -63,7 +63,7 @@ def main():
     with torch.no_grad():
         blockcopy = BlockCopy(cfg, images, dtype)
         peak_memory = torch.cuda.max_memory_allocated()
-        dense = BestDense(cfg, images, dtype)
+        dense = BestDense(cfg, images, dtype, args.compile_modes)
         # Not the same one: a policy that is overruled learns from blocks it did not choose.
         own = BlockCopy(cfg, images, dtype)
         variants = {"stock": stock(cfg, images), "best_dense": dense.clip}
@@ -135,7 +135,7 @@ class BestDense:
         how (str): the fastest way to run the network, see :func:`benchmarks.dense.dense_rivals`.
     """
 
-    def __init__(self, cfg, images, dtype):
+    def __init__(self, cfg, images, dtype, modes):
         self.images = images
         model = build_model(base_config(cfg)).eval()
         WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
@@ -157,7 +157,7 @@ class BestDense:
             return (features, *head([features[name] for name in names]))
 
         example = preprocess()
-        rivals = dense_rivals(network, example)
+        rivals = dense_rivals(network, example, modes)
         replays = {name: captured(lambda run=run: run(example)) for name, run in rivals.items()}
         self.how = fastest(interleaved(replays))
         run = rivals[self.how]

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.engine.arguments import add_config_arguments, positive
 
+from .dense import COMPILE_MODES
+
 __all__ = [
     "DTYPES",
     "SHARES",
@@ -55,6 +57,15 @@ def argument_parser(module, description, *, config, name, rounds):
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="(%(default)s)")
     parser.add_argument(
         "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
+    )
+    parser.add_argument(
+        "--compile-modes",
+        nargs="*",
+        choices=COMPILE_MODES,
+        default=list(COMPILE_MODES),
+        metavar="MODE",
+        help="of torch.compile that the dense network is tried in (%(default)s); the second takes"
+        " minutes",
     )
     parser.add_argument(
         "--rounds", type=positive, default=rounds, help="measurements of each (%(default)s)"

@@ -61,7 +61,7 @@ def main():
             "stock": network.stock(),
             "stock_amp": network.stock(autocast=torch.float16),
         }
-        rivals = network.dense()
+        rivals = network.dense(args.compile_modes)
         shares = {str(share): network.random_blocks(share) for share in SHARES}
         variants = {**dense, **rivals, **dict.fromkeys((*shares, "decided"), sparse)}
         variants["policy"] = network.policy_only()
@@ -154,11 +154,11 @@ class Network:
 
         return run
 
-    def dense(self):
+    def dense(self, modes):
         """dict[str, callable]: replays of the dense network, by how it runs."""
         folded = fold_batch_norm(self.base).to(self.dtype, memory_format=torch.channels_last)
         image = self.image.to(self.dtype, memory_format=torch.channels_last)
-        rivals = dense_rivals(_network(folded), image)
+        rivals = dense_rivals(_network(folded), image, modes)
         return {name: captured(lambda run=run: run(image)) for name, run in rivals.items()}
 
     def blockcopy(self):
