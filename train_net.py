@@ -27,6 +27,7 @@ from blockcopy_d2.engine import (
     warm_policy,
 )
 from blockcopy_d2.evaluation import build_evaluator
+from blockcopy_d2.evaluation.gathering import wait_for_all
 
 
 class Trainer(DefaultTrainer):
@@ -46,6 +47,13 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         else:
             self.start_iter = self.iter + 1
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        results = super().test(cfg, model, evaluators)
+        # Here rather than at the barrier that follows during training, which has a short limit.
+        wait_for_all()
+        return results
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

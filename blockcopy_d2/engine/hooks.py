@@ -3,13 +3,17 @@ Hooks of the :class:`EvaluationLoop`. They work on ``trainer.runs`` of the curre
 in which they are registered matters where they say so.
 """
 
+import contextlib
 import dataclasses
+import logging
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from tqdm import tqdm
 
+from blockcopy_d2.evaluation.gathering import gather
 from blockcopy_d2.modeling import StageTimer, StreamPool, learn
 from blockcopy_d2.sparse import BlockGrid
 
@@ -20,6 +24,7 @@ __all__ = [
     "EfficiencyHook",
     "GainShareHook",
     "OnlinePolicyHook",
+    "PolicySavingHook",
     "ProgressHook",
     "ScoringHook",
 ]
@@ -113,7 +118,14 @@ class ComparisonHook(HookBase):
 
 
 class ScoringHook(HookBase):
-    """Scores the outputs of the models that have an evaluator, each with its own."""
+    """
+    Scores the outputs of the models that have an evaluator, each with its own. What fails on the
+    way to a score is named in ``failures``, and ends neither the run nor other models' scores.
+
+    Attributes:
+        scores (dict[str, dict]): by model, {task: {metric: value}}; filled by :meth:`score`.
+        failures (dict[str, str]): by model, why it has no score.
+    """
 
     def __init__(self, evaluators):
         """
@@ -122,6 +134,12 @@ class ScoringHook(HookBase):
         """
         self._evaluators = evaluators
         self.scores = {}
+        self.failures = {}
+
+    @property
+    def models(self):
+        """list[str]: that are to be scored."""
+        return list(self._evaluators)
 
     def before_train(self):
         for evaluator in self._evaluators.values():
@@ -129,14 +147,31 @@ class ScoringHook(HookBase):
 
     def after_step(self):
         for name, run in self.trainer.runs.items():
-            if name in self._evaluators:
-                self._evaluators[name].process([self.trainer.inputs], [run.output])
+            if name in self._evaluators and name not in self.failures:
+                with self._naming_failures(name):
+                    self._evaluators[name].process([self.trainer.inputs], [run.output])
 
-    def after_train(self):
-        if self.trainer.finished:
-            self.scores = {
-                name: evaluator.evaluate() for name, evaluator in self._evaluators.items()
-            }
+    def score(self):
+        """
+        Compute the scores of what was run. All processes of a job call it. A process whose part
+        failed leaves all of them without this score.
+        """
+        for failures in gather(self.failures):
+            self.failures = {**failures, **self.failures}
+        for name, evaluator in self._evaluators.items():
+            # Also where it has failed already: other processes wait for this one's part.
+            with self._naming_failures(name):
+                scores = evaluator.evaluate()
+                if name not in self.failures:
+                    self.scores[name] = scores
+
+    @contextlib.contextmanager
+    def _naming_failures(self, name):
+        try:
+            yield
+        except Exception as error:
+            self.failures.setdefault(name, f"{type(error).__name__}: {error}")
+            logging.getLogger(__name__).exception("The outputs of %s cannot be scored:", name)
 
 
 class EfficiencyHook(HookBase):
@@ -151,8 +186,10 @@ class EfficiencyHook(HookBase):
             record (RunRecord):
         """
         self._record = record
+        self._steps = 0
 
     def after_step(self):
+        self._steps += 1
         trainer, record = self.trainer, self._record
         if not trainer.runs:
             return
@@ -174,7 +211,13 @@ class EfficiencyHook(HookBase):
             trainer.storage.put_scalar("executed_fraction", result.grid.fraction)
 
     def after_train(self):
-        self._record.failures = [str(error) for error in self.trainer.failures]
+        trainer, record = self.trainer, self._record
+        record.failures = [str(error) for error in trainer.failures]
+        if trainer.interruption is not None:
+            record.interruptions.append(
+                f"{trainer.interruption} after {self._steps} of"
+                f" {trainer.max_iter - trainer.start_iter} frames{_of_this_process()}"
+            )
 
 
 class GainShareHook(HookBase):
@@ -209,7 +252,7 @@ class ProgressHook(HookBase):
             title (str): shown in front of the bar.
         """
         self._title = title
-        self._bar = None
+        self._bar = None  # also after a run that failed before it began
 
     def before_train(self):
         self._bar = tqdm(
@@ -230,4 +273,42 @@ class ProgressHook(HookBase):
         self._bar.update()
 
     def after_train(self):
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+class PolicySavingHook(d2_hooks.PeriodicCheckpointer):
+    """
+    Saves the policy every so many frames, at the end, and when the run ends early, so that nothing
+    it has learned is lost. Comes after the hook that teaches it; on the main process.
+    """
+
+    def __init__(self, checkpointer, period):
+        """
+        Args:
+            checkpointer (PolicyCheckpointer):
+            period (int): in frames.
+        """
+        super().__init__(checkpointer, period, file_prefix=checkpointer.file_prefix)
+        self._last = self._saved = None
+
+    def after_step(self):
+        self._last = self.trainer.iter
+        super().after_step()
+        if (self._last + 1) % self.period == 0:
+            self._saved = self._last
+
+    def after_train(self):
+        if not self.trainer.finished and self._last != self._saved:
+            self.checkpointer.save(f"{self.file_prefix}_{self._last:07d}", iteration=self._last)
+            logging.getLogger(__name__).warning(
+                "The run ended early (%s). What the policy learned until then is saved in %s;"
+                " --resume goes on from there.",
+                self.trainer.interruption,
+                self.checkpointer.save_dir,
+            )
+
+
+def _of_this_process():
+    size = comm.get_world_size()
+    return f", process {comm.get_rank()} of {size}" if size > 1 else ""

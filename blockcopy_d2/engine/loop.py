@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 
 from blockcopy_d2.evaluation.efficiency import MacCounter
+from blockcopy_d2.evaluation.gathering import wait_for_all
 from blockcopy_d2.modeling import FrameResult, StreamPool
+
+from .stopping import RunStopped, StopSignals
 
 __all__ = ["EvaluationLoop", "ModelRun"]
 
@@ -64,7 +68,9 @@ class EvaluationLoop(TrainerBase):
     Runs BlockCopy over the frames of a clip loader: one iteration is one frame. Everything else
     (learning, scoring, comparing, writing) is done by hooks.
 
-    A frame that cannot be read ends its clip; the next clip is run as usual.
+    A frame that cannot be read ends its clip; the next clip is run as usual. Ctrl-C and SIGTERM end
+    the run after the frame at hand. However it ends, all hooks do what they do at the end, even if
+    that of another one fails.
 
     Attributes:
         model (BlockCopyVideoModel):
@@ -73,7 +79,12 @@ class EvaluationLoop(TrainerBase):
         runs (dict[str, ModelRun]): of the current frame, by model; "blockcopy" is this loop's,
             hooks may add others. Empty if the frame is skipped.
         failures (list[FrameReadError]): that ended a clip.
+        interruption (str or None): what ended the run before all frames were run. Known when the
+            hooks' ``after_train`` is called.
     """
+
+    # Processes that learn together also stop together, and ask each other so often.
+    _FRAMES_PER_AGREEMENT = 8
 
     def __init__(self, model, data_loader, *, learner=None):
         """
@@ -90,6 +101,8 @@ class EvaluationLoop(TrainerBase):
         self.inputs = None
         self.runs = {}
         self.failures = []
+        self.interruption = None
+        self._signals = StopSignals()
         self._failed_clip = None
         self._warm = False
 
@@ -98,15 +111,70 @@ class EvaluationLoop(TrainerBase):
         Args:
             start_iter, max_iter (int): frames of the loader to run; all of them by default. Where
                 processes learn together, those with fewer frames wait for the others.
+
+        Raises:
+            RunStopped: a signal ended the run.
         """
-        self._frames = iter(self.data_loader)
-        for _ in range(start_iter):
-            next(self._frames)
-        if max_iter is None:
-            max_iter = len(self.data_loader)
-            if self.learner is not None and self.learner.sync:
-                max_iter = max(comm.all_gather(max_iter))
-        super().train(start_iter, max_iter)
+        with self._signals:
+            self._frames = iter(self.data_loader)
+            for _ in range(start_iter):
+                next(self._frames, None)
+            if max_iter is None:
+                max_iter = len(self.data_loader)
+                if self._together:
+                    wait_for_all()
+                    max_iter = max(comm.all_gather(max_iter))
+            if start_iter >= max_iter:
+                logging.getLogger(__name__).warning(
+                    "All %d frames were run before: there is nothing left to run.", max_iter
+                )
+            try:
+                super().train(start_iter, max_iter)
+            except Exception as error:
+                # A signal may have ended more than this process, such as a worker of the loader.
+                if self._signals.received is None:
+                    raise
+                raise self._signals.received from error
+        if self._signals.received is not None:
+            raise self._signals.received
+
+    def before_train(self):
+        super().before_train()
+        self._signals.deferring = True
+
+    def after_step(self):
+        super().after_step()
+        # After the last frame the run ends anyway.
+        if self.iter + 1 < self.max_iter and self._is_stopped():
+            raise self._signals.received or RunStopped("another process was stopped", 1)
+
+    def after_train(self):
+        # Ends the loader's workers, whose death by the same signal would be raised anywhere.
+        self._frames = None
+        self._signals.deferring = False
+        self.storage.iter = self.iter
+        if not self.finished:
+            error = self._signals.received or sys.exc_info()[1]
+            self.interruption = error.reason if isinstance(error, RunStopped) else _describe(error)
+        with contextlib.ExitStack() as stack:
+            for hook in reversed(self._hooks):
+                stack.callback(hook.after_train)
+
+    def _is_stopped(self):
+        if not self._together:
+            return self._signals.received is not None
+        if (self.iter + 1) % self._FRAMES_PER_AGREEMENT:
+            return False
+        return any(comm.all_gather(self._signals.received is not None))
+
+    @property
+    def _together(self):
+        return self.learner is not None and self.learner.sync
+
+    @property
+    def hurried(self):
+        """bool: whether the run is to end at once, without further work on what was run."""
+        return self._signals.insistent
 
     @property
     def finished(self):
@@ -146,3 +214,7 @@ class EvaluationLoop(TrainerBase):
             )
             return None
         return inputs
+
+
+def _describe(error):
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -13,7 +13,8 @@ from detectron2.utils import comm
 from PIL import Image, ImageOps
 
 from blockcopy_d2 import visualization
-from blockcopy_d2.evaluation.summary import summarize, summary_table, write_summary
+from blockcopy_d2.evaluation.gathering import STOPPED_LIMIT, arrivals
+from blockcopy_d2.evaluation.summary import RunRecord, summarize, summary_table, write_summary
 from blockcopy_d2.visualization import draw_frame, pixel_classes
 
 __all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
@@ -118,8 +119,9 @@ class OverlayHook(HookBase):
             self._writer.write(np.asarray(picture))
 
     def after_train(self):
-        # Called while an exception is on its way, too.
-        self._writer.__exit__(*sys.exc_info())
+        # Called while an exception is on its way, too, maybe from a hook before this one.
+        if self._writer is not None:
+            self._writer.__exit__(*sys.exc_info())
 
 
 class GridImageHook(HookBase):
@@ -157,33 +159,62 @@ class GridImageHook(HookBase):
 
 
 class SummaryHook(HookBase):
-    """Gathers what all ranks measured, logs it as a table and writes blockcopy_summary.json."""
+    """
+    Writes what all processes measured as blockcopy_summary.json, has it scored, and writes it again
+    with the scores, which it also logs as a table. However the run or the job ends, the file has
+    what was measured and says what is missing. Comes last.
+    """
 
     def __init__(self, record, *, scoring, target, output_dir):
         """
         Args:
             record (RunRecord): filled by the other hooks.
-            scoring (ScoringHook): registered before this hook.
+            scoring (ScoringHook):
             target (float): tau.
             output_dir (str):
         """
         self._record = record
         self._scoring = scoring
         self._target = target
-        self._output_dir = output_dir
+        self._path = os.path.join(output_dir, "blockcopy_summary.json")
 
     def after_train(self):
-        if not self.trainer.finished:
+        limit = None if self.trainer.finished else STOPPED_LIMIT
+        records = {}
+        for rank, record in arrivals(self._record, limit=limit):
+            records[rank] = record
+            self._write(records, dict.fromkeys(self._scoring.models, "the job ended before"))
+        if self.trainer.hurried:
             return
-        record, *others = comm.gather(self._record) or [None]
+        self._scoring.score()
         if not comm.is_main_process():
             return
-        for other in others:
-            record.merge(other)
-        logger = logging.getLogger(__name__)
+        record = _merge(records)
         if not record.meters:
-            logger.error("No frame could be run:\n%s", "\n".join(record.failures))
+            logging.getLogger(__name__).error(
+                "No frame could be run:\n%s", "\n".join(record.failures + record.interruptions)
+            )
             return
-        summary = summarize(record, scores=self._scoring.scores, target=self._target)
-        logger.info("Summary of the run:\n%s", summary_table(summary, record))
-        write_summary(summary, os.path.join(self._output_dir, "blockcopy_summary.json"))
+        summary = self._write(records, self._scoring.failures)
+        logging.getLogger(__name__).info("Summary of the run:\n%s", summary_table(summary, record))
+
+    def _write(self, records, unscored):
+        record = _merge(records)
+        if not record.meters:
+            return None
+        summary = summarize(
+            record, scores=self._scoring.scores, target=self._target, unscored=unscored
+        )
+        write_summary(summary, self._path)
+        return summary
+
+
+def _merge(records):
+    """RunRecord: of all processes, with a line for each that is missing."""
+    merged, size = RunRecord(), comm.get_world_size()
+    for rank in range(size):
+        if rank in records:
+            merged.merge(records[rank])
+        else:
+            merged.interruptions.append(f"process {rank} of {size} has not answered")
+    return merged

@@ -1,5 +1,6 @@
 """The two jobs of train_net.py with BlockCopy on: warming a policy, evaluating on clips."""
 
+import itertools
 import os
 
 from detectron2.engine import hooks as d2_hooks
@@ -21,13 +22,24 @@ from .hooks import (
     EfficiencyHook,
     GainShareHook,
     OnlinePolicyHook,
+    PolicySavingHook,
     ProgressHook,
     ScoringHook,
 )
 from .loop import EvaluationLoop
 from .reporting import FrameDrawer, GridImageHook, OverlayHook, SummaryHook
 
-__all__ = ["build_learner", "build_video_model", "evaluate_clips", "warm_policy"]
+__all__ = [
+    "ScoringError",
+    "build_learner",
+    "build_video_model",
+    "evaluate_clips",
+    "warm_policy",
+]
+
+
+class ScoringError(RuntimeError):
+    """Outputs that could not be scored; names the data sets, the models and why."""
 
 
 def build_video_model(cfg):
@@ -69,7 +81,8 @@ def warm_policy(cfg, *, resume=False):
     """
     Let a policy learn on ``INPUT.CLIP.NUM_CLIPS`` clips of the data set in ``cfg.DATASETS.TRAIN``
     and save it with its learner as policy_final.pth in ``cfg.OUTPUT_DIR``, for
-    ``MODEL.BLOCKCOPY.POLICY.WEIGHTS``.
+    ``MODEL.BLOCKCOPY.POLICY.WEIGHTS``. If the run ends early, as by Ctrl-C or SIGTERM, what was
+    learned until then is saved under the number of its last frame.
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
@@ -77,23 +90,28 @@ def warm_policy(cfg, *, resume=False):
 
     Returns:
         OnlineLearner:
+
+    Raises:
+        RunStopped: Ctrl-C or SIGTERM ended the run.
     """
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(
             f"A policy is warmed on one data set of clips; DATASETS.TRAIN is {cfg.DATASETS.TRAIN}."
         )
+    _remove_summary(cfg.OUTPUT_DIR)
     model, learner = build_video_model(cfg)
     if learner is None:
         raise ValueError(
             f"There is nothing to warm: {cfg.MODEL.BLOCKCOPY.POLICY.NAME} does not learn, or"
             " MODEL.BLOCKCOPY.LEARNER.ENABLED is off."
         )
-    PathManager.mkdirs(cfg.OUTPUT_DIR)
     checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
     start = 0
     if resume:
         # A policy that was saved without its place in a run begins at the first frame.
         start = (checkpointer.resume() or {}).get("iteration", -1) + 1
+    if start == 0:
+        _set_metrics_aside(cfg.OUTPUT_DIR)
     (name,) = cfg.DATASETS.TRAIN
     loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
     loop.register_hooks(
@@ -112,7 +130,11 @@ def evaluate_clips(cfg, *, resume=False):
     Run and score the clips of every data set in ``cfg.DATASETS.TEST``. The policy goes on learning,
     from one data set to the next as well. Leaves blockcopy_summary.json, metrics.json, TensorBoard
     events, with a picture of the executed blocks every ``cfg.VIS_PERIOD`` frames, and, if asked
-    for, overlay.mp4 in ``cfg.OUTPUT_DIR``, or in a folder per data set if there are several.
+    for, overlay.mp4 in ``cfg.OUTPUT_DIR``, or in a folder per data set if there are several. The
+    summary of an earlier run is removed first, for it is of another config; its metrics.json is
+    renamed to metrics.1.json, and so on.
+
+    What was measured is kept if the run ends early, and if it cannot be scored.
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
@@ -122,17 +144,23 @@ def evaluate_clips(cfg, *, resume=False):
     Returns:
         dict: {data set: {task: {metric: value}}} of BlockCopy; with one data set only its part.
         Empty on ranks other than the first.
+
+    Raises:
+        RunStopped: Ctrl-C or SIGTERM ended the run.
+        ScoringError: all data sets were run, but not all could be scored.
     """
+    output_dirs = _output_dirs(cfg)
+    for output_dir in {cfg.OUTPUT_DIR, *output_dirs.values()}:
+        _remove_summary(output_dir)
+    for output_dir in output_dirs.values():
+        _set_metrics_aside(output_dir)
     model, learner = build_video_model(cfg)
     checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
     if resume:
         checkpointer.resume()
     stock = _build_stock(cfg) if "stock" in cfg.TEST.BLOCKCOPY.COMPARE else None
-    results = {}
-    for name in cfg.DATASETS.TEST:
-        several = len(cfg.DATASETS.TEST) > 1
-        output_dir = os.path.join(cfg.OUTPUT_DIR, name) if several else cfg.OUTPUT_DIR
-        PathManager.mkdirs(output_dir)
+    results, unscored = {}, []
+    for name, output_dir in output_dirs.items():
         record = RunRecord()
         scoring = ScoringHook(_build_evaluators(cfg, name, output_dir))
         loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
@@ -160,7 +188,43 @@ def evaluate_clips(cfg, *, resume=False):
         )
         loop.train()
         results[name] = scoring.scores.get("blockcopy") or {}
+        unscored += [
+            f"{name}, {model_name}: {reason}" for model_name, reason in scoring.failures.items()
+        ]
+    if unscored:
+        raise ScoringError(
+            "All was run, but not all could be scored. What was measured is in"
+            f" {cfg.OUTPUT_DIR}.\n" + "\n".join(unscored)
+        )
     return results if len(results) > 1 else next(iter(results.values()), {})
+
+
+def _output_dirs(cfg):
+    """dict[str, str]: by data set."""
+    names = cfg.DATASETS.TEST
+    if len(names) == 1:
+        return {names[0]: cfg.OUTPUT_DIR}
+    return {name: os.path.join(cfg.OUTPUT_DIR, name) for name in names}
+
+
+def _remove_summary(output_dir):
+    """Makes the folder. A summary that an earlier run left there is of another config."""
+    PathManager.mkdirs(output_dir)
+    path = os.path.join(output_dir, "blockcopy_summary.json")
+    if comm.is_main_process() and os.path.lexists(path):
+        os.remove(path)
+
+
+def _set_metrics_aside(output_dir):
+    """Renames the metrics.json of an earlier run, to which this one's would be appended."""
+    path = os.path.join(output_dir, "metrics.json")
+    if not comm.is_main_process() or not os.path.exists(path):
+        return
+    for number in itertools.count(1):
+        earlier = os.path.join(output_dir, f"metrics.{number}.json")
+        if not os.path.exists(earlier):
+            os.rename(path, earlier)
+            return
 
 
 def _build_stock(cfg):
@@ -204,8 +268,7 @@ def _common_hooks(cfg, dataset_name, checkpointer, output_dir, *, title):
     hooks = [ProgressHook(title)]
     if comm.is_main_process():
         if checkpointer is not None:
-            period = cfg.SOLVER.CHECKPOINT_PERIOD
-            hooks.append(d2_hooks.PeriodicCheckpointer(checkpointer, period, file_prefix="policy"))
+            hooks.append(PolicySavingHook(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.VIS_PERIOD > 0:
             drawer = FrameDrawer(cfg, dataset_name)
             hooks.append(GridImageHook(drawer, period=cfg.VIS_PERIOD))

@@ -26,7 +26,7 @@ from detectron2.utils.logger import create_small_table
 
 from blockcopy_d2.data.files import AnnotationError, read_labels
 
-from .gathering import gather
+from .gathering import gather, wait_for_all
 from .labelled import labelled_pairs
 
 
@@ -42,6 +42,8 @@ class _LabelledFrames:
     other_gt_suffixes = ()
 
     def reset(self):
+        # The processes agree on a folder, with a limit; some may still run or score other data.
+        wait_for_all()
         super().reset()
         self._file_names = []
 

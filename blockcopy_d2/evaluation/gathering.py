@@ -16,27 +16,29 @@ from datetime import timedelta
 import torch.distributed as dist
 from detectron2.utils import comm
 
-__all__ = ["FINAL_LIMIT", "arrivals", "gather", "lost_processes", "wait_for_all"]
+__all__ = [
+    "FINAL_LIMIT",
+    "STOPPED_LIMIT",
+    "arrivals",
+    "gather",
+    "leave",
+    "resign",
+    "wait_for_all",
+]
 
 # How long finished processes wait for those that still run. Clips are shared out as they come, so
 # some may take many times as long as others.
 FINAL_LIMIT = timedelta(hours=24)
+# How long a process that was stopped waits for others. Launchers kill after 30 seconds.
+STOPPED_LIMIT = timedelta(seconds=10)
 # How often the store is asked.
 _INTERVAL = 0.05
 # A store refuses values above 8 MiB.
 _CHUNK = 4 << 20
 
 _calls = itertools.count()
-# Processes that missed a limit: they are not waited for again.
+# Processes that resigned or missed a limit: they are not waited for again.
 _lost = set()
-
-
-def lost_processes():
-    """
-    Returns:
-        list[int]: ranks of the processes whose data this one did not get.
-    """
-    return sorted(_lost)
 
 
 def gather(data, *, limit=None):
@@ -92,9 +94,26 @@ def wait_for_all(*, limit=None):
         pass
     if _lost:
         raise RuntimeError(
-            f"Process {', '.join(map(str, lost_processes()))} of {comm.get_world_size()} did not"
-            " answer: it has ended, or hangs. The job cannot go on without it."
+            f"Process {_listed(_lost)} of {comm.get_world_size()} did not answer: it has ended, or"
+            " hangs. The job cannot go on without it."
         )
+
+
+def resign():
+    """Tell the other processes not to wait for this one any more."""
+    if comm.get_world_size() > 1:
+        _store().set(f"resigned/{comm.get_rank()}", "")
+
+
+def leave():
+    """
+    Wait until all processes are done, before this one ends. The main process goes last, since the
+    others may need its store until then.
+
+    Raises: as :func:`wait_for_all`.
+    """
+    wait_for_all()
+    gather(None, limit=STOPPED_LIMIT)
 
 
 def _ready(store, call, limit):
@@ -104,20 +123,30 @@ def _ready(store, call, limit):
     waiting = set(range(comm.get_world_size())) - {comm.get_rank()} - _lost
     while waiting:
         for rank in sorted(waiting):
+            # Asked first: who resigns may have answered before.
+            resigned = store.check([f"resigned/{rank}"])
             if store.check([f"{call}/{rank}"]):
                 waiting.remove(rank)
                 yield rank
+            elif resigned:
+                waiting.remove(rank)
+                _lose({rank}, "has ended")
         if waiting and time.monotonic() > end:
-            _lost.update(waiting)
-            logging.getLogger(__name__).error(
-                "Process %s of %d did not answer within %s; going on without it.",
-                ", ".join(map(str, sorted(waiting))),
-                comm.get_world_size(),
-                limit,
-            )
+            _lose(waiting, f"did not answer within {limit}")
             return
         # Not in the store, where an interrupt would have to wait.
         time.sleep(_INTERVAL)
+
+
+def _lose(ranks, reason):
+    _lost.update(ranks)
+    logging.getLogger(__name__).error(
+        "Process %s of %d %s; going on without it.", _listed(ranks), comm.get_world_size(), reason
+    )
+
+
+def _listed(ranks):
+    return ", ".join(map(str, sorted(ranks)))
 
 
 def _put(store, key, data):

@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 
 from blockcopy_d2.atomic import atomic_write
 
-from .gathering import gather
+from .gathering import gather, wait_for_all
 
 __all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission"]
 
@@ -53,7 +53,8 @@ class _Submission:
                 prefix=f".{self.name}.", dir=self._output_dir
             )
             path = self._working_dir.name
-        # All processes write to the folder of the first one.
+        # All processes write to the folder of the first one. Some may still score other data.
+        wait_for_all()
         self._temp_dir = comm.all_gather(path)[0]
         self._num_frames = 0
 

@@ -4,8 +4,9 @@ import json
 import math
 from dataclasses import dataclass, field
 
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
+
+from blockcopy_d2.atomic import atomic_write
 
 from .efficiency import EfficiencyMeter
 from .gain_share import GainShare
@@ -24,6 +25,7 @@ class RunRecord:
         executed (list[float]): executed fraction of every frame but the first ones of clips.
         clips (int): clips started.
         failures (list[str]): why clips ended early.
+        interruptions (list[str]): why the run itself did, a line per process.
         gain_share (GainShare):
     """
 
@@ -31,6 +33,7 @@ class RunRecord:
     executed: list = field(default_factory=list)
     clips: int = 0
     failures: list = field(default_factory=list)
+    interruptions: list = field(default_factory=list)
     gain_share: GainShare = field(default_factory=GainShare)
 
     def meter(self, name):
@@ -43,22 +46,25 @@ class RunRecord:
         self.executed += other.executed
         self.clips += other.clips
         self.failures += other.failures
+        self.interruptions += other.interruptions
         self.gain_share.merge(other.gain_share)
 
 
-def summarize(record, *, scores, target):
+def summarize(record, *, scores, target, unscored=None):
     """
     Args:
         record (RunRecord): with at least one frame.
         scores (dict[str, dict]): by model, {task: {metric: value}} as evaluators give them.
         target (float): tau.
+        unscored (dict[str, str] or None): by model, why it has no score.
 
     Returns:
         dict: for JSON. "dense", "blockcopy" and "stock" hold AP, AP50 (mIoU for semantic
         segmentation), gmacs and seconds_per_frame, "stock" only the last; None for a model that
         did not run. "executed_fraction" leaves the first frames of clips out, all else includes
         them. "policy" are the shares of :class:`GainShare`, None without dense outputs.
-        "failed_clips", where there are any, says which and why.
+        "failed_clips", where there are any, says which and why; so do "interrupted", of a run that
+        ended early, and "not_scored".
     """
     shares = record.gain_share.shares()
     summary = {
@@ -80,6 +86,10 @@ def summarize(record, *, scores, target):
         summary["stock"] = {"seconds_per_frame": record.meters["stock"].seconds_per_frame}
     if record.failures:
         summary["failed_clips"] = record.failures
+    if record.interruptions:
+        summary["interrupted"] = record.interruptions
+    if unscored:
+        summary["not_scored"] = unscored
     return summary
 
 
@@ -89,7 +99,7 @@ def write_summary(summary, path):
         summary (dict): of :func:`summarize`.
         path (str): of the JSON file.
     """
-    with PathManager.open(path, "w") as f:
+    with atomic_write(path) as temporary, open(temporary, "w") as f:
         json.dump(summary, f, indent=2)
 
 
@@ -125,6 +135,11 @@ def summary_table(summary, record):
     failures = summary.get("failed_clips")
     if failures:
         tables.append("Clips that ended early:\n" + "\n".join(failures))
+    if "interrupted" in summary:
+        tables.append("The run ended early:\n" + "\n".join(summary["interrupted"]))
+    if "not_scored" in summary:
+        reasons = (f"{name}: {reason}" for name, reason in summary["not_scored"].items())
+        tables.append("Not scored:\n" + "\n".join(reasons))
     return "\n\n".join(tables)
 
 

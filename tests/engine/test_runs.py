@@ -1,85 +1,31 @@
 """Warming and evaluating, from config to files, on a tiny data set in Cityscapes' layout."""
 
 import io
-import json
 import math
 
 import av
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from blockcopy_d2.data import build_clip_loader, register_cityscapes_video
+from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.engine import (
     EvaluationLoop,
     build_video_model,
     evaluate_clips,
-    load_config,
     warm_policy,
 )
 from blockcopy_d2.engine.hooks import ComparisonHook, OnlinePolicyHook
 from blockcopy_d2.engine.reporting import FrameDrawer, GridImageHook
-from blockcopy_d2.resources import config_path
-from tests.data.cityscapes_tree import write_clip
-from tests.small_model import CONFIG, small_model_opts
-
-CLIPS, FRAMES = 3, 6
-DATASET = "tiny_clips"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(autouse=True)
-def dataset(tmp_path):
-    """Three clips of six frames, the last one labelled."""
-    for clip in range(CLIPS):
-        write_clip(tmp_path / "clips", f"aachen_{clip:06d}", num_frames=FRAMES)
-    register_cityscapes_video(DATASET, str(tmp_path / "clips"), "val")
-    yield tmp_path / "clips"
-    DatasetCatalog.remove(DATASET)
-    MetadataCatalog.remove(DATASET)
-
-
-@pytest.fixture
-def config(folder, tmp_path):
-    def build(*opts):
-        return load_config(
-            config_path(CONFIG),
-            [
-                *small_model_opts(folder),
-                "MODEL.BLOCKCOPY.ENABLED", "True",
-                "MODEL.BLOCKCOPY.BLOCK_SIZE", "64",
-                "DATASETS.TRAIN", f"('{DATASET}',)",
-                "DATASETS.TEST", f"('{DATASET}',)",
-                "DATALOADER.NUM_WORKERS", "0",
-                "INPUT.CLIP.NUM_FRAMES", str(FRAMES),
-                "OUTPUT_DIR", str(tmp_path / "output"),
-                *opts,
-            ],
-        )  # fmt: skip
-
-    return build
+from tests.engine.tiny_clips import CLIPS, DATASET, FRAMES, read_metrics, read_summary
 
 
 def frame_file(root, clip, number):
     (file,) = (root / "leftImg8bit_sequence").rglob(f"aachen_{clip:06d}_{number:06d}_*.png")
     return file
-
-
-def read_summary(tmp_path):
-    return json.loads((tmp_path / "output" / "blockcopy_summary.json").read_text())
-
-
-def read_metrics(folder):
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def test_evaluation_compares_scores_and_reports(config, tmp_path):
