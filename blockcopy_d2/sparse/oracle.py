@@ -1,7 +1,13 @@
 """The masked-dense definition of block-sparse execution: slow, plain, and what tests compare with.
 
 Every operator of the unfused, captured network runs densely on full maps, and
-y = where(active, op(x), y_previous). Shape shorthand: N streams, C channels, H x W pixels.
+y = where(active, op(x), y_previous). With motion, the maps that move are
+y = where(active, op(x), move(y_previous)). Group normalization and means over the whole map are of
+maps as they were executed, in place: a block adds what it added when it last ran, wherever its
+content is by now. What an operator without a block-sparse rule gives is computed anew, of moved
+maps, and is never moved itself.
+
+Shape shorthand: N streams, C channels, H x W pixels.
 """
 
 import torch
@@ -13,43 +19,67 @@ from .capture import Ref, capture
 class MaskedDenseOracle:
     """Runs `module` as block-sparse execution is defined, for one stream."""
 
-    def __init__(self, module, args, *, unmasked=(), kwargs=None):
+    def __init__(self, module, args, *, unmasked=(), moved=(), in_place=(), kwargs=None):
         """
         Args:
             module, args, kwargs: as for capture().
             unmasked: names of the calls that run on the full maps and replace all of their
                 output, because they have no block-sparse rule.
+            moved: numbers of the values that move.
+            in_place: names of the calls that read maps as they were executed: statistics.
         """
         self._captured = capture(module, args, kwargs)
         self._unmasked = set(unmasked)
+        self._moved = set(moved)
+        self._in_place = set(in_place)
         self._previous = {}
+        # The same values without motion.
+        self._executed = {}
 
     @torch.no_grad()
-    def __call__(self, args, grid):
-        """The outputs of one frame, in the module's own structure."""
-        values = {}
+    def __call__(self, args, grid, move=None):
+        """The outputs of one frame, in the module's own structure.
+
+        Args:
+            args: of the module.
+            grid: BlockGrid.
+            move: function of a map (N, C, H, W) that returns it moved; None where nothing moves.
+        """
+        values, executed = {}, {}
         tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-        for index, tensor in zip(self._captured.inputs, tensors):
-            values[index] = self._masked(index, tensor, grid)
+        results = dict(zip(self._captured.inputs, tensors))
+        for index, tensor in results.items():
+            executed[index] = _masked(self._executed, index, tensor, grid)
+            values[index] = _masked(self._previous, index, tensor, grid, self._move_of(index, move))
         for call in self._captured.calls:
-            result = call.evaluate(values)
+            result = call.evaluate(executed if call.name in self._in_place else values)
+            executed[call.index] = values[call.index] = result
             if call.name not in self._unmasked:
-                result = self._masked(call.index, result, grid)
-            values[call.index] = result
+                index = call.index
+                executed[index] = _masked(self._executed, index, result, grid)
+                values[index] = _masked(
+                    self._previous, index, result, grid, self._move_of(index, move)
+                )
         outputs = [
             values[output.index] if isinstance(output, Ref) else output
             for output in self._captured.outputs
         ]
         return pytree.tree_unflatten(outputs, self._captured.output_spec)
 
-    def _masked(self, index, result, grid):
-        if isinstance(result, torch.Tensor) and result.dim() == 4:
-            active = active_pixels(grid, result.shape[-2:])
-            if active is not None:
-                if index in self._previous:
-                    result = torch.where(active[:, None], result, self._previous[index])
-                self._previous[index] = result
-        return result
+    def _move_of(self, index, move):
+        return move if index in self._moved else None
+
+
+def _masked(kept, index, result, grid, move=None):
+    """where(active, result, kept, maybe moved), which is kept in turn."""
+    if isinstance(result, torch.Tensor) and result.dim() == 4:
+        active = active_pixels(grid, result.shape[-2:])
+        if active is not None:
+            if index in kept:
+                before = kept[index] if move is None else move(kept[index])
+                result = torch.where(active[:, None], result, before)
+            kept[index] = result
+    return result
 
 
 def active_pixels(grid, size):

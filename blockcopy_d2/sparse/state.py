@@ -82,6 +82,10 @@ class StreamState:
         """The Caches of every program that ran for the stream."""
         return list(self._programs.values())
 
+    def programs(self):
+        """(Program, Caches) of every program that ran for the stream."""
+        return list(self._programs.items())
+
     def caches(self, program, grid):
         """The Caches of `program`; empty ones before its first frame.
 
@@ -119,6 +123,7 @@ class Caches:
         statistics: partial sums per block of normalisations and global means.
         whole: tensors that are not aligned with the blocks.
         bound: what a backend keeps of the program with these tensors filled in.
+        moved: whether maps were moved since operators without a block-sparse rule last read them.
     """
 
     def __init__(self):
@@ -126,6 +131,7 @@ class Caches:
         self.statistics = {}
         self.whole = {}
         self.bound = None
+        self.moved = False
 
     def tensors(self):
         for feature_map in self.maps.values():

@@ -41,16 +41,20 @@ class Execution:
     def run(self, tensors):
         """The program's outputs for its input tensors, as a flat list."""
         program = self.program
+        operators = program.operators
         if self.grid.is_empty:
-            # Even operators without a block-sparse rule have nothing new to see.
-            return [self.output(output) for output in program.outputs]
-        for index, tensor in zip(program.inputs, tensors):
-            self.read_input(index, tensor)
-        for position, operator in enumerate(program.operators):
+            # Operators without a block-sparse rule have something new to see if maps were moved.
+            operators = [op for op in operators if isinstance(op, Densified) and self.caches.moved]
+            self.whole.update(self.caches.whole)
+        if operators:
+            for index, tensor in zip(program.inputs, tensors):
+                self.read_input(index, tensor)
+        for position, operator in enumerate(operators):
             _OPERATORS[type(operator)](operator, self)
             for index in operator.inputs:
                 if program.last_use[index] == position:
                     self.tiles_of.pop(index, None)
+        self.caches.moved = False
         return [self.output(output) for output in program.outputs]
 
     # ---------------------------------------------------------------- reading

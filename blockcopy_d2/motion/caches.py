@@ -1,0 +1,260 @@
+"""
+Moving what the block-sparse modules of a stream remember.
+
+Shape shorthand in this module:
+
+    N: streams
+    C: channels
+    H, W: height and width of a map of stride s
+    c: side of a cell, in pixels of the network's input
+    B: side of a block, in pixels of the network's input
+    GH, GW: rows and columns of cells
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from blockcopy_d2.sparse.capture import Ref
+from blockcopy_d2.sparse.lowering import lower
+
+from .field import field_size, moved_cells
+from .torch_moving import MovedPixels
+
+__all__ = ["MOVED_MAPS", "CacheMover", "moved_values"]
+
+MOVED_MAPS = ("outputs", "all")
+
+
+@dataclass(frozen=True)
+class MovedMap:
+    """
+    A feature map that moves.
+
+    Attributes:
+        rows (Tensor): (at least NHW, C), as of a ``FeatureMap``.
+        size (tuple[int, int]): H, W.
+        num_pixels (int): NHW.
+        stride (int): s.
+        lifted (bool): whether its values are lifted for TF32 products.
+    """
+
+    rows: Tensor
+    size: tuple[int, int]
+    num_pixels: int
+    stride: int
+    lifted: bool
+
+    @property
+    def key(self):
+        """tuple: equal for maps in the same place."""
+        rows = self.rows
+        return (rows.data_ptr(), rows.shape, rows.stride(), rows.dtype, self.size, self.stride)
+
+
+class CacheMover:
+    """
+    Moves the feature maps of streams before the blocks of a frame run:
+
+        mover(state, grid, field)
+        with block_sparse(model, grid, state):
+            outputs = model(image)
+
+    So a block that does not run keeps what it had, moved: ``y = where(active, op(x), move(y))``,
+    see :func:`.move.move`. Maps of different values that share memory move together. What stays as
+    it is: maps of strides above ``max_stride``, partial sums of normalizations and global means,
+    which are from when a block last ran, and tensors that are no map of the frame. Operators
+    without a block-sparse rule run on the full maps, moved ones among them.
+    """
+
+    def __init__(self, *, cell_size, maps="outputs", max_stride=16):
+        """
+        Args:
+            cell_size (int): c, a power of two.
+            maps (str): "outputs" for the maps that leave the block-sparse modules, "all" for every
+                map that outlives a frame.
+            max_stride (int): maps of larger strides stay in place.
+
+        Raises:
+            ValueError: for other ``maps``, or a ``cell_size`` that is no power of two.
+        """
+        if maps not in MOVED_MAPS:
+            raise ValueError(f"maps is {maps!r}: must be one of {', '.join(MOVED_MAPS)}.")
+        if cell_size < 1 or cell_size & (cell_size - 1):
+            raise ValueError(f"cell_size is {cell_size}: must be a power of two.")
+        self.cell_size = cell_size
+        self.maps = maps
+        self.max_stride = max_stride
+        self._bound = WeakKeyDictionary()
+        self._values = WeakKeyDictionary()
+        self._staging = {}
+
+    @torch.no_grad()
+    def __call__(self, state, grid, field):
+        """
+        Args:
+            state (StreamState): of N streams, its maps changed in place. One without features yet
+                is left as it is.
+            grid (BlockGrid): the blocks that will run; their pixels may keep anything.
+            field (Tensor): float32 (N, 2, GH, GW).
+
+        Raises:
+            ValueError: if field, cells and blocks do not fit each other.
+        """
+        self._check(grid, field)
+        try:
+            for move in self.bind(state, grid):
+                move(field, grid)
+        except BaseException:
+            # Some maps have moved and others have not: no basis for the next frame.
+            state.reset()
+            raise
+        for _, caches in state.programs():
+            caches.moved = True
+
+    def bind(self, state, grid):
+        """
+        Allocates what moving the maps of a stream needs, which a call does, too, when it sees these
+        maps for the first time: before a CUDA graph is recorded.
+
+        Args:
+            state (StreamState): after its first frame.
+            grid (BlockGrid): any of its frames.
+
+        Returns:
+            list: of functions of a field and a grid.
+        """
+        maps = self._maps_of(state)
+        key = (grid.block_size, grid.image_size, [moved.key for moved, _ in maps])
+        known = self._bound.get(state)
+        if known is None or known[0] != key:
+            known = self._bound[state] = (key, self._bind(maps, grid))
+        return known[1]
+
+    def _check(self, grid, field):
+        if grid.block_size % self.cell_size:
+            raise ValueError(
+                f"Cells of {self.cell_size} pixels do not fit blocks of {grid.block_size}: the "
+                "block size must be a multiple of the cell size."
+            )
+        expected = (len(grid.active), 2, *field_size(grid.image_size, self.cell_size))
+        if tuple(field.shape) != expected or field.dtype != torch.float32:
+            raise ValueError(
+                f"The motion field is {field.dtype} {tuple(field.shape)}, expected torch.float32 "
+                f"{expected} for {len(grid.active)} streams of {grid.image_size} pixels and cells "
+                f"of {self.cell_size}."
+            )
+
+    def _maps_of(self, state):
+        """
+        Returns:
+            list[tuple[MovedMap, LoweredForTriton or None]]: every memory once.
+        """
+        own, read = [], []
+        for program, caches in state.programs():
+            if program not in self._values:
+                values = moved_values(program, maps=self.maps, max_stride=self.max_stride)
+                self._values[program] = (values, _roots(program))
+            values, roots = self._values[program]
+            # PyTorch's operators keep a map per value, Triton's one for all that share its memory.
+            if program.lowered is not None:
+                values = {roots.get(index, index) for index in values}
+            for index in sorted(values & caches.maps.keys()):
+                value, feature_map = program.values[index], caches.maps[index]
+                moved = MovedMap(
+                    feature_map.rows, value.size, value.num_pixels, value.stride, feature_map.lifted
+                )
+                (read if index in program.inputs else own).append((moved, program.lowered))
+        # A module may read in place what another one hands out, or channels of it.
+        maps = {}
+        for moved, lowered in own + read:
+            maps.setdefault(moved.rows.untyped_storage().data_ptr(), (moved, lowered))
+        return list(maps.values())
+
+    def _bind(self, maps, grid):
+        """
+        Returns:
+            list: of functions of a field and a grid that move them.
+        """
+        groups = {}
+        for moved, lowered in maps:
+            groups.setdefault((lowered is None, moved.rows.dtype), []).append((moved, lowered))
+        moves = []
+        for group in groups.values():
+            together = [moved for moved, _ in group]
+            if group[0][1] is None:
+                moves.append(_TorchMove(together, self.cell_size))
+            else:
+                moves.append(self._triton_move(together, group[0][1], grid))
+        return moves
+
+    def _triton_move(self, maps, lowered, grid):
+        from .triton_moving import MoveLaunch, staging_bytes
+
+        device, size = maps[0].rows.device, staging_bytes(maps)
+        staging = self._staging.get(device)
+        if staging is None or len(staging) < size:
+            # Launches that were bound before keep the smaller one. 0xFF bytes are NaN in every
+            # float type: what is read unwritten shows.
+            staging = torch.full((size,), 0xFF, dtype=torch.uint8, device=device)
+            self._staging[device] = staging
+        launch = MoveLaunch(
+            maps, staging, cell_size=self.cell_size, block_size=grid.block_size,
+            precision=lowered.precision, device=lowered.device,
+        )  # fmt: skip
+        return lambda field, grid: launch(field.contiguous(), grid.active.contiguous())
+
+
+class _TorchMove:
+    def __init__(self, maps, cell_size):
+        """
+        Args:
+            maps (list[MovedMap]):
+            cell_size (int): c.
+        """
+        self._levels = {}
+        for moved in maps:
+            self._levels.setdefault((moved.stride, moved.size), []).append(moved.rows)
+        self._cell_size = cell_size
+
+    def __call__(self, field, grid):
+        if grid.is_full or not moved_cells(field).any():
+            return
+        for (stride, size), maps in self._levels.items():
+            pixels = MovedPixels(field, grid, cell_size=self._cell_size, stride=stride, size=size)
+            for rows in maps:
+                pixels.move(rows)
+
+
+def moved_values(program, *, maps, max_stride):
+    """
+    Args:
+        program (Program): of a block-sparse module.
+        maps, max_stride: as of :class:`CacheMover`.
+
+    Returns:
+        set[int]: numbers of the values whose maps move. Values move together if one is a part of
+        the other: a concatenation with what it is made of, a map with its slices.
+    """
+    movable = {
+        index
+        for index, value in program.values.items()
+        if value.persistent and value.stride is not None and value.stride <= max_stride
+    }
+    if maps == "all":
+        return movable
+    roots = _roots(program)
+    outputs = [output.index for output in program.outputs if isinstance(output, Ref)]
+    leaving = {roots.get(index, index) for index in outputs}
+    return {index for index in movable if roots.get(index, index) in leaving}
+
+
+def _roots(program):
+    """
+    Returns:
+        dict[int, int]: number of a value -> that of the one it is a part of, or its own.
+    """
+    plan = lower(program) if program.lowered is None else program.lowered.plan
+    return {index: root for index, (root, _) in plan.places.items()}
