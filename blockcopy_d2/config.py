@@ -54,7 +54,7 @@ def _model_keys():
 
     _C.POLICY = SimpleNamespace()
     # A name in POLICY_REGISTRY: LearnedPolicy, AllBlocks, NoBlocks, RandomBlocks,
-    # FrameDifference, EveryKthFrame
+    # FrameDifference, MovedDifference, EveryKthFrame
     _C.POLICY.NAME = text("LearnedPolicy", allowed="the name of a policy")
     # Checkpoint of a warmed policy and its learner (policy_final.pth). Empty: start from scratch
     _C.POLICY.WEIGHTS = text("")
@@ -66,6 +66,9 @@ def _model_keys():
     _C.POLICY.SYNC = flag(False)
     # EveryKthFrame executes all blocks of every PERIOD-th frame
     _C.POLICY.PERIOD = whole(2, least=1)
+    # MovedDifference weighs the difference of a block by 1 + AGE_WEIGHT x frames since it was
+    # executed
+    _C.POLICY.AGE_WEIGHT = number(0.0, most=100)
     # Seed of the policy's own random generator (sampling of blocks)
     _C.POLICY.SEED = whole(0, least=0, most=2**63 - 1)
 

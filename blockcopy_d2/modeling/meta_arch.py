@@ -18,6 +18,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from blockcopy_d2.config import base_config
+from blockcopy_d2.motion import CacheMover
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse.grid import check_stride
 from blockcopy_d2.sparse.proxy import ModuleProxy
@@ -73,6 +74,9 @@ class BlockCopyVideoModel(ModuleProxy):
         dense_above=1.0,
         amp=False,
         cuda_graph=True,
+        motion=None,
+        moved_maps="outputs",
+        max_moved_stride=16,
     ):
         """
         Args:
@@ -93,9 +97,15 @@ class BlockCopyVideoModel(ModuleProxy):
             cuda_graph (bool): run single streams as CUDA graphs where that can be done, see
                 :class:`FrameGraph`.
 
+            motion (MotionEstimator or None): what is remembered of a stream moves with the
+                picture by its fields, see :class:`CacheMover`. None: it stays where it is. With
+                motion no frame is a CUDA graph.
+            moved_maps (str): of ``MOVED_MAPS``, the feature maps that move.
+            max_moved_stride (int): feature maps of larger strides stay in place.
+
         Raises:
             ValueError: if blocks of ``block_size`` do not align with a feature map of the
-                backbone.
+                backbone, or with the cells of the motion.
         """
         super().__init__()
         for shape in base.backbone.output_shape().values():
@@ -108,6 +118,17 @@ class BlockCopyVideoModel(ModuleProxy):
         self.dense_above = dense_above
         self.amp = amp
         self.cuda_graph = cuda_graph
+        self.motion = motion
+        self.cache_mover = None
+        if motion is not None:
+            self.cache_mover = CacheMover(
+                cell_size=motion.cell_size, maps=moved_maps, max_stride=max_moved_stride
+            )
+            if block_size % motion.cell_size:
+                raise ValueError(
+                    f"Cells of {motion.cell_size} pixels do not fit blocks of {block_size}: lower "
+                    "MODEL.BLOCKCOPY.MOTION.CELL_SIZE."
+                )
         self.streams = StreamPool(max_streams)
         self.learner = None
         # Counts what makes copies of the weights worthless.

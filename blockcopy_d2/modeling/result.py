@@ -41,9 +41,9 @@ class FrameResult(Mapping):
             refresh, and all of them on a first frame, after a cut and around a broken frame.
         age (Tensor): int32 (1, GH, GW), frames since each block was executed.
         work (SparseFrame): what the block-sparse modules executed, for all streams of the batch.
-        detections, previous_detections: this output and the last one, as
-            :meth:`BlockCopyVideoModel.information_gain` compares them; the last is None on a
-            first frame.
+        detections, previous_detections: this output and the last one, moved along where there is
+            motion, as :meth:`BlockCopyVideoModel.information_gain` compares them; the last is None
+            on a first frame.
         cut (Tensor): bool scalar on the device; another scene than the last frame.
         broken (Tensor): bool scalar on the device; this frame or the last was not finite. Neither
             from a broken frame nor across a cut anything may be learned.
@@ -51,6 +51,9 @@ class FrameResult(Mapping):
         is_first (bool): the first frame of its video.
         other_macs (dict[str, int] or None): multiply-accumulates of "policy" and "heads" where
             they do not run as modules, whose calls others can count; else None.
+        field (Tensor or None): float32 (1, 2, FH, FW), where the content of each cell was one frame
+            ago, see :mod:`blockcopy_d2.motion.field`; what is remembered was moved by it. None
+            without motion, and where no stream of the batch has had a frame.
         dropped (int): frames of a live source that passed between the last result and this one.
     """
 
@@ -68,6 +71,7 @@ class FrameResult(Mapping):
     timer: StageTimer
     is_first: bool
     other_macs: dict[str, int] | None = None
+    field: Tensor | None = None
     dropped: int = 0
 
     @property

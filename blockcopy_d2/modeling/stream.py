@@ -45,6 +45,7 @@ class StreamBatch:
         age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for those executed
             last.
         frame_index (Tensor): int64 (N,), ``counts`` on the device.
+        motion_features (MotionFeatures or None): what is kept of the last frame to estimate motion.
         broken (Tensor): bool (N,), whether the last frame left features that are not finite.
     """
 
@@ -85,6 +86,7 @@ class StreamBatch:
         self.outputs = [None] * self.num_streams
         self.frame = self.frame_state = self.painted = None
         self.active = self.age = self.frame_index = self.broken = None
+        self.motion_features = None
 
     def release(self):
         """Forget the videos, and let go of all memory."""

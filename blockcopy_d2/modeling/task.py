@@ -18,6 +18,7 @@ from blockcopy_d2.policy import (
     DetectionMasks,
     block_information_gain,
     instance_block_gain,
+    move_detections,
     paint_output,
     rasterize_instances,
     resize_to_policy,
@@ -64,9 +65,26 @@ class InstanceTask:
             pixels_per_block=self.pixels_per_block,
         )
         boxes = None if instances.has("pred_masks") else instances.pred_boxes.tensor
+        height, width = instances.image_size
         return DetectionMasks(
-            masks, instances.scores.float(), instances.pred_classes, boxes, self.pixels_per_block
+            masks,
+            instances.scores.float(),
+            instances.pred_classes,
+            boxes,
+            self.pixels_per_block,
+            box_scale=(width / image_size[1], height / image_size[0]),
         )
+
+    def move(self, seen, motion):
+        """
+        Args:
+            seen (DetectionMasks): of a frame.
+            motion (PolicyMotion): from it to the next.
+
+        Returns:
+            DetectionMasks: where its detections are in the next frame.
+        """
+        return move_detections(seen, motion)
 
     def paint(self, seen):
         """
@@ -117,6 +135,10 @@ class SemanticTask:
         probabilities = (logits / inside.clamp_min(torch.finfo(torch.float32).eps)).softmax(dim=1)
         return probabilities.masked_fill(inside == 0, 0)[0]
 
+    def move(self, seen, motion):
+        """As :meth:`InstanceTask.move`, of probabilities."""
+        return motion.move_maps(seen[None])[0]
+
     def paint(self, seen):
         """
         Returns:
@@ -157,6 +179,12 @@ class PanopticTask:
         return (
             self.instances.observe(output, **geometry),
             self.semantic.observe(output, **geometry),
+        )
+
+    def move(self, seen, motion):
+        """As :meth:`InstanceTask.move`, of both."""
+        return tuple(
+            task.move(part, motion) for task, part in zip((self.instances, self.semantic), seen)
         )
 
     def paint(self, seen):

@@ -1,13 +1,21 @@
 """The policy: which blocks of a frame are worth executing, and how it learns that online."""
 
 from .base import Decision, Policy
-from .baselines import AllBlocks, EveryKthFrame, FrameDifference, NoBlocks, RandomBlocks
+from .baselines import (
+    AllBlocks,
+    EveryKthFrame,
+    FrameDifference,
+    MovedDifference,
+    NoBlocks,
+    RandomBlocks,
+)
 from .build import POLICY_REGISTRY, build_policy, check_policy_name
 from .information_gain import (
     DetectionMasks,
     block_information_gain,
     instance_block_gain,
     instance_information_gain,
+    move_detections,
     semantic_information_gain,
 )
 from .learned import LearnedPolicy
@@ -23,6 +31,7 @@ __all__ = [
     "EveryKthFrame",
     "FrameDifference",
     "LearnedPolicy",
+    "MovedDifference",
     "NoBlocks",
     "Observation",
     "OnlineLearner",
@@ -34,6 +43,7 @@ __all__ = [
     "check_policy_name",
     "instance_block_gain",
     "instance_information_gain",
+    "move_detections",
     "paint_output",
     "rasterize_instances",
     "resize_to_policy",

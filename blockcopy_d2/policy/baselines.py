@@ -16,7 +16,14 @@ from torch.nn import functional as F
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
 
-__all__ = ["AllBlocks", "EveryKthFrame", "FrameDifference", "NoBlocks", "RandomBlocks"]
+__all__ = [
+    "AllBlocks",
+    "EveryKthFrame",
+    "FrameDifference",
+    "MovedDifference",
+    "NoBlocks",
+    "RandomBlocks",
+]
 
 
 @POLICY_REGISTRY.register()
@@ -96,14 +103,50 @@ class FrameDifference(Policy):
     def from_config(cls, cfg, num_classes):
         return {"target": cfg.MODEL.BLOCKCOPY.TARGET}
 
-    def forward(self, observation):
-        grid = observation.grid[:, 0]
+    def score(self, observation):
+        """
+        Returns:
+            Tensor: float (N, GH, GW), how much a block is worth executing.
+        """
         difference = (observation.frame - observation.frame_state).abs().mean(dim=1, keepdim=True)
-        difference = F.adaptive_avg_pool2d(difference, grid.shape[1:]).flatten(1)
-        count = round(self.target * difference.shape[1])
-        active = torch.zeros_like(difference, dtype=torch.bool)
-        active.scatter_(1, difference.topk(count, dim=1).indices, True)
-        return Decision(active=active.view(grid.shape))
+        return F.adaptive_avg_pool2d(difference, observation.grid.shape[2:])[:, 0]
+
+    def forward(self, observation):
+        score = self.score(observation)
+        count = round(self.target * score[0].numel())
+        active = torch.zeros_like(score, dtype=torch.bool).flatten(1)
+        active.scatter_(1, score.flatten(1).topk(count, dim=1).indices, True)
+        return Decision(active=active.view(score.shape))
+
+
+@POLICY_REGISTRY.register()
+class MovedDifference(FrameDifference):
+    """
+    :class:`FrameDifference` for models with motion, whose frame state moves with the picture: what
+    is left is what motion does not explain. Blocks gain weight with their age.
+    """
+
+    @configurable
+    def __init__(self, *, target, age_weight=0.0):
+        """
+        Args:
+            target (float): tau, the fraction of the blocks of every frame, rounded.
+            age_weight (float): the difference counts 1 + ``age_weight`` times the frames since a
+                block was executed.
+        """
+        super().__init__(target=target)
+        self.age_weight = age_weight
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        options = cfg.MODEL.BLOCKCOPY
+        return {"target": options.TARGET, "age_weight": options.POLICY.AGE_WEIGHT}
+
+    def score(self, observation):
+        difference = super().score(observation)
+        if not self.age_weight:
+            return difference
+        return difference * (1 + self.age_weight * (observation.age + 1))
 
 
 @POLICY_REGISTRY.register()

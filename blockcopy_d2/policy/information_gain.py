@@ -10,6 +10,7 @@ Shape shorthand in this module:
     K: classes
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ __all__ = [
     "block_information_gain",
     "instance_block_gain",
     "instance_information_gain",
+    "move_detections",
     "semantic_information_gain",
 ]
 
@@ -41,6 +43,8 @@ class DetectionMasks:
         boxes (Tensor or None): float (n, 4), x0 y0 x1 y1 at any scale, for detectors without
             masks: the overlap of detections is then that of their boxes.
         pixels_per_block (int): P, at most 128.
+        box_scale (tuple[float, float]): pixels of the boxes per pixel of the network's input, along
+            x and along y.
     """
 
     masks: Tensor
@@ -48,6 +52,7 @@ class DetectionMasks:
     classes: Tensor
     boxes: Tensor | None = None
     pixels_per_block: int = PIXELS_PER_BLOCK
+    box_scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self):
         height, width = self.masks.shape[-2:]
@@ -76,6 +81,26 @@ class DetectionMasks:
         # Within the rows of a block a count fits a byte, which is what makes this fast.
         rows = self.masks.view(torch.uint8).unflatten(1, (-1, self.pixels_per_block))
         return rows.sum(dim=2, dtype=torch.uint8)
+
+
+def move_detections(detections, motion):
+    """
+    Args:
+        detections (DetectionMasks): n detections of a frame.
+        motion (PolicyMotion): from that frame of one stream to the next.
+
+    Returns:
+        DetectionMasks: of n detections. Pixels of masks move each by its own vector, and a box by
+        the mean vector of its pixels.
+    """
+    masks, boxes = motion.move_masks(detections.masks), detections.boxes
+    if boxes is not None:
+        # A vector leads from where a pixel is to where it was.
+        shift = motion.mean_vectors(masks) * masks.new_tensor(
+            detections.box_scale, dtype=torch.float
+        )
+        boxes = boxes - torch.cat([shift, shift], dim=1)
+    return dataclasses.replace(detections, masks=masks, boxes=boxes)
 
 
 def instance_information_gain(current, previous):

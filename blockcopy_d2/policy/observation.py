@@ -44,6 +44,8 @@ class Observation:
             executed, A_{t-1}.
         frame_index (int or Tensor): number of the frame in its stream, from 0; int64 (N,) where
             the streams differ.
+        age (Tensor or None): int (N, GH, GW), frames since each block was executed, as of the
+            previous frame; None where it is not known.
     """
 
     frame: Tensor
@@ -51,6 +53,7 @@ class Observation:
     output: Tensor
     grid: Tensor
     frame_index: int | Tensor
+    age: Tensor | None = None
 
     def split(self):
         """
@@ -60,7 +63,9 @@ class Observation:
         maps = (self.frame, self.frame_state, self.output, self.grid)
         index = self.frame_index
         index = index.split(1) if isinstance(index, Tensor) else [index] * len(self.frame)
-        return [Observation(*x) for x in zip(*(m.split(1) for m in maps), index, strict=True)]
+        age = [None] * len(self.frame) if self.age is None else self.age.split(1)
+        parts = zip(*(m.split(1) for m in maps), index, age, strict=True)
+        return [Observation(*part) for part in parts]
 
 
 def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):

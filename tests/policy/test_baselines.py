@@ -5,6 +5,7 @@ from blockcopy_d2.policy import (
     AllBlocks,
     EveryKthFrame,
     FrameDifference,
+    MovedDifference,
     NoBlocks,
     Observation,
     RandomBlocks,
@@ -61,3 +62,15 @@ def test_every_kth_frame():
     ran = [policy(observation(frame_index=i)).active.all().item() for i in range(7)]
     assert ran == [True, False, False, True, False, False, True]
     assert not policy(observation(frame_index=4)).active.any()
+
+
+def test_moved_difference_prefers_what_was_not_executed_for_long():
+    seen = observation((2, 2))
+    seen.frame[..., :32, :32] = 2.0
+    seen.frame[..., 32:, 32:] = 1.5
+    seen.age = torch.tensor([[[0, 30], [30, 4]]], dtype=torch.int32)
+    assert MovedDifference(target=0.25)(seen).active.tolist() == [[[True, False], [False, False]]]
+    aged = MovedDifference(target=0.25, age_weight=0.15)(seen).active
+    assert aged.tolist() == [[[False, False], [False, True]]]
+    alone = [MovedDifference(target=0.25, age_weight=0.15)(part) for part in seen.split()]
+    assert torch.equal(alone[0].active, aged)

@@ -12,6 +12,7 @@ from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse
 from ..precision import inference_autocast
 from ..result import FrameResult
 from ..timing import StageTimer, timed_modules
+from .motion import estimate_motion, move_history
 from .steps import (
     all_blocks,
     at_policy_resolution,
@@ -40,6 +41,12 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     with timer.stage("preprocess"):
         images = normalize(model, [x["image"] for x in inputs])
         frame = at_policy_resolution(model, images)
+    field = None
+    if model.motion is not None:
+        with timer.stage("motion"):
+            field = estimate_motion(model, inputs, frame, streams, present)
+            if field is not None:
+                move_history(model, streams, field)
     observations, decisions = [None] * len(inputs), [None] * len(inputs)
     cut = torch.zeros(len(inputs), dtype=torch.bool, device=frame.device)
     if grid is None:
@@ -52,6 +59,9 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             else:
                 grid = all_blocks(model, streams)
                 decisions = Decision(active=grid.active).split()
+    if field is not None:
+        with timer.stage("motion"):
+            model.cache_mover(streams.features, grid, field)
     sparse_modules = [m for m in model.base.modules() if isinstance(m, BlockSparseModule)]
     with (
         timer.stage("inference"),
@@ -80,6 +90,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             broken=broken[n],
             timer=timer,
             is_first=last_seen[n] is None,
+            field=None if field is None else field[n : n + 1],
         )
         if present[n]
         else None

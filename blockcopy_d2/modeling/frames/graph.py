@@ -269,6 +269,7 @@ def _settings(model, streams):
     return (
         model.weights_version,
         model.cuda_graph,
+        model.motion,
         policy,
         # Policies that do not learn compare with it on the host.
         getattr(policy, "target", None),
@@ -282,6 +283,7 @@ def _settings(model, streams):
 def _serves(model, streams):
     return (
         model.cuda_graph
+        and model.motion is None
         and streams.num_streams == 1
         and policy_of(model, streams).capturable
         and find_static_heads(model.base) is not None

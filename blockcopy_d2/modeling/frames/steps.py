@@ -28,10 +28,12 @@ __all__ = [
     "all_blocks",
     "at_policy_resolution",
     "choose_blocks",
+    "fill_slots",
     "find_cuts",
     "fit_to_size",
-    "fill_slots",
+    "is_finite",
     "normalize",
+    "pad",
     "policy_of",
     "remember",
 ]
@@ -82,7 +84,7 @@ def fit_to_size(model, streams, image_size):
             )
         streams.release()
     like = torch.empty(1, *image_size, device="meta")
-    canvas_size = tuple(_pad(model, [like]).tensor.shape[-2:])
+    canvas_size = tuple(pad(model, [like]).tensor.shape[-2:])
     streams.image_size, streams.canvas_size = image_size, canvas_size
 
 
@@ -96,10 +98,18 @@ def normalize(model, images):
         ImageList: normalized and padded on the model's device, as the wrapped model does.
     """
     mean, std = model.base.pixel_mean, model.base.pixel_std
-    return _pad(model, [(move_device_like(image, mean) - mean) / std for image in images])
+    return pad(model, [(move_device_like(image, mean) - mean) / std for image in images])
 
 
-def _pad(model, images):
+def pad(model, images):
+    """
+    Args:
+        model (BlockCopyVideoModel):
+        images (list[Tensor]): (3, height, width).
+
+    Returns:
+        ImageList: padded with zeros, as the wrapped model does.
+    """
     backbone = model.base.backbone
     return ImageList.from_tensors(
         images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
@@ -179,7 +189,7 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=(True,)
     observations, decisions = _ask(model, frame, streams, learning)
     active = torch.cat([decision.active for decision in decisions])
     # Features that are not finite must go, and a frame that is not finite spoils every block.
-    everything = cut | streams.broken | ~_finite(frame) | (streams.frame_index == 0)
+    everything = cut | streams.broken | ~is_finite(frame) | (streams.frame_index == 0)
     active = active | everything[:, None, None]
     if model.refresh_every:
         active = active | due_for_refresh(active, streams.age, model.refresh_every)
@@ -199,6 +209,7 @@ def _ask(model, frame, streams, learning):
         output=streams.painted,
         grid=streams.active[:, None].float(),
         frame_index=streams.frame_index,
+        age=streams.age,
     )
     observations = observation.split()
     if not isinstance(learning, list):
@@ -240,11 +251,14 @@ def remember(model, streams, frame, outputs, grid, *, present=(True,)):
         painted=painted.nan_to_num(),
         seen=seen,
         active=grid.active,
-        broken=~(_finite(frame) & _finite(painted)),
+        broken=~(is_finite(frame) & is_finite(painted)),
         present=present,
     )
 
 
-def _finite(x):
-    """bool (N,)"""
+def is_finite(x):
+    """
+    Returns:
+        Tensor: bool (N,), whether all numbers of ``x`` are, of each stream.
+    """
     return torch.isfinite(x).flatten(1).all(1)

@@ -1,0 +1,118 @@
+"""
+Moving what is seen of a stream at policy resolution: pictures, painted outputs, masks.
+
+Shape shorthand in this module:
+
+    N: streams
+    C: channels
+    n: masks of a stream
+    h, w: policy resolution, in pixels of s x s pixels of the network's input
+    c: side of a cell, in pixels of the network's input
+    FH, FW: rows and columns of cells
+"""
+
+import math
+from functools import cached_property
+
+import torch
+from torch.nn import functional as F
+
+from blockcopy_d2.sparse import BlockGrid
+
+from .field import moved_cells
+from .move import displacements, move
+from .torch_moving import MovedPixels
+
+__all__ = ["PolicyMotion"]
+
+
+class PolicyMotion:
+    """The motion of one frame of N streams, for maps at policy resolution."""
+
+    def __init__(self, field, *, cell_size, stride, size):
+        """
+        Args:
+            field (Tensor): float32 (N, 2, FH, FW). What it does not cover stands still.
+            cell_size (int): c.
+            stride (float): s.
+            size (tuple[int, int]): h, w.
+        """
+        rows, columns = (math.ceil(length * stride / cell_size) for length in size)
+        self._field = F.pad(field, (0, columns - field.shape[-1], 0, rows - field.shape[-2]))
+        self._layout = {"cell_size": cell_size, "stride": stride}
+        self._size = size
+
+    def split(self):
+        """
+        Returns:
+            list[PolicyMotion]: of each stream.
+        """
+        return [PolicyMotion(x, **self._layout, size=self._size) for x in self._field.split(1)]
+
+    def move_maps(self, x):
+        """
+        Args:
+            x (Tensor): float (N, C, h, w).
+
+        Returns:
+            Tensor: as :func:`.move.move` moves it.
+        """
+        stride = self._layout["stride"]
+        if x.is_cuda or stride != int(stride):
+            return move(x, self._field, **self._layout)
+        if not moved_cells(self._field).any():
+            return x
+        # A copy of its own: rows are moved in place.
+        rows = torch.empty(len(x) * math.prod(self._size), x.shape[1], dtype=x.dtype)
+        pixels = rows.view(len(x), *self._size, x.shape[1])
+        pixels.copy_(x.permute(0, 2, 3, 1))
+        self._pixels.move(rows)
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    def move_masks(self, masks):
+        """
+        Args:
+            masks (Tensor): bool (n, h, w), of a single stream.
+
+        Returns:
+            Tensor: bool (n, h, w), of every pixel what the nearest pixel to its source was.
+        """
+        return masks.flatten(1).index_select(1, self._sources).view(masks.shape)
+
+    def mean_vectors(self, masks):
+        """
+        Args:
+            masks (Tensor): bool (n, h, w), moved, of a single stream.
+
+        Returns:
+            Tensor: float (n, 2), the mean vector (dx, dy) of the pixels of each mask, in pixels of
+            the network's input; 0 for an empty one.
+        """
+        vectors = self._shift[0].flatten(1) * self._layout["stride"]
+        flat = masks.flatten(1).float()
+        return flat @ vectors.T / flat.sum(dim=1, keepdim=True).clamp_min(1)
+
+    @cached_property
+    def _shift(self):
+        """float (N, 2, h, w), in pixels of the map."""
+        return displacements(self._field, **self._layout, size=self._size)
+
+    @cached_property
+    def _sources(self):
+        """int64 (hw,): the pixel nearest to the source of each."""
+        height, width = self._size
+        dx, dy = self._shift[0]
+        rows = torch.arange(height, device=dy.device)[:, None] + (dy + 0.5).floor().long()
+        columns = torch.arange(width, device=dx.device) + (dx + 0.5).floor().long()
+        return (rows.clamp_(0, height - 1) * width + columns.clamp_(0, width - 1)).flatten()
+
+    @cached_property
+    def _pixels(self):
+        """MovedPixels: of all blocks."""
+        stride, cell_size = int(self._layout["stride"]), self._layout["cell_size"]
+        canvas = tuple(length * stride for length in self._size)
+        block_size = max(stride, cell_size)
+        nothing = BlockGrid.empty(block_size=block_size, image_size=canvas, batch=len(self._field))
+        return MovedPixels(
+            self._field, nothing, cell_size=cell_size, stride=stride, size=self._size
+        )
