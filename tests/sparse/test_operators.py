@@ -117,6 +117,7 @@ CASES = {
     "softmax": lambda m, x, y: x.softmax(1),
     "silu": lambda m, x, y: F.silu(x) * F.leaky_relu(y, 0.1),
     "relu6": lambda m, x, y: F.relu6(x) + F.hardswish(y),
+    "elu": lambda m, x, y: F.elu(x, 0.7) * F.hardsigmoid(y) + F.hardtanh(m.norm(y), -0.5, 2.0),
     "no_rule": lambda m, x, y: m.conv3x3(m, x.flip(3), y) + y,
 }
 

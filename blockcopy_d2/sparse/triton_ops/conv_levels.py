@@ -7,13 +7,29 @@ import dataclasses
 from typing import Any
 
 import torch
+import triton.language as tl
 
 from .conv_shape import PackedWeight
 from .geometry import Tiling
 
 # Columns of the table of levels, int64 each: where the operands of a level start, in elements from
 # those of the first level, and what differs between levels.
-LEVEL_FIELDS = 13
+(
+    X_OFFSET,
+    OUT_OFFSET,
+    WEIGHT_OFFSET,
+    BIAS_OFFSET,
+    SECOND_OFFSET,
+    TILE,  # T
+    X_HEIGHT,
+    X_WIDTH,
+    OUT_HEIGHT,
+    OUT_WIDTH,
+    X_ROW,  # elements from a pixel to the next one
+    OUT_ROW,
+    SECOND_ROW,
+    NUM_COLUMNS,
+) = map(tl.constexpr, range(14))
 
 
 @dataclasses.dataclass
@@ -42,21 +58,28 @@ def aligned(rows, base):
 
 
 def level_table(levels):
-    """int64 (levels, LEVEL_FIELDS) as the kernels read it."""
+    """int64 (levels, NUM_COLUMNS) as the kernels read it; zeros where there is no `second`."""
+    table = torch.zeros(len(levels), NUM_COLUMNS.value, dtype=torch.int64)
     first = levels[0]
-    table = []
-    for level in levels:
-        pairs = (
-            (level.x.rows, first.x.rows),
-            (level.out.rows, first.out.rows),
-            (level.packed.matrix, first.packed.matrix),
-            (level.packed.bias, first.packed.bias),
-        )
-        offsets = [_distance(own, base) for own, base in pairs]
-        sizes = [level.tiling.tile, *level.x.size, *level.out.size]
-        second = [0, 0]
+    for level, row in zip(levels, table):
+        columns = [
+            (X_OFFSET, _distance(level.x.rows, first.x.rows)),
+            (OUT_OFFSET, _distance(level.out.rows, first.out.rows)),
+            (WEIGHT_OFFSET, _distance(level.packed.matrix, first.packed.matrix)),
+            (BIAS_OFFSET, _distance(level.packed.bias, first.packed.bias)),
+            (TILE, level.tiling.tile),
+            (X_HEIGHT, level.x.size[0]),
+            (X_WIDTH, level.x.size[1]),
+            (OUT_HEIGHT, level.out.size[0]),
+            (OUT_WIDTH, level.out.size[1]),
+            (X_ROW, level.x.rows.stride(0)),
+            (OUT_ROW, level.out.rows.stride(0)),
+        ]
         if level.second is not None:
-            second = [_distance(level.second.rows, first.second.rows), level.second.rows.stride(0)]
-        strides = [level.x.rows.stride(0), level.out.rows.stride(0)]
-        table.append([*offsets, *sizes, *strides, *second])
-    return torch.tensor(table, dtype=torch.int64, device=first.x.rows.device)
+            columns += [
+                (SECOND_OFFSET, _distance(level.second.rows, first.second.rows)),
+                (SECOND_ROW, level.second.rows.stride(0)),
+            ]
+        for column, value in columns:
+            row[column.value] = value
+    return table.to(first.x.rows.device)
