@@ -21,7 +21,18 @@ from triton.runtime.jit import MockTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activation import parameters
-from .conv_levels import LEVEL_FIELDS, aligned, level_table
+from .conv_levels import (
+    BIAS_OFFSET,
+    NUM_COLUMNS,
+    OUT_HEIGHT,
+    OUT_OFFSET,
+    OUT_ROW,
+    OUT_WIDTH,
+    SECOND_OFFSET,
+    SECOND_ROW,
+    aligned,
+    level_table,
+)
 from .conv_output import write_tile
 from .geometry import BlockList, begin_with, count_blocks, prefetch
 from .partial_sums import add_parts, number_of_splits, split_programs
@@ -47,7 +58,7 @@ def box_convolution_kernel(
     OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr, RESIDUAL_LIFTED: tl.constexpr,
     SIDES: tl.constexpr,  # T of each level
     BOXES: tl.constexpr,  # (TH, TW) of each level
-    FIELDS: tl.constexpr, OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr,  # pixels of the largest box
     BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
     SPLIT: tl.constexpr,  # reductions may be split, so that split_programs are busy
@@ -72,11 +83,13 @@ def box_convolution_kernel(
     start = 0
     for i in tl.static_range(LEVELS):
         if LEVELS > 1:
-            fields = levels_ptr + i * FIELDS
-            out_offset, bias_offset = tl.load(fields + 1), tl.load(fields + 3)
-            oh, ow = tl.load(fields + 7).to(tl.int32), tl.load(fields + 8).to(tl.int32)
-            row, other_row = tl.load(fields + 10).to(tl.int32), tl.load(fields + 12).to(tl.int32)
-            other_offset = tl.load(fields + 11)
+            level = levels_ptr + i * NUM_COLUMNS
+            out_offset, bias_offset = tl.load(level + OUT_OFFSET), tl.load(level + BIAS_OFFSET)
+            oh = tl.load(level + OUT_HEIGHT).to(tl.int32)
+            ow = tl.load(level + OUT_WIDTH).to(tl.int32)
+            row = tl.load(level + OUT_ROW).to(tl.int32)
+            other_row = tl.load(level + SECOND_ROW).to(tl.int32)
+            other_offset = tl.load(level + SECOND_OFFSET)
             if OUT_ALIGNED:
                 out_offset, row = tl.multiple_of(out_offset, 16), tl.multiple_of(row, 16)
                 other_offset = tl.multiple_of(other_offset, 16)
@@ -279,7 +292,7 @@ class BoxConvolutionLaunch:
             ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
             OUT_LIFTED=first.out.lifted, SECOND_LIFTED=second.lifted,
             RESIDUAL_LIFTED=residual.lifted,
-            SIDES=tuple(level.tiling.tile for level in levels), BOXES=boxes, FIELDS=LEVEL_FIELDS,
+            SIDES=tuple(level.tiling.tile for level in levels), BOXES=boxes,
             OUT_ALIGNED=all(
                 aligned(level.out.rows, first.out.rows)
                 and (level.second is None or aligned(level.second.rows, second.rows))
@@ -293,9 +306,7 @@ class BoxConvolutionLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        self.kernel[self.grid](
-            *self._arguments(blocks), **self.constants, SETTLED=blocks.settled
-        )
+        self.kernel[self.grid](*self._arguments(blocks), **self.constants, SETTLED=blocks.settled)
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""

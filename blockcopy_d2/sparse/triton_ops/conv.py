@@ -20,7 +20,24 @@ import triton
 import triton.language as tl
 
 from .activation import parameters
-from .conv_levels import LEVEL_FIELDS, aligned, level_table
+from .conv_levels import (
+    BIAS_OFFSET,
+    NUM_COLUMNS,
+    OUT_HEIGHT,
+    OUT_OFFSET,
+    OUT_ROW,
+    OUT_WIDTH,
+    SECOND_OFFSET,
+    SECOND_ROW,
+    TILE,
+    WEIGHT_OFFSET,
+    X_HEIGHT,
+    X_OFFSET,
+    X_ROW,
+    X_WIDTH,
+    aligned,
+    level_table,
+)
 from .conv_output import write_tile
 from .geometry import BlockList, begin_with, count_blocks, locate, prefetch
 from .partial_sums import add_parts, number_of_splits
@@ -43,7 +60,7 @@ def convolution_kernel(
     FIRST_OUT: tl.constexpr,  # output channels that go to out, the others go to second
     ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr, RESIDUAL_LIFTED: tl.constexpr,
-    LEVELS: tl.constexpr, FIELDS: tl.constexpr, X_ALIGNED: tl.constexpr,
+    LEVELS: tl.constexpr, X_ALIGNED: tl.constexpr,
     OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     SWAP: tl.constexpr,  # weights are the first factor of the product
@@ -68,7 +85,7 @@ def convolution_kernel(
     if LEVELS > 1:
         tiles = 0
         for i in tl.static_range(LEVELS):
-            side = tl.load(levels_ptr + i * FIELDS + 4).to(tl.int32)
+            side = tl.load(levels_ptr + i * NUM_COLUMNS + TILE).to(tl.int32)
             tiles += tl.cdiv(count * side * side, BM) * N_TILES
     else:
         tiles = tl.cdiv(count * T * T, BM) * N_TILES
@@ -83,18 +100,20 @@ def convolution_kernel(
         if LEVELS > 1:
             level, first, start = 0, 0, 0
             for i in tl.static_range(LEVELS):
-                side = tl.load(levels_ptr + i * FIELDS + 4).to(tl.int32)
+                side = tl.load(levels_ptr + i * NUM_COLUMNS + TILE).to(tl.int32)
                 level = tl.where(tile >= start, i, level)
                 first = tl.where(tile >= start, start, first)
                 start += tl.cdiv(count * side * side, BM) * N_TILES
-            fields = levels_ptr + level * FIELDS
-            x_offset, out_offset = tl.load(fields), tl.load(fields + 1)
-            weight_offset, bias_offset = tl.load(fields + 2), tl.load(fields + 3)
-            second_offset, second_step = tl.load(fields + 11), tl.load(fields + 12).to(tl.int32)
-            side = tl.load(fields + 4).to(tl.int32)
-            h, w = tl.load(fields + 5).to(tl.int32), tl.load(fields + 6).to(tl.int32)
-            oh, ow = tl.load(fields + 7).to(tl.int32), tl.load(fields + 8).to(tl.int32)
-            x_step, out_step = tl.load(fields + 9).to(tl.int32), tl.load(fields + 10).to(tl.int32)
+            row = levels_ptr + level * NUM_COLUMNS
+            x_offset, out_offset = tl.load(row + X_OFFSET), tl.load(row + OUT_OFFSET)
+            weight_offset, bias_offset = tl.load(row + WEIGHT_OFFSET), tl.load(row + BIAS_OFFSET)
+            second_offset = tl.load(row + SECOND_OFFSET)
+            side = tl.load(row + TILE).to(tl.int32)
+            h, w = tl.load(row + X_HEIGHT).to(tl.int32), tl.load(row + X_WIDTH).to(tl.int32)
+            oh, ow = tl.load(row + OUT_HEIGHT).to(tl.int32), tl.load(row + OUT_WIDTH).to(tl.int32)
+            x_step = tl.load(row + X_ROW).to(tl.int32)
+            out_step = tl.load(row + OUT_ROW).to(tl.int32)
+            second_step = tl.load(row + SECOND_ROW).to(tl.int32)
             weight_offset = tl.multiple_of(weight_offset, 16)
             if X_ALIGNED:
                 x_offset, x_step = tl.multiple_of(x_offset, 16), tl.multiple_of(x_step, 16)
@@ -250,7 +269,7 @@ class ConvolutionLaunch:
             ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
             OUT_LIFTED=first.out.lifted, SECOND_LIFTED=second.lifted,
             RESIDUAL_LIFTED=residual.lifted,
-            LEVELS=len(levels), FIELDS=LEVEL_FIELDS,
+            LEVELS=len(levels),
             X_ALIGNED=all(aligned(level.x.rows, first.x.rows) for level in levels),
             OUT_ALIGNED=all(
                 aligned(level.out.rows, first.out.rows)
@@ -264,9 +283,7 @@ class ConvolutionLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        self.kernel[self.grid](
-            *self._arguments(blocks), **self.constants, SETTLED=blocks.settled
-        )
+        self.kernel[self.grid](*self._arguments(blocks), **self.constants, SETTLED=blocks.settled)
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
