@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from blockcopy_d2.engine import evaluate_clips, load_config
 from blockcopy_d2.policy import OnlineLearner
@@ -22,8 +23,8 @@ DATASET = "tiny_distributed_clips"
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    """Folder of what a job of two processes left, and how to configure one process alike."""
+def data(tmp_path_factory):
+    """A folder, a data set in it, and from the name of a run to the options of its config."""
     folder = tmp_path_factory.mktemp("job")
     for clip in range(CLIPS):
         write_clip(folder / "clips", f"aachen_{clip:06d}", num_frames=FRAMES)
@@ -47,9 +48,17 @@ def job(tmp_path_factory):
             *opts,
         ]  # fmt: skip
 
-    fixed = ["MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference"]
-    fixed += ["TEST.BLOCKCOPY.COMPARE", "['dense']"]
-    together = ["MODEL.BLOCKCOPY.POLICY.SYNC", "True"]
+    return folder, dataset, config
+
+
+FIXED = ["MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference", "TEST.BLOCKCOPY.COMPARE", "['dense']"]
+TOGETHER = ["MODEL.BLOCKCOPY.POLICY.SYNC", "True"]
+
+
+@pytest.fixture(scope="module")
+def job(data):
+    """Folder of what a job of two processes left, and how to configure one process alike."""
+    folder, dataset, config = data
     run_job(
         [
             ("learn_together", {"output_dir": str(folder)}),
@@ -57,26 +66,26 @@ def job(tmp_path_factory):
                 "evaluate",
                 {
                     "dataset": dataset,
-                    "opts": config("two", *fixed),
+                    "opts": config("two", *FIXED),
                     "result": str(folder / "results.json"),
                 },
             ),
             (
                 "evaluate",
-                {"dataset": dataset, "opts": config("few", *fixed, "INPUT.CLIP.NUM_CLIPS", "1")},
+                {"dataset": dataset, "opts": config("few", *FIXED, "INPUT.CLIP.NUM_CLIPS", "1")},
             ),
             (
                 "warm",
                 {
                     "dataset": dataset,
-                    "opts": config("together", *together),
+                    "opts": config("together", *TOGETHER),
                     "output_dir": str(folder),
                 },
             ),
         ]
     )
     register(dataset)
-    yield folder, lambda name: load_config(*config(name, *fixed))
+    yield folder, lambda name: load_config(*config(name, *FIXED))
     DatasetCatalog.remove(DATASET)
     MetadataCatalog.remove(DATASET)
 
@@ -144,3 +153,50 @@ def test_a_policy_warmed_together_is_the_same_everywhere(job):
         assert torch.equal(one, other) and torch.isfinite(one).all()
     saved = torch.load(folder / "together" / "policy_final.pth", weights_only=True)
     assert saved["learner"]["frames"] == 2 * FRAMES
+
+
+def test_processes_wait_for_a_slow_one_and_keep_the_results_of_a_killed_ones_job(data):
+    folder, dataset, config = data
+    # Longer than the limit of a step, in the first data set and before the second one.
+    slow = {"dataset": dataset, "opts": config("slow", *FIXED), "seconds": 12}
+    killed = {"dataset": dataset, "opts": config("killed", *FIXED)}
+    killed["summary"] = str(folder / "killed" / "blockcopy_summary.json")
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_job(
+            [("evaluate_with_a_slow_process", slow), ("evaluate_until_killed", killed)],
+            step_limit=6,
+        )
+    summary = summary_of(folder, "slow")
+    assert summary["frames"] == 2 * FRAMES + 2 and summary["dense"]["AP"] is not None
+    assert "interrupted" not in summary and "not_scored" not in summary
+    # The first process has run its one clip.
+    summary = summary_of(folder, "killed")
+    assert summary["frames"] == FRAMES and summary["blockcopy"]["seconds_per_frame"] > 0
+    assert summary["interrupted"] == ["process 1 of 2 has not answered"]
+    assert set(summary["not_scored"]) == {"blockcopy", "dense"}
+
+
+def test_an_error_in_one_process_keeps_what_all_measured(data):
+    folder, dataset, config = data
+    with pytest.raises(ProcessRaisedException, match="of the model"):
+        run_job(
+            [("evaluate_until_an_error", {"dataset": dataset, "opts": config("error", *FIXED)})]
+        )
+    summary = summary_of(folder, "error")
+    # Two of the second process; the first one may be told to stop before its end.
+    assert 2 <= summary["frames"] <= FRAMES + 2
+    assert any(
+        f"RuntimeError: of the model after 2 of {2 * FRAMES} frames, process 1 of 2" in reason
+        for reason in summary["interrupted"]
+    )
+
+
+def test_processes_that_learn_together_stop_together(data):
+    folder, dataset, config = data
+    stopped = {"dataset": dataset, "opts": config("stopped", *TOGETHER), "output_dir": str(folder)}
+    with pytest.raises(ProcessExitedException):
+        run_job([("warm_until_stopped", stopped)])
+    # They ask each other every eight frames.
+    (saved,) = (folder / "stopped").glob("policy_*.pth")
+    assert saved.name == "policy_0000007.pth"
+    assert torch.load(saved, weights_only=True)["learner"]["frames"] == 8

@@ -2,35 +2,52 @@
 
 import json
 import os
+import signal
 import socket
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 from detectron2.utils import comm
 from torch import multiprocessing
 
-from blockcopy_d2.engine import evaluate_clips, launch, load_config, warm_policy
+from blockcopy_d2.engine import (
+    EvaluationLoop,
+    evaluate_clips,
+    launch,
+    load_config,
+    warm_policy,
+)
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from tests.policy.test_reinforce import GRID, observation
 
 TICKS = 8
 
 
-def run_job(tasks, num_processes=2):
+def run_job(tasks, num_processes=2, step_limit=None):
     """
     Run ``tasks`` as torchrun would, one after the other in every process.
 
     Args:
         tasks (list[tuple[str, dict]]): name of a function of this module, and its arguments.
+        step_limit (float or None): for collectives, in seconds.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.start_processes(
-        _process, args=(num_processes, port, tasks), nprocs=num_processes, start_method="spawn"
+        _process,
+        args=(num_processes, port, tasks, step_limit),
+        nprocs=num_processes,
+        start_method="spawn",
     )
 
 
-def _process(rank, num_processes, port, tasks):
+def _process(rank, num_processes, port, tasks, step_limit):
+    if step_limit is not None:
+        sys.modules[launch.__module__].STEP_LIMIT = timedelta(seconds=step_limit)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         WORLD_SIZE=str(num_processes), LOCAL_WORLD_SIZE=str(num_processes),
@@ -42,7 +59,6 @@ def _process(rank, num_processes, port, tasks):
 def _main(tasks):
     for name, arguments in tasks:
         globals()[name](**arguments)
-        comm.synchronize()
 
 
 class LinearPolicy(Policy):
@@ -115,6 +131,51 @@ def warm(dataset, opts, output_dir):
     weights = [parameter.detach() for parameter in learner._parameters]
     state = {"weights": weights, **learner.state_dict()}
     torch.save(state, os.path.join(output_dir, f"warmed_{comm.get_rank()}.pth"))
+
+
+def evaluate_with_a_slow_process(dataset, opts, seconds):
+    """The second process takes so long for one of its frames."""
+    disturb(lambda: time.sleep(seconds))
+    evaluate(dataset, opts)
+
+
+def evaluate_until_killed(dataset, opts, summary):
+    """The second process is killed once the first one is done and has written its summary."""
+
+    def die():
+        while not Path(summary).exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    disturb(die)
+    evaluate(dataset, opts)
+
+
+def evaluate_until_an_error(dataset, opts):
+    def fail():
+        raise RuntimeError("of the model")
+
+    disturb(fail)
+    evaluate(dataset, opts)
+
+
+def warm_until_stopped(dataset, opts, output_dir):
+    """The second process alone gets a signal."""
+    disturb(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    warm(dataset, opts, output_dir)
+
+
+def disturb(happen, frame=2):
+    """Have something happen within a frame of the second process, once."""
+    run_step = EvaluationLoop.run_step
+
+    def step(loop):
+        if comm.get_rank() == 1 and loop.iter == frame:
+            EvaluationLoop.run_step = run_step
+            happen()
+        run_step(loop)
+
+    EvaluationLoop.run_step = step
 
 
 def register(dataset):
