@@ -49,6 +49,18 @@ def _model_keys():
     # Share of the blocks above which a frame executes all of them, since a dense one is cheaper:
     # the break-even, which benchmarks.network reports. 1.0: never
     _C.DENSE_ABOVE = number(1.0, most=1, note=", a share of the blocks")
+
+    # How the picture moved since the last frame
+    _C.MOTION = SimpleNamespace()
+    # "none"; "DISFlow" (OpenCV, on the CPU); "BlockMatching" (any device, Triton's kernels on a
+    # GPU); "CodecVectors" (what the decoder of a video exports); or "auto", which is BlockMatching
+    # on a GPU and DISFlow on a CPU. A name in MOTION_REGISTRY
+    _C.MOTION.NAME = text("none", allowed="the name of an estimator of motion")
+    # Side of a cell that moves as one, in pixels of the network's input
+    _C.MOTION.CELL_SIZE = choice(16, 8, 32)
+    # Of DISFlow, from fast to slow
+    _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")
+
     # Streams whose features are kept; beyond it the least recently used one is dropped
     _C.MAX_STREAMS = whole(8, least=1)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = (
     "blockcopy_d2.modeling.frames.device_clock",
     "blockcopy_d2.modeling.static_heads.triton_ops.",
-    "blockcopy_d2.motion.triton_moving",
+    "blockcopy_d2.motion.triton_",
     "blockcopy_d2.policy.fused",
     "blockcopy_d2.policy.painting",
     "blockcopy_d2.sparse.device_grid",

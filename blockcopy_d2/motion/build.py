@@ -1,0 +1,117 @@
+"""Estimators of motion: what they share, and by name."""
+
+import torch
+from detectron2.utils.registry import Registry
+
+from .field import field_size, zero_field
+from .pyramid import luma_pyramid
+
+__all__ = ["CELL_SIZES", "MOTION_REGISTRY", "MotionEstimator", "build_motion"]
+
+CELL_SIZES = (8, 16, 32)
+
+MOTION_REGISTRY = Registry("MOTION")
+MOTION_REGISTRY.__doc__ = """
+Registry for estimators of motion from one frame of a stream to the next.
+
+The registered object is called with `obj(cfg)` and must return a
+:class:`blockcopy_d2.motion.MotionEstimator`.
+"""
+
+
+class MotionEstimator:
+    """
+    Estimates the field between two frames of N streams, see field.py for what a field is.
+
+    An estimator keeps nothing of a stream. The :class:`MotionFeatures` of a stream's last frame are
+    all of its state: whoever has them may interleave, clone or reset streams.
+
+    Attributes:
+        cell_size (int): c, of its fields.
+        capturable (bool): whether ``features`` and ``estimate`` may be part of a CUDA graph: given
+            ``out`` and ``workspace`` they allocate nothing, and the host never waits.
+    """
+
+    capturable = False
+
+    def __init__(self, *, cell_size=16):
+        """
+        Args:
+            cell_size (int): side of a cell in pixels of the network's input, of ``CELL_SIZES``.
+        """
+        if cell_size not in CELL_SIZES:
+            raise ValueError(f"cell_size is {cell_size}: expected one of {CELL_SIZES}")
+        self.cell_size = cell_size
+
+    def features(self, images, image_sizes=None, *, codec=None, out=None):
+        """
+        Args:
+            images (Tensor): uint8 or float (N, 3, H, W), the pixels of the network's input before
+                normalization, from 0 to 255; what lies beyond an image is not looked at.
+            image_sizes (Tensor): int32 (N, 2) on the device of the images, height and width of each
+                image on its canvas; None where images fill it.
+            codec (list): what :class:`CodecReader` gave for each stream; for CodecVectors only.
+            out (MotionFeatures): overwritten, if given.
+
+        Returns:
+            MotionFeatures: of the frames.
+        """
+        return luma_pyramid(images, image_sizes, out=out)
+
+    def workspace(self, features):
+        """
+        Returns:
+            list[Tensor]: memory for ``estimate``, to be used again for features of the same size.
+        """
+        return []
+
+    def estimate(self, current, previous, *, out=None, workspace=None):
+        """
+        Args:
+            current, previous (MotionFeatures): of two frames in a row. A stream whose previous
+                frame was reset gets zeros.
+            out (Tensor): float32 (N, 2, GH, GW), contiguous, overwritten, if given.
+            workspace (list[Tensor]): from :meth:`workspace`; allocated if left out.
+
+        Returns:
+            Tensor: the field, (N, 2, GH, GW).
+        """
+        raise NotImplementedError
+
+    def _output(self, current, previous, out):
+        """``out``, or a new field of zeros; checks that shapes fit."""
+        level, before = current.levels[0], previous.levels[0]
+        if current.size != previous.size or level.shape != before.shape:
+            raise ValueError(
+                f"the previous frame has {len(before)} canvases of {previous.size} pixels and "
+                f"this one {len(level)} of {current.size}: reset the stream where its size changes"
+            )
+        shape = (len(level), 2, *field_size(current.size, self.cell_size))
+        if out is None:
+            return zero_field(current.size, self.cell_size, streams=len(level), device=level.device)
+        if tuple(out.shape) != shape or out.dtype != torch.float32 or not out.is_contiguous():
+            raise ValueError(
+                f"out is {out.dtype} of shape {tuple(out.shape)}: expected contiguous "
+                f"torch.float32 of {shape}"
+            )
+        return out
+
+
+def build_motion(cfg):
+    """
+    Build the estimator that ``cfg.MODEL.BLOCKCOPY.MOTION.NAME`` names. "auto" is BlockMatching
+    where ``cfg.MODEL.DEVICE`` is a CUDA device, and DISFlow elsewhere.
+
+    Args:
+        cfg (CfgNode):
+
+    Returns:
+        MotionEstimator or None: None for "none", where nothing is moved.
+    """
+    name = cfg.MODEL.BLOCKCOPY.MOTION.NAME
+    if name == "none":
+        return None
+    if name == "auto":
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        name = "BlockMatching" if on_gpu else "DISFlow"
+    return MOTION_REGISTRY.get(name)(cfg)

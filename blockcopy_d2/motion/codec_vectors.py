@@ -1,0 +1,195 @@
+"""
+The motion that an encoder found, as the decoder hands it over.
+
+Open a video for it with ``stream.codec_context.options = {"flags2": "+export_mvs"}`` before the
+first frame is decoded. FFmpeg exports vectors of H.264, MPEG-4, MPEG-2 and a few older codecs.
+
+Shape shorthand in this module:
+
+    N: streams
+    c: side of a cell, in pixels of the network's input
+    GH, GW: rows and columns of cells
+"""
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+
+from .block_matching import BlockMatching
+from .build import MOTION_REGISTRY, MotionEstimator
+from .dis_flow import DISFlow
+from .field import field_size
+from .matching import keep_still
+
+__all__ = ["CodecReader", "CodecVectors"]
+
+# FFmpeg's numbers of picture types, as PyAV hands them over.
+_INTRA, _PREDICTED, _BIDIRECTIONAL = 1, 2, 3
+# Blocks of a codec have sides of multiples of this, in pixels of the video.
+_PIECE = 4
+
+
+class CodecReader:
+    """
+    Turns the vectors of a video's frames into fields, one frame after the other in the order in
+    which they are shown. It belongs to one video.
+
+    A vector must lead to the frame shown before. A decoder says only whether a block came from the
+    past or the future. A frame that others are predicted from refers to the last such frame, k
+    frames ago where k - 1 bidirectional ones are shown between: its vectors are divided by k. So
+    are those into the past of bidirectional frames. Vectors from the future are dropped. An encoder
+    may refer further back all the same; :class:`CodecVectors` drops what the pixels do not confirm.
+    """
+
+    def __init__(self, *, cell_size=16):
+        """
+        Args:
+            cell_size (int): c.
+        """
+        self.cell_size = cell_size
+        self.reset()
+
+    def reset(self):
+        """Call it where the frame to come does not follow the last one: after seeking."""
+        self._distance = None
+
+    def read(self, frame, image_size):
+        """
+        Args:
+            frame (av.VideoFrame): the next one that is shown.
+            image_size (tuple[int, int]): height and width that the frame is resized to for the
+                network.
+
+        Returns:
+            ndarray or None: float32 (2, GH, GW), dx and dy in pixels of the network's input, NaN
+            in cells less than half of which have a vector. None where the frame has none at all:
+            an intra frame, the first one, or a codec that exports none.
+        """
+        distance, kind = self._distance, int(frame.pict_type)
+        # How far the last frame that others refer to will be from the next frame.
+        if kind == _BIDIRECTIONAL:
+            self._distance = None if distance is None else distance + 1
+        else:
+            self._distance = 1
+        exported = frame.side_data.get("MOTION_VECTORS")
+        if exported is None or distance is None or kind not in (_PREDICTED, _BIDIRECTIONAL):
+            return None
+        vectors = exported.to_ndarray()
+        return cell_vectors(
+            vectors[vectors["source"] < 0],
+            (frame.height, frame.width),
+            image_size,
+            self.cell_size,
+            distance,
+        )
+
+
+def cell_vectors(vectors, frame_size, image_size, cell_size, distance=1):
+    """
+    Averages the vectors of blocks over cells, by area.
+
+    Args:
+        vectors (ndarray): structured as PyAV's ``MotionVectors.to_ndarray()``.
+        frame_size (tuple[int, int]): height and width of the video.
+        image_size (tuple[int, int]): height and width of the network's input.
+        cell_size (int): c.
+        distance (int): frames that the vectors go back.
+
+    Returns:
+        ndarray: as :meth:`CodecReader.read`.
+    """
+    rows, columns = field_size(image_size, cell_size)
+    scale_y, scale_x = (new / old for new, old in zip(image_size, frame_size))
+    sums = np.zeros((3, rows * columns))
+    # Blocks of the same size together, each in pieces of 4 x 4 pixels.
+    sizes = np.unique(np.stack([vectors["h"], vectors["w"]], 1), axis=0)
+    for height, width in sizes.astype(int):
+        blocks = vectors[(vectors["h"] == height) & (vectors["w"] == width)]
+        step = blocks["motion_scale"].astype(float) * distance
+        # "dst" is the centre of a block.
+        top, left = blocks["dst_y"] - height // 2, blocks["dst_x"] - width // 2
+        pieces = np.mgrid[0:height:_PIECE, 0:width:_PIECE].reshape(2, -1, 1) + _PIECE / 2
+        y, x = pieces[0] + top, pieces[1] + left
+        inside = (y >= 0) & (y < frame_size[0]) & (x >= 0) & (x < frame_size[1])
+        cell = (y * scale_y // cell_size) * columns + x * scale_x // cell_size
+        cell = cell[inside].astype(int)
+        values = blocks["motion_x"] * scale_x / step, blocks["motion_y"] * scale_y / step, 1
+        for total, value in zip(sums, values):
+            weights = np.broadcast_to(value, inside.shape)[inside]
+            total += np.bincount(cell, weights, rows * columns)
+    # Pieces of a whole cell; cells at the border are cut.
+    heights = np.minimum(np.arange(1, rows + 1) * cell_size, image_size[0])
+    widths = np.minimum(np.arange(1, columns + 1) * cell_size, image_size[1])
+    area = np.diff(heights, prepend=0)[:, None] * np.diff(widths, prepend=0)
+    pieces = area.flatten() / (_PIECE**2 * scale_y * scale_x)
+    known = sums[2] >= np.maximum(0.5 * pieces, 0.5)
+    field = np.where(known, sums[:2] / np.maximum(sums[2], 1), np.nan)
+    return field.reshape(2, rows, columns).astype(np.float32)
+
+
+@MOTION_REGISTRY.register()
+class CodecVectors(MotionEstimator):
+    """
+    The vectors of :class:`CodecReader`, where moving by them explains the pixels better than
+    staying. Frames that came without any are estimated by another estimator; in other frames
+    cells without a vector stay where they are.
+    """
+
+    @configurable
+    def __init__(self, *, cell_size=16, fallback):
+        """
+        Args:
+            cell_size (int): see MotionEstimator.
+            fallback (MotionEstimator): with cells of the same size.
+        """
+        super().__init__(cell_size=cell_size)
+        if fallback.cell_size != cell_size:
+            raise ValueError(
+                f"the fallback has cells of {fallback.cell_size} pixels: expected {cell_size}"
+            )
+        self.fallback = fallback
+
+    @classmethod
+    def from_config(cls, cfg):
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        return {
+            "cell_size": cfg.MODEL.BLOCKCOPY.MOTION.CELL_SIZE,
+            "fallback": (BlockMatching if on_gpu else DISFlow)(cfg),
+        }
+
+    def workspace(self, features):
+        return self.fallback.workspace(features)
+
+    def features(self, images, image_sizes=None, *, codec=None, out=None):
+        features = super().features(images, image_sizes, out=out)
+        if codec is None or all(vectors is None for vectors in codec):
+            return features
+        shape = (2, *field_size(features.size, self.cell_size))
+        if len(codec) != len(images):
+            raise ValueError(f"vectors for {len(codec)} streams: expected {len(images)}")
+        on_canvas = np.full((len(codec), *shape), np.nan, np.float32)
+        for target, vectors in zip(on_canvas, codec):
+            if vectors is None:
+                continue
+            if any(has > room for has, room in zip(vectors.shape, shape)):
+                raise ValueError(
+                    f"vectors of shape {vectors.shape} do not fit a canvas of {shape}: were they "
+                    f"read for the size of the network's input and cells of {self.cell_size}?"
+                )
+            target[:, : vectors.shape[1], : vectors.shape[2]] = vectors
+        features.codec = torch.from_numpy(on_canvas).to(images.device)
+        features.without_codec = torch.tensor([vectors is None for vectors in codec])
+        return features
+
+    def estimate(self, current, previous, *, out=None, workspace=None):
+        out = self._output(current, previous, out)
+        if current.codec is None:
+            return self.fallback.estimate(current, previous, out=out, workspace=workspace)
+        cell = self.cell_size // 2
+        field = current.codec.nan_to_num(0) / 2
+        keep_still(field, current.levels[0], previous.levels[0], cell)
+        if current.without_codec.any():
+            self.fallback.estimate(current, previous, out=out, workspace=workspace)
+            missing = current.without_codec.view(-1, 1, 1, 1).to(out.device)
+            return out.copy_(torch.where(missing, out, 2 * field))
+        return torch.mul(field, 2, out=out)

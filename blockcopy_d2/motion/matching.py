@@ -1,0 +1,269 @@
+"""
+Hierarchical block matching on luma pyramids, in plain PyTorch.
+
+Levels go from coarse to fine. At each of them a cell of C x C pixels of the level starts from the
+best of three vectors: the median of its parent and of the parent's neighbours, its parent's own,
+and none. It then tries all whole pixels nearby. The cost of a vector is the sum of absolute
+differences over the cell, plus a little for each pixel away from the start. A pixel that comes from
+beyond the image costs :data:`BEYOND`, so that what came into view follows its neighbours.
+
+At the finest level a Lucas-Kanade step gives eighths of a pixel, 3 x 3 medians remove outliers,
+and :func:`keep_still` sets the cells to zero that staying explains about as well. All of it are
+whole numbers, or quotients of them that are rounded: triton_matching.py gives the same bits.
+
+Shape shorthand in this module:
+
+    N: streams
+    h, w: height and width of a level
+    C: side of a cell, in pixels of the level
+    GH, GW: rows and columns of cells of the level
+    K: cells of all streams, N GH GW
+"""
+
+import torch
+from torch.nn import functional as F
+
+from .pyramid import BRIGHTEST, NOT_FINITE, OUTSIDE
+
+__all__ = ["keep_still", "match"]
+
+# What a pixel of a cell costs, in grey levels, for which one of the frames has none.
+BEYOND = 16
+# Pixels searched in each direction: at the coarsest level, and at the others.
+COARSEST_RADIUS = 4
+RADIUS = 2
+# Steps of a pixel of the finest level, which is two of the input.
+STEPS = 8
+# Of a Lucas-Kanade step, in steps: beyond that it is not to be trusted.
+FURTHEST = 6
+# Added to the squares of a pixel's gradients: how sure of itself a cell must be to leave a pixel.
+DAMPING = 4
+# A vector of cells that lie outside of the image, for their neighbours not to look at.
+NOWHERE = -(2**15)
+
+
+def match(current, previous, cell):
+    """
+    Args:
+        current, previous (list[Tensor]): levels of two frames, uint8 (N, h, w), finest first.
+        cell (int): C, the same at all levels.
+
+    Returns:
+        Tensor: float32 (N, 2, GH, GW), dx and dy in pixels of the finest level.
+    """
+    vectors = None
+    for level in reversed(range(len(current))):
+        radius = COARSEST_RADIUS if vectors is None else RADIUS
+        vectors = search(current[level], previous[level], vectors, cell, radius, finest=level == 0)
+    return median(vectors).float() / STEPS
+
+
+def search(current, previous, parents, cell, radius, finest=False):
+    """
+    Args:
+        current, previous (Tensor): uint8 (N, h, w).
+        parents (Tensor): int32 (N, 2, ceil(GH / 2), ceil(GW / 2)), the vectors of the level
+            before, or None at the coarsest level.
+        cell (int): C.
+        radius (int): pixels to try in each direction.
+        finest (bool): whether to give ``STEPS`` to a pixel, not whole pixels.
+
+    Returns:
+        Tensor: int32 (N, 2, GH, GW), dx and dy; ``NOWHERE`` in cells outside of the image.
+    """
+    streams, height, width = current.shape
+    rows, columns = -(-height // cell), -(-width // cell)
+    pixels, exists = _cells(current, cell)
+    source = _Source(previous, cell + 2 * radius)
+    y = torch.arange(rows, device=current.device).view(1, rows, 1) * cell
+    x = torch.arange(columns, device=current.device).view(1, 1, columns) * cell
+    shape = (streams, rows, columns)
+    start = torch.zeros(2, *shape, dtype=torch.int32, device=current.device)
+    if parents is not None:
+        middle = _children(median(parents), rows, columns)
+        own = _children(parents, rows, columns)
+        candidates = [middle, own, torch.zeros_like(own)]
+        costs = torch.stack(
+            [_cost(pixels, source.windows(y + v[1], x + v[0], cell)) for v in candidates]
+        )
+        # The first of equals, as everywhere in this module.
+        best = costs.argmin(0).view(1, *shape)
+        start = torch.stack(candidates).gather(0, best[None].expand(1, 2, *shape))[0]
+    windows = source.windows(y + start[1] - radius, x + start[0] - radius, cell + 2 * radius)
+    costs = torch.cat([_costs_of_row(pixels, windows, cell, row) for row in range(2 * radius + 1)])
+    offset = torch.arange(-radius, radius + 1, device=current.device)
+    away = (offset.abs()[:, None] + offset.abs()).view(-1, 1)
+    best = (costs + away * (cell * cell // 8)).argmin(0)
+    side = 2 * radius + 1
+    dy, dx = best // side - radius, best % side - radius
+    vectors = start + torch.stack([dx, dy]).view(2, *shape)
+    if finest:
+        y, x = y + vectors[1], x + vectors[0]
+        windows = source.windows(y - 1, x - 1, cell + 2)
+        vectors = STEPS * vectors + _lucas_kanade(pixels, windows).view(2, *shape)
+    vectors = vectors.to(torch.int32).where(exists.view(shape), NOWHERE)
+    return vectors.transpose(0, 1).contiguous()
+
+
+def median(vectors):
+    """
+    Returns the median of each component over 3 x 3 cells. Where there is no cell, or none in the
+    image, the vector in the middle counts instead.
+
+    Args:
+        vectors (Tensor): int32 (N, 2, GH, GW).
+
+    Returns:
+        Tensor: the same; 0 in cells outside of the image.
+    """
+    rows, columns = vectors.shape[-2:]
+    padded = F.pad(vectors, (1, 1, 1, 1), value=NOWHERE)
+    near = torch.stack(
+        [padded[..., y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
+    )
+    near = near.where(near != NOWHERE, vectors)
+    return near.median(0).values.where(vectors != NOWHERE, 0)
+
+
+def keep_still(field, current, previous, cell):
+    """
+    Sets vectors to zero, in place, where staying explains a cell about as well: unless moving saves
+    an eighth of the cost and 4 C grey levels. The noise of a still camera saves less, by chance: as
+    a sum over C C pixels it grows with C. Cells with pixels that are not finite, in either frame,
+    become zero, too.
+
+    Args:
+        field (Tensor): float32 (N, 2, GH, GW), dx and dy in pixels of the level.
+        current, previous (Tensor): uint8 (N, h, w), the finest level of two frames.
+        cell (int): C.
+
+    Returns:
+        Tensor: ``field``.
+    """
+    rows, columns = field.shape[-2:]
+    pixels, _ = _cells(current, cell)
+    source = _Source(previous, cell + 1)
+    shape = (len(field), rows, columns)
+    y = (torch.arange(rows, device=field.device) * cell).view(1, rows, 1).expand(shape)
+    x = (torch.arange(columns, device=field.device) * cell).view(1, 1, columns).expand(shape)
+    staying = _cost(pixels, source.windows(y, x, cell))
+    steps = (field * STEPS + 0.5).floor().long()
+    whole, part = steps // STEPS, (steps % STEPS).int()
+    windows = source.windows(y + whole[:, 1], x + whole[:, 0], cell + 1)
+    moving = _cost(pixels, _bilinear(windows, part[:, 0].flatten(), part[:, 1].flatten()))
+    moved = 8 * moving + 32 * cell < 7 * staying
+    moved = moved.view(len(field), 1, rows, columns)
+    broken = ((current == NOT_FINITE) | (previous == NOT_FINITE)).float()[:, None]
+    broken = F.max_pool2d(broken, cell, ceil_mode=True) > 0
+    # Infinite and undefined vectors go, too.
+    keep = moved & ~broken & field.isfinite().all(1, keepdim=True)
+    return field.masked_fill_(~keep, 0)
+
+
+def _children(vectors, rows, columns):
+    """int32 (2, N, rows, columns): vectors of parents, in pixels of the next level."""
+    vectors = (2 * vectors).where(vectors != NOWHERE, 0).transpose(0, 1)
+    return vectors.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :rows, :columns]
+
+
+# Pixels to compare are int16. Where a frame has none, differences are larger than any of pixels,
+# and so is every blend of pixels that has a share of it.
+NO_CURRENT, NO_PREVIOUS = -1000, 20000
+
+
+def _cells(current, cell):
+    """int16 (C, C, K), the pixels of each cell; bool (K,), whether it has any in the image."""
+    streams, height, width = current.shape
+    usable = current < OUTSIDE
+    pixels = current.to(torch.int16).where(usable, NO_CURRENT)
+    pixels = F.pad(pixels, (0, -width % cell, 0, -height % cell), value=NO_CURRENT)
+    rows, columns = pixels.shape[1] // cell, pixels.shape[2] // cell
+    pixels = pixels.view(streams, rows, cell, columns, cell).permute(2, 4, 0, 1, 3).flatten(2)
+    exists = F.max_pool2d((current != OUTSIDE).float()[:, None], cell, ceil_mode=True)
+    return pixels.contiguous(), exists.flatten() > 0
+
+
+class _Source:
+    """The previous frame, to read windows of it that may lie beyond its border."""
+
+    def __init__(self, previous, margin):
+        self.margin, (self.height, self.width) = margin, previous.shape[1:]
+        pixels = previous.to(torch.int16).where(previous < OUTSIDE, NO_PREVIOUS)
+        self.pixels = F.pad(pixels, (margin,) * 4, value=NO_PREVIOUS)
+
+    def windows(self, y, x, size):
+        """int16 (size, size, K), the windows with their upper left at (y, x) of (N, GH, GW)."""
+        margin = self.margin
+        streams, rows, columns = self.pixels.shape
+        y = y.clamp(-margin, self.height) + margin
+        x = x.clamp(-margin, self.width) + margin
+        stream = torch.arange(streams, device=y.device).view(-1, 1, 1)
+        first = ((stream * rows + y) * columns + x).flatten()
+        every = self.pixels.as_strided(
+            (self.pixels.numel() - (size - 1) * (columns + 1), size, size), (1, columns, 1)
+        )
+        return every.index_select(0, first).permute(1, 2, 0).contiguous()
+
+
+def _cost(pixels, windows):
+    """int32 (K,)."""
+    return _sum((pixels - windows).abs_())
+
+
+def _costs_of_row(pixels, windows, cell, row):
+    """int32 (side, K): costs of the windows that start in a row of the searched ones."""
+    side = windows.shape[0] - cell + 1
+    height, width, along = windows.stride()
+    shifted = windows[row:].as_strided(
+        (side, cell, cell, windows.shape[2]),
+        (width, height, width, along),
+        windows.storage_offset() + row * height,
+    )
+    return _sum((shifted - pixels).abs_())
+
+
+def _sum(difference):
+    """int32 (..., K): of (..., C, C, K)."""
+    difference.masked_fill_(difference > BRIGHTEST, BEYOND)
+    pixels = difference.flatten(-3, -2)
+    # 16-bit sums are much faster, and hold 8 x 8 pixels.
+    dtype = torch.int16 if pixels.shape[-2] <= 64 else torch.int32
+    return pixels.sum(-2, dtype=dtype).int()
+
+
+def _bilinear(windows, dx, dy):
+    """int16 (C, C, K), of int16 (C + 1, C + 1, K): moved right and down by int32 (K,) steps."""
+    windows = windows.int()
+    rows = windows[:, :-1] * (STEPS - dx) + windows[:, 1:] * dx
+    blend = rows[:-1] * (STEPS - dy) + rows[1:] * dy
+    blend = (blend + STEPS**2 // 2) // STEPS**2
+    return blend.masked_fill_(blend > BRIGHTEST, NO_PREVIOUS).to(torch.int16)
+
+
+def _lucas_kanade(pixels, windows):
+    """
+    Returns the step, dx and dy, that the gradients of the previous frame ask for: the least squares
+    of ``current - previous - gradient step``, damped. Sums fit into int32, and products of two into
+    float64, without rounding.
+
+    Args:
+        pixels (Tensor): int16 (C, C, K), of the current frame.
+        windows (Tensor): int16 (C + 2, C + 2, K), of the previous one with a pixel around it.
+
+    Returns:
+        Tensor: int64 (2, K), in steps.
+    """
+    right = (windows[1:-1, 2:] - windows[1:-1, :-2]).int()
+    down = (windows[2:, 1:-1] - windows[:-2, 1:-1]).int()
+    change = (pixels - windows[1:-1, 1:-1]).int()
+    largest = torch.maximum(torch.maximum(right.abs(), down.abs()), change.abs())
+    right, down, change = (x.masked_fill(largest > BRIGHTEST, 0) for x in (right, down, change))
+    damping = DAMPING * pixels.shape[0] ** 2
+    xx, xy, yy, xt, yt = (
+        product.sum((0, 1), dtype=torch.int32).double()
+        for product in (right * right, right * down, down * down, right * change, down * change)
+    )
+    xx, yy = xx + damping, yy + damping
+    # Differences of neighbours on both sides are twice the gradient.
+    step = 2 * torch.stack([yy * xt - xy * yt, xx * yt - xy * xt]) / (xx * yy - xy * xy)
+    return (step * STEPS + 0.5).floor().clamp(-FURTHEST, FURTHEST).long()

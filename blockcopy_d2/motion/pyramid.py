@@ -1,0 +1,144 @@
+"""
+Luma pyramids: all that estimators keep of a frame.
+
+Level 0 has half of the input's resolution, and each level after it half of the last one's. Luma is
+(first + 2 second + third channel) / 4, the same for BGR and RGB, averaged over the pixels that lie
+in the image, rounded, as uint8. Two values are set aside: :data:`OUTSIDE` for what lies on a padded
+canvas beyond the image, and :data:`NOT_FINITE` for what covers a pixel that is not finite.
+
+Shape shorthand in this module:
+
+    N: streams
+    H, W: height and width of the canvas, in pixels of the network's input
+    h, w: height and width of a level
+"""
+
+import dataclasses
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["NOT_FINITE", "NUM_LEVELS", "OUTSIDE", "MotionFeatures", "luma_pyramid"]
+
+NUM_LEVELS = 4
+OUTSIDE = 254
+NOT_FINITE = 255
+BRIGHTEST = 253
+
+
+@dataclasses.dataclass
+class MotionFeatures:
+    """
+    What an estimator keeps of a frame of N streams, until the next frame.
+
+    Attributes:
+        size: H, W of the canvas.
+        levels: luma, uint8 (N, h, w) each, with h = ceil(H / 2), ceil(H / 4), ...
+        codec: float32 (N, 2, GH, GW), vectors that came with the frames, NaN in the cells without
+            one; None, where no frame came with any.
+        without_codec: bool (N,), on the CPU: the streams whose frame came without any.
+    """
+
+    size: tuple
+    levels: list
+    codec: torch.Tensor | None = None
+    without_codec: torch.Tensor | None = None
+
+    @classmethod
+    def empty(cls, size, *, streams=1, device=None):
+        """
+        Args:
+            size (tuple[int, int]): H, W of the canvas.
+            streams (int): N.
+            device (torch.device or str): where the levels lie.
+
+        Returns:
+            MotionFeatures: of streams without a frame. Motion from them is 0 everywhere.
+        """
+        levels, (height, width) = [], size
+        for _ in range(NUM_LEVELS):
+            height, width = -(-height // 2), -(-width // 2)
+            shape = (streams, height, width)
+            levels.append(torch.full(shape, NOT_FINITE, dtype=torch.uint8, device=device))
+        return cls(tuple(size), levels)
+
+    def clone(self):
+        """Returns a copy with levels of its own. Vectors of a codec are never written to."""
+        return dataclasses.replace(self, levels=[level.clone() for level in self.levels])
+
+    def copy_(self, other):
+        """Overwrites the levels in place; vectors of a codec are taken as they are."""
+        for level, source in zip(self.levels, other.levels, strict=True):
+            level.copy_(source)
+        self.codec, self.without_codec = other.codec, other.without_codec
+        return self
+
+    def reset(self, streams=slice(None)):
+        """Forgets the frame of some streams, in place: motion from and to it is 0 everywhere.
+
+        Args:
+            streams (int, slice or bool Tensor (N,)): which. A tensor is never read on the host.
+        """
+        for level in self.levels:
+            if isinstance(streams, torch.Tensor):
+                level.masked_fill_(streams.view(-1, 1, 1), NOT_FINITE)
+            else:
+                level[streams] = NOT_FINITE
+        return self
+
+
+def luma_pyramid(images, image_sizes=None, *, out=None):
+    """
+    Args:
+        images (Tensor): uint8 or float (N, 3, H, W), from 0 to 255, before normalization.
+        image_sizes (Tensor): int32 (N, 2), height and width of the image in the upper left of each
+            canvas; None where images fill their canvas.
+        out (MotionFeatures): overwritten, if given.
+
+    Returns:
+        MotionFeatures:
+    """
+    size = tuple(images.shape[-2:])
+    if images.dim() != 4 or images.shape[1] != 3 or min(size) < 1:
+        raise ValueError(f"images have shape {tuple(images.shape)}: expected (N, 3, H, W)")
+    if out is None:
+        out = MotionFeatures.empty(size, streams=len(images), device=images.device)
+    elif out.size != size or len(out.levels[0]) != len(images):
+        raise ValueError(
+            f"features of {len(out.levels[0])} canvases of {out.size} pixels do not fit "
+            f"{len(images)} of {size}"
+        )
+    out.codec = out.without_codec = None
+    if images.is_cuda:
+        from .triton_matching import pyramid_launch
+
+        pyramid_launch(images, image_sizes, out.levels)
+    else:
+        pyramid_reference(images, image_sizes, out.levels)
+    return out
+
+
+def pyramid_reference(images, image_sizes, levels):
+    """Fills ``levels`` as the kernel does, in plain PyTorch."""
+    first, second, third = images.float().unbind(1)
+    luma = (first + 2 * second + third) / 4
+    if image_sizes is None:
+        mean = F.avg_pool2d(luma, 2, ceil_mode=True)
+        levels[0].copy_(_encode(mean))
+    else:
+        rows, columns = (torch.arange(n, device=images.device) for n in images.shape[-2:])
+        inside = (rows < image_sizes[:, :1])[:, :, None] & (columns < image_sizes[:, 1:])[:, None]
+        total = F.avg_pool2d(luma.where(inside, 0), 2, ceil_mode=True)
+        share = F.avg_pool2d(inside.float(), 2, ceil_mode=True)
+        levels[0].copy_(_encode(total / share).where(share > 0, OUTSIDE))
+    for fine, coarse in zip(levels, levels[1:]):
+        usable = (fine < OUTSIDE).float()
+        share = F.avg_pool2d(usable, 2, ceil_mode=True)
+        mean = F.avg_pool2d(fine * usable, 2, ceil_mode=True) / share
+        broken = F.max_pool2d((fine == NOT_FINITE).float(), 2, ceil_mode=True) > 0
+        coarse.copy_(_encode(mean).where(share > 0, OUTSIDE).where(~broken, NOT_FINITE))
+
+
+def _encode(luma):
+    rounded = (luma + 0.5).floor_().clamp_(0, BRIGHTEST)
+    return rounded.where(luma.isfinite(), NOT_FINITE)

@@ -1,0 +1,47 @@
+"""Compiles the launches of block matching, without a GPU: to run in a process that does not
+interpret."""
+
+import json
+import sys
+from unittest import mock
+
+import torch
+
+from blockcopy_d2.motion import BlockMatching, MotionFeatures, triton_matching
+from blockcopy_d2.sparse.triton_ops.device import Device
+from tests.sparse.triton_ops.compiling import compiling
+
+
+def main(capability):
+    """Prints what was compiled for frames of 1024 x 2048, as JSON."""
+    device = Device("cpu")
+    device.num_sms, device.pdl = 132, capability >= 90
+    size = (1024, 2048)
+    features = MotionFeatures.empty(size)
+    sizes = torch.tensor([size], dtype=torch.int32)
+    with (
+        mock.patch.object(triton_matching, "device_of", lambda _: device),
+        compiling(capability) as compiled,
+    ):
+        for dtype in (torch.uint8, torch.float32, torch.float16):
+            images = torch.zeros(1, 3, *size, dtype=dtype)
+            triton_matching.pyramid_launch(images, None, features.levels)
+            triton_matching.pyramid_launch(images, sizes, features.levels)
+        for cell_size in (8, 16, 32):
+            workspace = BlockMatching(cell_size=cell_size).workspace(features)
+            out = torch.zeros(workspace[0].shape)
+            levels = features.levels
+            triton_matching.match_launch(levels, levels, cell_size // 2, workspace, out)
+    found = [
+        {
+            "name": kernel.metadata.name,
+            "shared_memory": kernel.metadata.shared,
+            "bytes": len(kernel.asm["cubin"]),
+        }
+        for kernel in compiled.values()
+    ]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,172 @@
+"""Vectors of videos that the tests encode themselves."""
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from blockcopy_d2.motion import BlockMatching, CodecReader, CodecVectors
+from blockcopy_d2.motion.codec_vectors import cell_vectors
+from tests.motion.pictures import inner, texture
+
+NAMES = ["source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "motion_x", "motion_y"]
+NAMES += ["motion_scale"]
+
+
+def block(x, y, width, height, motion_x, motion_y, *, scale=4, source=-1):
+    """A vector as PyAV gives it, of the block with its upper left at (x, y)."""
+    values = dict.fromkeys(NAMES, 0)
+    values.update(
+        source=source, w=width, h=height, dst_x=x + width // 2, dst_y=y + height // 2,
+        motion_x=motion_x, motion_y=motion_y, motion_scale=scale,
+    )  # fmt: skip
+    return tuple(values[name] for name in NAMES)
+
+
+def vectors_of(*blocks):
+    return np.array(list(blocks), dtype=[(name, "<i4") for name in NAMES])
+
+
+def encode(path, frames, **options):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10", **options})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
+        container.mux(stream.encode())
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.options = {"flags2": "+export_mvs"}
+        yield from container.decode(video=0)
+
+
+def pan(count, dx, dy, height=192, width=256):
+    """Frames whose content was at (x + dx, y + dy) one frame ago."""
+    world = texture(height + 128, width + 128)[0].permute(1, 2, 0).to(torch.uint8).numpy()
+    return [
+        np.ascontiguousarray(world[64 + t * dy :, 64 + t * dx :][:height, :width])
+        for t in range(count)
+    ]
+
+
+def as_image(frame):
+    image = torch.from_numpy(frame.to_ndarray(format="bgr24"))
+    return image.permute(2, 0, 1)[None].contiguous()
+
+
+@pytest.fixture(scope="module", params=[{"bf": "0"}, {"bf": "2", "b-adapt": "0"}], ids=["P", "B"])
+def panned(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos") / "pan.mp4"
+    torch.manual_seed(0)
+    encode(path, pan(10, 4, -2), refs="1", g="8", **{"b-pyramid": "none"}, **request.param)
+    return path
+
+
+def test_vectors_lead_to_the_frame_shown_before(panned):
+    """Whether frames are reordered or not; intra frames say that they have none."""
+    reader, estimator = CodecReader(), CodecVectors(fallback=BlockMatching())
+    previous, without = None, []
+    for index, frame in enumerate(decode(panned)):
+        found = reader.read(frame, (192, 256))
+        if found is None:
+            without.append(index)
+        image = as_image(frame)
+        current = estimator.features(image, codec=[found])
+        if found is not None:
+            known = np.isfinite(found).all(0)
+            middle = np.nanmedian(found.reshape(2, -1), 1)
+            assert known.mean() > 0.2 and np.abs(middle - [4, -2]).max() <= 0.5, index
+        if previous is not None:
+            field = inner(estimator.estimate(current, previous), 16, 32)
+            moved = field[0, :, (field[0] != 0).any(0)]
+            assert (
+                moved.numel() and (moved.median(1).values - torch.tensor([4, -2])).abs().max() < 1
+            )
+        previous = current
+    assert 0 in without and len(without) < 5
+
+
+def test_a_still_video_gives_zeros(tmp_path):
+    encode(tmp_path / "still.mp4", pan(5, 0, 0))
+    reader, estimator = CodecReader(), CodecVectors(fallback=BlockMatching())
+    frames = list(decode(tmp_path / "still.mp4"))
+    features = [estimator.features(as_image(x), codec=[reader.read(x, (192, 256))]) for x in frames]
+    for current, previous in zip(features[1:], features):
+        assert (estimator.estimate(current, previous) == 0).all()
+
+
+def test_seeking_forgets_the_order(panned):
+    frames = list(decode(panned))
+    reader = CodecReader()
+    found = [reader.read(frame, (192, 256)) for frame in frames[:3]]
+    assert any(x is not None for x in found)
+    reader.reset()
+    assert reader.read(frames[2], (192, 256)) is None
+
+
+def test_blocks_are_averaged_over_cells_by_area():
+    found = cell_vectors(
+        vectors_of(
+            block(0, 0, 16, 16, 8, -4),
+            block(16, 0, 8, 16, 4, 0),
+            block(24, 0, 8, 16, 12, 0),
+            block(0, 16, 8, 8, 40, 40),  # a quarter of its cell only
+            block(16, 16, 16, 8, 16, 16),  # half of it
+        ),
+        (32, 32), (32, 32), 16,
+    )  # fmt: skip
+    assert found[:, 0, 0].tolist() == [2, -1]
+    assert found[:, 0, 1].tolist() == [2, 0]
+    assert np.isnan(found[:, 1, 0]).all()
+    assert found[:, 1, 1].tolist() == [4, 4]
+
+
+def test_vectors_follow_the_size_of_the_input_and_the_distance():
+    whole = vectors_of(*(block(x, y, 16, 16, 8, 4) for x in (0, 16, 32) for y in (0, 16)))
+    found = cell_vectors(whole, (32, 48), (64, 144), 16)
+    assert found.shape == (2, 4, 9)
+    assert (found[0] == 6).all() and (found[1] == 2).all()
+    found = cell_vectors(whole, (32, 48), (16, 24), 16, distance=2)
+    assert found.shape == (2, 1, 2)
+    assert (found[0] == 0.5).all() and (found[1] == 0.25).all()
+
+
+def test_blocks_beyond_the_border_and_no_blocks():
+    found = cell_vectors(
+        vectors_of(block(-8, -8, 16, 16, 4, 4), block(16, 16, 16, 16, 4, 4)), (20, 20), (20, 20), 16
+    )
+    assert np.isnan(found[:, 0, 0]).all() and found[:, 1, 1].tolist() == [1, 1]
+    assert np.isnan(cell_vectors(vectors_of(), (20, 20), (20, 20), 16)).all()
+
+
+def test_streams_without_vectors_fall_back_alone():
+    """One stream of a batch has vectors, one has none; a wrong vector is not believed."""
+    world = texture(192, 256)
+    previous = world.repeat(2, 1, 1, 1)
+    current = world.roll(-6, 3).repeat(2, 1, 1, 1)
+    codec = np.full((2, 12, 16), np.nan, np.float32)
+    codec[:, :, :8] = np.array([6, 0], np.float32).reshape(2, 1, 1)
+    codec[:, 2, 2] = -20, 4
+    fallback = BlockMatching()
+    estimator = CodecVectors(fallback=fallback)
+    now = estimator.features(current, codec=[codec, None])
+    before = estimator.features(previous)
+    field = estimator.estimate(now, before)
+    assert torch.equal(field[1], fallback.estimate(now, before)[1])
+    assert (field[0, :, :, 8:] == 0).all() and (field[0, :, 2, 2] == 0).all()
+    assert (field[0, 0, 4:, :6] == 6).float().mean() > 0.95
+    out = torch.full_like(field, float("nan"))
+    assert torch.equal(estimator.estimate(now, before, out=out), field) and out.isfinite().all()
+
+
+def test_vectors_of_another_size_are_refused():
+    estimator = CodecVectors(fallback=BlockMatching())
+    with pytest.raises(ValueError, match="do not fit a canvas"):
+        estimator.features(texture(32, 32), codec=[np.zeros((2, 3, 2), np.float32)])
+    with pytest.raises(ValueError, match="2 streams: expected 1"):
+        estimator.features(texture(32, 32), codec=[np.zeros((2, 2, 2), np.float32), None])
+    with pytest.raises(ValueError, match="fallback has cells of 8"):
+        CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=8))

@@ -1,0 +1,161 @@
+"""Block matching as Triton kernels: on the GPU if there is one, else interpreted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.motion import BlockMatching, MotionFeatures, matching, triton_matching  # noqa: E402
+from blockcopy_d2.motion.pyramid import luma_pyramid, pyramid_reference  # noqa: E402
+from tests.motion.pictures import moved_pair, texture  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAN = float("nan")
+
+
+def by_kernel(images, sizes=None):
+    """Features whose memory held something else before."""
+    features = MotionFeatures.empty(images.shape[-2:], streams=len(images), device=DEVICE)
+    for level in features.levels:
+        level.random_(0, 255)
+    sizes = None if sizes is None else sizes.to(DEVICE)
+    triton_matching.pyramid_launch(images.to(DEVICE), sizes, features.levels)
+    return features
+
+
+def by_reference(images, sizes=None):
+    features = MotionFeatures.empty(images.shape[-2:], streams=len(images))
+    pyramid_reference(images, sizes, features.levels)
+    return features
+
+
+def assert_same_levels(images, sizes=None):
+    found, expected = by_kernel(images, sizes), by_reference(images, sizes)
+    for one, other in zip(found.levels, expected.levels):
+        assert torch.equal(one.cpu(), other)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (31, 33), (64, 64), (70, 101), (129, 66)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+def test_pyramid(size, dtype):
+    assert_same_levels(texture(*size, streams=2).to(dtype))
+
+
+def test_pyramid_of_other_strides():
+    """As numpy's pictures come, and cropped."""
+    images = texture(70, 90, streams=2).to(torch.uint8).to(memory_format=torch.channels_last)
+    assert_same_levels(images)
+    assert_same_levels(images[:, :, 3:60, 5:82])
+
+
+def test_pyramid_of_padded_canvases():
+    images = texture(70, 101, streams=3)
+    sizes = torch.tensor([[70, 101], [33, 64], [1, 7]], dtype=torch.int32)
+    for image, (height, width) in zip(images, sizes):
+        image[:, height:] = NAN
+        image[:, :, width:] = 1e30
+    assert_same_levels(images, sizes)
+
+
+def test_pyramid_marks_what_is_not_finite():
+    images = texture(70, 101)
+    images[0, 0, 5, 9], images[0, 1, 40, 60], images[0, 2, 69, 100] = NAN, float("inf"), NAN
+    images[0, :, 0, 0] = 3e38  # whose sum is not finite
+    images[0, :, 20:24, 20:24] = -1e6
+    images[0, :, 30:34, 20:24] = 1e6
+    assert_same_levels(images)
+
+
+@pytest.mark.parametrize("cell_size", [8, 16, 32])
+@pytest.mark.parametrize("dx, dy", [(6, -10), (0, 0), (-1.5, 2.75)])
+def test_field(cell_size, dx, dy):
+    """Vectors of all levels, and the field, are the reference's to the bit."""
+    current, previous = moved_pair(101, 134, dx, dy, streams=2)
+    current[1, 0, 50, 70] = NAN
+    previous[0, :, 30:60, 30:60] = texture(30, 30)[0]
+    sizes = torch.tensor([[101, 134], [77, 90]], dtype=torch.int32)
+    compare(current, previous, cell_size, sizes)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (17, 15)])
+def test_field_of_tiny_pictures(size):
+    compare(texture(*size), texture(*size), 16)
+
+
+@pytest.mark.parametrize("cell_size", [8, 16])
+def test_field_of_noise(cell_size):
+    """Nothing to find, so that ties and far vectors are common."""
+    compare(256 * torch.rand(1, 3, 97, 90), 256 * torch.rand(1, 3, 97, 90), cell_size)
+    flat = torch.full((1, 3, 97, 90), 100.0)
+    compare(flat, flat + 3 * torch.rand(1, 3, 97, 90), cell_size)
+
+
+def compare(current, previous, cell_size, sizes=None):
+    cell = cell_size // 2
+    now, before = by_reference(current, sizes), by_reference(previous, sizes)
+    there = [[level.to(DEVICE) for level in features.levels] for features in (now, before)]
+    estimator = BlockMatching(cell_size=cell_size)
+    workspace = [x.to(DEVICE).fill_(12345) for x in estimator.workspace(now)]
+    expected = estimator.estimate(now, before)
+    out = torch.full(expected.shape, NAN, device=DEVICE)
+    triton_matching.match_launch(*there, cell, workspace, out)
+    vectors = None
+    for level in reversed(range(len(workspace))):
+        radius = matching.RADIUS if level + 1 < len(workspace) else matching.COARSEST_RADIUS
+        vectors = matching.search(
+            now.levels[level], before.levels[level], vectors, cell, radius, finest=level == 0
+        )
+        assert torch.equal(workspace[level].cpu(), vectors), f"level {level}"
+    assert torch.equal(out.cpu(), expected)
+
+
+def test_compiles_without_a_gpu():
+    """For Hopper and Ampere; a frame is two launches and one for each level."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    for capability in (90, 80):
+        command = [sys.executable, "-m", "tests.motion.compiling", str(capability)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads(done.stdout)
+        assert {kernel["name"] for kernel in found} == {
+            "pyramid_kernel", "search_kernel", "field_kernel",
+        }  # fmt: skip
+        for kernel in found:
+            assert kernel["shared_memory"] <= 48 << 10
+            assert kernel["bytes"] > 0
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_recorded_as_a_graph():
+    """Replays give what eager frames give, of other pixels in the same memory."""
+    estimator = BlockMatching()
+    frames = [texture(256, 320).to(DEVICE), *(x.to(DEVICE) for x in moved_pair(256, 320, 6, -4))]
+    image = frames[0].clone()
+    now = MotionFeatures.empty((256, 320), device=DEVICE)
+    before, out = now.clone(), torch.empty(1, 2, 16, 20, device=DEVICE)
+    workspace = estimator.workspace(now)
+
+    def frame():
+        before.copy_(now)
+        estimator.features(image, out=now)
+        estimator.estimate(now, before, out=out, workspace=workspace)
+
+    frame()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        frame()
+    for current, previous in zip(frames, frames[-1:] + frames[:-1]):
+        image.copy_(previous)
+        graph.replay()
+        image.copy_(current)
+        graph.replay()
+        expected = estimator.estimate(luma_pyramid(current), luma_pyramid(previous))
+        assert torch.equal(out, expected)
