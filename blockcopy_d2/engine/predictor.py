@@ -277,6 +277,11 @@ class VideoPredictor:
             close_all(readers)
 
     def _tick(self, images, batch, policies):
+        # Frames of other threads must not come between a decision and what is learned of it.
+        with self.model.lock:
+            return self._run_tick(images, batch, policies)
+
+    def _run_tick(self, images, batch, policies):
         start = self._clock()
         inputs = [None if image is None else self.mapper(image) for image in images]
         learners = [learner for _, learner in policies]

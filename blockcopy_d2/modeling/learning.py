@@ -9,6 +9,7 @@ from .result import RecordedFrameResult
 __all__ = ["learn"]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def learn(learner, model, results):
     """
@@ -23,6 +24,11 @@ def learn(learner, model, results):
     Returns:
         dict[str, Tensor]: what the learner tells; empty if there was nothing to learn from.
     """
+    with model.lock:
+        return _learn(learner, model, results)
+
+
+def _learn(learner, model, results):
     results = [result for result in results if not result.is_first and result.was_drawn]
     if not results:
         learner.sit_out()

@@ -20,11 +20,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from blockcopy_d2.config import base_config
 from blockcopy_d2.motion import CacheMover
 from blockcopy_d2.policy import AllBlocks, build_policy
+from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
 from blockcopy_d2.sparse.grid import check_stride
 from blockcopy_d2.sparse.proxy import ModuleProxy
 
+from .frame_lock import FrameLock
 from .frames import FrameGraph, run_frame
-from .frames.steps import fill_slots, fit_to_size
+from .frames.steps import all_blocks, fill_slots, fit_to_size
 from .heads import convert_model
 from .learning import learn
 from .precision import inference_autocast
@@ -48,7 +50,14 @@ class BlockCopyVideoModel(ModuleProxy):
     be, the frames of a stream are CUDA graphs, see :class:`FrameGraph`.
 
     The weights of the task network are frozen and it stays in inference mode. Its state dict is
-    that of the wrapped model, plus the policy's under "policy.".
+    that of the wrapped model, plus the policy's under "policy.". Weights may be changed between
+    frames, in any way that :class:`WeightsWatch` notices, and so may their device and precision:
+    the next frame of every stream then executes all blocks. So does the next one after an
+    exception or an interrupt within a frame.
+
+    Any number of threads may use one model. Their frames take turns, inputs that are no frames of
+    a video do not wait for them. On CUDA all threads have to use the same CUDA stream, which is
+    PyTorch's default.
 
     All else that the wrapped model has is here too: ``model.preprocess_image(...)``,
     ``model.roi_heads``, ``model.test_score_thresh = 0.3``; and ``isinstance`` takes this for an
@@ -56,6 +65,8 @@ class BlockCopyVideoModel(ModuleProxy):
     of frames with a "video_id", and no other option, is :meth:`forward`, as it is in Detectron2.
 
     Attributes:
+        lock (FrameLock): held for every frame. Hold it for longer to keep other threads out, such
+            as from a frame until the policy has learned from it.
         learner (OnlineLearner or None): teaches the policy on every frame given to
             :meth:`forward`. None until someone sets it.
     """
@@ -131,10 +142,10 @@ class BlockCopyVideoModel(ModuleProxy):
                 )
         self.streams = StreamPool(max_streams)
         self.learner = None
-        # Counts what makes copies of the weights worthless.
-        self.weights_version = 0
-        self.register_load_state_dict_post_hook(_count_weights)
+        self.lock = FrameLock()
+        self._weights = WeightsWatch(base)
         self._wrap(base.eval().requires_grad_(False))
+        make_writable(self)
         self.eval()
 
     @classmethod
@@ -216,11 +227,13 @@ class BlockCopyVideoModel(ModuleProxy):
         return method
 
     def _wrapped_changed(self):
-        self.weights_version += 1
+        self._weights.forget()
 
-    def _apply(self, fn, recurse=True):
-        self.weights_version += 1
-        return super()._apply(fn, recurse)
+    @property
+    def weights_version(self):
+        """int: stands for the weights of the task network as they are now."""
+        self._weights.changed()
+        return self._weights.version
 
     def train(self, mode=True):
         """The task network is frozen and the policy keeps its own mode: there is none to set."""
@@ -247,6 +260,10 @@ class BlockCopyVideoModel(ModuleProxy):
         return [self._next_frame(inputs).output for inputs in batched_inputs]
 
     def _next_frame(self, inputs):
+        with self.lock:
+            return self._run_next_frame(inputs)
+
+    def _run_next_frame(self, inputs):
         stream = self.streams.get(inputs["video_id"], inputs.get("frame_index"))
         if self.learner is None:
             return self.step(inputs, stream)
@@ -298,6 +315,7 @@ class BlockCopyVideoModel(ModuleProxy):
         """
         return self.step_batch([inputs], stream, learning=learning, grid=grid)[0]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step_batch(self, inputs, streams, *, learning=False, grid=None):
         """
@@ -319,7 +337,32 @@ class BlockCopyVideoModel(ModuleProxy):
         """
         present = [x is not None for x in inputs]
         inputs = fill_slots(inputs, streams)
-        fit_to_size(self, streams, tuple(inputs[0]["image"].shape[-2:]))
+        with self.lock:
+            version = self.weights_version
+            if streams.lost or streams.weights_version not in (None, version):
+                streams.lose()
+            streams.weights_version, started = version, streams.started
+            fit_to_size(self, streams, tuple(inputs[0]["image"].shape[-2:]))
+            options = {"present": present, "learning": learning}
+            try:
+                results = self._run(inputs, streams, grid=grid, **options)
+            except MissingFeatures:
+                streams.lose()
+                if not started:
+                    raise
+                # Such as those of another precision, which was set since the last frame.
+                results = self._run(inputs, streams, grid=grid, **options)
+            except BaseException:
+                # Features may be of two frames, and memory that graphs work on may be gone.
+                streams.lose()
+                raise
+            # A module that could not be captured now may be later, with a whole frame.
+            streams.lost = any(x.work.may_improve for x in results if x is not None)
+            return results
+
+    def _run(self, inputs, streams, *, present, learning, grid):
+        if streams.lost and grid is not None:
+            grid = all_blocks(self, streams)
         graph = FrameGraph.of(self, streams)
         if graph is None:
             return run_frame(self, inputs, streams, present=present, learning=learning, grid=grid)
@@ -327,6 +370,7 @@ class BlockCopyVideoModel(ModuleProxy):
             (learning,) = learning
         return [graph.step(self, inputs[0], streams, learning=learning, grid=grid)]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def information_gain(self, result):
         """
@@ -358,7 +402,3 @@ def _frames_of_streams(inference, args, kwargs):
 
 def _without_init(cls):
     return cls.__new__(cls)
-
-
-def _count_weights(model, incompatible_keys):
-    model.weights_version += 1

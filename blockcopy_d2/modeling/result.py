@@ -170,7 +170,7 @@ class RecordedFrameResult(FrameResult):
     def decision(self):
         if not self._learning or self._decision is None or self._decision.logits is None:
             return self._decision
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             return type(self._decision)(
                 active=self._decision.active, logits=self._policy.network(self.observation)
             )

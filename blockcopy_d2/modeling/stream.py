@@ -32,6 +32,10 @@ class StreamBatch:
         counts (list[int]): frames so far, of every stream.
         policies (list[Policy] or None): of every stream; None for that of the model.
         features (StreamState): feature caches of the block-sparse modules.
+        weights_version (int or None): of the model that ran the last frame, see
+            :class:`BlockCopyVideoModel`.
+        lost (bool): the features of a video in progress are gone: its next frame executes all
+            blocks, whatever the policy or the caller wants.
         graph (FrameGraph or None): what runs the frames, where they are replayed. It survives a
             :meth:`reset`, with the features, for a video of the same size.
         outputs (list): the last output of every stream as information gain compares it.
@@ -65,6 +69,7 @@ class StreamBatch:
         self.policies = policies
         self.features = StreamState()
         self.graph = None
+        self.weights_version = None
         self.reset()
 
     def reset(self, slot=None):
@@ -79,6 +84,7 @@ class StreamBatch:
             self.outputs[slot] = None
             self.frame_index[slot] = 0
             return
+        self.lost = False
         if self.graph is None:
             self.features.reset()
             self.image_size = self.canvas_size = None
@@ -92,6 +98,14 @@ class StreamBatch:
         """Forget the videos, and let go of all memory."""
         self.graph = None
         self.reset()
+
+    def lose(self):
+        """Let go of all memory in the middle of the videos, which go on with a whole frame."""
+        size = self.image_size, self.canvas_size
+        lost = self.lost or self.started
+        self.release()
+        self.image_size, self.canvas_size = size
+        self.lost = lost
 
     @property
     def started(self):

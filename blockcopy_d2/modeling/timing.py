@@ -54,18 +54,3 @@ class StageTimer:
                 elapsed = end - start
             total[name] = total.get(name, 0.0) + elapsed
         return total
-
-
-@contextmanager
-def timed_modules(timer, name, modules):
-    """While open, the time spent in ``modules`` (none inside another) counts to stage ``name``."""
-    starts = []
-    handles = []
-    for module in modules:
-        handles.append(module.register_forward_pre_hook(lambda *_: starts.append(timer.now())))
-        handles.append(module.register_forward_hook(lambda *_: timer.add(name, starts.pop())))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -41,6 +41,7 @@ class OnlineLearner:
     """
 
     @configurable
+    @torch.inference_mode(False)
     def __init__(
         self,
         policy,
@@ -140,6 +141,7 @@ class OnlineLearner:
         """
         return (self.frames + 1) % self.update_every == 0
 
+    @torch.inference_mode(False)
     def observe(self, decision, gain, *, executed=None, leaves=None):
         """
         Learn from one frame.
@@ -197,6 +199,7 @@ class OnlineLearner:
             "skipped_updates": self._skipped_updates.clone(),
         }
 
+    @torch.inference_mode(False)
     def sit_out(self):
         """
         Called instead of :meth:`observe` by a process that has nothing to observe, when others of
@@ -223,6 +226,7 @@ class OnlineLearner:
             "skipped_updates": self._skipped_updates.clone(),
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state_dict):
         """
         Args:

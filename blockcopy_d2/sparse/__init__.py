@@ -3,14 +3,18 @@
 from .grid import BlockGrid, num_blocks
 from .module import BlockSparseModule, SparseFrame, block_sparse
 from .oracle import MaskedDenseOracle
-from .state import StreamState
+from .state import MissingFeatures, StreamState
+from .weights import WeightsWatch, make_writable
 
 __all__ = [
     "BlockGrid",
     "BlockSparseModule",
     "MaskedDenseOracle",
+    "MissingFeatures",
     "SparseFrame",
     "StreamState",
+    "WeightsWatch",
     "block_sparse",
+    "make_writable",
     "num_blocks",
 ]

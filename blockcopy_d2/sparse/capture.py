@@ -1,12 +1,18 @@
 """nn.Module -> a flat list of functional ATen calls, through torch.export."""
 
+import copy
 import dataclasses
+import threading
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
 _VIEWS = ("slice", "select", "view", "reshape", "permute", "transpose", "split", "chunk", "unbind")
+
+
+# Held while a network is traced: torch.export changes what all threads share.
+CAPTURING = threading.RLock()
 
 
 class CaptureError(RuntimeError):
@@ -82,11 +88,15 @@ def capture(module, args, kwargs=None):
         CapturedModule
 
     Raises:
-        CaptureError: if torch.export cannot trace the module, or it writes into views.
+        CaptureError: if torch.export cannot trace the module, or it writes into views. Memory that
+            runs out and interrupts are raised as they are.
     """
+    args, kwargs = pytree.tree_map_only(torch.Tensor, _outside_inference_mode, (args, kwargs))
     try:
-        with torch.no_grad():
-            exported = torch.export.export(module, tuple(args), kwargs, strict=False)
+        with CAPTURING, torch.inference_mode(False), torch.no_grad():
+            exported = torch.export.export(_stand_in(module), tuple(args), kwargs, strict=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         raise CaptureError(
             f"{type(module).__name__} cannot be captured by torch.export: {error}"
@@ -128,6 +138,21 @@ def capture(module, args, kwargs=None):
             name = type(module).__name__
             raise CaptureError(f"{name}: unexpected graph node {node.format_node()}")
     return CapturedModule(inputs, shapes, dtypes, calls, outputs, exported.call_spec.out_spec)
+
+
+def _stand_in(module):
+    """A module with the same tensors, to be traced in its place: meanwhile other threads may call
+    the module, and a traced one holds placeholders instead of its tensors."""
+    tensors = [*module.parameters(), *module.buffers()]
+    try:
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    except Exception:  # Whatever a module holds that cannot be copied, it can be traced.
+        return module
+
+
+def _outside_inference_mode(tensor):
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _owned_tensors(module, exported):

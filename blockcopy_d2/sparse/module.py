@@ -1,8 +1,10 @@
 """BlockSparseModule: an nn.Module that executes only the active blocks of a video stream."""
 
 import contextlib
+import contextvars
 import logging
 import os
+import types
 
 import torch
 import torch.utils._pytree as pytree
@@ -10,16 +12,24 @@ import torch.utils._pytree as pytree
 from blockcopy_d2.kernels import has_triton, triton_runs_on
 
 from . import torch_ops
-from .capture import CaptureError, capture
+from .capture import CAPTURING, CaptureError, capture
+from .grid import BlockGrid
+from .macs import MacCount
 from .planning import plan
 from .precision import autocast_dtype, example_inputs
+from .program_cache import ProgramCache
 from .proxy import ModuleProxy
+from .weights import WeightsWatch
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "torch")
-# Programs kept per module, one for each input size, block size and precision.
-_MAX_PROGRAMS = 8
+# Failed captures after which a network is taken for one that cannot be captured. A failure may be
+# of the moment, such as another thread that traces or compiles.
+_MAX_FAILURES = 3
+# BlockSparseModule -> SparseFrame that the thread or task at hand runs. The state of a call is not
+# the module's: another thread may call the same module with a picture of its own.
+_frames = contextvars.ContextVar("blockcopy_d2_frames", default=types.MappingProxyType({}))
 
 
 class BlockSparseModule(ModuleProxy):
@@ -30,7 +40,11 @@ class BlockSparseModule(ModuleProxy):
     behaves as the one it holds: dense and stateless.
 
     The network is captured when it first sees an input size. A network that torch.export cannot
-    capture runs densely, and says so once.
+    capture runs densely, and says so once. When its weights change, however they do, its programs
+    are compiled anew and streams have to run all blocks again, see WeightsWatch.
+
+    Threads may call one module at the same time. Frames of one module take turns, though: Triton's
+    kernels share scratch memory.
 
     It computes in the precision of its weights; under torch.autocast in autocast's, all of it, with
     weights rounded once and for all frames. Feature caches and outputs are of that precision.
@@ -51,10 +65,11 @@ class BlockSparseModule(ModuleProxy):
         if backend not in BACKENDS:
             raise ValueError(f"Backend {backend!r}: must be one of {', '.join(BACKENDS)}.")
         self.backend = backend
-        self._programs = {}
-        self._frame = None
+        self._programs = ProgramCache()
+        self._weights = WeightsWatch(module)
+        self._failures = 0
+        self._dense_macs = {}
         self._uncapturable = False
-        self.register_load_state_dict_post_hook(_forget_programs)
         self._wrap(module)
 
     @property
@@ -62,43 +77,43 @@ class BlockSparseModule(ModuleProxy):
         """nn.Module: the network."""
         return self._wrapped
 
-    def __getstate__(self):
-        # A copy compiles its own.
-        return {**self.__dict__, "_programs": {}, "_frame": None}
-
     def _wrapped_changed(self):
-        self._programs.clear()
+        self._weights.forget()
 
     def train(self, mode=True):
         self.dense_module.train(mode)
         return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
-        self._programs.clear()
-        return super()._apply(fn, recurse)
-
     def extra_repr(self):
         return f"block-sparse {type(self.dense_module).__name__}"
 
     def forward(self, *args, **kwargs):
-        if self._frame is None or self.training or self._uncapturable:
+        frame = _frames.get().get(self)
+        if frame is None or self.training:
             return self.dense_module(*args, **kwargs)
-        frame = self._frame
-        try:
-            program = self.program(args, kwargs, frame.grid)
-        except CaptureError as error:
-            logger.warning("%s runs densely: %s", type(self.dense_module).__name__, error)
-            self._uncapturable = True
-            return self.dense_module(*args, **kwargs)
+        with frame.timed():
+            try:
+                # Caches outlive the caller's mode, and are written to outside of it.
+                with torch.inference_mode(False), torch.no_grad():
+                    return self._run(frame, args, kwargs)
+            except BaseException:
+                # Half of the caches are of this frame and half of the last: no basis for the next.
+                frame.state.reset()
+                raise
+
+    def _run(self, frame, args, kwargs):
+        program = None
+        if not self._uncapturable:
+            try:
+                program = self.program(args, kwargs, frame.grid)
+            except CaptureError as error:
+                self._note_failure(frame, error)
+        if program is None:
+            return self._run_densely(frame, args, kwargs)
         tensors = _tensors(args, kwargs)
-        try:
-            with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
-                run = execution(self.backend, tensors[0])
-                outputs = run(program, frame.state, frame.grid).run(tensors)
-        except BaseException:
-            # Half of the caches are of this frame and half of the last: no basis for the next.
-            frame.state.reset()
-            raise
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            run = execution(self.backend, tensors[0])
+            outputs = run(program, frame.state, frame.grid).run(tensors)
         frame.programs.append(program)
         return pytree.tree_unflatten(outputs, program.output_spec)
 
@@ -109,34 +124,67 @@ class BlockSparseModule(ModuleProxy):
             CaptureError: if the network cannot be captured.
             ValueError: if the block size does not align with the network's strides.
         """
-        leaves = pytree.tree_leaves((args, kwargs))
-        shapes = tuple(
-            (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
-            for leaf in leaves
-        )
         device = _tensors(args, kwargs)[0].device
         dtype = autocast_dtype(device)
-        key = (shapes, grid.block_size, grid.image_size, dtype)
-        if key not in self._programs:
-            if dtype is not None:
-                args, kwargs = example_inputs(self.dense_module, args, kwargs)
-            with torch.autocast(device.type, enabled=False):
-                captured = capture(self.dense_module, args, kwargs)
-            program = plan(
-                captured,
-                block_size=grid.block_size,
-                image_size=grid.image_size,
-                dtype=dtype,
-                module_name=type(self.dense_module).__name__,
-            )
-            while len(self._programs) >= _MAX_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[key] = program
-        return self._programs[key]
+        key = (_shapes(args, kwargs), grid.block_size, grid.image_size, dtype)
+        program = self._programs.get(key)
+        if program is None:
+            with CAPTURING:
+                program = self._programs.get(key)
+                if program is None:
+                    program = self._compile(args, kwargs, grid, dtype)
+                    self._programs.add(key, program)
+        return program
+
+    def _compile(self, args, kwargs, grid, dtype):
+        if dtype is not None:
+            args, kwargs = example_inputs(self.dense_module, args, kwargs)
+        with torch.autocast(_tensors(args, kwargs)[0].device.type, enabled=False):
+            captured = capture(self.dense_module, args, kwargs)
+        return plan(
+            captured,
+            block_size=grid.block_size,
+            image_size=grid.image_size,
+            dtype=dtype,
+            module_name=type(self.dense_module).__name__,
+        )
+
+    def _note_failure(self, frame, error):
+        if not self._failures:
+            name = type(self.dense_module).__name__
+            logger.warning("%s runs densely: %s", name, error)
+        self._failures += 1
+        self._uncapturable = self._failures >= _MAX_FAILURES
+        frame.may_improve |= not self._uncapturable
+
+    def _run_densely(self, frame, args, kwargs):
+        shapes = _shapes(args, kwargs)
+        if shapes in self._dense_macs:
+            outputs = self.dense_module(*args, **kwargs)
+        else:
+            with MacCount() as count:
+                outputs = self.dense_module(*args, **kwargs)
+            self._dense_macs[shapes] = count.macs
+        frame.dense_module_macs.append(self._dense_macs[shapes])
+        return outputs
+
+    def weights_version(self):
+        """Number of times that the weights have changed; programs of other ones are dropped."""
+        if self._weights.changed():
+            self._programs.clear()
+        return self._weights.version
 
 
 def _tensors(args, kwargs):
     return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+
+
+def _shapes(args, kwargs):
+    """What a program depends on of its arguments; hashable."""
+    return tuple(
+        (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
+        for leaf in pytree.tree_leaves((args, kwargs))
+    )
 
 
 def execution(backend, tensor):
@@ -171,52 +219,80 @@ def execution(backend, tensor):
     return TritonExecution
 
 
-def _forget_programs(module, incompatible_keys):
-    """Programs hold folded copies of the weights."""
-    module._programs.clear()
-
-
 class SparseFrame:
     """One frame of one stream: the grid, the state, and what the execution cost.
 
     Attributes:
+        grid: BlockGrid that was asked for.
         programs: Programs that ran, in order.
+        dense_module_macs: multiply-accumulates of every module that ran densely instead.
+        may_improve: whether some module ran densely that will be captured once more.
+        timed: gives a context manager to be open while a module runs.
     """
 
-    def __init__(self, grid, state):
+    def __init__(self, grid, state, timed=contextlib.nullcontext):
         self.grid = grid
         self.state = state
+        self.timed = timed
         self.programs = []
+        self.dense_module_macs = []
+        self.may_improve = False
+
+    @property
+    def executed(self):
+        """BlockGrid of the blocks that were executed: all where a module ran densely."""
+        return self._full_grid() if self.dense_module_macs else self.grid
+
+    @property
+    def refreshed(self):
+        """BlockGrid of the blocks that no module holds older features of."""
+        return self.grid if self.programs else self.executed
+
+    def _full_grid(self):
+        return BlockGrid(
+            torch.ones_like(self.grid.active),
+            block_size=self.grid.block_size,
+            image_size=self.grid.image_size,
+        )
 
     @property
     def macs(self):
         """Multiply-accumulates that the block-sparse modules executed. Waits for the grid."""
-        return sum(program.macs(self.grid)[0] for program in self.programs)
+        sparse = sum(program.macs(self.grid)[0] for program in self.programs)
+        return sparse + sum(self.dense_module_macs)
 
     @property
     def dense_macs(self):
         """What they would have executed with all blocks active."""
-        return sum(program.dense_macs for program in self.programs)
+        dense = sum(program.dense_macs for program in self.programs)
+        return dense + sum(self.dense_module_macs)
 
 
 @contextlib.contextmanager
-def block_sparse(model, grid, state):
+def block_sparse(model, grid, state, *, timed=contextlib.nullcontext):
     """Binds every BlockSparseModule of `model` to one frame of one stream.
+
+    The binding is that of the calling thread (or task of asyncio): calls from others are dense. If
+    weights have changed since the state's last frame, or an exception leaves the context, nothing
+    is kept: the state's next frame must run all blocks.
 
     Args:
         model: nn.Module.
         grid: BlockGrid of the frame.
         state: StreamState of the stream.
+        timed: called for every module, gives a context manager that is open while it runs.
 
     Yields:
         SparseFrame
     """
-    frame = SparseFrame(grid, state)
+    frame = SparseFrame(grid, state, timed)
     modules = [module for module in model.modules() if isinstance(module, BlockSparseModule)]
-    for module in modules:
-        module._frame = frame
+    state.expect({module: module.weights_version() for module in modules})
+    bound = _frames.set({**_frames.get(), **dict.fromkeys(modules, frame)})
     try:
         yield frame
+    except BaseException:
+        state.reset()
+        raise
     finally:
-        for module in modules:
-            module._frame = None
+        _frames.reset(bound)

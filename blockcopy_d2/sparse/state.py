@@ -3,6 +3,8 @@
 Shape shorthand: N streams, C channels, H x W pixels.
 """
 
+import weakref
+
 import torch
 
 
@@ -52,6 +54,10 @@ class FeatureMap:
         return self.pixels.permute(0, 3, 1, 2)
 
 
+class MissingFeatures(RuntimeError):
+    """A frame does not run all blocks, and there are no features to go on from."""
+
+
 class StreamState:
     """What the block-sparse modules of a model remember of one stream (or one batch of streams).
 
@@ -62,11 +68,23 @@ class StreamState:
     def __init__(self):
         self._programs = {}
         self._shared = {}
+        self._versions = weakref.WeakKeyDictionary()
 
     def reset(self):
         """Forgets everything; the next frame must run all blocks."""
         self._programs.clear()
         self._shared.clear()
+        self._versions.clear()
+
+    def expect(self, versions):
+        """Forgets everything if it was computed with other weights than those of the next frame.
+
+        Args:
+            versions: BlockSparseModule -> the version of its weights.
+        """
+        if any(self._versions.get(module, now) != now for module, now in versions.items()):
+            self.reset()
+        self._versions.update(versions)
 
     @property
     def nbytes(self):
@@ -93,11 +111,11 @@ class StreamState:
             grid: BlockGrid of the frame that is to run.
 
         Raises:
-            RuntimeError: if there are none yet and the frame does not run all blocks.
+            MissingFeatures: if there are none yet and the frame does not run all blocks.
         """
         if program not in self._programs:
             if not grid.is_full:
-                raise RuntimeError(
+                raise MissingFeatures(
                     "The first frame of a stream must run all blocks: this StreamState holds no "
                     "features of this network at this size and precision. Reset it and pass "
                     "BlockGrid.full()."

@@ -4,14 +4,16 @@ Running a frame operator by operator: any network, any device, any number of str
 Shape shorthand: N streams of a batch.
 """
 
+import functools
+
 import torch
 
 from blockcopy_d2.policy import Decision
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, block_sparse
+from blockcopy_d2.sparse import BlockGrid, block_sparse
 
 from ..precision import inference_autocast
 from ..result import FrameResult
-from ..timing import StageTimer, timed_modules
+from ..timing import StageTimer
 from .motion import estimate_motion, move_history
 from .steps import (
     all_blocks,
@@ -62,19 +64,18 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     if field is not None:
         with timer.stage("motion"):
             model.cache_mover(streams.features, grid, field)
-    sparse_modules = [m for m in model.base.modules() if isinstance(m, BlockSparseModule)]
+    timed = functools.partial(timer.stage, "network")
     with (
         timer.stage("inference"),
         inference_autocast(model.device, model.amp),
-        timed_modules(timer, "network", sparse_modules),
-        block_sparse(model.base, grid, streams.features) as work,
+        block_sparse(model.base, grid, streams.features, timed=timed) as work,
     ):
         outputs = model.base(inputs)
     last_seen, was_broken = list(streams.outputs), streams.broken
     with timer.stage("observe"):
-        remember(model, streams, frame, outputs, grid, present=present)
+        remember(model, streams, frame, outputs, work.refreshed, present=present)
     broken = streams.broken if was_broken is None else streams.broken | was_broken
-    grids = _split(grid)
+    grids = _split(work.executed)
     return [
         FrameResult(
             output=outputs[n],

@@ -54,9 +54,6 @@ class FrameGraph:
         self._settled = self._capturable = True
         # Of all videos: a result of an earlier frame knows by it that its memory is in use again.
         self.frames = 0
-        self._forget()
-
-    def _forget(self):
         self._recordings = {}
         self._heads = self._learning = self._latest = self.memory = None
         self._pool = self._side = None
@@ -71,7 +68,7 @@ class FrameGraph:
         Returns:
             FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
             frames cannot be recorded, and for streams that started that way. A change of the
-            model's settings holds from the next frame on, other weights start the stream anew.
+            model's settings holds from the next frame on.
         """
         graph = streams.graph
         if graph is None and streams.started:
@@ -83,17 +80,11 @@ class FrameGraph:
             elif graph is None:
                 streams.graph = cls(settings)
             else:
-                graph._change(settings, streams)
+                graph._change(settings)
         graph = streams.graph
         return graph if graph is not None and graph._capturable else None
 
-    def _change(self, settings, streams):
-        if settings[0] != self._settings[0]:
-            size = streams.image_size, streams.canvas_size
-            streams.release()
-            streams.image_size, streams.canvas_size = size
-            streams.graph = self
-            self._forget()
+    def _change(self, settings):
         self._recordings.clear()
         # Memory of graphs that are gone takes no new ones.
         self._pool = self._learning = None
@@ -113,14 +104,6 @@ class FrameGraph:
         Returns:
             RecordedFrameResult:
         """
-        try:
-            return self._step(model, inputs, stream, learning, grid)
-        except BaseException:
-            # Features may be of two frames, and memory that graphs work on may be gone.
-            stream.release()
-            raise
-
-    def _step(self, model, inputs, stream, learning, grid):
         timer = StageTimer(model.device)
         count, is_first, is_new = stream.counts[0], not stream.started, self.memory is None
         recording = self._recording(model, inputs, stream, asks=grid is None and not is_first)
@@ -217,7 +200,8 @@ class FrameGraph:
             image_size=recording.sizes.canvas_size,
         )
         work = SparseFrame(executed, state=None)
-        work.programs = recording.programs
+        work.programs, work.dense_module_macs = recording.programs, recording.dense_module_macs
+        work.may_improve = recording.may_improve
         decision = Decision(active=executed.active) if grid is None else None
         if recording.asks:
             has_logits = recording.decision.logits is not None
@@ -264,13 +248,13 @@ class FrameGraph:
 
 
 def _settings(model, streams):
-    """What recordings depend on, the weights first."""
+    """What recordings depend on, besides the weights of the task network."""
     policy = policy_of(model, streams)
     return (
-        model.weights_version,
         model.cuda_graph,
         model.motion,
         policy,
+        _addresses(policy),
         # Policies that do not learn compare with it on the host.
         getattr(policy, "target", None),
         model.scene_cut,
@@ -278,6 +262,11 @@ def _settings(model, streams):
         model.dense_above,
         model.amp,
     )
+
+
+def _addresses(policy):
+    """Of its weights, which recordings read where they are."""
+    return tuple(parameter.data_ptr() for parameter in policy.parameters())
 
 
 def _serves(model, streams):

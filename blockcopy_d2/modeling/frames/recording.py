@@ -7,9 +7,9 @@ Shape shorthand: h x w policy resolution.
 import functools
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from blockcopy_d2.sparse import BlockGrid, block_sparse
+from blockcopy_d2.sparse.macs import MacCount
 
 from ..precision import inference_autocast
 from .recorded_function import RecordedFunction
@@ -45,7 +45,7 @@ class FrameRecording:
         frame (Tensor): float (1, 3, h, w), the latest one.
         decision (Decision or None): of the policy.
         grid (BlockGrid): to execute on a stream's first frame, which has no memory yet.
-        programs (list[Program]): that ran.
+        programs, dense_module_macs, may_improve: of the :class:`SparseFrame` that ran last.
         result (StaticDetections or Tensor): of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "policy"
             and "heads".
@@ -61,7 +61,8 @@ class FrameRecording:
         """
         self.image, self.sizes, self.asks = image, sizes, asks
         self.frame = self.decision = self.grid = self.result = None
-        self.programs, self.macs = [], {}
+        self.programs, self.dense_module_macs, self.may_improve = [], [], False
+        self.macs = {}
         self._static_heads = heads
         self._images = self._cut = self._observation = self._outputs = None
         self._functions, self._clocks = {}, {}
@@ -166,7 +167,8 @@ class FrameRecording:
             block_sparse(base, self.grid, stream.features) as work,
         ):
             self._outputs = self._static_heads.network(self._images.tensor.to(dtype))
-        self.programs = work.programs
+        self.programs, self.dense_module_macs = work.programs, work.dense_module_macs
+        self.may_improve = work.may_improve
 
     def _heads(self, model, stream, memory):
         inputs = (*self._outputs, self.sizes)
@@ -185,6 +187,6 @@ class FrameRecording:
         """Once, since the second time shapes are the same; of operators that are PyTorch's own."""
         if name in self.macs:
             return
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        with MacCount() as count, torch.enable_grad():
             function()
-        self.macs[name] = counter.get_total_flops() // 2
+        self.macs[name] = count.macs

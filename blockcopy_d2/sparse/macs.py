@@ -1,0 +1,28 @@
+"""Counting multiply-accumulates of what runs operator by operator."""
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+class MacCount(TorchDispatchMode):
+    """Counts those of PyTorch's own operators, by their shapes, in the thread that opens it.
+
+    Attributes:
+        macs: so far.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        count = flop_registry.get(getattr(operator, "_overloadpacket", None))
+        if count is None:
+            parts = operator.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = operator(*args, **kwargs)
+        if count is not None:
+            self.macs += count(*args, **kwargs, out_val=result) // 2
+        return result
