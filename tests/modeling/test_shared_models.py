@@ -5,6 +5,7 @@ other sizes, inference mode.
 
 import copy
 import threading
+from collections import deque
 
 import pytest
 import torch
@@ -267,17 +268,27 @@ def test_the_precision_may_change_between_frames():
         assert [x.executed for x in model.step_batch([later[1]] * 2, batch)] == [1, 1]
 
 
-def test_other_sizes_leave_a_camera_alone(model):
-    camera = frames(2)
+def test_other_sizes_leave_a_camera_alone(model, monkeypatch):
+    for network in (model.backbone, model.proposal_generator.rpn_head):
+        monkeypatch.setattr(network._programs, "_recent", deque(maxlen=1))
+    camera, batch, (other,) = frames(2), model.init_state(2), frames(1, size=(64, 64))
     stream = model.init_state()
     model.step(camera[0], stream)
-    for index in range(module.ProgramCache()._recent.maxlen + 1):
-        model.step(frames(1, size=(64, 64 * (index + 1)))[0], model.init_state())
+    model.step_batch([camera[0]] * 2, batch)
+    model.step(other, model.init_state())
     assert model.step(camera[1], stream).executed == 0
+    assert [x.executed for x in model.step_batch([camera[1]] * 2, batch)] == [0, 0]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
-@pytest.mark.parametrize("where", ["roi_heads", "proposal_generator.rpn_head", "backbone"])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("backbone", KeyboardInterrupt),
+        ("proposal_generator.rpn_head", MemoryError),
+        ("task", KeyboardInterrupt),
+        ("task", RuntimeError),
+    ],
+)
 def test_a_frame_that_fails_makes_the_next_one_whole(ways, device, monkeypatch, error, where):
     def fail(*args, **kwargs):
         raise error
@@ -287,7 +298,7 @@ def test_a_frame_that_fails_makes_the_next_one_whole(ways, device, monkeypatch, 
         for image in images[:2]:
             side.frame(image)
         with monkeypatch.context() as patch:
-            if where == "roi_heads":
+            if where == "task":
                 patch.setattr(type(side.model.task), "observe", fail)
             else:
                 owner = side.model.base.get_submodule(where)
