@@ -4,6 +4,8 @@ import contextlib
 import io
 import itertools
 import logging
+import math
+import numbers
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
@@ -84,6 +86,10 @@ class VideoCOCOEvaluator(COCOEvaluator):
         Returns:
             dict: ``{"bbox": {"AP", "AP50", ...}, ...}`` in percent on the main process, as in
             Detectron2 NaN if nothing at all was detected; empty on the other ranks.
+
+        Raises:
+            AnnotationError: names the annotations; they do not fit the frames that were run, or
+                hold what COCO's scores cannot use.
         """
         gathered = gather((self._image_ids, self._predictions))
         if not comm.is_main_process():
@@ -100,12 +106,25 @@ class VideoCOCOEvaluator(COCOEvaluator):
                 contextlib.redirect_stdout(io.StringIO()),
             ):
                 return super().evaluate(img_ids=image_ids)
+        except (AnnotationError, OSError):
+            raise
+        except Exception as error:
+            # Of pycocotools, which takes for granted what is in the file.
+            raise AnnotationError(
+                "What was detected cannot be scored against the annotations of"
+                f" {self._annotations}: {type(error).__name__}: {error}"
+            ) from error
         finally:
             self._output_dir = output_dir
 
     def _tasks_from_predictions(self, predictions):
         tasks = super()._tasks_from_predictions(predictions)
         scored = [task for task in tasks if self._has_labels(task)]
+        if not scored:
+            raise AnnotationError(
+                f"The annotations of {self._annotations} have nothing of what was detected:"
+                f" {' and '.join(tasks)}."
+            )
         if scored != tasks:
             logging.getLogger(__name__).warning(
                 "The annotations of %s are of %s only: that is what is scored.",
@@ -126,16 +145,58 @@ class VideoCOCOEvaluator(COCOEvaluator):
             raise AnnotationError(
                 f"{self._annotations} has no {missing[0]!r}: it is not in COCO's format."
             )
-        for annotation in content.get("annotations", ()):
-            for key in ("id", "image_id", "category_id", "area"):
-                if key not in annotation:
-                    raise AnnotationError(
-                        f"{self._annotations}: an annotation has no {key!r}, which COCO's scores"
-                        f" need: {str(annotation)[:200]}"
-                    )
         if len(content["images"]) != len(self._coco_api.imgs):
             raise AnnotationError(
                 f"{self._annotations} has {len(content['images'])} images, but only"
                 f" {len(self._coco_api.imgs)} different ids of them: frames of different videos"
                 " need different image_ids."
             )
+        names = [isinstance(image_id, str) for image_id in self._coco_api.imgs]
+        if any(names) and not all(names):
+            # NumPy makes names of all of them, which pycocotools then does not find.
+            raise AnnotationError(
+                f"{self._annotations} has images whose ids are strings, and others whose ids are"
+                " not; expected one or the other."
+            )
+        annotations = content.setdefault("annotations", [])
+        for number, annotation in enumerate(annotations, start=1):
+            problem = _problem_of(annotation, self._coco_api.cats)
+            if problem:
+                raise AnnotationError(
+                    f"{self._annotations}: an annotation {problem}: {str(annotation)[:200]}"
+                )
+            # COCO's own are not relied on: pycocotools takes 0 for none, and two for one.
+            annotation["id"] = number
+            annotation.setdefault("iscrowd", 0)
+        self._coco_api.createIndex()
+        strangers = [a for a in annotations if a["image_id"] not in self._coco_api.imgs]
+        if strangers:
+            logging.getLogger(__name__).warning(
+                "%d of %d annotations of %s are of no image in it, such as image_id %r.",
+                len(strangers),
+                len(annotations),
+                self._annotations,
+                strangers[0]["image_id"],
+            )
+
+
+def _problem_of(annotation, categories):
+    """str or None: what COCO's scores cannot use."""
+    for key in ("image_id", "category_id", "area"):
+        if key not in annotation:
+            return f"has no {key!r}, which COCO's scores need"
+    if annotation["category_id"] not in categories:
+        return f"is of the category {annotation['category_id']!r}, which is not listed"
+    if not _are_finite([annotation["area"]]):
+        return "has an 'area' that is no number"
+    box = annotation.get("bbox", [0] * 4)
+    # Five numbers are a rotated box.
+    if not isinstance(box, list) or len(box) not in (4, 5) or not _are_finite(box):
+        return "has a 'bbox' that is not four numbers"
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        return "has an 'iscrowd' that is neither 0 nor 1"
+    return None
+
+
+def _are_finite(values):
+    return all(isinstance(value, numbers.Real) and math.isfinite(value) for value in values)

@@ -1,14 +1,20 @@
 """COCO scores of what was run, on data sets in COCO's and Detectron2's format."""
 
+import copy
 import json
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import Boxes, BoxMode, Instances
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from blockcopy_d2.data import build_clip_loader
+from blockcopy_d2.data import build_clip_loader, register_davis
 from blockcopy_d2.data.files import AnnotationError
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.evaluation import build_evaluator
@@ -127,6 +133,9 @@ def test_files_of_results_are_whole(coco, tmp_path, monkeypatch):
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
+LABEL = content_of()["annotations"][0]
+
+
 def spoil(**change):
     return {**content_of(), **change}
 
@@ -144,12 +153,49 @@ def spoil(**change):
         spoil(annotations=[{"id": 1, "image_id": 0, "category_id": 7, "bbox": [1, 2, 3, 4]}]),
         spoil(annotations=[{"id": 1, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12}]),
         spoil(images=content_of()["images"] + content_of()["images"][:1]),
+        spoil(images=content_of()["images"] + [{**content_of()["images"][0], "id": "0"}]),
+        spoil(annotations=[{**LABEL, "category_id": 8}]),
+        spoil(annotations=[{**LABEL, "bbox": [1, 2, 3]}]),
+        spoil(annotations=[{**LABEL, "bbox": [1, 2, 3, float("nan")]}]),
+        spoil(annotations=[{**LABEL, "area": None}]),
+        spoil(annotations=[{**LABEL, "iscrowd": "no"}]),
     ],
 )
 def test_annotations_that_cannot_be_used_are_named(coco, tmp_path, content):
     file = coco(content)
     with pytest.raises(AnnotationError, match=str(file)):
         build_evaluator(load_config(), NAME, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("ids", [range(1000), [1] * 1000, [None] * 1000])
+def test_ids_of_annotations_do_not_count(coco, tmp_path, ids):
+    """pycocotools takes 0 for none, and two annotations of one id for the same."""
+    content = content_of()
+    for annotation, annotation_id in zip(content["annotations"], ids, strict=False):
+        annotation["id"] = annotation_id
+        del annotation["iscrowd"]
+    frames = frames_of()
+    coco(content)
+    assert score(tmp_path / "out", frames)["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_annotations_of_nothing_that_was_detected_are_an_error(coco, tmp_path):
+    frames = frames_of()
+    labels = [{key: LABEL[key] for key in LABEL if key != "bbox"}]
+    file = coco(spoil(annotations=labels))
+    with pytest.raises(AnnotationError, match=f"{file} have nothing .* detected: bbox"):
+        score(tmp_path / "out", frames)
+
+
+def test_annotations_of_unknown_images_are_told(coco, tmp_path, caplog):
+    frames = frames_of()
+    content = content_of()
+    content["annotations"][0]["image_id"] = "0"
+    file = coco(content)
+    score(tmp_path / "out", frames)
+    assert f"1 of 80 annotations of {file} are of no image in it, such as image_id '0'" in (
+        caplog.text
+    )
 
 
 @pytest.mark.parametrize("content", ["", json.dumps(content_of())[:2000], "null", "{}"])
@@ -179,6 +225,114 @@ def test_masks_are_not_asked_of_annotations_that_have_none(coco, tmp_path, caplo
 
     assert set(score(tmp_path / "out", frames_of(), masks)) == {"bbox"}
     assert "annotations.json are of bbox only" in caplog.text
+
+
+VALUES = st.none() | st.booleans() | st.integers(-2, 200) | st.text(max_size=3) | st.just([])
+
+
+def places(value, path=()):
+    """Paths of everything in a json value."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in keys:
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_damage_is_named_or_harmless(coco, tmp_path, data):
+    content = content_of(videos=1, frames=2)
+    frames = [{"image_id": image_id, "file_name": f"{image_id}.png"} for image_id in range(2)]
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, key = data.draw(st.sampled_from(list(places(content))))
+        parent = content
+        for step in path:
+            parent = parent[step]
+        if data.draw(st.booleans()):
+            del parent[key]
+        else:
+            parent[key] = copy.deepcopy(data.draw(VALUES))
+        if not content:
+            break
+    file = coco(content)
+    try:
+        scores = score(tmp_path / "out", frames)
+    except AnnotationError as error:
+        assert str(file) in str(error) or NAME in str(error)
+    else:
+        # Without annotations, as of a test split, detections are written and nothing is scored.
+        assert ("bbox" in scores) == ("annotations" in content)
+        ap = scores["bbox"]["AP"] if scores else np.nan
+        assert np.isnan(ap) or 0 <= ap <= 100 + 1e-6
+
+
+@pytest.fixture
+def davis(tmp_path):
+    """Two sequences of three frames in which an object moves until it is out of sight."""
+    for sequence in ("bear", "bus"):
+        for kind in ("JPEGImages", "Annotations"):
+            (tmp_path / kind / "480p" / sequence).mkdir(parents=True)
+        for number in range(3):
+            name = f"480p/{sequence}/{number:05d}"
+            write_frame(tmp_path / "JPEGImages" / f"{name}.jpg", number)
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            # A triangle: its mask is not its box.
+            mask[10:50, 20 * number : 20 * number + 40] = np.tri(40) * (number < 2)
+            Image.fromarray(255 * mask).save(tmp_path / "Annotations" / f"{name}.png")
+    (tmp_path / "ImageSets" / "2016").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2016" / "val.txt").write_text("bear\nbus\n")
+    register_davis(NAME, str(tmp_path), "val")
+    yield
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.mark.parametrize("num_frames", [3, 2])
+def test_masks_and_ids_that_are_names(davis, tmp_path, num_frames):
+    labels = {frame["image_id"]: frame["annotations"] for frame in DatasetCatalog.get(NAME)}
+    assert set(labels) == {f"{name}_{n:05d}" for name in ("bear", "bus") for n in range(3)}
+
+    def perfect(frame):
+        instances = Instances((HEIGHT, WIDTH))
+        masks = [mask_util.decode(label["segmentation"]) for label in labels[frame["image_id"]]]
+        instances.pred_masks = torch.tensor(np.array(masks)).bool().reshape(-1, HEIGHT, WIDTH)
+        instances.pred_boxes = Boxes(
+            torch.tensor(
+                [
+                    BoxMode.convert(label["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+                    for label in labels[frame["image_id"]]
+                ]
+            ).reshape(-1, 4)
+        )
+        instances.scores = torch.ones(len(masks))
+        instances.pred_classes = torch.zeros(len(masks), dtype=torch.int64)
+        return {"instances": instances}
+
+    def boxes_as_masks(frame):
+        output = perfect(frame)["instances"]
+        for mask, (x0, y0, x1, y1) in zip(
+            output.pred_masks, output.pred_boxes.tensor.int().tolist(), strict=True
+        ):
+            mask[y0:y1, x0:x1] = True
+        return {"instances": output}
+
+    frames = frames_of(num_frames=num_frames)
+    assert len(frames) == 2 * num_frames
+    results = score(tmp_path / "out", frames, perfect)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+    # About half of a box is its triangle.
+    results = score(tmp_path / "out", frames, boxes_as_masks)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP50"] == pytest.approx(100) and results["segm"]["AP75"] == 0
+    # One sequence is missed.
+    results = score(
+        tmp_path / "out",
+        frames,
+        lambda frame: perfect(frame if frame["video_id"] == "bus" else {"image_id": "bear_00002"}),
+    )
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(50, abs=1)
 
 
 @pytest.fixture
