@@ -168,7 +168,8 @@ class VideoCOCOEvaluator(COCOEvaluator):
             # COCO's own are not relied on: pycocotools takes 0 for none, and two for one.
             annotation["id"] = number
             annotation.setdefault("iscrowd", 0)
-        self._coco_api.createIndex()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
         strangers = [a for a in annotations if a["image_id"] not in self._coco_api.imgs]
         if strangers:
             logging.getLogger(__name__).warning(
