@@ -311,7 +311,7 @@ class VideoRun:
             f"executed {executed:.0%}",
             active=result.grid.active[0].cpu(),
             block_size=result.grid.block_size,
-            scale=self.blockcopy.predictor.scale,
+            scale=result.scale,
         )
 
     def _draw(self, image, output, seconds, what, **blocks):

@@ -27,7 +27,8 @@ class FrameMapper:
     Maps a frame to a model's input, as Detectron2's ``DefaultPredictor`` does.
 
     Attributes:
-        scale (float or None): pixels of the network's input per pixel of the last frame.
+        scale (float or None): pixels of the network's input per pixel of the last frame, of
+            whatever stream; that of a certain frame is in its result.
     """
 
     @configurable
@@ -217,7 +218,10 @@ class VideoPredictor:
         Yields:
             tuple[ndarray, FrameResult]: a frame and its result.
         """
-        state = self._unused.pop() if self._unused else self.model.init_state()
+        try:
+            state = self._unused.pop()  # At once: another thread may want it.
+        except IndexError:
+            state = self.model.init_state()
         try:
             state.reset()
             with contextlib.closing(self._run([source], state, self._policies[:1])) as ticks:
@@ -242,7 +246,8 @@ class VideoPredictor:
         policies = self._policies[:1]
         if own_policies:
             # Copied together, so that each learner teaches its policy's copy.
-            policies = [copy.deepcopy(policies[0]) for _ in sources]
+            with torch.inference_mode(False):
+                policies = [copy.deepcopy(policies[0]) for _ in sources]
             self._policies = [*self._policies, *policies]
         own = [policy for policy, _ in policies] if own_policies else None
         try:
@@ -292,6 +297,9 @@ class VideoPredictor:
         for learner, group in zip(learners, taught, strict=True):
             if learner is not None:
                 learn(learner, self.model, [result for result in group if result is not None])
+        for mapped, result in zip(inputs, results, strict=True):
+            if result is not None:
+                result.scale = mapped["image"].shape[-2] / mapped["height"]
         present = [result for result in results if result is not None]
         if self._budget is not None and not any(result.is_first for result in present):
             for result in present:

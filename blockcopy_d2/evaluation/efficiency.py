@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from blockcopy_d2.sparse import counts_itself
+
 __all__ = ["EfficiencyMeter", "MacCounter"]
 
 
@@ -10,8 +12,8 @@ class MacCounter:
     """
     Counts the multiply-accumulates of the layers (convolutions and linear ones) that run as modules
     while it is open: heads on the proposals there are, the policy network, whole dense models. The
-    layers of a block-sparse module do not run as modules inside ``block_sparse``, which counts
-    them itself. Shapes only: the device is never waited for. Backward passes are not counted.
+    layers of a block-sparse module are not among them inside ``block_sparse``, which counts them
+    itself. Shapes only: the device is never waited for. Backward passes are not counted.
 
     Examples:
     ::
@@ -45,7 +47,7 @@ class MacCounter:
     def _counting(self, macs):
         def hook(module, inputs, output):
             # Capturing a network for later runs its modules on example tensors.
-            if not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and not counts_itself():
                 self.macs += macs(module, inputs[0], output)
 
         return hook

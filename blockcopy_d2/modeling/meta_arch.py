@@ -271,6 +271,7 @@ class BlockCopyVideoModel(ModuleProxy):
         learn(self.learner, self, [result])
         return result
 
+    @torch.inference_mode(False)
     def init_state(self, num_streams=None, *, own_policies=False):
         """
         Args:

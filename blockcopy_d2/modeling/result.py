@@ -38,7 +38,8 @@ class FrameResult(Mapping):
         decision (Decision or None): of the policy; its logits are None on a first frame, which
             executes all blocks unasked. None where the caller gave the grid.
         grid (BlockGrid): the executed blocks: those of the decision, those that were due for a
-            refresh, and all of them on a first frame, after a cut and around a broken frame.
+            refresh, and all of them on a first frame, after a cut, around a broken frame, and where
+            a module that should run in blocks ran densely.
         age (Tensor): int32 (1, GH, GW), frames since each block was executed.
         work (SparseFrame): what the block-sparse modules executed, for all streams of the batch.
         detections, previous_detections: this output and the last one, moved along where there is
@@ -54,6 +55,8 @@ class FrameResult(Mapping):
         field (Tensor or None): float32 (1, 2, FH, FW), where the content of each cell was one frame
             ago, see :mod:`blockcopy_d2.motion.field`; what is remembered was moved by it. None
             without motion, and where no stream of the batch has had a frame.
+        scale (float or None): pixels of the network's input per pixel of the picture; None where
+            that is not known, since a model was given the input itself.
         dropped (int): frames of a live source that passed between the last result and this one.
     """
 
@@ -72,6 +75,7 @@ class FrameResult(Mapping):
     is_first: bool
     other_macs: dict[str, int] | None = None
     field: Tensor | None = None
+    scale: float | None = None
     dropped: int = 0
 
     @property

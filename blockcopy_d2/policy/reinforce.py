@@ -13,6 +13,8 @@ from detectron2.utils import comm
 from torch.nn import functional as F
 from torch.optim.rmsprop import rmsprop
 
+from blockcopy_d2.sparse import make_writable
+
 __all__ = ["OnlineLearner"]
 
 
@@ -74,6 +76,7 @@ class OnlineLearner:
             raise ValueError(f"{type(policy).__name__} has nothing to learn; use LearnedPolicy.")
         if cost_form not in ("paper", "code"):
             raise ValueError(f"cost_form is {cost_form!r}; expected 'paper' or 'code'.")
+        make_writable(policy)
         self._parameters = list(policy.parameters())
         device = self._parameters[0].device
         # Where a recorded graph reads it.

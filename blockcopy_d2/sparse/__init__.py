@@ -1,7 +1,7 @@
 """The block-sparse engine: runs a captured network on the active blocks of a video stream."""
 
 from .grid import BlockGrid, num_blocks
-from .module import BlockSparseModule, SparseFrame, block_sparse
+from .module import BlockSparseModule, SparseFrame, block_sparse, counts_itself
 from .oracle import MaskedDenseOracle
 from .state import MissingFeatures, StreamState
 from .weights import WeightsWatch, make_writable
@@ -15,6 +15,7 @@ __all__ = [
     "StreamState",
     "WeightsWatch",
     "block_sparse",
+    "counts_itself",
     "make_writable",
     "num_blocks",
 ]

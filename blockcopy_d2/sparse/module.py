@@ -30,6 +30,7 @@ _MAX_FAILURES = 3
 # BlockSparseModule -> SparseFrame that the thread or task at hand runs. The state of a call is not
 # the module's: another thread may call the same module with a picture of its own.
 _frames = contextvars.ContextVar("blockcopy_d2_frames", default=types.MappingProxyType({}))
+_counts_itself = contextvars.ContextVar("blockcopy_d2_counts_itself", default=False)
 
 
 class BlockSparseModule(ModuleProxy):
@@ -159,12 +160,16 @@ class BlockSparseModule(ModuleProxy):
 
     def _run_densely(self, frame, args, kwargs):
         shapes = _shapes(args, kwargs)
-        if shapes in self._dense_macs:
-            outputs = self.dense_module(*args, **kwargs)
-        else:
-            with MacCount() as count:
+        counts = _counts_itself.set(True)
+        try:
+            if shapes in self._dense_macs:
                 outputs = self.dense_module(*args, **kwargs)
-            self._dense_macs[shapes] = count.macs
+            else:
+                with MacCount() as count:
+                    outputs = self.dense_module(*args, **kwargs)
+                self._dense_macs[shapes] = count.macs
+        finally:
+            _counts_itself.reset(counts)
         frame.dense_module_macs.append(self._dense_macs[shapes])
         return outputs
 
@@ -173,6 +178,11 @@ class BlockSparseModule(ModuleProxy):
         if self._weights.changed():
             self._programs.clear()
         return self._weights.version
+
+
+def counts_itself():
+    """Whether what runs now is counted by a SparseFrame, though it runs as modules."""
+    return _counts_itself.get()
 
 
 def _tensors(args, kwargs):

@@ -9,9 +9,11 @@ from collections import deque
 
 import pytest
 import torch
+from detectron2.data import transforms as T
 from torch import nn
 
 from blockcopy_d2.engine import VideoPredictor
+from blockcopy_d2.engine.predictor import FrameMapper
 from blockcopy_d2.modeling import learn
 from blockcopy_d2.policy import NoBlocks, OnlineLearner
 from blockcopy_d2.sparse import BlockGrid, module
@@ -134,6 +136,16 @@ def test_threads_of_one_predictor(model):
     for results in found:
         for first, second in zip(expected, results, strict=True):
             assert_same(first, second)
+
+
+def test_results_know_the_scale_of_their_own_frame(model):
+    predictor = VideoPredictor(model=model, mapper=FrameMapper(augmentations=[T.Resize((64, 128))]))
+    small, large = (
+        x["image"].permute(1, 2, 0).numpy() for x in (*frames(1), *frames(1, (128, 256)))
+    )
+    streams = predictor.stream([small]), predictor.stream([large])
+    results = [next(stream)[1] for stream in streams]
+    assert [result.scale for result in results] == [0.64, 0.5]
 
 
 def test_stages_of_a_frame_are_its_own(model):
@@ -418,6 +430,25 @@ def test_inference_mode_while_building_and_streaming(pair):
         for first, second in zip(runs[0], results, strict=True):
             assert_same(first.output, second.output)
             assert torch.equal(first.grid.active, second.grid.active)
+
+
+def test_policies_of_streams_that_are_copied_in_inference_mode(model):
+    with torch.inference_mode():
+        model.policy = build_pair("mask-rcnn")[0].policy
+        model.learner = OnlineLearner(model.policy, target=0.5, update_every=1)
+        predictor = VideoPredictor(model=model)
+        batch = model.init_state(2, own_policies=True)
+    pictures = [x["image"].permute(1, 2, 0).numpy() for x in frames(3)]
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            ticks = list(predictor.streams([pictures, pictures], own_policies=True))
+            assert len(ticks) == 3 and not ticks[2][0][1].is_first
+    first, second = frames(2)
+    model.step_batch([first, first], batch)
+    results = model.step_batch([second, second], batch, learning=[True, False])
+    assert [x.decision.logits.requires_grad for x in results] == [True, False]
+    results[0].decision.logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in batch.policies[0].parameters())
 
 
 @pytest.mark.usefixtures("replayed_lessons")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from blockcopy_d2.evaluation.efficiency import MacCounter
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse, capture
 from blockcopy_d2.sparse.program_cache import _MAX_IDLE
 from blockcopy_d2.sparse.weights import WeightsWatch
@@ -222,7 +223,9 @@ def test_a_network_that_cannot_be_captured_says_that_it_ran_densely(monkeypatch,
     calls = failing(monkeypatch, None, times=0)
     image = torch.rand(1, 3, *SIZE)
     for index in range(5):
-        found, frame = frame_of(sparse, state, image, full() if index == 0 else none())
+        with MacCounter(sparse) as counter:
+            found, frame = frame_of(sparse, state, image, full() if index == 0 else none())
+        assert counter.macs == 0, "the frame counts them"
         assert torch.equal(found, sparse.dense_module(image))
         assert frame.executed.is_full and frame.refreshed.is_full
         stem, down = 32 * 48 * 4 * 3 * 9, 16 * 24 * 4 * 4 * 9
