@@ -130,9 +130,6 @@ def _fit(value, current, *, root, name=""):
         value = KEYS[name].check(name, value)
     elif isinstance(current, float) and type(value) is int:
         value = float(value)
-    elif isinstance(current, list | tuple) and isinstance(value, list | tuple):
-        floats = bool(current) and all(isinstance(x, float) for x in current)
-        value = type(value)(float(x) if floats and type(x) is int else x for x in value)
     # What is a text stays one where yacs would read a number or a list in it.
     is_text = isinstance(current, str) and isinstance(value, str)
     return repr(value) if is_text and not isinstance(_decoded(value), (str, type(None))) else value

@@ -57,7 +57,7 @@ class ResultsHook(HookBase):
                 self._write(complete=False)
 
     def after_train(self):
-        self._write(complete=self.trainer.iter == self.trainer.max_iter)
+        self._write(complete=self.trainer.finished and bool(self._scoring.scores))
         write_report(self.results, self._output_dir)
 
     def _write(self, complete):
