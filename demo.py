@@ -49,11 +49,13 @@ from blockcopy_d2.engine.outputs import (
 )
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
+from blockcopy_d2.modeling import ProposalTask, SemanticTask, check_compiled_operators
 from blockcopy_d2.visualization import (
     VideoWriteError,
     VideoWriter,
     check_video_path,
     draw_frame,
+    found_instances,
     pixel_classes,
 )
 
@@ -134,6 +136,7 @@ class LazyPredictor:
 
     def __init__(self, cfg):
         self.model = build_lazy_model(cfg)
+        check_compiled_operators(self.model)
         self.metadata = metadata_of(cfg)
         self._mapper = FrameMapper(cfg)
 
@@ -149,12 +152,13 @@ def dense_predictor(cfg):
     cfg = base_config(cfg)
     weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
     predictor = DefaultPredictor(cfg)
+    check_compiled_operators(predictor.model)
     WeightsCheckpointer(predictor.model).load(weights)
     return predictor
 
 
 def shown_instances(output, threshold):
-    instances = output.get("instances")
+    instances = found_instances(output)
     return None if instances is None else instances[instances.scores >= threshold]
 
 
@@ -220,10 +224,12 @@ def run_pictures(args, cfg, targets):
             Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(temporary)
 
 
-def finds_no_instances(cfg):
-    return (
-        isinstance(cfg, CfgNode) and base_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    )
+def check_comparable(model):
+    """Raises ValueError for a video model without the instances that --compare-dense compares."""
+    if isinstance(model.task, SemanticTask | ProposalTask):
+        raise ValueError(
+            f"--compare-dense compares instances; a {type(model.base).__name__} finds none."
+        )
 
 
 class VideoRun:
@@ -238,13 +244,13 @@ class VideoRun:
         Raises:
             OSError, ValueError: an input, output or weights that cannot be used.
         """
-        if args.compare_dense and finds_no_instances(cfg):
-            raise ValueError("--compare-dense compares instances; a SemanticSegmentor finds none.")
         self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold
         self.metadata = metadata_of(cfg)
         self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
+        if args.compare_dense:
+            check_comparable(self.blockcopy.predictor.model)
         self.dense = self.agreement = None
         if args.dense or args.compare_dense:
             self.dense = Clock(dense_predictor(cfg))
