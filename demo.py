@@ -26,6 +26,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
@@ -49,7 +50,7 @@ from blockcopy_d2.engine.outputs import (
 )
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
-from blockcopy_d2.modeling import ProposalTask, SemanticTask, check_compiled_operators
+from blockcopy_d2.modeling import check_compiled_operators
 from blockcopy_d2.visualization import (
     VideoWriteError,
     VideoWriter,
@@ -224,12 +225,15 @@ def run_pictures(args, cfg, targets):
             Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(temporary)
 
 
-def check_comparable(model):
-    """Raises ValueError for a video model without the instances that --compare-dense compares."""
-    if isinstance(model.task, SemanticTask | ProposalTask):
-        raise ValueError(
-            f"--compare-dense compares instances; a {type(model.base).__name__} finds none."
-        )
+def check_comparable(cfg):
+    """Raises ValueError for a model without the instances that --compare-dense compares."""
+    if isinstance(cfg, CfgNode):
+        name = base_config(cfg).MODEL.META_ARCHITECTURE
+    else:
+        target = OmegaConf.select(cfg, "model._target_")
+        name = getattr(target, "__name__", str(target)).rsplit(".", 1)[-1]
+    if name in ("SemanticSegmentor", "ProposalNetwork"):
+        raise ValueError(f"--compare-dense compares instances; a {name} finds none.")
 
 
 class VideoRun:
@@ -244,13 +248,13 @@ class VideoRun:
         Raises:
             OSError, ValueError: an input, output or weights that cannot be used.
         """
+        if args.compare_dense:
+            check_comparable(cfg)
         self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold
         self.metadata = metadata_of(cfg)
         self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
-        if args.compare_dense:
-            check_comparable(self.blockcopy.predictor.model)
         self.dense = self.agreement = None
         if args.dense or args.compare_dense:
             self.dense = Clock(dense_predictor(cfg))
