@@ -26,6 +26,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
@@ -49,11 +50,13 @@ from blockcopy_d2.engine.outputs import (
 )
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.evaluation import InstanceAgreement
+from blockcopy_d2.modeling import check_compiled_operators
 from blockcopy_d2.visualization import (
     VideoWriteError,
     VideoWriter,
     check_video_path,
     draw_frame,
+    found_instances,
     pixel_classes,
 )
 
@@ -134,6 +137,7 @@ class LazyPredictor:
 
     def __init__(self, cfg):
         self.model = build_lazy_model(cfg)
+        check_compiled_operators(self.model)
         self.metadata = metadata_of(cfg)
         self._mapper = FrameMapper(cfg)
 
@@ -149,12 +153,13 @@ def dense_predictor(cfg):
     cfg = base_config(cfg)
     weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
     predictor = DefaultPredictor(cfg)
+    check_compiled_operators(predictor.model)
     WeightsCheckpointer(predictor.model).load(weights)
     return predictor
 
 
 def shown_instances(output, threshold):
-    instances = output.get("instances")
+    instances = found_instances(output)
     return None if instances is None else instances[instances.scores >= threshold]
 
 
@@ -220,10 +225,15 @@ def run_pictures(args, cfg, targets):
             Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(temporary)
 
 
-def finds_no_instances(cfg):
-    return (
-        isinstance(cfg, CfgNode) and base_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    )
+def check_comparable(cfg):
+    """Raises ValueError for a model without the instances that --compare-dense compares."""
+    if isinstance(cfg, CfgNode):
+        name = base_config(cfg).MODEL.META_ARCHITECTURE
+    else:
+        target = OmegaConf.select(cfg, "model._target_")
+        name = getattr(target, "__name__", str(target)).rsplit(".", 1)[-1]
+    if name in ("SemanticSegmentor", "ProposalNetwork"):
+        raise ValueError(f"--compare-dense compares instances; a {name} finds none.")
 
 
 class VideoRun:
@@ -238,8 +248,8 @@ class VideoRun:
         Raises:
             OSError, ValueError: an input, output or weights that cannot be used.
         """
-        if args.compare_dense and finds_no_instances(cfg):
-            raise ValueError("--compare-dense compares instances; a SemanticSegmentor finds none.")
+        if args.compare_dense:
+            check_comparable(cfg)
         self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold

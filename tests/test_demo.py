@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import importlib.util
 import itertools
 import os
 import re
@@ -25,7 +26,7 @@ from blockcopy_d2.engine.acceleration import load_video_config
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter
-from tests.engine.test_acceleration import NARROW
+from tests.engine.test_acceleration import NARROW, ROTATED
 from tests.small_model import CONFIG, small_model_opts, write_lazy_config
 
 
@@ -88,6 +89,20 @@ def test_all_blocks_agree_with_the_dense_model(run, clip, capsys):
     executed, _, ratio, ap, ap50 = cells(capsys.readouterr().out, "BlockCopy")
     assert executed == "100.0%" and float(ratio) > 0
     assert float(ap) > 99 and float(ap50) > 99
+
+
+def test_proposals_are_drawn(run, clip, tmp_path, capsys):
+    opts = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
+    outputs = [tmp_path / "boxes.mp4", tmp_path / "none.mp4"]
+    for output, threshold in zip(outputs, ("0", "1")):
+        arguments = ["--confidence-threshold", threshold, "--target", "0.4", "--output", output]
+        run("--video-input", clip, *arguments, "--max-frames", 3, opts=opts)
+    executed, _ = cells(capsys.readouterr().out.split("Wrote")[0], "BlockCopy")
+    assert 0 < float(executed.rstrip("%")) <= 100
+    boxes, none = (np.stack(decode(output)[1]).astype(int) for output in outputs)
+    assert abs(boxes[:, :96] - none[:, :96]).mean() > 2
+    with pytest.raises(SystemExit, match="a ProposalNetwork finds none"):
+        run("--video-input", clip, "--compare-dense", opts=opts)
 
 
 def test_no_blocks_agree_less(run, clip, capsys):
@@ -370,6 +385,7 @@ def test_trained_weights_are_those_of_the_zoo():
             ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
             "SemanticSegmentor finds none",
         ),
+        (["--video-input", "CLIP"], ["MODEL.BLOCKCOPY.SCENE_CUT", "nan"], "SCENE_CUT is 'nan'"),
         (["--input", "a.png", "b.png"], [], "2 pictures need --output FOLDER"),
     ],
 )
@@ -377,6 +393,13 @@ def test_bad_input_is_named(run, clip, args, opts, message):
     args = [clip if arg == "CLIP" else arg for arg in args]
     with pytest.raises(SystemExit, match=message):
         run(*args, opts=opts)
+
+
+@pytest.mark.parametrize("mode", [[], ["--dense"], ["--compare-dense"]])
+def test_rotated_boxes_without_their_operators_are_named(run, clip, mode, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="error: RRPN needs rotated boxes"):
+        run("--video-input", clip, *mode, opts=ROTATED)
 
 
 @pytest.mark.parametrize(

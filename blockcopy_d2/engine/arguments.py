@@ -79,10 +79,10 @@ def errors_end_the_program():
     Within it, what a user can put right ends the program with one line, not with a traceback.
 
     Raises:
-        SystemExit: instead of OSError, ValueError, KeyError and FrameReadError.
+        SystemExit: instead of OSError, ValueError, KeyError, ImportError and FrameReadError.
     """
     try:
         yield
-    except (FrameReadError, OSError, ValueError, KeyError) as error:
+    except (FrameReadError, ImportError, OSError, ValueError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"error: {message}") from error

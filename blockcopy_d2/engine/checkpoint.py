@@ -2,14 +2,19 @@
 
 import contextlib
 import os
-import pickle
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import redact
+
+from .checkpoint_files import (
+    UnreadableCheckpointError,
+    check_parameters,
+    not_finite,
+    read_checkpoint,
+)
 
 __all__ = [
     "PolicyCheckpointer",
@@ -17,10 +22,6 @@ __all__ = [
     "UnreadableCheckpointError",
     "WeightsCheckpointer",
 ]
-
-
-class UnreadableCheckpointError(ValueError):
-    """A file that is no checkpoint, or a damaged one."""
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -33,6 +34,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     """
 
     file_prefix = "model"
+    # Whether .pkl files are pickles, as in Detectron2's model zoo, or what torch.save writes.
+    takes_pickles = True
 
     def __init__(self, *args, **kwargs):
         """
@@ -43,6 +46,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.path_manager = _AtomicPathManager()
 
     def load(self, path, *args, **kwargs):
+        self._path = redact(path)
         try:
             return super().load(path, *args, **kwargs)
         finally:
@@ -79,19 +83,49 @@ class SafeCheckpointer(DetectionCheckpointer):
         extra = self.resume() if resume else None
         return self.load(path, checkpointables=[]) if extra is None else extra
 
-    def _torch_load(self, f):
+    def _load_file(self, filename):
+        if filename.endswith(".pkl") and self.takes_pickles:
+            loaded = self._load_pickle(filename)
+        elif filename.endswith(".pyth"):
+            loaded = _load_pycls(filename)
+        elif filename.endswith(".pkl"):
+            loaded = read_checkpoint(filename)
+            loaded = loaded if "model" in loaded else {"model": loaded}
+        else:
+            loaded = super()._load_file(filename)
+        check_parameters(loaded["model"], filename)
+        return loaded
+
+    def _load_pickle(self, filename):
+        self.logger.warning(
+            "%s is a pickle, the format of Detectron2's model zoo: loading it executes code that is"
+            " in it. Load such files only from sources you trust.",
+            filename,
+        )
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UnreadableCheckpointError(
-                f"{f} is no checkpoint, or holds more than tensors and plain values; it is not"
-                f" loaded, since that could execute code from it: {error}"
-            ) from error
-        except OSError:
-            raise
+            return super()._load_file(filename)
         except Exception as error:
             # Damaged bytes make the unpickler raise errors of many types.
-            raise UnreadableCheckpointError(f"{f} is not a readable checkpoint: {error}") from error
+            raise UnreadableCheckpointError(
+                f"{filename} is not a readable checkpoint: {error}"
+            ) from error
+
+    def _torch_load(self, f):
+        return read_checkpoint(f)
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        state = self.model.state_dict()
+        for name in incompatible.missing_keys:
+            state.pop(name, None)
+        broken = not_finite(state)
+        if broken:
+            raise UnreadableCheckpointError(
+                f"{len(broken)} parameters of the weights {self._path} are not finite"
+                f" ({_abridge(broken)}): the file is damaged, or its training diverged. Use an"
+                " earlier checkpoint."
+            )
+        return incompatible
 
     def _checkpoints(self):
         """list[str]: the one that last_checkpoint names, then the others, newest first."""
@@ -132,8 +166,8 @@ class WeightsCheckpointer(SafeCheckpointer):
     lacks would stay random, so a file that does not fit is an error. What the policy lacks is not:
     a detector's file has no policy.
 
-    Checkpoints in torch's format (.pth) are loaded without executing code from them. Detectron2's
-    model zoo files (.pkl) are pickles by nature; load them from sources you trust.
+    Checkpoints in torch's format (.pth, and .pyth of pycls) are loaded without executing code from
+    them. Detectron2's model zoo files (.pkl) are pickles by nature, which is logged as a warning.
     """
 
     # Parameters that may be missing.
@@ -166,7 +200,6 @@ class WeightsCheckpointer(SafeCheckpointer):
                 f"The weights {redact(path)} do not exist. Check MODEL.WEIGHTS and"
                 " MODEL.BLOCKCOPY.POLICY.WEIGHTS."
             )
-        self._path = redact(path)
         return super().load(path, *args, **kwargs)
 
     def _log_incompatible_keys(self, incompatible):
@@ -198,6 +231,7 @@ class PolicyCheckpointer(WeightsCheckpointer):
 
     optional_prefix = ""
     file_prefix = "policy"
+    takes_pickles = False
 
     def __init__(self, policy, save_dir="", *, learner=None):
         """
@@ -222,6 +256,17 @@ class _AtomicPathManager:
             if "w" in mode and "://" not in path:
                 path = stack.enter_context(atomic_write(path))
             yield stack.enter_context(PathManager.open(path, mode, **kwargs))
+
+
+def _load_pycls(filename):
+    """As Detectron2 reads the checkpoints of pycls, but without executing code from them."""
+    state = read_checkpoint(filename).get("model_state")
+    check_parameters(state, filename)
+    return {
+        "model": {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+        "__author__": "pycls",
+        "matching_heuristics": True,
+    }
 
 
 def _abridge(names, most=6):

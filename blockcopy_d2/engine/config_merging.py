@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
-from detectron2.config.compat import guess_version
+from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
 
 from blockcopy_d2.config import KEYS
 
@@ -27,14 +27,11 @@ def merge_file(cfg, path):
     """
     try:
         loaded = _PlainConfig.load_yaml_with_base(path)
-        version = loaded.get("VERSION") or guess_version(CfgNode(loaded), path)
-        if version in range(cfg.VERSION):
-            # Detectron2 renames the keys of its earlier versions, from the file.
-            cfg.merge_from_file(path, allow_unsafe=False)
-            return
-        if version != cfg.VERSION:
-            raise ValueError(f"its VERSION is {version!r}; expected {cfg.VERSION}")
-        loaded = CfgNode(loaded)
+        version = loaded.get("VERSION")
+        version = guess_version(CfgNode(loaded), path) if version is None else version
+        if version not in range(1, cfg.VERSION + 1):
+            raise ValueError(f"its VERSION is {version!r}; expected 1 to {cfg.VERSION}")
+        loaded = CfgNode({**loaded, "VERSION": version})
     except yaml.constructor.ConstructorError as error:
         raise ValueError(
             f"{path} is not loaded: it has more than plain values, which could execute code. Write"
@@ -44,7 +41,11 @@ def merge_file(cfg, path):
         raise ValueError(f"{path} is based on itself, or a value of it holds itself.") from error
     except (AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not a yaml config of Detectron2: {error}") from error
-    cfg.merge_from_other_cfg(CfgNode(_fit(loaded, cfg, root=cfg)))
+    # Earlier versions have other names for some keys.
+    merged = downgrade_config(cfg, to_version=version)
+    merged.merge_from_other_cfg(CfgNode(_fit(loaded, merged, root=merged)))
+    cfg.clear()
+    cfg.update(upgrade_config(merged))
 
 
 def merge_overrides(cfg, opts):

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from blockcopy_d2 import visualization
 from blockcopy_d2.evaluation.gathering import STOPPED_LIMIT, arrivals
 from blockcopy_d2.evaluation.summary import RunRecord, summarize, summary_table, write_summary
-from blockcopy_d2.visualization import draw_frame, pixel_classes
+from blockcopy_d2.visualization import draw_frame, found_instances, pixel_classes
 
 __all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
 
@@ -54,7 +54,7 @@ class FrameDrawer:
             ndarray: uint8, (H, W, 3), BGR, in the size of the frame's file, with a strip below.
         """
         run = runs["blockcopy"]
-        grid, instances = run.result.grid, run.output.get("instances")
+        grid, instances = run.result.grid, found_instances(run.output)
         if instances is not None:
             instances = instances[instances.scores > self._score_threshold]
         size = (inputs["width"], inputs["height"])

@@ -4,11 +4,12 @@ import contextlib
 import io
 import itertools
 import logging
+import math
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, RotatedBoxes
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -44,7 +45,7 @@ class InstanceAgreement(DatasetEvaluator):
         """
         Args:
             references (list[dict]): outputs of the reference model: "instances" with scores,
-                pred_classes, and pred_masks (N, H, W) bool or else pred_boxes.
+                pred_classes, and pred_masks (N, H, W) bool or else pred_boxes, rotated ones, too.
             outputs (list[dict]): the accelerated model's, for the same frames.
 
         Raises:
@@ -92,6 +93,12 @@ def _annotations(instances):
         masks = [np.asfortranarray(mask, dtype=np.uint8) for mask in instances.pred_masks.numpy()]
         shapes = [{"segmentation": mask_util.encode(mask)} for mask in masks]
         areas = [float(mask_util.area(shape["segmentation"])) for shape in shapes]
+    elif isinstance(instances.pred_boxes, RotatedBoxes):
+        shapes = [
+            {"segmentation": _encode_rotated(box, instances.image_size)}
+            for box in instances.pred_boxes.tensor.tolist()
+        ]
+        areas = instances.pred_boxes.area().tolist()
     else:
         boxes = instances.pred_boxes.tensor
         boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
@@ -102,6 +109,17 @@ def _annotations(instances):
         {"category_id": category, "score": score, "area": area, "iscrowd": 0, **shape}
         for category, score, area, shape in zip(categories, scores, areas, shapes, strict=True)
     ]
+
+
+def _encode_rotated(box, image_size):
+    """(center x, center y, width, height, degrees counter-clockwise) as a run-length encoding."""
+    x, y, width, height, angle = box
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    polygon = []
+    for right, down in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+        across, along = right * width / 2, down * height / 2
+        polygon += [x + cos * across + sin * along, y - sin * across + cos * along]
+    return mask_util.frPyObjects([polygon], *image_size)[0]
 
 
 def _coco_precision(frames):

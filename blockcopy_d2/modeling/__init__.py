@@ -1,4 +1,5 @@
 from .backbone import BlockCopyBackbone
+from .compiled_operators import check_compiled_operators
 from .csp import CSP
 from .frames import FrameGraph
 from .heads import BlockCopyDenseHead, convert_model
@@ -11,7 +12,15 @@ from .rpn import BlockCopyRPNHead
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream
 from .swiftnet import SwiftNetBackbone, SwiftNetHead
-from .task import InstanceTask, PanopticTask, SemanticTask, build_task, infer_task
+from .task import (
+    InstanceTask,
+    PanopticTask,
+    ProposalTask,
+    SemanticTask,
+    build_task,
+    infer_task,
+    proposal_instances,
+)
 from .timing import StageTimer
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

@@ -17,13 +17,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from blockcopy_d2.config import base_config
+from blockcopy_d2.config import base_config, check_blockcopy_config
 from blockcopy_d2.motion import CacheMover
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
 from blockcopy_d2.sparse.grid import check_stride
 from blockcopy_d2.sparse.proxy import ModuleProxy
 
+from .compiled_operators import check_compiled_operators
 from .frame_lock import FrameLock
 from .frames import FrameGraph, run_frame
 from .frames.steps import all_blocks, fill_slots, fit_to_size
@@ -170,7 +171,13 @@ class BlockCopyVideoModel(ModuleProxy):
         Returns:
             dict: the arguments of this class besides ``base``. A model that cannot run in blocks
             gets a policy that executes all of them.
+
+        Raises:
+            ValueError: names a key with a value that it does not take.
+            ImportError: the meta-architecture needs operators that this installation lacks.
         """
+        check_blockcopy_config(cfg)
+        check_compiled_operators(base)
         options = cfg.MODEL.BLOCKCOPY
         if convert_model(base, options.BACKEND):
             policy = build_policy(cfg, num_classes=task.num_classes)

@@ -11,6 +11,7 @@ Shape shorthand in this module:
 """
 
 import torch
+from detectron2.structures import Instances, RotatedBoxes
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,15 @@ from blockcopy_d2.policy import (
 
 from .static_heads import StaticDetections
 
-__all__ = ["InstanceTask", "PanopticTask", "SemanticTask", "build_task", "infer_task"]
+__all__ = [
+    "InstanceTask",
+    "PanopticTask",
+    "ProposalTask",
+    "SemanticTask",
+    "build_task",
+    "infer_task",
+    "proposal_instances",
+]
 
 
 class InstanceTask:
@@ -64,7 +73,9 @@ class InstanceTask:
             grid_shape=grid_shape,
             pixels_per_block=self.pixels_per_block,
         )
-        boxes = None if instances.has("pred_masks") else instances.pred_boxes.tensor
+        # Rotated boxes are compared as masks, too.
+        as_masks = instances.has("pred_masks") or isinstance(instances.pred_boxes, RotatedBoxes)
+        boxes = None if as_masks else instances.pred_boxes.tensor
         height, width = instances.image_size
         return DetectionMasks(
             masks,
@@ -99,6 +110,22 @@ class InstanceTask:
             Tensor: float (GH, GW), eq. 1.
         """
         return instance_block_gain(current, previous, grid_shape)
+
+
+class ProposalTask(InstanceTask):
+    """Outputs with "proposals": boxes of one class, scored by their objectness."""
+
+    def __init__(self, pixels_per_block=32):
+        """
+        Args:
+            pixels_per_block (int): P.
+        """
+        super().__init__(1, pixels_per_block)
+
+    def observe(self, output, **geometry):
+        instances = proposal_instances(output["proposals"])
+        instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
+        return super().observe({"instances": instances}, **geometry)
 
 
 class SemanticTask:
@@ -214,7 +241,7 @@ def build_task(cfg):
         cfg (CfgNode): names the task network, not the model around it.
 
     Returns:
-        InstanceTask, SemanticTask or PanopticTask:
+        InstanceTask, ProposalTask, SemanticTask or PanopticTask:
     """
     name = cfg.MODEL.META_ARCHITECTURE
     pixels_per_block = cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK
@@ -224,6 +251,8 @@ def build_task(cfg):
         return PanopticTask(
             cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, pixels_per_block
         )
+    if name == "ProposalNetwork":
+        return ProposalTask(pixels_per_block)
     if name == "CSP":
         return InstanceTask(1, pixels_per_block)
     if name == "RetinaNet":
@@ -235,11 +264,12 @@ def infer_task(base, pixels_per_block=32):
     """
     Args:
         base (nn.Module): a meta-architecture of Detectron2, or one that keeps its parts under the
-            same names: "roi_heads", "sem_seg_head", or "head" for a one-stage detector.
+            same names: "roi_heads", "sem_seg_head", "head" for a one-stage detector, or a
+            "proposal_generator" alone.
         pixels_per_block (int): P.
 
     Returns:
-        InstanceTask, SemanticTask or PanopticTask: that understands its outputs.
+        InstanceTask, ProposalTask, SemanticTask or PanopticTask: that understands its outputs.
 
     Raises:
         ValueError: the meta-architecture has none of these parts.
@@ -255,9 +285,27 @@ def infer_task(base, pixels_per_block=32):
         return SemanticTask(_num_channels(sem_seg_head), pixels_per_block)
     if hasattr(base, "head"):
         return InstanceTask(getattr(base, "num_classes", 1), pixels_per_block)
+    if hasattr(base, "proposal_generator"):
+        return ProposalTask(pixels_per_block)
     raise ValueError(
-        f"{type(base).__name__} has no roi_heads, sem_seg_head or head: it is not known what its"
-        " outputs look like. Give BlockCopyVideoModel a task for them."
+        f"{type(base).__name__} has no roi_heads, sem_seg_head, head or proposal_generator: it is"
+        " not known what its outputs look like. Give BlockCopyVideoModel a task for them."
+    )
+
+
+def proposal_instances(proposals):
+    """
+    Args:
+        proposals (Instances): n of a ProposalNetwork, with "proposal_boxes" and
+            "objectness_logits".
+
+    Returns:
+        Instances: with "pred_boxes" and "scores", in [0, 1].
+    """
+    return Instances(
+        proposals.image_size,
+        pred_boxes=proposals.proposal_boxes,
+        scores=proposals.objectness_logits.float().sigmoid(),
     )
 
 

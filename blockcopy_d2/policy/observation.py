@@ -18,6 +18,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from detectron2.structures import RotatedBoxes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,7 +106,7 @@ def rasterize_instances(
 
     Args:
         instances (Instances): n detections after ``detector_postprocess``, at any output size;
-            with "pred_masks", bool (n, H_out, W_out), or "pred_boxes".
+            with "pred_masks", bool (n, H_out, W_out), or "pred_boxes", rotated ones, too.
         image_size (tuple[int, int]): of the network's input without its padding; the output shows
             the same view.
         canvas_size (tuple[int, int]): H, W.
@@ -131,6 +132,8 @@ def rasterize_instances(
     )
     if has_masks:
         masks = _sample_masks(instances.pred_masks, output_size, rows, columns)
+    elif isinstance(instances.pred_boxes, RotatedBoxes):
+        masks = _inside_rotated(instances.pred_boxes, rows, columns)
     else:
         x0, y0, x1, y1 = instances.pred_boxes.tensor[:, :, None].unbind(1)
         in_rows = (rows >= y0) & (rows < y1)
@@ -208,6 +211,23 @@ def paint_maximum_reference(masks, values, channels, num_channels):
         painted.index_reduce_(0, channels, masks.to(dtype) * ranks[:, None, None], "amax")
     value_of_rank = F.pad(ranked, (1, 0))
     return value_of_rank.index_select(0, painted.flatten().int()).view(painted.shape)
+
+
+def _inside_rotated(boxes, rows, columns):
+    """
+    Args:
+        boxes (RotatedBoxes): n, in output pixels.
+        rows, columns (Tensor): of :func:`policy_centres`.
+
+    Returns:
+        Tensor: bool (n, rows, columns), the centres that lie in each box.
+    """
+    x, y, width, height, angle = boxes.tensor.float()[:, :, None, None].unbind(1)
+    cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
+    dx, dy = columns[None, None, :] - x, rows[None, :, None] - y
+    # Along the sides of the box; angles are counter-clockwise, and y points down.
+    across, along = cos * dx - sin * dy, sin * dx + cos * dy
+    return (across.abs() * 2 < width) & (along.abs() * 2 < height)
 
 
 def _sample_masks(masks, output_size, rows, columns):

@@ -5,6 +5,7 @@ Shape shorthand: N streams, GH x GW blocks.
 """
 
 import copy
+import operator
 
 import torch
 import torch.distributed as dist
@@ -233,20 +234,34 @@ class OnlineLearner:
     def load_state_dict(self, state_dict):
         """
         Args:
-            state_dict (dict): of :meth:`state_dict`.
+            state_dict (dict): of :meth:`state_dict`. Settings in it, such as the learning rate,
+                do not count: this learner has its own.
+
+        Raises:
+            ValueError: it is not of a learner of such a policy, or is not finite.
         """
         # Tensors that were its own are written below, before they are read.
-        optimizer = copy.deepcopy(state_dict["optimizer"])
-        optimizer["param_groups"] = [
-            {**group, "capturable": self._capturable} for group in optimizer["param_groups"]
-        ]
-        self.optimizer.load_state_dict(optimizer)
-        self._square_average.zero_()
-        self._steps.zero_()
-        self._keep_optimizer_state()
-        self.frames = state_dict["frames"]
-        self._moving_cost.copy_(state_dict["moving_cost"])
-        self._skipped_updates.copy_(state_dict["skipped_updates"])
+        state_dict = copy.deepcopy(state_dict)
+        try:
+            optimizer = {**self.optimizer.state_dict(), "state": state_dict["optimizer"]["state"]}
+            self.optimizer.load_state_dict(optimizer)
+            self._square_average.zero_()
+            self._steps.zero_()
+            self._keep_optimizer_state()
+            self.frames = operator.index(state_dict["frames"])
+            self._moving_cost.copy_(state_dict["moving_cost"])
+            self._skipped_updates.copy_(state_dict["skipped_updates"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                "The state of the learner is not that of a learner of such a policy:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        numbers = (self._square_average, self._steps, self._moving_cost)
+        if self.frames < 0 or not all((x >= 0).all() and x.isfinite().all() for x in numbers):
+            raise ValueError(
+                "The state of the learner has numbers that are negative or not finite. Set"
+                " MODEL.BLOCKCOPY.POLICY.WEIGHTS to an earlier checkpoint."
+            )
 
     def _reward(self, active, gain):
         """Eq. 8, 9 and 12: float (N, GH, GW)."""

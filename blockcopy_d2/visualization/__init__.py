@@ -2,9 +2,16 @@
 
 import importlib
 
-from .overlay import draw_frame, pixel_classes
+from .overlay import draw_frame, found_instances, pixel_classes
 
-__all__ = ["VideoWriteError", "VideoWriter", "check_video_path", "draw_frame", "pixel_classes"]
+__all__ = [
+    "VideoWriteError",
+    "VideoWriter",
+    "check_video_path",
+    "draw_frame",
+    "found_instances",
+    "pixel_classes",
+]
 
 
 def __getattr__(name):

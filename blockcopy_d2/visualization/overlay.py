@@ -16,7 +16,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Polygon
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["draw_frame", "pixel_classes"]
+from blockcopy_d2.modeling import proposal_instances
+
+__all__ = ["draw_frame", "found_instances", "pixel_classes"]
 
 _LABEL_THRESHOLD = 0.5
 _MASK_ALPHA = 0.4
@@ -50,10 +52,11 @@ def draw_frame(
     """
     Args:
         image (ndarray): uint8, (H, W, 3), BGR. It stays as it is.
-        instances (Instances or None): detections in pixels of ``image``, with ``pred_classes``,
-            ``scores``, ``pred_boxes`` (rotated ones, too) and possibly ``pred_masks`` (n, H, W)
-            and ``pred_keypoints`` (n, K, 3). All are drawn, in the colour of their class; those
-            with a score above 0.5 get a label.
+        instances (Instances or None): detections in pixels of ``image``, with ``scores``,
+            ``pred_boxes`` (rotated ones, too) and possibly ``pred_masks`` (n, H, W) and
+            ``pred_keypoints`` (n, K, 3). All are drawn, in the colour of their class; those
+            with a score above 0.5 get a label. ``pred_classes`` may be missing, see
+            :func:`found_instances`.
         active (Tensor or ndarray or None): bool, (GH, GW): the executed blocks, which are tinted
             and outlined; the others are dimmed. None: the frame was not run in blocks.
         metadata (Metadata or None): of Detectron2; ``thing_classes`` names the classes of
@@ -79,6 +82,20 @@ def draw_frame(
         columns = (caption,) if isinstance(caption, str) else tuple(caption)
         picture = np.concatenate([picture, _caption_strip(columns, *image.shape[:2])])
     return np.ascontiguousarray(picture)
+
+
+def found_instances(output):
+    """
+    Args:
+        output (dict): of a model, for one frame.
+
+    Returns:
+        Instances or None: what ``draw_frame`` takes; the proposals, without classes, of a model
+        that gives only those; None for outputs with neither.
+    """
+    if "proposals" in output and "instances" not in output:
+        return proposal_instances(output["proposals"])
+    return output.get("instances")
 
 
 def pixel_classes(output):
@@ -142,7 +159,8 @@ class _FastVisualizer(Visualizer):
 
 def _draw_instances(image, instances, metadata):
     visualizer = _FastVisualizer(image[:, :, ::-1], metadata)
-    classes = instances.pred_classes.tolist()
+    has_classes = instances.has("pred_classes")
+    classes = instances.pred_classes.tolist() if has_classes else [0] * len(instances)
     colors = [_PALETTE[c % len(_PALETTE)] for c in classes]
     masks = np.asarray(instances.pred_masks) if instances.has("pred_masks") else None
     boxes = instances.pred_boxes.tensor.numpy()
@@ -156,7 +174,8 @@ def _draw_instances(image, instances, metadata):
     if instances.has("pred_keypoints"):
         for keypoints in instances.pred_keypoints:
             visualizer.draw_and_connect_keypoints(keypoints)
-    names = _class_names(visualizer.metadata.get("thing_classes"), classes)
+    known = visualizer.metadata.get("thing_classes") if has_classes else ["object"]
+    names = _class_names(known, classes)
     font_size = max(6, math.sqrt(image.shape[0] * image.shape[1]) / 105)
     for (left, top), score, name in zip(_corners(boxes), instances.scores.tolist(), names):
         if score > _LABEL_THRESHOLD:

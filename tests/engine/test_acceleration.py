@@ -1,6 +1,7 @@
 """accelerate() on every family of Detectron2's models, a few channels wide."""
 
 import copy
+import importlib.util
 import logging
 import sys
 import types
@@ -14,12 +15,20 @@ from detectron2.config import instantiate
 from detectron2.modeling import ViT, build_model
 from detectron2.modeling.backbone.swin import SwinTransformer
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
+from detectron2.structures import RotatedBoxes
 from torch import nn
 
 import blockcopy_d2
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
-from blockcopy_d2.modeling import BlockCopyBackbone, PanopticTask, SemanticTask
+from blockcopy_d2.evaluation import InstanceAgreement
+from blockcopy_d2.modeling import (
+    BlockCopyBackbone,
+    PanopticTask,
+    ProposalTask,
+    SemanticTask,
+    meta_arch,
+)
 from blockcopy_d2.policy import AllBlocks, FrameDifference
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
@@ -49,6 +58,7 @@ NARROW = [
 ]  # fmt: skip
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 PANOPTIC = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
+PROPOSALS = "COCO-Detection/rpn_R_50_FPN_1x.yaml"
 POINT_REND = [
     "MODEL.ROI_HEADS.NAME", "PointRendROIHeads",
     "MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead",
@@ -87,6 +97,7 @@ YAML = {
     "Cascade R-CNN": ["Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"],
     "Keypoint R-CNN": ["COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"],
     "RetinaNet": ["COCO-Detection/retinanet_R_50_FPN_1x.yaml"],
+    "ProposalNetwork": [PROPOSALS],
     "PanopticFPN": [PANOPTIC],
     "SemanticSegmentor": [PANOPTIC, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
     "PointRend": [MASK_RCNN, *POINT_REND],
@@ -151,8 +162,8 @@ def assert_same(expected, found, tolerance):
         # PointRend refines the most uncertain points: rounding may pick a few others.
         close = torch.isclose(found["sem_seg"], expected["sem_seg"], rtol=tolerance, atol=tolerance)
         assert close.float().mean() >= 1 - tolerance
-    if "instances" in expected:
-        first, second = expected["instances"], found["instances"]
+    for kind in expected.keys() & {"instances", "proposals"}:
+        first, second = expected[kind], found[kind]
         assert len(first) == len(second) > 0
         for name, value in first.get_fields().items():
             other = second.get(name)
@@ -202,6 +213,8 @@ def test_a_family_runs_in_blocks(family):
 
 
 def test_what_the_policy_sees_of_an_output():
+    proposals = blockcopy_d2.accelerate(build_stock("ProposalNetwork"), block_size=32)
+    assert isinstance(proposals.task, ProposalTask) and proposals.task.num_classes == 1
     panoptic = blockcopy_d2.accelerate(build_stock("PanopticFPN"), block_size=32)
     assert isinstance(panoptic.task, PanopticTask)
     assert panoptic.task.num_classes == 4 + 54
@@ -209,7 +222,9 @@ def test_what_the_policy_sees_of_an_output():
     assert isinstance(deeplab.task, SemanticTask) and deeplab.task.num_classes == 5
 
 
-@pytest.mark.parametrize("family", ["Mask R-CNN", "PanopticFPN", "SemanticSegmentor"])
+@pytest.mark.parametrize(
+    "family", ["Mask R-CNN", "ProposalNetwork", "PanopticFPN", "SemanticSegmentor"]
+)
 def test_config_and_module_give_the_same_model(family, tmp_path):
     path, *opts = YAML[family]
     torch.save({"model": build_stock(family).state_dict()}, tmp_path / "model.pth")
@@ -322,3 +337,63 @@ def test_what_cannot_be_accelerated_is_named():
     model = blockcopy_d2.accelerate(stock, block_size=32)
     with pytest.raises(TypeError, match="accelerated already"):
         blockcopy_d2.accelerate(model)
+
+
+ROTATED = [
+    "MODEL.PROPOSAL_GENERATOR.NAME", "RRPN",
+    "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.ANGLES", "[[-90, 0, 90]]",
+    "MODEL.RPN.BBOX_REG_WEIGHTS", "(1, 1, 1, 1, 1)",
+    "MODEL.ROI_HEADS.NAME", "RROIHeads",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(10, 10, 5, 5, 1)",
+    "MODEL.MASK_ON", "False",
+]  # fmt: skip
+
+
+def test_rotated_boxes_run_or_the_missing_extension_is_named(monkeypatch):
+    stock = build_model(load_config(config_path(MASK_RCNN), [*NARROW, *ROTATED])).eval()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="RRPN needs rotated boxes.* detectron2._C"):
+        blockcopy_d2.accelerate(stock, block_size=32)
+
+
+def nms_rotated(boxes, scores, threshold):
+    """By the distance of the centres: what suppresses has no part in this."""
+    kept = []
+    for index in scores.argsort(descending=True).tolist():
+        centres = boxes[kept, :2] - boxes[index, :2]
+        if not kept or centres.norm(dim=1).min() > 4:
+            kept.append(index)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def roi_align_rotated(features, rois, scale, height, width, ratio):
+    pooled = features.mean((2, 3), keepdim=True).expand(-1, -1, height, width)
+    return pooled[rois[:, 0].long()] + rois[:, 1, None, None, None] / 100
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("detectron2._C") is not None, reason="has the operators themselves"
+)
+def test_a_model_of_rotated_boxes_runs_in_blocks(monkeypatch):
+    operators = types.SimpleNamespace(
+        nms_rotated=nms_rotated, roi_align_rotated_forward=roi_align_rotated
+    )
+    monkeypatch.setattr(torch.ops, "detectron2", operators)
+    monkeypatch.setattr(meta_arch, "check_compiled_operators", lambda model: None)
+    torch.manual_seed(0)
+    stock = build_model(load_config(config_path(MASK_RCNN), [*NARROW, *ROTATED])).eval()
+    randomize(stock.backbone)
+    with torch.no_grad():
+        expected = [copy.deepcopy(stock)([inputs])[0] for inputs in frames(2)]
+    assert isinstance(expected[0]["instances"].pred_boxes, RotatedBoxes)
+    model = blockcopy_d2.accelerate(stock, block_size=32, policy="AllBlocks")
+    stream = model.init_state()
+    agreement = InstanceAgreement(score_threshold=0)
+    for inputs, output in zip(frames(2), expected):
+        result = model.step(inputs, stream)
+        assert_same(output, result.output, tolerance=1e-3)
+        agreement.process([output], [result.output])
+    assert model.information_gain(result).isfinite().all()
+    assert agreement.evaluate()["agreement"]["AP"] > 99

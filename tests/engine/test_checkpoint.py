@@ -1,10 +1,15 @@
+import copy
 import errno
+import math
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from blockcopy_d2.config import base_config
@@ -84,19 +89,191 @@ def test_a_broken_file_is_named(cfg, tmp_path, content):
 
 
 class Bomb:
+    def __init__(self, marker):
+        self.marker = str(marker)
+
     def __reduce__(self):
-        return (eval, ("1 / 0",))
+        return (os.mkdir, (self.marker,))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_no_code_of_a_checkpoint_is_executed(cfg, tmp_path, legacy):
-    path = tmp_path / "bomb.pth"
+@pytest.mark.parametrize("suffix", [".pth", ".pyth", ".pt", ".ckpt", ""])
+def test_no_code_of_a_checkpoint_is_executed(tmp_path, legacy, suffix):
+    path, marker = tmp_path / f"bomb{suffix}", tmp_path / "executed"
+    content = {"model": Bomb(marker), "model_state": Bomb(marker)}
     if legacy:
-        path.write_bytes(pickle.dumps({"model": Bomb()}))
+        path.write_bytes(pickle.dumps(content))
     else:
-        torch.save({"model": Bomb()}, path)
-    with pytest.raises(ValueError, match="bomb.pth"):
-        WeightsCheckpointer(build_model(cfg)).load(str(path))
+        torch.save(content, path)
+    with pytest.raises(UnreadableCheckpointError, match=f"bomb{suffix} .*could execute code"):
+        WeightsCheckpointer(nn.Linear(2, 2)).load(str(path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_no_code_of_a_policy_is_executed(tmp_path, legacy, suffix):
+    path, marker = tmp_path / f"bomb{suffix}", tmp_path / "executed"
+    content = {"model": LearnedPolicy(num_classes=2).state_dict(), "learner": Bomb(marker)}
+    path.write_bytes(pickle.dumps(content)) if legacy else torch.save(content, path)
+    with pytest.raises(UnreadableCheckpointError, match="could execute code"):
+        PolicyCheckpointer(LearnedPolicy(num_classes=2)).load(str(path))
+    assert not marker.exists()
+
+
+def test_a_policy_saved_as_pkl_loads(tmp_path):
+    policy, other = LearnedPolicy(num_classes=2), LearnedPolicy(num_classes=2)
+    torch.save(policy.state_dict(), tmp_path / "policy.pkl")
+    PolicyCheckpointer(other).load(str(tmp_path / "policy.pkl"))
+    for key, value in policy.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_a_pickle_of_the_zoo_loads_and_is_announced(tmp_path, caplog):
+    model = nn.Linear(2, 2)
+    content = {"model": {"weight": np.ones((2, 2)), "bias": np.ones(2)}, "__author__": "me"}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content))
+    WeightsCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
+    assert model.weight.sum() == 4
+    assert "zoo.pkl is a pickle" in caplog.text and "executes code" in caplog.text
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content)[:-20])
+    with pytest.raises(UnreadableCheckpointError, match="zoo.pkl is not a readable checkpoint"):
+        WeightsCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
+
+
+def test_a_checkpoint_of_pycls_loads(tmp_path):
+    path, model = tmp_path / "regnet.pyth", nn.Sequential(nn.Linear(2, 2))
+    state = {"0.weight": torch.ones(2, 2), "0.bias": torch.ones(2)}
+    torch.save({"model_state": state}, path)
+    WeightsCheckpointer(model).load(str(path))
+    assert model[0].weight.sum() == 4
+    torch.save(state, path)
+    with pytest.raises(UnreadableCheckpointError, match="regnet.pyth is a NoneType"):
+        WeightsCheckpointer(model).load(str(path))
+
+
+@pytest.mark.parametrize(
+    "content", [[1], torch.ones(2), {"model": 3}, {"model": {"weight": "x"}}, {"model": {1: None}}]
+)
+def test_what_has_no_parameters_by_name_is_told(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(UnreadableCheckpointError, match="odd.pth .*parameters by name"):
+        WeightsCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "odd.pth"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_parameters_that_are_not_finite_are_named(tmp_path, value, dtype):
+    state = {"weight": torch.ones(2, 2, dtype=dtype), "bias": torch.ones(2, dtype=dtype)}
+    state["weight"][1, 0] = value
+    path = save(state, tmp_path / "diverged.pth")
+    with pytest.raises(UnreadableCheckpointError, match=r"diverged.pth are not finite \(weight\)"):
+        WeightsCheckpointer(nn.Linear(2, 2)).load(path)
+
+
+def test_parameters_that_are_too_large_for_the_model_are_named(tmp_path):
+    state = {"weight": torch.full((2, 2), 1e300, dtype=torch.float64), "bias": torch.ones(2)}
+    with pytest.raises(UnreadableCheckpointError, match="are not finite"):
+        WeightsCheckpointer(nn.Linear(2, 2)).load(save(state, tmp_path / "large.pth"))
+
+
+def test_statistics_that_are_not_finite_are_named(tmp_path):
+    norm = nn.BatchNorm2d(2)
+    norm.running_var[0] = math.inf
+    with pytest.raises(UnreadableCheckpointError, match="running_var"):
+        WeightsCheckpointer(nn.BatchNorm2d(2)).load(save(norm.state_dict(), tmp_path / "n.pth"))
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed(tmp_path):
+    model = nn.Linear(64, 64)
+    path = tmp_path / "model.pth"
+    save(model.state_dict(), path)
+    whole = path.read_bytes()
+    start = whole.index(model.weight.detach().numpy().tobytes())
+    for offset in (0, 5000, 16000):
+        damaged = bytearray(whole)
+        damaged[start + offset] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UnreadableCheckpointError, match="model.pth .*CRC"):
+            WeightsCheckpointer(nn.Linear(64, 64)).load(str(path))
+
+
+def test_a_checkpoint_without_sums_loads(tmp_path):
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.serialization.set_crc32_options(False)
+    try:
+        save(model.state_dict(), tmp_path / "model.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    WeightsCheckpointer(other).load(str(tmp_path / "model.pth"))
+    assert torch.equal(other.weight, model.weight)
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    """A checkpoint of a policy and its learner in both of torch's formats."""
+    folder = tmp_path_factory.mktemp("whole")
+    policy = LearnedPolicy(num_classes=2)
+    learner = OnlineLearner(policy, target=0.3)
+    PolicyCheckpointer(policy, str(folder), learner=learner).save("policy", iteration=4)
+    content = torch.load(folder / "policy.pth", weights_only=True)
+    torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    return [folder / "policy.pth", folder / "legacy.pth"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_policy_is_named_or_finite(whole_files, tmp_path_factory, data):
+    whole = data.draw(st.sampled_from(whole_files)).read_bytes()
+    # The records that are not numbers lie at the ends.
+    place = data.draw(st.one_of(st.integers(-3000, 3000), st.integers(0, 2**31))) % len(whole)
+    damaged = bytearray(whole[:place] if data.draw(st.booleans()) else whole)
+    damaged[place : place + 4] = data.draw(st.binary(max_size=8))
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pth"
+    path.write_bytes(damaged)
+    policy = LearnedPolicy(num_classes=2)
+    learner = OnlineLearner(policy, target=0.3)
+    try:
+        PolicyCheckpointer(policy, learner=learner).load(str(path))
+    except ValueError as error:
+        assert "fuzzed.pth" in str(error) or "state of the learner" in str(error)
+    assert learner.optimizer.param_groups[0]["lr"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    "part, value",
+    [
+        ("moving_cost", math.nan),
+        ("moving_cost", "x"),
+        ("frames", -1),
+        ("frames", 1.5),
+        ("optimizer", {}),
+        ("optimizer", None),
+        ("square_avg", torch.full((1,), math.inf)),
+        ("square_avg", torch.full((1,), -1.0)),
+        ("square_avg", torch.ones(7, 7)),
+    ],
+)
+def test_a_state_of_the_learner_that_cannot_be_is_told(part, value):
+    learner = OnlineLearner(LearnedPolicy(num_classes=2), target=0.3)
+    state = copy.deepcopy(learner.state_dict())
+    if part == "square_avg":
+        state["optimizer"]["state"][1][part] = value
+    else:
+        state[part] = torch.tensor(value) if part == "moving_cost" and value != "x" else value
+    with pytest.raises(ValueError, match="state of the learner"):
+        learner.load_state_dict(state)
+    del state["frames"]
+    with pytest.raises(ValueError, match="state of the learner"):
+        learner.load_state_dict(state)
+
+
+def test_the_settings_of_a_learner_are_its_own():
+    policy = LearnedPolicy(num_classes=2)
+    saved = OnlineLearner(policy, target=0.3, learning_rate=1e-2).state_dict()
+    learner = OnlineLearner(policy, target=0.3, learning_rate=1e-3)
+    learner.load_state_dict(saved)
+    assert learner.optimizer.param_groups[0]["lr"] == 1e-3
 
 
 def taught(policy, learner, steps=5):
@@ -177,6 +354,12 @@ class TestResuming:
         assert checkpointer.resume()["iteration"] == 29
         (tmp_path / "last_checkpoint").write_text("policy_0000009.pth\n")
         assert checkpointer.resume()["iteration"] == 9
+
+    def test_a_diverged_one_falls_back_to_the_newest_finite(self, checkpointer, caplog):
+        next(checkpointer.model.parameters()).data[0] = math.nan
+        checkpointer.save("policy_0000039", iteration=39)
+        assert checkpointer.resume()["iteration"] == 29
+        assert "policy_0000039.pth" in caplog.text and "not finite" in caplog.text
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"half"])
     def test_a_damaged_one_falls_back_to_the_newest_readable(

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 
 from blockcopy_d2.evaluation import InstanceAgreement
 
@@ -61,6 +61,21 @@ def test_masks_count_not_boxes():
     reference, output = make_output([(A, 0.9, 0)]), make_output([(A, 0.9, 0)])
     output["instances"].pred_masks[:, 10:] = False  # half of it and more
     assert agreement([(reference, output)])["AP50"] == 0
+
+
+def test_rotated_boxes_count_as_they_lie():
+    def output(*box):
+        instances = Instances(SIZE, pred_boxes=RotatedBoxes([box]))
+        instances.scores, instances.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+        return {"instances": instances}
+
+    lying = output(45, 30, 40, 10, 0)
+    assert agreement([(lying, output(45, 30, 10, 40, 90))])["AP"] == pytest.approx(100)
+    assert agreement([(output(45, 30, 40, 10, 30), output(45, 30, 10, 40, 120))])["AP"] > 99
+    assert agreement([(lying, output(45, 30, 40, 10, 90))])["AP50"] == 0
+    # Mirrored ones have the same upright box.
+    mirrored = (output(45, 30, 40, 10, 45), output(45, 30, 40, 10, -45))
+    assert agreement([mirrored])["AP50"] == 0
 
 
 def test_missed_wrong_and_empty():

@@ -1,8 +1,12 @@
+import math
+
+import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.path import Path
 from torch.nn import functional as F
 
 from blockcopy_d2.policy import paint_output, rasterize_instances, resize_to_policy
@@ -42,6 +46,25 @@ def test_resizing_averages_the_zero_padded_canvas():
 def test_a_grid_that_no_block_size_gives_is_refused():
     with pytest.raises(ValueError, match="No block size"):
         resize_to_policy(torch.zeros(1, 3, 256, 512), (3, 4))
+
+
+@pytest.mark.parametrize("angle", [0, 30, -45, 90, 180, 400])
+def test_rotated_boxes_are_rasterized_as_they_are_drawn(angle):
+    box = torch.tensor([[100.0, 64.0, 90.0, 30.0, angle]])
+    raster = rasterize_instances(
+        Instances((128, 256), pred_boxes=RotatedBoxes(box)),
+        image_size=(128, 256), canvas_size=(128, 256), grid_shape=(1, 2),
+    )[0]  # fmt: skip
+    # As Detectron2's Visualizer.draw_rotated_box_with_label does.
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    corners = [(-45, -15), (-45, 15), (45, 15), (45, -15)]
+    polygon = [(sin * y + cos * x + 100, cos * y - sin * x + 64) for x, y in corners]
+    rows, columns = np.mgrid[2:128:4, 2:256:4]
+    centres = np.stack([columns.ravel(), rows.ravel()], axis=1)
+    inside = Path(polygon).contains_points(centres, radius=0).reshape(rows.shape)
+    assert inside.sum() > 100
+    # Centres on an edge may be on either side.
+    assert (raster.numpy() != inside).sum() <= 0.05 * inside.sum()
 
 
 def with_masks(masks, size):
