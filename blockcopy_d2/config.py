@@ -58,6 +58,10 @@ def _model_keys():
     _C.MOTION.NAME = text("none", allowed="the name of an estimator of motion")
     # Side of a cell that moves as one, in pixels of the network's input
     _C.MOTION.CELL_SIZE = choice(16, 8, 32)
+    # The feature maps that move in blocks that are not executed: "outputs", which leave the
+    # block-sparse modules, or "all" that outlive a frame; both up to a stride
+    _C.MOTION.MAPS = choice("outputs", "all")
+    _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
     # Of DISFlow, from fast to slow
     _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")
 

@@ -18,7 +18,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from blockcopy_d2.config import base_config, check_blockcopy_config
-from blockcopy_d2.motion import CacheMover
+from blockcopy_d2.motion import CacheMover, build_motion
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
 from blockcopy_d2.sparse.grid import check_stride
@@ -183,6 +183,7 @@ class BlockCopyVideoModel(ModuleProxy):
             policy = build_policy(cfg, num_classes=task.num_classes)
         else:
             policy = AllBlocks()
+        motion = options.MOTION
         return {
             "policy": policy,
             "task": task,
@@ -193,6 +194,9 @@ class BlockCopyVideoModel(ModuleProxy):
             "dense_above": options.DENSE_ABOVE,
             "amp": cfg.TEST.AMP.ENABLED,
             "cuda_graph": options.CUDA_GRAPH,
+            "motion": build_motion(cfg),
+            "moved_maps": motion.MAPS,
+            "max_moved_stride": motion.MAX_STRIDE,
         }
 
     @property

@@ -94,8 +94,9 @@ def _move_tile(
 ):  # fmt: skip
     """All channels of the pixels (BM,) of a tile that move, to the staging memory or back."""
     if ALIGNED:
-        map_offset, map_row = tl.multiple_of(map_offset, 16), tl.multiple_of(map_row, 16)
-        staged, C = tl.multiple_of(staged, 16), tl.multiple_of(C, 16)
+        # tl.multiple_of() would be lost with the call, or hold for other tiles, too.
+        map_offset, map_row = map_offset // 16 * 16, map_row // 16 * 16
+        staged, C = staged // 16 * 16, C // 16 * 16
     for start in range(0, C, BC):
         channel = start + tl.arange(0, BC)
         mask = moves[:, None] & (channel < C)[None, :]
@@ -158,17 +159,17 @@ def move_kernel(
             wy, wx = position_y - top, position_x - left
             bottom, right = tl.minimum(top + 1, H - 1), tl.minimum(left + 1, W - 1)
             top, bottom = (stream * H + top) * W, (stream * H + bottom) * W
-            pixel = pixel.to(tl.int64)
+            target = pixel.to(tl.int64)
             first, second = (top + left).to(tl.int64), (top + right).to(tl.int64)
             third, fourth = (bottom + left).to(tl.int64), (bottom + right).to(tl.int64)
             if is_aligned != 0:
                 _move_tile(
-                    maps_ptr, staging_ptr, pixel, staged, moves, first, second, third, fourth,
+                    maps_ptr, staging_ptr, target, staged, moves, first, second, third, fourth,
                     wy, wx, map_offset, map_row, C, kept, GATHER, True, BC,
                 )  # fmt: skip
             else:
                 _move_tile(
-                    maps_ptr, staging_ptr, pixel, staged, moves, first, second, third, fourth,
+                    maps_ptr, staging_ptr, target, staged, moves, first, second, third, fourth,
                     wy, wx, map_offset, map_row, C, kept, GATHER, False, BC,
                 )  # fmt: skip
 

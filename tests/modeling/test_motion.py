@@ -209,6 +209,32 @@ def test_cells_fit_blocks(pair):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["DISFlow", "BlockMatching"])
+def test_models_built_from_a_config_follow_a_picture(name):
+    """A camera that pans: nothing runs, and what is seen is where it is by now."""
+    model, _ = build_pair(
+        "semantic",
+        "MODEL.BLOCKCOPY.MOTION.NAME", name,
+        "MODEL.BLOCKCOPY.MOTION.MAPS", "all",
+        "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks",
+    )  # fmt: skip
+    assert model.cache_mover.maps == "all" and model.cache_mover.max_stride == 16
+    frames = clip([(8, 0)] * 3)
+    stream = model.init_state()
+    for inputs in frames:
+        inputs["image"][:, :1, :2] = inputs["image"][:, 1:2, :2]
+        inputs["image"] += 20 * torch.sin(inputs["image"])  # something to see
+        result = model.step(inputs, stream)
+    inner = result.field[..., 1:-1, 1:-2]
+    assert (inner[:, 0] - 8).abs().mean() < 2 and inner[:, 1].abs().mean() < 2
+    assert not result.executed and not model.replays(stream)
+
+
+def test_without_motion_there_is_none(pair):
+    model, _ = pair
+    assert model.motion is None and model.cache_mover is None
+
+
 # ---------------------------------------------------------------- policy resolution
 
 

@@ -1,0 +1,53 @@
+"""Compiles the launches that move maps, without a GPU: to run in a process that does not
+interpret."""
+
+import json
+import sys
+
+import torch
+
+from blockcopy_d2.motion.caches import MovedMap
+from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes
+from blockcopy_d2.sparse.triton_ops.device import Device
+from tests.sparse.triton_ops.compiling import compiling
+
+
+def main(capability):
+    """Prints what was compiled for a frame of 1024 x 2048, as JSON."""
+    device = Device("cpu")
+    device.num_sms, device.pdl = 132, capability >= 90
+    field, active = torch.zeros(1, 2, 64, 128), torch.zeros(1, 8, 16, dtype=torch.bool)
+    found = []
+    for dtype, precision in (
+        (torch.float16, "ieee"),
+        (torch.bfloat16, "ieee"),
+        (torch.float32, "ieee"),
+        (torch.float32, "tf32"),
+    ):
+        maps = [
+            MovedMap(torch.zeros(size[0] * size[1], channels, dtype=dtype), size, *rest)
+            for size, channels, *rest in [
+                ((256, 512), 256, 256 * 512, 4, False),
+                ((64, 128), 3, 64 * 128, 16, precision == "tf32"),
+            ]
+        ]
+        staging = torch.zeros(staging_bytes(maps), dtype=torch.uint8)
+        with compiling(capability) as compiled:
+            MoveLaunch(
+                maps, staging, cell_size=16, block_size=128, precision=precision, device=device
+            )(field, active)
+        found += [
+            {
+                "name": kernel.metadata.name,
+                "dtype": str(dtype),
+                "bytes": len(kernel.asm["cubin"]),
+                "spills": kernel.asm["ptx"].count("st.local"),
+                "wide": "ld.global.v4" in kernel.asm["ptx"] or "ld.global.v2" in kernel.asm["ptx"],
+            }
+            for kernel in compiled.values()
+        ]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
