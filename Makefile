@@ -1,6 +1,6 @@
 # make demo       set up .venv, draw the StreetClips data, evaluate Mask R-CNN with BlockCopy on it
 # make test       the test suite but its slow tests;  make test-all: all of it
-# make lint       ruff
+# make lint       ruff: faults and formatting
 #
 # Variables: PYTHON (interpreter that makes .venv), VENV, CLIPS (validation clips to draw),
 # DETECTRON2_DATASETS (data folder), JOBS (test processes, of one thread each).
@@ -38,4 +38,4 @@ test-all: environment
 	@$(BIN)/python -m pytest tests
 
 lint: environment
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

@@ -193,9 +193,7 @@ def _pool(planner, call, kind, **extra):
     stride = _pair(a["stride"]) if a["stride"] else kernel
     if a["ceil_mode"] or not planner.aligned(x) or stride[0] != stride[1]:
         return None
-    operator = Pool(
-        call.name, [x], call.index, kind, kernel, stride, _pair(a["padding"]), **extra
-    )
+    operator = Pool(call.name, [x], call.index, kind, kernel, stride, _pair(a["padding"]), **extra)
     value = planner.values[x]
     return planner.emit(call, value.stride * stride[0], operator, value.nonnegative)
 

@@ -173,9 +173,7 @@ def _convolution(op, run):
     level = run.level(op)
     x = op.inputs[0]
     if run.full:
-        y = F.conv2d(
-            run.map(x), op.weight, op.bias, op.stride, op.padding, op.dilation, op.groups
-        )
+        y = F.conv2d(run.map(x), op.weight, op.bias, op.stride, op.padding, op.dilation, op.groups)
     elif not op.has_halo and run.same_blocks(x, level):
         y = F.conv2d(run.tiles(x, level), op.weight, op.bias, op.stride, 0, 1, op.groups)
     else:
@@ -274,9 +272,7 @@ def _upsample(op, run):
     own = run.grid.at_stride(value.stride)
     if run.full:
         align = False if op.mode == "bilinear" else None
-        y = F.interpolate(
-            run.map(x), scale_factor=op.scale, mode=op.mode, align_corners=align
-        )
+        y = F.interpolate(run.map(x), scale_factor=op.scale, mode=op.mode, align_corners=align)
     elif op.mode == "bilinear":
         # One pixel around the block; beyond the border the nearest one, as interpolation clamps.
         tiles = _window(x, run, own, [own.tile + 2] * 2, (1, 1), (-1, -1), outside="clamp")

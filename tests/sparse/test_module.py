@@ -36,9 +36,7 @@ def test_state_dict_has_the_names_of_the_wrapped_module(net):
     assert list(parent.state_dict()) == list(reference.state_dict())
     assert parent.state_dict()._metadata == reference.state_dict()._metadata
     assert parent.load_state_dict(reference.state_dict(), strict=True)
-    assert [n for n, _ in parent.named_parameters()] == [
-        n for n, _ in reference.named_parameters()
-    ]
+    assert [n for n, _ in parent.named_parameters()] == [n for n, _ in reference.named_parameters()]
 
 
 @torch.no_grad()

@@ -24,15 +24,25 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--output", required=True, metavar="DIR", help="folder of the data set")
     result.add_argument("--split", required=True, choices=["train", "val", "test"])
-    result.add_argument("--clips", type=_positive, required=True, metavar="N",
-                        help="number of clips")
-    result.add_argument("--size", choices=list(SIZES), default="512x1024",
-                        help="height x width of the pictures")
+    result.add_argument(
+        "--clips", type=_positive, required=True, metavar="N", help="number of clips"
+    )
+    result.add_argument(
+        "--size", choices=list(SIZES), default="512x1024", help="height x width of the pictures"
+    )
     result.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the data set")
-    result.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="W",
-                        help="processes that draw (default: one per core)")
-    result.add_argument("--labelled-only", action="store_true",
-                        help="only the labelled last frame of each clip, to train a detector on")
+    result.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        metavar="W",
+        help="processes that draw (default: one per core)",
+    )
+    result.add_argument(
+        "--labelled-only",
+        action="store_true",
+        help="only the labelled last frame of each clip, to train a detector on",
+    )
     return result
 
 
@@ -44,8 +54,16 @@ def main(arguments: list[str] | None = None) -> None:
         options.error(f"argument --seed: {args.seed} is negative; choose 0 or more")
     height, width = SIZES[args.size]
     try:
-        write_split(args.output, args.split, num_clips=args.clips, height=height, width=width,
-                    seed=args.seed, workers=args.workers, labelled_only=args.labelled_only)
+        write_split(
+            args.output,
+            args.split,
+            num_clips=args.clips,
+            height=height,
+            width=width,
+            seed=args.seed,
+            workers=args.workers,
+            labelled_only=args.labelled_only,
+        )
     except (ValueError, OSError) as error:
         options.error(str(error))
 

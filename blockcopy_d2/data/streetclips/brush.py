@@ -215,7 +215,8 @@ class Brush:
         shading = ramp * (1.0 + texture_window(grain, self.height, self.width))
         fade = self.light.visibility(self.depth)
         colour = cv2.multiply(
-            paint[..., :3], cv2.merge([shading * np.float32(fade)] * 3), dtype=cv2.CV_8U)
+            paint[..., :3], cv2.merge([shading * np.float32(fade)] * 3), dtype=cv2.CV_8U
+        )
         colour = cv2.add(colour, veil(alpha, self.light.haze, fade))
         return Sprite(self.left, self.top, colour, alpha, polygon)
 

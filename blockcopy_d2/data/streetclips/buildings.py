@@ -12,8 +12,18 @@ from .street import BEHIND, FAR, Street
 from .textures import Colour, jitter, pick, scale_colour, smooth_noise
 
 PIXELS = 36  # texture pixels per metre of near house fronts
-WALLS = [(168, 196, 214), (150, 172, 196), (186, 206, 216), (140, 160, 178), (110, 128, 160),
-         (86, 104, 150), (176, 184, 186), (150, 186, 204), (190, 200, 190), (132, 142, 148)]
+WALLS = [
+    (168, 196, 214),
+    (150, 172, 196),
+    (186, 206, 216),
+    (140, 160, 178),
+    (110, 128, 160),
+    (86, 104, 150),
+    (176, 184, 186),
+    (150, 186, 204),
+    (190, 200, 190),
+    (132, 142, 148),
+]
 ROOFS = [(58, 66, 110), (70, 70, 76), (62, 58, 58), (66, 84, 120)]
 DEPTH = 14.0  # metres that a house reaches back from the street
 
@@ -70,8 +80,9 @@ class House:
     def footprint(self) -> np.ndarray:
         """(4, 2) ground corners (X, Z)."""
         outer = self.wall + self.side * DEPTH
-        return np.array([[self.wall, self.start], [self.wall, self.end], [outer, self.end],
-                         [outer, self.start]])
+        return np.array(
+            [[self.wall, self.start], [self.wall, self.end], [outer, self.end], [outer, self.start]]
+        )
 
     def sprites(self, camera: Camera, light: Light) -> list[Sprite]:
         """The visible ones of gable, roof and front, in drawing order."""
@@ -80,28 +91,60 @@ class House:
         top = self.height + self.roof
         parts = []
         if camera.z < self.start:
-            parts.append(self._plane(camera, light, self.gable, (self.wall, self.start),
-                                     (outer, self.start), (0.0, 0.0, -1.0)))
+            parts.append(
+                self._plane(
+                    camera,
+                    light,
+                    self.gable,
+                    (self.wall, self.start),
+                    (outer, self.start),
+                    (0.0, 0.0, -1.0),
+                )
+            )
         # A roof flatter than the line of sight is hidden by its own eaves.
         if self.roof / 4.0 > (self.height - camera.eye) / abs(self.wall - camera.x):
-            slope = np.array([[self.wall, self.height, self.start],
-                              [self.wall, self.height, self.end], [ridge, top, self.end],
-                              [ridge, top, self.start]])
+            slope = np.array(
+                [
+                    [self.wall, self.height, self.start],
+                    [self.wall, self.height, self.end],
+                    [ridge, top, self.end],
+                    [ridge, top, self.start],
+                ]
+            )
             normal = np.array([-self.side * 0.6, 0.8, 0.0])
             parts.append(_flat(camera, light, slope, light.shade(self.roof_colour, normal)))
         if camera.z < self.start:
-            peak = np.array([[self.wall, self.height, self.start], [ridge, top, self.start],
-                             [outer, self.height, self.start]])
+            peak = np.array(
+                [
+                    [self.wall, self.height, self.start],
+                    [ridge, top, self.start],
+                    [outer, self.height, self.start],
+                ]
+            )
             colour = tuple(float(c) for c in self.gable.level(7, 5).mean(axis=(0, 1)))
             parts.append(_flat(camera, light, peak, light.shade(colour, np.array([0, 0, -1.0]))))
-        parts.append(self._plane(camera, light, self.front, (self.wall, self.start),
-                                 (self.wall, self.end), (-float(self.side), 0.0, 0.0)))
+        parts.append(
+            self._plane(
+                camera,
+                light,
+                self.front,
+                (self.wall, self.start),
+                (self.wall, self.end),
+                (-float(self.side), 0.0, 0.0),
+            )
+        )
         return [part for part in parts if part is not None]
 
     def _plane(self, camera, light, texture, start, end, normal) -> Sprite | None:
         """Warps a texture onto the upright plane between two ground points."""
-        corners = np.array([[start[0], 0.0, start[1]], [start[0], self.height, start[1]],
-                            [end[0], self.height, end[1]], [end[0], 0.0, end[1]]])
+        corners = np.array(
+            [
+                [start[0], 0.0, start[1]],
+                [start[0], self.height, start[1]],
+                [end[0], self.height, end[1]],
+                [end[0], 0.0, end[1]],
+            ]
+        )
         polygon = _in_picture(camera, corners)
         if polygon is None:
             return None
@@ -117,8 +160,13 @@ class House:
         matrix = camera.plane((start[0], self.height, start[1]), first, second)
         shift = np.array([[1, 0, -left - 0.5], [0, 1, -top - 0.5], [0, 0, 1.0]])
         centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])
-        picture = cv2.warpPerspective(texture, shift @ matrix @ centre, (width, height),
-                                      flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        picture = cv2.warpPerspective(
+            texture,
+            shift @ matrix @ centre,
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
         gain = np.float32(light.shade((255.0, 255.0, 255.0), np.array(normal))) / 255.0
         middle = camera.depth((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
         fade = light.visibility(max(middle, near))
@@ -172,14 +220,28 @@ def _house(rng: np.random.Generator, side: int, wall: float, start: float, end: 
     darker = scale_colour(colour, 0.94)
     gable = facade(rng, DEPTH, height, storeys, darker, PIXELS // 2, shops=False)
     wall = wall + side * float(rng.choice([0.0, 0.0, 0.4, 0.9]))
-    return House(side, wall, start, end, height, float(rng.uniform(2.0, 4.5)), Ripmap(front),
-                 Ripmap(gable),
-                 jitter(rng, pick(rng, ROOFS)))
+    return House(
+        side,
+        wall,
+        start,
+        end,
+        height,
+        float(rng.uniform(2.0, 4.5)),
+        Ripmap(front),
+        Ripmap(gable),
+        jitter(rng, pick(rng, ROOFS)),
+    )
 
 
 def facade(
-    rng: np.random.Generator, length: float, height: float, storeys: int, colour: Colour,
-    pixels: int, *, shops: bool,
+    rng: np.random.Generator,
+    length: float,
+    height: float,
+    storeys: int,
+    colour: Colour,
+    pixels: int,
+    *,
+    shops: bool,
 ) -> np.ndarray:
     """
     Paints a house front.
@@ -239,8 +301,13 @@ def _window(rng, box, x, y, wide, tall, frame, trim) -> None:
     box(x - 0.18, y - 0.16, wide + 0.36, 0.1, scale_colour(trim, 0.8))
     box(x, y, wide, tall, frame)
     box(x + 0.07, y + 0.07, wide - 0.14, tall - 0.14, glass)
-    box(x + 0.07, y + tall * 0.55, wide - 0.14, tall * 0.45 - 0.07,
-        scale_colour(glass, float(rng.uniform(1.15, 1.7))))
+    box(
+        x + 0.07,
+        y + tall * 0.55,
+        wide - 0.14,
+        tall * 0.45 - 0.07,
+        scale_colour(glass, float(rng.uniform(1.15, 1.7))),
+    )
     if rng.random() < 0.35:
         box(x + 0.07, y + tall * float(rng.uniform(0.3, 0.8)), wide - 0.14, 0.3, (196, 204, 208))
     box(x + wide / 2 - 0.04, y, 0.08, tall, frame)
@@ -258,8 +325,21 @@ def _ground_floor(rng, box, length, colour) -> None:
             box(x + 0.15, 1.3, 1.0, 1.0, (96, 86, 78))
             x += 1.8
             continue
-        sign = jitter(rng, pick(rng, [(60, 52, 150), (140, 96, 50), (70, 110, 60), (46, 46, 48),
-                                      (60, 150, 196), (200, 204, 206)]), 12)
+        sign = jitter(
+            rng,
+            pick(
+                rng,
+                [
+                    (60, 52, 150),
+                    (140, 96, 50),
+                    (70, 110, 60),
+                    (46, 46, 48),
+                    (60, 150, 196),
+                    (200, 204, 206),
+                ],
+            ),
+            12,
+        )
         box(x, 0.35, width, 2.45, (54, 50, 48))
         box(x + 0.1, 0.5, width - 0.2, 2.2, (96, 88, 80))
         box(x + 0.1, 1.5, width - 0.2, 1.2, (126, 118, 108))

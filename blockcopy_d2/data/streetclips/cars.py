@@ -10,9 +10,18 @@ from .textures import Colour, jitter, mix, pick, scale_colour
 
 GLASS = (62.0, 54.0, 46.0)
 CAR_PAINTS = [
-    ((236, 236, 234), 18), ((34, 32, 31), 18), ((186, 184, 180), 16), ((104, 102, 100), 14),
-    ((120, 66, 36), 9), ((74, 40, 22), 5), ((38, 34, 150), 9), ((54, 78, 40), 3),
-    ((150, 186, 200), 4), ((52, 70, 96), 3), ((40, 176, 216), 4), ((176, 140, 92), 3),
+    ((236, 236, 234), 18),
+    ((34, 32, 31), 18),
+    ((186, 184, 180), 16),
+    ((104, 102, 100), 14),
+    ((120, 66, 36), 9),
+    ((74, 40, 22), 5),
+    ((38, 34, 150), 9),
+    ((54, 78, 40), 3),
+    ((150, 186, 200), 4),
+    ((52, 70, 96), 3),
+    ((40, 176, 216), 4),
+    ((176, 140, 92), 3),
     ((34, 92, 196), 2),
 ]  # BGR paint and its frequency
 KINDS = {
@@ -65,9 +74,15 @@ class Car:
         floor = box_profile(rear_end + 0.25, front - 0.25, 0.14, 0.5)
         extrude(brush, floor, lambda u, v: half - 0.12, (22.0, 20.0, 20.0))
         lower = [
-            (rear_end + 0.06, 0.24), (rear_end, 0.45), (rear_end + 0.02, belt - 0.16),
-            (rear_end + 0.1, belt), (rear_end + foot, belt), (front - 0.32, hood + 0.03),
-            (front - 0.08, hood - 0.10), (front, 0.48), (front - 0.06, 0.24),
+            (rear_end + 0.06, 0.24),
+            (rear_end, 0.45),
+            (rear_end + 0.02, belt - 0.16),
+            (rear_end + 0.1, belt),
+            (rear_end + foot, belt),
+            (front - 0.32, hood + 0.03),
+            (front - 0.08, hood - 0.10),
+            (front, 0.48),
+            (front - 0.06, 0.24),
         ]
 
         def taper(u: float, v: float) -> float:
@@ -100,9 +115,12 @@ class Car:
         """Roof, pillars and windows: a frustum on the belt line."""
         base, top = half - 0.07, half - 0.24
         profile = [
-            (rear_end + rear, belt - 0.01), (rear_end + roof_rear, height - 0.03),
-            (rear_end + roof_rear + 0.3, height), (rear_end + roof_front - 0.25, height),
-            (rear_end + roof_front, height - 0.04), (rear_end + foot, belt - 0.01),
+            (rear_end + rear, belt - 0.01),
+            (rear_end + roof_rear, height - 0.03),
+            (rear_end + roof_rear + 0.3, height),
+            (rear_end + roof_front - 0.25, height),
+            (rear_end + roof_front, height - 0.04),
+            (rear_end + foot, belt - 0.01),
         ]
 
         def lean(u: float, v: float) -> float:
@@ -111,7 +129,8 @@ class Car:
         extrude(brush, profile, lean, self.paint)
         sky = brush.shade((205.0, 190.0, 176.0), (0.0, 0.0, 1.0))
         for (u0, v0), (u1, v1), sign in (
-            (profile[0], profile[1], -1.0), (profile[5], profile[4], 1.0)
+            (profile[0], profile[1], -1.0),
+            (profile[5], profile[4], 1.0),
         ):
             normal = np.array([sign * (v1 - v0), 0.0, abs(u1 - u0)])
             if not brush.facing(((u0 + u1) / 2, 0.0, (v0 + v1) / 2), normal):
@@ -125,7 +144,9 @@ class Car:
             start = rear_end + rear + (roof_rear - rear) * share
             end = rear_end + foot + (roof_front - foot) * share
             window = [
-                (rear_end + rear + 0.16, low), (start + 0.1, high), (end - 0.06, high),
+                (rear_end + rear + 0.16, low),
+                (start + 0.1, high),
+                (end - 0.06, high),
                 (rear_end + foot - 0.14, low),
             ]
             points = np.array([[u, sign * lean(u, v), v] for u, v in window])
@@ -137,18 +158,26 @@ class Car:
             pillar = brush.shade(self.paint, (0.0, sign, 0.3))
             for u in (-0.62 + 0.1, 0.42) if foot - rear > 2.2 else (0.0,):
                 brush.fill(
-                    [[u + d, sign * lean(u, v), v] for d, v in
-                     ((-0.04, low), (-0.08, high), (0.0, high), (0.04, low))],
+                    [
+                        [u + d, sign * lean(u, v), v]
+                        for d, v in ((-0.04, low), (-0.08, high), (0.0, high), (0.04, low))
+                    ],
                     scale_colour(pillar, 0.7),
                 )
             # Outside mirror
             u = rear_end + foot - 0.3
             w = sign * (half + 0.02)
-            brush.limb((u, w, belt + 0.08), (u, w + sign * 0.12, belt + 0.1), 0.07, 0.08,
-                       scale_colour(pillar, 0.85))
+            brush.limb(
+                (u, w, belt + 0.08),
+                (u, w + sign * 0.12, belt + 0.1),
+                0.07,
+                0.08,
+                scale_colour(pillar, 0.85),
+            )
 
     def _pane(self, brush, low, high, sky) -> None:
         """A windscreen between two (u, v, half width) edges, its upper part mirroring the sky."""
+
         def edge(t):
             u, v, w = (a + (b - a) * t for a, b in zip(low, high))
             return [u, -w, v], [u, w, v]
@@ -162,8 +191,12 @@ class Car:
             mid = (np.array(a) + b) / 2
             top = (np.array(d) + c) / 2
             brush.fill(
-                [mid + [0, w - 0.2, 0], mid + [0, w + 0.2, 0], top + [0, w + 0.14, 0.06],
-                 top + [0, w - 0.14, 0.06]],
+                [
+                    mid + [0, w - 0.2, 0],
+                    mid + [0, w + 0.2, 0],
+                    top + [0, w + 0.14, 0.06],
+                    top + [0, w - 0.14, 0.06],
+                ],
                 scale_colour(GLASS, 0.55),
             )
 

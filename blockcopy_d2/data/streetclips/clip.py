@@ -1,6 +1,5 @@
 """One clip: any of its frames can be drawn alone, at any picture size."""
 
-
 import cv2
 import numpy as np
 
@@ -52,8 +51,10 @@ class Clip:
         self._backdrop = Backdrop(look_rng, scene.light, scene.clouds, scene.zenith)
         self._houses = sample_houses(look_rng, scene.street)
         self._trees = [Tree.sample(look_rng, x, z) for x, z in scene.trees]
-        self._grain = cv2.GaussianBlur(
-            look_rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 0.7) * 0.035
+        self._grain = (
+            cv2.GaussianBlur(look_rng.standard_normal((512, 512), dtype=np.float32), (0, 0), 0.7)
+            * 0.035
+        )
         self._effects = Effects(effect_rng, scene.distractors)
         self._behind: Canvas | None = None
         self._house_cache: dict[int, list[Sprite]] = {}
@@ -63,8 +64,14 @@ class Clip:
         """Where the camera is at a frame."""
         path, time = self.scene.camera, frame / RATE - LABEL_TIME
         return Camera(
-            self.height, self.width, FOCAL * self.width, path.horizon * self.height, path.eye,
-            path.x, path.speed * time, path.yaw + path.turn * time,
+            self.height,
+            self.width,
+            FOCAL * self.width,
+            path.horizon * self.height,
+            path.eye,
+            path.x,
+            path.speed * time,
+            path.yaw + path.turn * time,
         )
 
     def render(self, frame: int) -> tuple[np.ndarray, Annotation]:
@@ -135,8 +142,9 @@ class Clip:
 
     def _draw(self, thing: Thing, part: int, camera: Camera, time: float) -> Sprite | None:
         model = thing.parts[part][1]
-        brush = Brush(camera, self.scene.light, thing.track.position(time), thing.track.heading,
-                      model.size)
+        brush = Brush(
+            camera, self.scene.light, thing.track.position(time), thing.track.heading, model.size
+        )
         if not brush.visible:
             return None
         model.draw(brush, time if thing.plays else thing.track.phase_at(time))
@@ -161,7 +169,8 @@ class Clip:
             length, width, height = thing.size
             slim = 0.75 if width > 1.5 else 0.42
             core = corners.mean(axis=0) + (corners - corners.mean(axis=0)) * (
-                0.98 if width > 1.5 else 0.62)
+                0.98 if width > 1.5 else 0.62
+            )
             if thing.parts[0][0] not in ("pole", "traffic sign", "traffic light"):
                 fill(contact, core, 255)
             else:
@@ -176,8 +185,10 @@ class Clip:
         blur = self.height / scale / 256
         strength = 0.2 + 0.9 * light.diffuse
         dark = cv2.GaussianBlur(cast, (0, 0), 1.2 * blur) * np.float32(min(strength, 0.5) / 255)
-        dark = np.maximum(dark * (light.diffuse > 0.15),
-                          cv2.GaussianBlur(contact, (0, 0), 1.6 * blur) * np.float32(0.58 / 255))
+        dark = np.maximum(
+            dark * (light.diffuse > 0.15),
+            cv2.GaussianBlur(contact, (0, 0), 1.6 * blur) * np.float32(0.58 / 255),
+        )
         first = int(camera.horizon) + 1
         gain = cv2.resize(1.0 - dark, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         part = canvas.image[first:]

@@ -105,8 +105,10 @@ class Effects:
         count = int(self.distractors.rain * 0.524)  # as many at every picture size
         scale = height / 1024.0
         for x, y, length, bright in zip(
-            rng.uniform(0, width / 2, count), rng.uniform(-20, height / 2, count),
-            rng.uniform(8, 34, count) * scale, rng.uniform(50, 130, count),
+            rng.uniform(0, width / 2, count),
+            rng.uniform(-20, height / 2, count),
+            rng.uniform(8, 34, count) * scale,
+            rng.uniform(50, 130, count),
         ):
             start = (int(x * 16), int(y * 16))
             end = (int((x - 0.14 * length) * 16), int((y + length) * 16))

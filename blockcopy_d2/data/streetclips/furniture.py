@@ -53,21 +53,34 @@ class Sign:
         if self.kind == "triangle":
             angle = angle[[0, 5, 11]]
         front = float(brush.eye[0]) > 0
-        for radius, colour in ((0.36, (40.0, 36.0, 184.0)), (0.27, (224.0, 226.0, 228.0)),
-                               (0.1, (40.0, 38.0, 38.0))):
+        for radius, colour in (
+            (0.36, (40.0, 36.0, 184.0)),
+            (0.27, (224.0, 226.0, 228.0)),
+            (0.1, (40.0, 38.0, 38.0)),
+        ):
             if self.kind in ("square", "bus stop"):
-                paint = {0.36: (160.0, 96.0, 36.0), 0.27: (226.0, 226.0, 224.0),
-                         0.1: (160.0, 96.0, 36.0)}[radius]
-                colour = paint if self.kind == "square" else {
-                    0.36: (70.0, 124.0, 60.0), 0.27: (84.0, 184.0, 208.0), 0.1: (70.0, 124.0, 60.0),
+                paint = {
+                    0.36: (160.0, 96.0, 36.0),
+                    0.27: (226.0, 226.0, 224.0),
+                    0.1: (160.0, 96.0, 36.0),
                 }[radius]
+                colour = (
+                    paint
+                    if self.kind == "square"
+                    else {
+                        0.36: (70.0, 124.0, 60.0),
+                        0.27: (84.0, 184.0, 208.0),
+                        0.1: (70.0, 124.0, 60.0),
+                    }[radius]
+                )
                 points = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * radius * 0.9
             else:
                 points = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius
             if not front:
                 colour = brush.shade((150.0, 150.0, 150.0), (-1, 0, 0))
-            brush.fill(np.stack([np.zeros(len(points)), points[:, 0], 2.35 + points[:, 1]], axis=1),
-                       colour)
+            brush.fill(
+                np.stack([np.zeros(len(points)), points[:, 0], 2.35 + points[:, 1]], axis=1), colour
+            )
 
 
 @dataclass(frozen=True)
@@ -84,13 +97,17 @@ class TrafficLight:
         brush.limb((0, 0, 0), (0, 0, 2.6), 0.06, 0.05, brush.shade(STEEL, (0, 0, 0.5)))
         extrude(brush, box_profile(-0.13, 0.13, 2.4, 3.4), lambda u, v: 0.17, (38.0, 36.0, 34.0))
         on = int((time + self.offset) / self.period) % 3
-        for i, colour in enumerate(((70.0, 70.0, 250.0), (70.0, 190.0, 250.0),
-                                    (120.0, 220.0, 60.0))):
+        for i, colour in enumerate(
+            ((70.0, 70.0, 250.0), (70.0, 190.0, 250.0), (120.0, 220.0, 60.0))
+        ):
             centre = (0.14, 0.0, 3.22 - 0.31 * i)
             pixels = brush.pixels([centre, centre])
             if pixels is not None and brush.eye[0] > 0:
-                brush.circle(pixels[0], brush.radius(centre, 0.12),
-                             colour if i == on else scale_colour(colour, 0.22))
+                brush.circle(
+                    pixels[0],
+                    brush.radius(centre, 0.12),
+                    colour if i == on else scale_colour(colour, 0.22),
+                )
 
 
 @dataclass(frozen=True)
@@ -105,11 +122,23 @@ class Bin:
 
     def draw(self, brush: Brush, time: float) -> None:
         extrude(brush, box_profile(-0.2, 0.2, 0.0, self.tall), lambda u, v: 0.22, self.paint)
-        extrude(brush, box_profile(-0.23, 0.23, self.tall, self.tall + 0.1), lambda u, v: 0.25,
-                scale_colour(self.paint, 0.6))
+        extrude(
+            brush,
+            box_profile(-0.23, 0.23, self.tall, self.tall + 0.1),
+            lambda u, v: 0.25,
+            scale_colour(self.paint, 0.6),
+        )
         for sign in (-1.0, 1.0):  # the slot
-            panel(brush, 0.24 * sign, sign, -0.15, 0.15, self.tall - 0.3, self.tall - 0.18,
-                  (20.0, 20.0, 20.0))
+            panel(
+                brush,
+                0.24 * sign,
+                sign,
+                -0.15,
+                0.15,
+                self.tall - 0.3,
+                self.tall - 0.18,
+                (20.0, 20.0, 20.0),
+            )
 
 
 @dataclass(frozen=True)
@@ -151,8 +180,16 @@ class AdvertPanel:
             panel(brush, u, sign, -0.6, 0.6, 0.55, 2.5, pick(rng, self.colours))
             for _ in range(6):
                 left, low = rng.uniform(-0.6, 0.3), rng.uniform(0.55, 2.1)
-                panel(brush, u * 1.05, sign, left, min(left + rng.uniform(0.1, 0.8), 0.6), low,
-                      min(low + rng.uniform(0.1, 0.7), 2.5), pick(rng, self.colours))
+                panel(
+                    brush,
+                    u * 1.05,
+                    sign,
+                    left,
+                    min(left + rng.uniform(0.1, 0.8), 0.6),
+                    low,
+                    min(low + rng.uniform(0.1, 0.7), 2.5),
+                    pick(rng, self.colours),
+                )
             # A painted figure: the outline of a person that is none.
             panel(brush, u * 1.1, sign, -0.12, 0.14, 0.7, 1.4, pick(rng, self.colours))
 
@@ -164,8 +201,9 @@ def sample_advert(rng: np.random.Generator, playing: bool) -> AdvertPanel:
         mix(jitter(rng, tuple(map(float, colour)), 10), (float(np.mean(colour)),) * 3, 0.45)
         for colour in rng.integers(50, 225, (6, 3))
     )
-    return AdvertPanel(palette, float(rng.uniform(4.0, 12.0)) if playing else 0.0,
-                       int(rng.integers(1 << 30)))
+    return AdvertPanel(
+        palette, float(rng.uniform(4.0, 12.0)) if playing else 0.0, int(rng.integers(1 << 30))
+    )
 
 
 def sample_bin(rng: np.random.Generator) -> Bin:

@@ -5,7 +5,6 @@ The plan is painted at several resolutions along the street, because a picture r
 metres of road and one at 5 m only millimetres; each band of rows takes the fitting one.
 """
 
-
 import cv2
 import numpy as np
 
@@ -30,8 +29,13 @@ class Ground:
         self.pavement = pick(rng, [(150, 154, 158), (136, 142, 150), (128, 132, 136)])
         self.slab = float(rng.uniform(0.5, 1.0))
         self.patches = [
-            (rng.uniform(street.kerb_left, street.kerb_right), rng.uniform(0, 60),
-             rng.uniform(0.5, 1.8), rng.uniform(1.0, 7.0), rng.uniform(0.85, 1.12))
+            (
+                rng.uniform(street.kerb_left, street.kerb_right),
+                rng.uniform(0, 60),
+                rng.uniform(0.5, 1.8),
+                rng.uniform(1.0, 7.0),
+                rng.uniform(0.85, 1.12),
+            )
             for _ in range(14)
         ]
         self.covers = [
@@ -51,8 +55,9 @@ class Ground:
         plan[:] = np.uint8(self.pavement)
         self._paint(plan, fine)
         if fine != step:
-            plan = cv2.resize(plan, (shape[1], int((limit - BEHIND) / step)), None, 0, 0,
-                              cv2.INTER_AREA)
+            plan = cv2.resize(
+                plan, (shape[1], int((limit - BEHIND) / step)), None, 0, 0, cv2.INTER_AREA
+            )
         # The same stains lie at the same place in every plan: one texture over 60 m of street.
         rows = (np.arange(plan.shape[0]) * step / 60.0 * stains.shape[0]).astype(np.float32)
         columns = np.linspace(0, stains.shape[1] - 1, plan.shape[1], dtype=np.float32)
@@ -76,8 +81,13 @@ class Ground:
         for x in np.arange(-HALF, HALF, self.slab):
             bar(x, x + 0.03, BEHIND, FAR, seam)
         for x, outside in ((street.wall_left, -1), (street.wall_right, 1)):
-            bar(min(x, x + outside * 0.5), max(x, x + outside * 0.5), BEHIND, FAR,
-                scale_colour(self.pavement, 0.6))
+            bar(
+                min(x, x + outside * 0.5),
+                max(x, x + outside * 0.5),
+                BEHIND,
+                FAR,
+                scale_colour(self.pavement, 0.6),
+            )
         stone = (168.0, 170.0, 172.0)
         bar(street.kerb_left - 0.16, street.kerb_right + 0.16, BEHIND, FAR, stone)
         bar(street.kerb_left, street.kerb_right, BEHIND, FAR, self.asphalt)
@@ -85,14 +95,24 @@ class Ground:
             half = street.crossing_half
             bar(-HALF, HALF, street.crossing - half - 0.16, street.crossing + half + 0.16, stone)
             bar(-HALF, HALF, street.crossing - half, street.crossing + half, self.asphalt)
-            bar(street.kerb_left, street.kerb_right, street.crossing - half - 1,
-                street.crossing + half + 1, self.asphalt)
+            bar(
+                street.kerb_left,
+                street.kerb_right,
+                street.crossing - half - 1,
+                street.crossing + half + 1,
+                self.asphalt,
+            )
         gutter = scale_colour(self.asphalt, 0.72)
         bar(street.kerb_left, street.kerb_left + 0.18, BEHIND, FAR, gutter)
         bar(street.kerb_right - 0.18, street.kerb_right, BEHIND, FAR, gutter)
         for x, z, width, length, gain in self.patches:
-            bar(max(x, street.kerb_left), min(x + width, street.kerb_right), z, z + length,
-                scale_colour(self.asphalt, gain))
+            bar(
+                max(x, street.kerb_left),
+                min(x + width, street.kerb_right),
+                z,
+                z + length,
+                scale_colour(self.asphalt, gain),
+            )
         self._paint_markings(bar)
         for x, z in self.covers:
             if step <= 0.05:
@@ -107,7 +127,8 @@ class Ground:
         def clear(z0: float, z1: float) -> bool:
             """Whether a marking keeps off the side street."""
             return street.crossing is None or not (
-                z1 > street.crossing - 6.0 and z0 < street.crossing + 6.0)
+                z1 > street.crossing - 6.0 and z0 < street.crossing + 6.0
+            )
 
         for z in np.arange(BEHIND, FAR, 9.0):
             if clear(z, z + 4.0):
@@ -117,17 +138,28 @@ class Ground:
                 for z in np.arange(BEHIND, FAR, 6.2):
                     if clear(z, z + 1.5):
                         bar(edge + inside - 0.05, edge + inside + 0.05, z, z + 1.5, white)
-                        bar(min(edge - inside, edge + inside), max(edge - inside, edge + inside),
-                            z, z + 0.1, white)
+                        bar(
+                            min(edge - inside, edge + inside),
+                            max(edge - inside, edge + inside),
+                            z,
+                            z + 0.1,
+                            white,
+                        )
         if street.tram is not None:
             concrete = (118.0, 120.0, 122.0)
             bar(street.tram - 1.35, street.tram + 1.35, BEHIND, FAR, concrete)
             for z in np.arange(BEHIND, FAR, 2.4):
-                bar(street.tram - 1.35, street.tram + 1.35, z, z + 0.06,
-                    scale_colour(concrete, 0.8))
+                bar(
+                    street.tram - 1.35, street.tram + 1.35, z, z + 0.06, scale_colour(concrete, 0.8)
+                )
             for x in (-0.72, 0.72):
-                bar(street.tram + x - 0.13, street.tram + x + 0.13, BEHIND, FAR,
-                    scale_colour(concrete, 0.7))
+                bar(
+                    street.tram + x - 0.13,
+                    street.tram + x + 0.13,
+                    BEHIND,
+                    FAR,
+                    scale_colour(concrete, 0.7),
+                )
                 bar(street.tram + x - 0.05, street.tram + x + 0.05, BEHIND, FAR, (176, 172, 168))
         if street.zebra is not None:
             for x in np.arange(street.kerb_left + 0.4, street.kerb_right - 0.5, 1.0):
@@ -141,7 +173,7 @@ class Ground:
         rows = np.arange(first, height)
         depth = camera.focal * camera.eye / (rows + 0.5 - camera.horizon)
         # Metres of street that one picture row covers decide on the plan.
-        footprint = depth ** 2 / (camera.focal * camera.eye)
+        footprint = depth**2 / (camera.focal * camera.eye)
         level = np.searchsorted([step * 1.6 for step, _ in LEVELS[:-1]], footprint)
         reach = depth * 1.08 + camera.z
         for i, (_, limit) in enumerate(LEVELS[:-1]):
@@ -151,17 +183,20 @@ class Ground:
             chosen = np.flatnonzero(level == i)
             if chosen.size:
                 top, bottom = int(chosen[0]), int(chosen[-1]) + 1
-                ground[top:bottom] = self._warp(self.plans[i], camera, step, first + top,
-                                                bottom - top, cv2.BORDER_REPLICATE)
+                ground[top:bottom] = self._warp(
+                    self.plans[i], camera, step, first + top, bottom - top, cv2.BORDER_REPLICATE
+                )
         detail = np.count_nonzero(depth > 16.0)
         if detail < len(rows):
-            grain = self._warp(self.grain, camera, 0.012, first + detail, len(rows) - detail,
-                               cv2.BORDER_WRAP)
+            grain = self._warp(
+                self.grain, camera, 0.012, first + detail, len(rows) - detail, cv2.BORDER_WRAP
+            )
             fade = np.clip((16.0 - depth[detail:]) / 8.0, 0.0, 1.0).astype(np.float32)
             part = ground[detail:]
             cv2.add(part, cv2.merge([grain * fade[:, None]] * 3), dst=part, dtype=cv2.CV_8U)
         gain = (light.ambient + light.diffuse * max(light.direction[1], 0.0)) * (
-            0.86 if self.wet else 1.0)
+            0.86 if self.wet else 1.0
+        )
         fade = np.exp(-depth / light.haze_distance)[:, None, None].astype(np.float32)
         tinted = fade * np.float32(gain) * np.float32(light.tint)
         haze = (1.0 - fade) * np.float32(light.haze)
@@ -177,18 +212,28 @@ class Ground:
         origin = (-HALF, 0.0, BEHIND) if border != cv2.BORDER_WRAP else (0.0, 0.0, 0.0)
         matrix = camera.plane(origin, (across, 0.0, 0.0), (0.0, 0.0, step))
         shift = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -top - 0.5], [0.0, 0.0, 1.0]])
-        return cv2.warpPerspective(texture, shift @ matrix, (camera.width, rows),
-                                   flags=cv2.INTER_LINEAR, borderMode=border)
+        return cv2.warpPerspective(
+            texture, shift @ matrix, (camera.width, rows), flags=cv2.INTER_LINEAR, borderMode=border
+        )
 
     def _annotate(self, canvas: Canvas, camera: Camera, first: int) -> None:
         street = self.street
         bottom, right = camera.height - 1, camera.width - 1
-        canvas.annotate("sidewalk", np.array(
-            [[0, first], [right, first], [right, bottom], [0, bottom]], np.int32))
+        canvas.annotate(
+            "sidewalk",
+            np.array([[0, first], [right, first], [right, bottom], [0, bottom]], np.int32),
+        )
         strips = [("road", street.kerb_left, street.kerb_right, camera.z + 0.5, 4 * FAR)]
         if street.crossing is not None:
-            strips.append(("road", -80.0, 80.0, street.crossing - street.crossing_half,
-                           street.crossing + street.crossing_half))
+            strips.append(
+                (
+                    "road",
+                    -80.0,
+                    80.0,
+                    street.crossing - street.crossing_half,
+                    street.crossing + street.crossing_half,
+                )
+            )
         for label, x0, x1, z0, z1 in strips:
             _annotate_plane(canvas, camera, label, (x0, x1), (z0, z1))
 

@@ -49,8 +49,18 @@ class Truck:
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Truck":
         kind = pick(rng, ["box", "tarpaulin", "tipper"], (0.5, 0.3, 0.2))
-        cab = pick(rng, [(224, 224, 222), (44, 40, 158), (134, 84, 40), (46, 130, 196),
-                         (62, 96, 52), (190, 190, 60)], (6, 3, 3, 2, 2, 1))
+        cab = pick(
+            rng,
+            [
+                (224, 224, 222),
+                (44, 40, 158),
+                (134, 84, 40),
+                (46, 130, 196),
+                (62, 96, 52),
+                (190, 190, 60),
+            ],
+            (6, 3, 3, 2, 2, 1),
+        )
         loads = {
             "box": [(232, 232, 230), (206, 206, 204), (226, 218, 190)],
             "tarpaulin": [(122, 70, 38), (52, 48, 140), (66, 104, 62), (190, 190, 190)],
@@ -59,7 +69,11 @@ class Truck:
         stripe = pick(rng, [(40, 40, 170), (140, 80, 30), (50, 120, 60), (40, 140, 220)])
         height = rng.uniform(2.5, 2.7) if kind == "tipper" else rng.uniform(2.9, 3.6)
         return cls(
-            rng.uniform(6.2, 8.6), height, jitter(rng, cab), jitter(rng, pick(rng, loads)), kind,
+            rng.uniform(6.2, 8.6),
+            height,
+            jitter(rng, cab),
+            jitter(rng, pick(rng, loads)),
+            kind,
             stripe,
         )
 
@@ -69,8 +83,11 @@ class Truck:
 
     def draw(self, brush: Brush, phase: float) -> None:
         rear, front = -self.length / 2, self.length / 2
-        axles = (rear + 1.0, rear + 2.0, front - 1.05) if self.length > 7.4 else (
-            rear + 1.3, front - 1.05)
+        axles = (
+            (rear + 1.0, rear + 2.0, front - 1.05)
+            if self.length > 7.4
+            else (rear + 1.3, front - 1.05)
+        )
         half = 1.16
         wheels(brush, axles, half, 0.48)
         chassis = box_profile(rear + 0.1, front - 0.3, 0.5, 0.95)
@@ -88,8 +105,14 @@ class Truck:
     def _draw_cab(self, brush: Brush, rear: float, front: float) -> None:
         half, top = 1.13, min(self.height - 0.25, 2.65)
         back = front - 1.95
-        profile = [(back, 0.55), (back, top), (front - 0.35, top), (front - 0.04, 1.5),
-                   (front, 1.2), (front - 0.02, 0.4)]
+        profile = [
+            (back, 0.55),
+            (back, top),
+            (front - 0.35, top),
+            (front - 0.04, 1.5),
+            (front, 1.2),
+            (front - 0.02, 0.4),
+        ]
         extrude(brush, profile, lambda u, v: half - 0.05 * (v > 1.6), self.cab)
         low, high = (front - 0.04, 1.5), (front - 0.35, top)
 
@@ -99,8 +122,9 @@ class Truck:
         for share, colour in ((0.0, GLASS), (0.5, SKY_GLASS)):
             (u0, v0), (u1, v1) = at(0.04 + share * 0.9), at(0.84)
             if brush.facing((front, 0, 1.7), (1.0, 0.0, 0.2)):
-                brush.fill([[u0, -0.98, v0], [u0, 0.98, v0], [u1, 0.94, v1], [u1, -0.94, v1]],
-                           colour)
+                brush.fill(
+                    [[u0, -0.98, v0], [u0, 0.98, v0], [u1, 0.94, v1], [u1, -0.94, v1]], colour
+                )
         panel(brush, front + 0.01, 1.0, -0.7, 0.7, 0.78, 1.2, (38.0, 36.0, 36.0))
         panel(brush, front + 0.02, 1.0, -1.1, 1.1, 0.4, 0.62, (70.0, 68.0, 68.0))
         panel(brush, front + 0.03, 1.0, -0.26, 0.26, 0.45, 0.56, (214.0, 216.0, 218.0))
@@ -112,8 +136,13 @@ class Truck:
             side_panel(brush, w, front - 1.3, front - 0.34, 1.9, top - 0.28, SKY_GLASS, -0.08)
             side_panel(brush, w, back + 0.1, front - 0.2, 0.55, 0.9, scale_colour(paint, 0.7))
             if side_shows(brush, half, sign) or brush.eye[0] > front:
-                brush.limb((front - 0.1, sign * 1.25, 1.6), (front - 0.1, sign * 1.25, 2.1), 0.1,
-                           0.1, (30.0, 28.0, 28.0))
+                brush.limb(
+                    (front - 0.1, sign * 1.25, 1.6),
+                    (front - 0.1, sign * 1.25, 2.1),
+                    0.1,
+                    0.1,
+                    (30.0, 28.0, 28.0),
+                )
 
     def _draw_load(self, brush: Brush, rear: float, front: float) -> None:
         half, end = 1.2, front - 2.1
@@ -124,30 +153,77 @@ class Truck:
             w = sign * (half + 0.01)
             paint = brush.shade(self.load, (0.0, sign, 0.0))
             side_panel(brush, w, rear, end, bottom, bottom + 0.12, scale_colour(paint, 0.55))
-            side_panel(brush, w, rear, end, self.height - 0.1, self.height,
-                       scale_colour(paint, 1.1))
+            side_panel(
+                brush, w, rear, end, self.height - 0.1, self.height, scale_colour(paint, 1.1)
+            )
             if self.kind == "box":
                 span = end - rear
-                side_panel(brush, w, rear + span * 0.15, rear + span * 0.85, bottom + 0.75,
-                           bottom + 1.25, brush.shade(self.stripe, (0.0, sign, 0.0)))
-                side_panel(brush, w, rear + span * 0.25, rear + span * 0.6, bottom + 0.42,
-                           bottom + 0.56, scale_colour(paint, 0.6))
+                side_panel(
+                    brush,
+                    w,
+                    rear + span * 0.15,
+                    rear + span * 0.85,
+                    bottom + 0.75,
+                    bottom + 1.25,
+                    brush.shade(self.stripe, (0.0, sign, 0.0)),
+                )
+                side_panel(
+                    brush,
+                    w,
+                    rear + span * 0.25,
+                    rear + span * 0.6,
+                    bottom + 0.42,
+                    bottom + 0.56,
+                    scale_colour(paint, 0.6),
+                )
             else:
                 for u in np.arange(rear + 0.3, end, 0.6):
-                    side_panel(brush, w, u, u + 0.06, bottom, self.height - 0.1,
-                               scale_colour(paint, 0.78))
-                    side_panel(brush, w, u + 0.06, u + 0.16, bottom + 0.1, self.height - 0.1,
-                               scale_colour(paint, 1.08))
+                    side_panel(
+                        brush, w, u, u + 0.06, bottom, self.height - 0.1, scale_colour(paint, 0.78)
+                    )
+                    side_panel(
+                        brush,
+                        w,
+                        u + 0.06,
+                        u + 0.16,
+                        bottom + 0.1,
+                        self.height - 0.1,
+                        scale_colour(paint, 1.08),
+                    )
             side_panel(brush, w, rear + 2.6, end - 0.2, 0.5, 0.85, (58.0, 56.0, 56.0))
         shade = brush.shade(self.load, (-1.0, 0.0, 0.0))
         for left, right in ((-1.1, -0.04), (0.04, 1.1)):
-            panel(brush, rear - 0.01, -1.0, left, right, bottom + 0.12, self.height - 0.14,
-                  scale_colour(shade, 0.9))
-        panel(brush, rear - 0.02, -1.0, -0.03, 0.03, bottom, self.height - 0.1,
-              scale_colour(shade, 0.55))
+            panel(
+                brush,
+                rear - 0.01,
+                -1.0,
+                left,
+                right,
+                bottom + 0.12,
+                self.height - 0.14,
+                scale_colour(shade, 0.9),
+            )
+        panel(
+            brush,
+            rear - 0.02,
+            -1.0,
+            -0.03,
+            0.03,
+            bottom,
+            self.height - 0.1,
+            scale_colour(shade, 0.55),
+        )
         for sign in (-1.0, 1.0):
-            panel(brush, rear - 0.02, -1.0, sign * 0.34, sign * 0.39, bottom, self.height - 0.1,
-                  scale_colour(shade, 0.62))
+            panel(
+                brush,
+                rear - 0.02,
+                -1.0,
+                sign * 0.34,
+                sign * 0.39,
+                bottom,
+                self.height - 0.1,
+                scale_colour(shade, 0.62),
+            )
 
 
 @dataclass(frozen=True)
@@ -164,11 +240,17 @@ class Bus:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Bus":
-        paint, stripe = pick(rng, [
-            ((40, 190, 232), (40, 180, 222)), ((48, 44, 184), (200, 200, 204)),
-            ((228, 228, 226), (150, 90, 40)), ((160, 100, 48), (214, 214, 210)),
-            ((84, 140, 70), (214, 214, 210)), ((222, 222, 220), (48, 44, 176)),
-        ])
+        paint, stripe = pick(
+            rng,
+            [
+                ((40, 190, 232), (40, 180, 222)),
+                ((48, 44, 184), (200, 200, 204)),
+                ((228, 228, 226), (150, 90, 40)),
+                ((160, 100, 48), (214, 214, 210)),
+                ((84, 140, 70), (214, 214, 210)),
+                ((222, 222, 220), (48, 44, 176)),
+            ],
+        )
         return cls(rng.uniform(10.0, 12.0), jitter(rng, paint), jitter(rng, stripe))
 
     @property
@@ -179,8 +261,15 @@ class Bus:
         rear, front, half, top = -self.length / 2, self.length / 2, 1.25, 3.02
         axles = (rear + 2.9, front - 2.6)
         wheels(brush, axles, half - 0.02, 0.47)
-        profile = [(rear, 0.32), (rear, top - 0.12), (rear + 0.15, top), (front - 0.25, top),
-                   (front - 0.04, top - 0.2), (front, 1.2), (front - 0.02, 0.32)]
+        profile = [
+            (rear, 0.32),
+            (rear, top - 0.12),
+            (rear + 0.15, top),
+            (front - 0.25, top),
+            (front - 0.04, top - 0.2),
+            (front, 1.2),
+            (front - 0.02, 0.32),
+        ]
         extrude(brush, profile, lambda u, v: half, self.paint)
         for sign in (-1.0, 1.0):
             self._draw_side(brush, sign, rear, front, half, top)
@@ -217,13 +306,26 @@ class Bus:
         _lamps(brush, u, 1.0, half, 0.66, 0.86)
         for sign in (-1.0, 1.0):
             if brush.eye[0] > front:
-                brush.limb((front, sign * (half + 0.02), 2.2), (front, sign * (half + 0.02), 1.8),
-                           0.06, 0.1, (30.0, 28.0, 28.0))
+                brush.limb(
+                    (front, sign * (half + 0.02), 2.2),
+                    (front, sign * (half + 0.02), 1.8),
+                    0.06,
+                    0.1,
+                    (30.0, 28.0, 28.0),
+                )
         u = rear - 0.01
         _pane(brush, u, -1.0, half - 0.2, 1.75, 2.6)
         panel(brush, u, -1.0, -0.5, 0.5, 2.68, 2.9, (40.0, 120.0, 180.0))
-        panel(brush, u, -1.0, -half + 0.2, half - 0.2, 0.7, 1.5, scale_colour(
-            brush.shade(self.paint, (-1.0, 0.0, 0.0)), 0.62))
+        panel(
+            brush,
+            u,
+            -1.0,
+            -half + 0.2,
+            half - 0.2,
+            0.7,
+            1.5,
+            scale_colour(brush.shade(self.paint, (-1.0, 0.0, 0.0)), 0.62),
+        )
         panel(brush, u, -1.0, -half, half, 0.32, 0.5, (52.0, 50.0, 50.0))
         for sign in (-1.0, 1.0):
             panel(brush, u, -1.0, sign * (half - 0.22), sign * (half - 0.04), 0.7, 1.5, RED_LIGHT)
@@ -245,10 +347,15 @@ class Tram:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Tram":
-        paint, skirt = pick(rng, [
-            ((206, 222, 226), (40, 36, 160)), ((214, 214, 212), (70, 128, 60)),
-            ((150, 206, 226), (150, 206, 226)), ((196, 196, 192), (146, 92, 44)),
-        ])
+        paint, skirt = pick(
+            rng,
+            [
+                ((206, 222, 226), (40, 36, 160)),
+                ((214, 214, 212), (70, 128, 60)),
+                ((150, 206, 226), (150, 206, 226)),
+                ((196, 196, 192), (146, 92, 44)),
+            ],
+        )
         return cls(rng.uniform(19.0, 25.0), jitter(rng, paint, 5), jitter(rng, skirt, 6))
 
     @property
@@ -268,14 +375,24 @@ class Tram:
 
     def _draw_section(self, brush, start, end, nose, tail, half, top) -> None:
         low = 0.16
-        rear = [(start + 0.08, low), (start, 1.2), (start + 0.75, top - 0.1)] if tail else [
-            (start + 0.12, low), (start + 0.12, top - 0.06)]
-        front = [(end - 0.75, top - 0.1), (end, 1.2), (end - 0.08, low)] if nose else [
-            (end - 0.12, top - 0.06), (end - 0.12, low)]
+        rear = (
+            [(start + 0.08, low), (start, 1.2), (start + 0.75, top - 0.1)]
+            if tail
+            else [(start + 0.12, low), (start + 0.12, top - 0.06)]
+        )
+        front = (
+            [(end - 0.75, top - 0.1), (end, 1.2), (end - 0.08, low)]
+            if nose
+            else [(end - 0.12, top - 0.06), (end - 0.12, low)]
+        )
         profile = rear + [(rear[-1][0] + 0.15, top), (front[0][0] - 0.15, top)] + front
         if not nose:
-            extrude(brush, box_profile(end - 0.2, end + 0.2, 0.3, top - 0.15),
-                    lambda u, v: half - 0.12, (46.0, 44.0, 44.0))
+            extrude(
+                brush,
+                box_profile(end - 0.2, end + 0.2, 0.3, top - 0.15),
+                lambda u, v: half - 0.12,
+                (46.0, 44.0, 44.0),
+            )
         taper = end if nose else (start if tail else None)
 
         def width(u, v):
@@ -302,8 +419,15 @@ class Tram:
             side_panel(brush, w, low, high, 1.95, 2.66, mix(GLASS, (205, 190, 176), 0.18))
             step = (high - low) / 4
             for i in range(1, 4):
-                side_panel(brush, w, low + i * step - 0.05, low + i * step + 0.05, 1.2, 2.66,
-                           scale_colour(paint, 0.7))
+                side_panel(
+                    brush,
+                    w,
+                    low + i * step - 0.05,
+                    low + i * step + 0.05,
+                    1.2,
+                    2.66,
+                    scale_colour(paint, 0.7),
+                )
             middle = (low + high) / 2
             side_panel(brush, w, middle - 0.75, middle + 0.75, 0.3, 2.62, scale_colour(skirt, 0.8))
             for offset in (-0.68, 0.06):
@@ -325,22 +449,31 @@ class Tram:
         brush.fill(quad(2.0, 2.7, half - 0.06, half - 0.05), SKY_GLASS)
         brush.fill(quad(2.74, 3.08, half - 0.1, half - 0.14), (24.0, 22.0, 22.0))
         brush.fill(quad(2.8, 3.02, 0.55, 0.53), (70.0, 180.0, 240.0))
-        panel(brush, u + 0.02 * sign, sign, -half, half, 0.16, 0.9,
-              brush.shade(self.skirt, (sign, 0.0, 0.0)))
+        panel(
+            brush,
+            u + 0.02 * sign,
+            sign,
+            -half,
+            half,
+            0.16,
+            0.9,
+            brush.shade(self.skirt, (sign, 0.0, 0.0)),
+        )
         panel(brush, u + 0.03 * sign, sign, -half + 0.1, half - 0.1, 0.16, 0.34, (40.0, 38.0, 38.0))
         _lamps(brush, u + 0.04 * sign, sign, half + 0.02, 0.66, 0.88)
 
     def _draw_roof(self, brush, top) -> None:
         """Equipment on the roof and the pantograph."""
         grey = (120.0, 118.0, 116.0)
-        for start, end in ((-self.length * 0.38, -self.length * 0.22),
-                           (self.length * 0.2, self.length * 0.36)):
+        for start, end in (
+            (-self.length * 0.38, -self.length * 0.22),
+            (self.length * 0.2, self.length * 0.36),
+        ):
             extrude(brush, box_profile(start, end, top, top + 0.28), lambda u, v: 0.85, grey)
         knee, head = (0.9, 0.0, top + 0.55), (0.0, 0.0, top + 1.1)
         for sign in (-0.35, 0.35):
             brush.limb((0.0, sign, top), (knee[0], sign, knee[2]), 0.035, 0.035, (52.0, 50.0, 50.0))
-            brush.limb((knee[0], sign, knee[2]), (head[0], sign, head[2]), 0.03, 0.03,
-                       (52.0, 50.0, 50.0))
+            brush.limb(
+                (knee[0], sign, knee[2]), (head[0], sign, head[2]), 0.03, 0.03, (52.0, 50.0, 50.0)
+            )
         brush.limb((0.0, -0.8, head[2]), (0.0, 0.8, head[2]), 0.04, 0.04, (52.0, 50.0, 50.0))
-
-

@@ -73,5 +73,11 @@ class CameraPath:
     def sample(cls, rng: np.random.Generator, moving: bool) -> "CameraPath":
         speed = float(rng.uniform(1.0, 2.0)) if moving else 0.0
         turn = float(rng.normal(0.0, 0.005)) if moving and rng.random() < 0.5 else 0.0
-        return cls(float(rng.uniform(1.25, 1.6)), float(rng.uniform(-0.6, 0.6)), speed,
-                   float(rng.normal(-0.03, 0.04)), turn, float(rng.uniform(0.40, 0.47)))
+        return cls(
+            float(rng.uniform(1.25, 1.6)),
+            float(rng.uniform(-0.6, 0.6)),
+            speed,
+            float(rng.normal(-0.03, 0.04)),
+            turn,
+            float(rng.uniform(0.40, 0.47)),
+        )

@@ -34,11 +34,25 @@ class Tree:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, x: float, z: float) -> "Tree":
-        leaf = jitter(rng, pick(rng, [(52, 104, 78), (44, 88, 62), (60, 118, 104), (56, 96, 92),
-                                      (50, 120, 150)], (4, 4, 3, 2, 1)), 7)
+        leaf = jitter(
+            rng,
+            pick(
+                rng,
+                [(52, 104, 78), (44, 88, 62), (60, 118, 104), (56, 96, 92), (50, 120, 150)],
+                (4, 4, 3, 2, 1),
+            ),
+            7,
+        )
         flutter = np.stack([smooth_noise(rng, (SIZE, SIZE), (9, 22, 40)) for _ in range(2)])
-        return cls(x, z, float(rng.uniform(5.5, 9.0)), _paint(rng, leaf), flutter,
-                   float(rng.uniform(1.6, 3.4)), float(rng.uniform(0, 6.28)))
+        return cls(
+            x,
+            z,
+            float(rng.uniform(5.5, 9.0)),
+            _paint(rng, leaf),
+            flutter,
+            float(rng.uniform(1.6, 3.4)),
+            float(rng.uniform(0, 6.28)),
+        )
 
     @property
     def footprint(self) -> np.ndarray:
@@ -71,7 +85,8 @@ class Tree:
         if wind > 0:
             lift = np.clip(1.0 - rows / SIZE, 0.0, 1.0) ** 1.4
             swing = np.sin(self.rate * time + self.offset) + 0.4 * np.sin(
-                2.3 * self.rate * time + 2 * self.offset)
+                2.3 * self.rate * time + 2 * self.offset
+            )
             columns -= np.float32(0.03 * SIZE * wind * swing) * lift
             # Leaves shiver faster than the crown swings.
             patterns = [cv2.remap(p, columns, rows, cv2.INTER_LINEAR) for p in self.flutter]
@@ -103,18 +118,45 @@ def _paint(rng: np.random.Generator, leaf: Colour) -> np.ndarray:
     paint = np.zeros((size, size, 4), np.uint8)
     bark = (52, 62, 74, 255)
     middle = size // 2
-    cv2.fillPoly(paint, [np.array([[middle - 15, size - 1], [middle - 9, size * 5 // 9],
-                                   [middle + 9, size * 5 // 9], [middle + 15, size - 1]])], bark)
-    cv2.fillPoly(paint, [np.array([[middle + 3, size - 1], [middle + 2, size * 5 // 9],
-                                   [middle + 9, size * 5 // 9], [middle + 15, size - 1]])],
-                 (36, 44, 54, 255))
+    cv2.fillPoly(
+        paint,
+        [
+            np.array(
+                [
+                    [middle - 15, size - 1],
+                    [middle - 9, size * 5 // 9],
+                    [middle + 9, size * 5 // 9],
+                    [middle + 15, size - 1],
+                ]
+            )
+        ],
+        bark,
+    )
+    cv2.fillPoly(
+        paint,
+        [
+            np.array(
+                [
+                    [middle + 3, size - 1],
+                    [middle + 2, size * 5 // 9],
+                    [middle + 9, size * 5 // 9],
+                    [middle + 15, size - 1],
+                ]
+            )
+        ],
+        (36, 44, 54, 255),
+    )
     centres = []
     tall = float(rng.uniform(0.27, 0.32))
     wide = float(rng.uniform(0.28, 0.38))
     for _ in range(46):
         angle, share = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * 0.78
-        centres.append((middle + np.cos(angle) * share * wide * size,
-                        size * 0.37 + np.sin(angle) * share * tall * size))
+        centres.append(
+            (
+                middle + np.cos(angle) * share * wide * size,
+                size * 0.37 + np.sin(angle) * share * tall * size,
+            )
+        )
     for x, y in centres[:7]:
         cv2.line(paint, (middle, size * 3 // 5), (int(x), int(y)), bark, 7)
     # From the dark lower back to the bright upper front.

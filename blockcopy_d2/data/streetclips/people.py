@@ -11,9 +11,20 @@ TALL = 1.75  # height that the skeleton's measures stand for
 THIGH, SHIN, UPPER_ARM, FOREARM = 0.44, 0.42, 0.29, 0.27
 SKINS = [(150, 178, 222), (128, 160, 210), (96, 130, 184), (70, 98, 146), (48, 66, 100)]
 HAIRS = [(28, 26, 26), (34, 44, 60), (52, 72, 100), (96, 140, 176), (150, 150, 150)]
-TOPS = [(40, 38, 38), (200, 200, 198), (58, 54, 150), (130, 84, 44), (74, 110, 66), (110, 110, 108),
-        (66, 130, 190), (50, 150, 196), (150, 120, 150), (88, 62, 40), (70, 90, 120),
-        (180, 150, 110)]
+TOPS = [
+    (40, 38, 38),
+    (200, 200, 198),
+    (58, 54, 150),
+    (130, 84, 44),
+    (74, 110, 66),
+    (110, 110, 108),
+    (66, 130, 190),
+    (50, 150, 196),
+    (150, 120, 150),
+    (88, 62, 40),
+    (70, 90, 120),
+    (180, 150, 110),
+]
 LEGS = [(44, 40, 38), (98, 66, 44), (120, 88, 62), (70, 68, 66), (96, 120, 140), (50, 60, 74)]
 
 Joint = np.ndarray
@@ -59,22 +70,38 @@ class Person:
         tall = rng.uniform(1.1, 1.4) if child else rng.uniform(1.58, 1.9)
         helmet = None
         if seat == "motorcycle" or (seat == "bicycle" and rng.random() < 0.5):
-            helmet = jitter(rng, pick(rng, [(36, 34, 34), (214, 214, 212), (44, 40, 170),
-                                            (160, 110, 50), (60, 160, 200)]))
-        outfit = "trousers" if seat else pick(
-            rng, ["trousers", "coat", "skirt", "shorts"], (0.55, 0.2, 0.13, 0.12))
+            helmet = jitter(
+                rng,
+                pick(
+                    rng,
+                    [(36, 34, 34), (214, 214, 212), (44, 40, 170), (160, 110, 50), (60, 160, 200)],
+                ),
+            )
+        outfit = (
+            "trousers"
+            if seat
+            else pick(rng, ["trousers", "coat", "skirt", "shorts"], (0.55, 0.2, 0.13, 0.12))
+        )
         umbrella = None
         if seat is None and rain and rng.random() < 0.6:
-            umbrella = jitter(rng, pick(rng, [(36, 34, 34), (60, 50, 150), (130, 80, 40),
-                                              (80, 130, 80)]))
+            umbrella = jitter(
+                rng, pick(rng, [(36, 34, 34), (60, 50, 150), (130, 80, 40), (80, 130, 80)])
+            )
         return cls(
-            tall, rng.uniform(0.9, 1.15), jitter(rng, pick(rng, SKINS, (4, 4, 2, 1, 1))),
-            jitter(rng, pick(rng, HAIRS)), jitter(rng, pick(rng, TOPS), 12),
+            tall,
+            rng.uniform(0.9, 1.15),
+            jitter(rng, pick(rng, SKINS, (4, 4, 2, 1, 1))),
+            jitter(rng, pick(rng, HAIRS)),
+            jitter(rng, pick(rng, TOPS), 12),
             jitter(rng, pick(rng, LEGS), 8),
             pick(rng, [(30, 28, 28), (60, 70, 84), (210, 210, 208)]),
-            outfit, bool(rng.random() < 0.4),
-            pick(rng, [None, "backpack", "handbag"], (0.55, 0.25, 0.2)), umbrella, helmet,
-            rng.uniform(0.38, 0.52) if moving else 0.0, seat,
+            outfit,
+            bool(rng.random() < 0.4),
+            pick(rng, [None, "backpack", "handbag"], (0.55, 0.25, 0.2)),
+            umbrella,
+            helmet,
+            rng.uniform(0.38, 0.52) if moving else 0.0,
+            seat,
         )
 
     @property
@@ -121,9 +148,16 @@ class Person:
             if self.umbrella and sign > 0:
                 elbow = shoulder + np.array([0.1, 0.05, -0.24])
                 hand = elbow + np.array([0.2, -0.05, 0.16])
-            pose.update({f"{side} hip": hip, f"{side} knee": knee, f"{side} ankle": ankle,
-                         f"{side} shoulder": shoulder, f"{side} elbow": elbow,
-                         f"{side} hand": hand})
+            pose.update(
+                {
+                    f"{side} hip": hip,
+                    f"{side} knee": knee,
+                    f"{side} ankle": ankle,
+                    f"{side} shoulder": shoulder,
+                    f"{side} elbow": elbow,
+                    f"{side} hand": hand,
+                }
+            )
             lowest = min(lowest, ankle[2])
         pose["head"] = np.array([0.04, 0.0, 1.62])
         drop = np.array([0.0, 0.0, lowest - 0.08])
@@ -140,19 +174,25 @@ class Person:
             hip = saddle + [0.0, sign * 0.1, 0.0]
             if bicycle:
                 turn = phase * 1.2
-                foot = np.array([0.17 * np.cos(turn) * sign, sign * 0.12,
-                                 0.36 + 0.17 * np.sin(turn) * sign])
+                foot = np.array(
+                    [0.17 * np.cos(turn) * sign, sign * 0.12, 0.36 + 0.17 * np.sin(turn) * sign]
+                )
             else:
                 foot = np.array([0.05, sign * 0.22, 0.34])
             shoulder = chest + [0.0, sign * 0.19, 0.0]
             hand = np.array([0.3 if bicycle else 0.34, sign * (0.27 if bicycle else 0.34), 1.06])
-            pose.update({
-                f"{side} hip": hip, f"{side} ankle": foot,
-                f"{side} knee": _bend(hip, foot, THIGH, SHIN, np.array([1.0, sign * 0.2, 0.4])),
-                f"{side} shoulder": shoulder, f"{side} hand": hand,
-                f"{side} elbow": _bend(shoulder, hand, UPPER_ARM, FOREARM,
-                                       np.array([-0.3, sign * 0.9, -0.7])),
-            })
+            pose.update(
+                {
+                    f"{side} hip": hip,
+                    f"{side} ankle": foot,
+                    f"{side} knee": _bend(hip, foot, THIGH, SHIN, np.array([1.0, sign * 0.2, 0.4])),
+                    f"{side} shoulder": shoulder,
+                    f"{side} hand": hand,
+                    f"{side} elbow": _bend(
+                        shoulder, hand, UPPER_ARM, FOREARM, np.array([-0.3, sign * 0.9, -0.7])
+                    ),
+                }
+            )
         return pose
 
     def _leg(self, brush: Brush, pose: Pose, side: str) -> None:
@@ -163,8 +203,14 @@ class Person:
         toe = ankle + [0.14, 0.0, -0.035]
         brush.limb(ankle + [-0.02, 0.0, -0.03], toe, 0.048 * k, 0.04 * k, self.shoes)
         self._stick(brush, knee, ankle, 0.062 * k, 0.045 * k, scale_colour(legs, shade))
-        self._stick(brush, hip, knee, 0.09 * k, 0.066 * k,
-                    scale_colour(self.legs if self.outfit == "shorts" else legs, shade))
+        self._stick(
+            brush,
+            hip,
+            knee,
+            0.09 * k,
+            0.066 * k,
+            scale_colour(self.legs if self.outfit == "shorts" else legs, shade),
+        )
 
     def _arm(self, brush: Brush, pose: Pose, side: str) -> None:
         shoulder, elbow, hand = (pose[f"{side} {joint}"] for joint in ("shoulder", "elbow", "hand"))
@@ -191,8 +237,17 @@ class Person:
         a, b = a[0] + shift * ra, b[0] + shift * rb
         along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
         across = np.array([-along[1], along[0]])
-        brush.fill_pixels(np.stack([a + across * ra * 0.55, b + across * rb * 0.55,
-                                    b - across * rb * 0.55, a - across * ra * 0.55]), light)
+        brush.fill_pixels(
+            np.stack(
+                [
+                    a + across * ra * 0.55,
+                    b + across * rb * 0.55,
+                    b - across * rb * 0.55,
+                    a - across * ra * 0.55,
+                ]
+            ),
+            light,
+        )
 
     def _torso(self, brush: Brush, pose: Pose, face: np.ndarray) -> None:
         hips = (pose["left hip"] + pose["right hip"]) / 2
@@ -200,8 +255,15 @@ class Person:
         axis = chest - hips
         # The body is flat: seen from the side it is narrower than from the front.
         broad = np.hypot(0.225 * face[0], 0.145 * face[1]) * self.build * self.tall / TALL
-        rows = [(-0.12, 0.74), (0.1, 0.78), (0.3, 0.76), (0.62, 0.92), (0.88, 1.0), (1.04, 0.74),
-                (1.13, 0.3)]
+        rows = [
+            (-0.12, 0.74),
+            (0.1, 0.78),
+            (0.3, 0.76),
+            (0.62, 0.92),
+            (0.88, 1.0),
+            (1.04, 0.74),
+            (1.13, 0.3),
+        ]
         if self.outfit == "coat" or self.outfit == "skirt":
             flare = 1.05 if self.outfit == "coat" else 1.2
             rows = [(-0.85, flare), (-0.4, 0.92)] + rows
@@ -220,11 +282,18 @@ class Person:
         brush.fill_pixels(lit, scale_colour(colour, 1.1))
         if self.outfit == "skirt":
             skirt = np.concatenate(
-                [(centre - across * half)[:4], (centre + across * half)[:4][::-1]])
+                [(centre - across * half)[:4], (centre + across * half)[:4][::-1]]
+            )
             brush.fill_pixels(skirt, brush.shade(scale_colour(self.legs, 1.25), (0, 0, 0.4)))
         elif self.outfit == "trousers" and half.max() > 6:
-            belt = np.stack([centre[0] - across[0] * half[0], centre[1] - across[0] * half[1],
-                             centre[1] + across[0] * half[1], centre[0] + across[0] * half[0]])
+            belt = np.stack(
+                [
+                    centre[0] - across[0] * half[0],
+                    centre[1] - across[0] * half[1],
+                    centre[1] + across[0] * half[1],
+                    centre[0] + across[0] * half[0],
+                ]
+            )
             brush.fill_pixels(belt, brush.shade(scale_colour(self.legs, 0.95), (0, 0, 0.4)))
 
     def _head(self, brush: Brush, pose: Pose, face: np.ndarray) -> None:
@@ -243,27 +312,53 @@ class Person:
             brush.circle(centre + [0, radius * 0.55], radius * 1.05, scale_colour(hair, 0.85))
         self._oval(brush, centre, radius * 1.06, radius * 1.26, hair)
         if towards > -0.45:
-            look = np.array([-face[1] * 0.5, 0.24]) * radius if abs(face[1]) > 0.3 else np.array(
-                [0.0, 0.24]) * radius
+            look = (
+                np.array([-face[1] * 0.5, 0.24]) * radius
+                if abs(face[1]) > 0.3
+                else np.array([0.0, 0.24]) * radius
+            )
             # The face turns to where the person is heading.
             look[0] = np.sign(self._heading_in_picture(brush)) * abs(look[0])
             self._oval(brush, centre + look, radius * 0.82, radius * 0.98, scale_colour(skin, 0.88))
-            self._oval(brush, centre + look + [-radius * 0.14, -radius * 0.05], radius * 0.6,
-                       radius * 0.82, skin)
+            self._oval(
+                brush,
+                centre + look + [-radius * 0.14, -radius * 0.05],
+                radius * 0.6,
+                radius * 0.82,
+                skin,
+            )
             if radius > 7:
                 for x in (-0.32, 0.32):
-                    brush.circle(centre + look + [x * radius, -radius * 0.1], radius * 0.09,
-                                 scale_colour(skin, 0.35))
+                    brush.circle(
+                        centre + look + [x * radius, -radius * 0.1],
+                        radius * 0.09,
+                        scale_colour(skin, 0.35),
+                    )
         if self.helmet:
             colour = brush.shade(self.helmet, (0, 0, 0.8))
             full = self.seat == "motorcycle"
-            self._oval(brush, centre - [0, radius * (0.1 if full else 0.4)], radius * 1.25,
-                       radius * (1.3 if full else 0.95), colour)
-            self._oval(brush, centre - [radius * 0.3, radius * 0.6], radius * 0.5, radius * 0.4,
-                       mix(colour, (255.0, 252.0, 250.0), 0.3))
+            self._oval(
+                brush,
+                centre - [0, radius * (0.1 if full else 0.4)],
+                radius * 1.25,
+                radius * (1.3 if full else 0.95),
+                colour,
+            )
+            self._oval(
+                brush,
+                centre - [radius * 0.3, radius * 0.6],
+                radius * 0.5,
+                radius * 0.4,
+                mix(colour, (255.0, 252.0, 250.0), 0.3),
+            )
             if full and towards > -0.3:
-                self._oval(brush, centre + [0, radius * 0.12], radius * 0.86, radius * 0.42,
-                           (40.0, 36.0, 34.0))
+                self._oval(
+                    brush,
+                    centre + [0, radius * 0.12],
+                    radius * 0.86,
+                    radius * 0.42,
+                    (40.0, 36.0, 34.0),
+                )
 
     def _heading_in_picture(self, brush: Brush) -> float:
         """Positive when the person's forward direction points to the right in the picture."""
@@ -296,8 +391,13 @@ class Person:
         if apex is None:
             return
         radius = brush.radius(top, 0.55)
-        dome = np.stack([apex[0, 0] + radius * np.cos(angle),
-                         apex[0, 1] + radius * 0.42 - radius * 0.5 * np.sin(angle)], axis=1)
+        dome = np.stack(
+            [
+                apex[0, 0] + radius * np.cos(angle),
+                apex[0, 1] + radius * 0.42 - radius * 0.5 * np.sin(angle),
+            ],
+            axis=1,
+        )
         colour = brush.shade(self.umbrella, (0, 0, 1.0))
         brush.fill_pixels(dome, colour)
         part = dome.copy()
@@ -310,10 +410,8 @@ def _bend(start: Joint, end: Joint, first: float, second: float, towards: np.nda
     reach = end - start
     distance = min(float(np.linalg.norm(reach)), first + second - 1e-3)
     axis = reach / max(float(np.linalg.norm(reach)), 1e-6)
-    along = (distance ** 2 + first ** 2 - second ** 2) / (2 * max(distance, 1e-6))
-    offset = np.sqrt(max(first ** 2 - along ** 2, 0.0))
+    along = (distance**2 + first**2 - second**2) / (2 * max(distance, 1e-6))
+    offset = np.sqrt(max(first**2 - along**2, 0.0))
     side = towards - axis * float(np.dot(towards, axis))
     side = side / max(float(np.linalg.norm(side)), 1e-6)
     return start + axis * along + side * offset
-
-

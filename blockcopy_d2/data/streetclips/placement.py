@@ -51,23 +51,29 @@ class Placer:
     ):
         self.rng, self.street, self.rain = rng, street, rain
         height, width = CHECK_SIZE
-        self.camera = Camera(height, width, focal * width, path.horizon * height, path.eye, path.x,
-                             0.0, path.yaw)
+        self.camera = Camera(
+            height, width, focal * width, path.horizon * height, path.eye, path.x, 0.0, path.yaw
+        )
         self.path = path
         self.things: list[Thing] = []
         self._footprints: list[list[np.ndarray]] = []  # of each thing at each of TIMES
         self._boxes: list[tuple[float, tuple[int, int, int, int]]] = []
         # Nothing may drive through the camera either.
         body = np.array([[-1.2, -3.0], [1.2, -3.0], [1.2, 2.5], [-1.2, 2.5]])
-        self._camera_space = [
-            body + [path.x, path.speed * (time - LABEL_TIME)] for time in TIMES]
+        self._camera_space = [body + [path.x, path.speed * (time - LABEL_TIME)] for time in TIMES]
 
     def populate(self, index: int, screens: bool) -> list[Thing]:
         """Draws all things of the clip with this index."""
         sample = {
-            "train": self._tram, "bus": self._bus, "truck": self._truck, "car": self._car,
-            "bicycle": self._bicycle, "motorcycle": self._motorcycle, "cyclist": self._cyclist,
-            "motorcyclist": self._motorcyclist, "person": self._person,
+            "train": self._tram,
+            "bus": self._bus,
+            "truck": self._truck,
+            "car": self._car,
+            "bicycle": self._bicycle,
+            "motorcycle": self._motorcycle,
+            "cyclist": self._cyclist,
+            "motorcyclist": self._motorcyclist,
+            "person": self._person,
         }
         for name, counts in COUNTS:
             for _ in range(counts[index % len(counts)]):
@@ -119,14 +125,15 @@ class Placer:
         top, bottom = max(round(y0), 0), min(round(y1), height)
         if right - left < 2 or bottom - top < 2 or right - left < 0.45 * (x1 - x0):
             return None
-        if (right - left) * (bottom - top) < LEAST ** 2:
+        if (right - left) * (bottom - top) < LEAST**2:
             return None
         return depth, (left, top, right, bottom)
 
     def _collides(self, thing: Thing) -> bool:
         mine = [thing.footprint(time) for time in TIMES]
         return _meets(mine, self._camera_space) or any(
-            _meets(mine, other) for other in self._footprints)
+            _meets(mine, other) for other in self._footprints
+        )
 
     # Where things of each class may be. Far places are likelier than uniform in Z would make them:
     # streets hold many small objects.
@@ -180,8 +187,9 @@ class Placer:
             x = float(self.rng.uniform(self.street.kerb_left, self.street.kerb_right))
             z, heading = self.street.crossing, (np.pi / 2 if ahead else -np.pi / 2)
             return self._make("train", model, x, z, heading, speed)
-        return Thing((("train", model),), Track(self.street.tram, z, 0.0 if ahead else np.pi,
-                                                      speed))
+        return Thing(
+            (("train", model),), Track(self.street.tram, z, 0.0 if ahead else np.pi, speed)
+        )
 
     def _bus(self):
         x, z, heading, speed = self._lane(21.0, 70.0, parked=False)
@@ -204,8 +212,13 @@ class Placer:
 
     def _bicycle(self):
         heading = float(self.rng.choice([0.0, np.pi, 0.5 * np.pi, -0.5 * np.pi, 0.9, -0.9]))
-        return self._make("bicycle", Bicycle.sample(self.rng, False), self._pavement(),
-                          self._depth(7.5, 28.0), heading)
+        return self._make(
+            "bicycle",
+            Bicycle.sample(self.rng, False),
+            self._pavement(),
+            self._depth(7.5, 28.0),
+            heading,
+        )
 
     def _motorcycle(self):
         street, rng = self.street, self.rng
@@ -214,8 +227,9 @@ class Placer:
         if rng.random() < 0.4:
             x = self._pavement()
         heading = float(rng.choice([0.6, -0.6, 1.2, -1.2, 2.2, -2.2]))
-        return self._make("motorcycle", Motorcycle.sample(rng, False), x, self._depth(8.5, 32.0),
-                          heading)
+        return self._make(
+            "motorcycle", Motorcycle.sample(rng, False), x, self._depth(8.5, 32.0), heading
+        )
 
     def _riding(self, low: float, high: float, slow: float, fast: float):
         street, rng = self.street, self.rng
@@ -235,13 +249,29 @@ class Placer:
 
     def _cyclist(self):
         x, z, heading, speed = self._riding(8.5, 36.0, 2.5, 6.0)
-        return self._make("bicycle", Bicycle.sample(self.rng, True), x, z, heading, speed, 1.6,
-                          rider=Person.sample(self.rng, True, seat="bicycle"))
+        return self._make(
+            "bicycle",
+            Bicycle.sample(self.rng, True),
+            x,
+            z,
+            heading,
+            speed,
+            1.6,
+            rider=Person.sample(self.rng, True, seat="bicycle"),
+        )
 
     def _motorcyclist(self):
         x, z, heading, speed = self._riding(10.0, 42.0, 3.0, 10.0)
-        return self._make("motorcycle", Motorcycle.sample(self.rng, True), x, z, heading, speed,
-                          1.0, rider=Person.sample(self.rng, True, seat="motorcycle"))
+        return self._make(
+            "motorcycle",
+            Motorcycle.sample(self.rng, True),
+            x,
+            z,
+            heading,
+            speed,
+            1.0,
+            rider=Person.sample(self.rng, True, seat="motorcycle"),
+        )
 
     def _person(self):
         street, rng = self.street, self.rng
@@ -274,20 +304,37 @@ class Placer:
                 kind = pick(rng, ["round", "triangle", "square", "bus stop"])
                 places.append((Sign(kind), kerb + side * 0.45, self._depth(7.0, 50.0), np.pi))
             for _ in range(2):
-                places.append((sample_bin(rng), kerb + side * rng.uniform(0.6, 1.6),
-                               self._depth(7.0, 40.0), 0.0))
+                places.append(
+                    (
+                        sample_bin(rng),
+                        kerb + side * rng.uniform(0.6, 1.6),
+                        self._depth(7.0, 40.0),
+                        0.0,
+                    )
+                )
             if rng.random() < 0.6:
-                places.append((sample_advert(rng, screens and rng.random() < 0.7),
-                               kerb + side * rng.uniform(1.0, 2.0), self._depth(8.0, 30.0),
-                               np.pi + side * 0.2))
+                places.append(
+                    (
+                        sample_advert(rng, screens and rng.random() < 0.7),
+                        kerb + side * rng.uniform(1.0, 2.0),
+                        self._depth(8.0, 30.0),
+                        np.pi + side * 0.2,
+                    )
+                )
             if rng.random() < 0.3:
                 start = self._depth(7.0, 20.0)
                 places += [(Bollard(), kerb + side * 0.35, start + 1.6 * i, 0.0) for i in range(6)]
             at = street.crossing - 6.2 if street.crossing is not None else street.zebra
             if at is not None and rng.random() < 0.8:
                 period = float(rng.uniform(0.35, 0.9)) if screens else 1e6
-                places.append((TrafficLight(period, float(rng.uniform(0, 3))), kerb + side * 0.5,
-                               at - 2.0, np.pi))
+                places.append(
+                    (
+                        TrafficLight(period, float(rng.uniform(0, 3))),
+                        kerb + side * 0.5,
+                        at - 2.0,
+                        np.pi,
+                    )
+                )
         for model, x, z, heading in places:
             plays = isinstance(model, TrafficLight) or getattr(model, "rate", 0.0) > 0
             thing = Thing(((model.label, model),), Track(float(x), float(z), heading), plays)
@@ -312,7 +359,8 @@ def _meets(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 def _overlap(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two convex quadrilaterals (4, 2) meet: no edge direction separates them."""
     if (first.min(axis=0) > second.max(axis=0)).any() or (
-            second.min(axis=0) > first.max(axis=0)).any():
+        second.min(axis=0) > first.max(axis=0)
+    ).any():
         return False
     for corners in (first, second):
         edges = np.roll(corners, -1, axis=0) - corners

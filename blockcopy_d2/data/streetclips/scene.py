@@ -69,7 +69,8 @@ def _sample_light(rng: np.random.Generator, weather: str):
     azimuth = rng.uniform(0, 2 * np.pi)
     elevation = rng.uniform(0.5, 1.1)
     direction = (
-        float(np.cos(elevation) * np.sin(azimuth)), float(np.sin(elevation)),
+        float(np.cos(elevation) * np.sin(azimuth)),
+        float(np.sin(elevation)),
         float(np.cos(elevation) * np.cos(azimuth)),
     )
     if weather == "sunny":
@@ -92,8 +93,11 @@ def _sample_light(rng: np.random.Generator, weather: str):
     evening = float(rng.uniform(0.0, 0.35)) if rng.random() < 0.25 else 0.0
     haze = mix(jitter(rng, haze, 6), (150, 176, 222), evening)
     light = Light(
-        direction, ambient * exposure * (1 - 0.15 * evening), diffuse * exposure,
-        tuple(c * min(exposure, 1.0) * (1 - 0.2 * evening) for c in haze), reach,
+        direction,
+        ambient * exposure * (1 - 0.15 * evening),
+        diffuse * exposure,
+        tuple(c * min(exposure, 1.0) * (1 - 0.2 * evening) for c in haze),
+        reach,
         (tint[0] * (1 - 0.25 * evening), tint[1] * (1 - 0.08 * evening), tint[2]),
     )
     return light, mix(jitter(rng, zenith, 6), (140, 120, 120), evening), float(clouds)

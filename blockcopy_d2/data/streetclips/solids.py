@@ -24,8 +24,11 @@ def box_profile(start: float, end: float, bottom: float, top: float) -> Sequence
 
 
 def extrude(
-    brush: Brush, profile: Sequence[Point2], half_width: Callable[[float, float], float],
-    colour: Colour, strip_colour: Callable[[int], Colour] = None,
+    brush: Brush,
+    profile: Sequence[Point2],
+    half_width: Callable[[float, float], float],
+    colour: Colour,
+    strip_colour: Callable[[int], Colour] = None,
 ) -> None:
     """
     Draws the faces that show of a profile extruded sideways.
@@ -102,15 +105,31 @@ def hub_caps(
                 )
 
 
-def panel(brush: Brush, u: float, sign: float, left: float, right: float, bottom: float,
-          top: float, colour: Colour) -> None:
+def panel(
+    brush: Brush,
+    u: float,
+    sign: float,
+    left: float,
+    right: float,
+    bottom: float,
+    top: float,
+    colour: Colour,
+) -> None:
     """A rectangle on the front (`sign` 1) or rear (-1) end at `u`, if that end shows."""
     if brush.facing((u, 0.0, 1.0), (sign, 0.0, 0.0)):
         brush.fill([[u, left, bottom], [u, right, bottom], [u, right, top], [u, left, top]], colour)
 
 
-def side_panel(brush: Brush, w: float, start: float, end: float, bottom: float, top: float,
-               colour: Colour, lean: float = 0.0) -> None:
+def side_panel(
+    brush: Brush,
+    w: float,
+    start: float,
+    end: float,
+    bottom: float,
+    top: float,
+    colour: Colour,
+    lean: float = 0.0,
+) -> None:
     """A rectangle on the side at lateral offset `w`, if that side shows; its top is shifted
     forward by `lean`."""
     if side_shows(brush, abs(w) - 0.03, np.sign(w)):

@@ -58,8 +58,16 @@ class Street:
         elif rng.random() < 0.5:
             zebra = float(rng.uniform(11.0, 30.0))
         return cls(
-            left, right, left - rng.uniform(3.0, 5.5), right + rng.uniform(2.8, 5.0), -LANE, track,
-            parking_left, parking_right, crossing, zebra,
+            left,
+            right,
+            left - rng.uniform(3.0, 5.5),
+            right + rng.uniform(2.8, 5.0),
+            -LANE,
+            track,
+            parking_left,
+            parking_right,
+            crossing,
+            zebra,
         )
 
     @property

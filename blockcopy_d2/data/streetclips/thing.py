@@ -46,4 +46,5 @@ def oriented_box(
     forward = np.array([np.sin(heading), np.cos(heading)]) * length / 2
     right = np.array([np.cos(heading), -np.sin(heading)]) * width / 2
     return np.array(centre) + np.stack(
-        [-forward - right, forward - right, forward + right, -forward + right])
+        [-forward - right, forward - right, forward + right, -forward + right]
+    )

@@ -25,8 +25,18 @@ class Bicycle:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Bicycle":
-        paint = pick(rng, [(40, 38, 36), (44, 40, 170), (150, 96, 46), (200, 200, 198),
-                           (80, 130, 70), (60, 150, 200), (160, 150, 90)])
+        paint = pick(
+            rng,
+            [
+                (40, 38, 36),
+                (44, 40, 170),
+                (150, 96, 46),
+                (200, 200, 198),
+                (80, 130, 70),
+                (60, 150, 200),
+                (160, 150, 90),
+            ],
+        )
         return cls(jitter(rng, paint), bool(rng.random() < 0.4))
 
     @property
@@ -50,8 +60,11 @@ class Bicycle:
         brush.hull([(rear, 0, radius), crank, (front, 0, radius), head, seat])
         low_head = (0.44, 0.0, 0.7)
         for start, end, thick in (
-            (crank, seat, 0.022), (crank, low_head, 0.026), (seat, head, 0.022),
-            (crank, (rear, 0.0, radius), 0.016), ((-0.15, 0, 0.76), (rear, 0.0, radius), 0.014),
+            (crank, seat, 0.022),
+            (crank, low_head, 0.026),
+            (seat, head, 0.022),
+            (crank, (rear, 0.0, radius), 0.016),
+            ((-0.15, 0, 0.76), (rear, 0.0, radius), 0.014),
             (head, (front, 0.0, radius), 0.02),
         ):
             brush.limb(start, end, thick, thick, frame)
@@ -67,10 +80,14 @@ class Bicycle:
         brush.limb((rear - 0.12, 0, 0.66), (rear + 0.3, 0, 0.7), 0.02, 0.02, (60.0, 58.0, 58.0))
         brush.limb((rear - 0.14, 0, 0.6), (rear - 0.14, 0, 0.63), 0.03, 0.03, (40.0, 34.0, 190.0))
         if self.basket:
-            brush.fill([(0.48, -0.18, 0.8), (0.48, 0.18, 0.8), (0.72, 0.2, 1.0), (0.72, -0.2, 1.0)],
-                       (62.0, 80.0, 100.0))
-            brush.fill([(0.48, 0, 0.78), (0.68, 0, 0.78), (0.74, 0, 1.02), (0.46, 0, 1.02)],
-                       (70.0, 92.0, 118.0))
+            brush.fill(
+                [(0.48, -0.18, 0.8), (0.48, 0.18, 0.8), (0.72, 0.2, 1.0), (0.72, -0.2, 1.0)],
+                (62.0, 80.0, 100.0),
+            )
+            brush.fill(
+                [(0.48, 0, 0.78), (0.68, 0, 0.78), (0.74, 0, 1.02), (0.46, 0, 1.02)],
+                (70.0, 92.0, 118.0),
+            )
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,17 @@ class Motorcycle:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, moving: bool) -> "Motorcycle":
-        paint = pick(rng, [(36, 32, 170), (34, 32, 32), (160, 90, 40), (210, 210, 208),
-                           (40, 150, 210), (70, 120, 50)])
+        paint = pick(
+            rng,
+            [
+                (36, 32, 170),
+                (34, 32, 32),
+                (160, 90, 40),
+                (210, 210, 208),
+                (40, 150, 210),
+                (70, 120, 50),
+            ],
+        )
         return cls(jitter(rng, paint), bool(rng.random() < 0.4))
 
     @property
@@ -124,8 +150,9 @@ class Motorcycle:
         body = self.paint
         for sign in (-1.0, 1.0):
             brush.limb((front, sign * 0.1, radius), (0.42, sign * 0.08, 0.98), 0.035, 0.03, METAL)
-            brush.limb((rear, sign * 0.1, radius), (0.0, sign * 0.1, 0.42), 0.04, 0.05,
-                       (70.0, 68.0, 66.0))
+            brush.limb(
+                (rear, sign * 0.1, radius), (0.0, sign * 0.1, 0.42), 0.04, 0.05, (70.0, 68.0, 66.0)
+            )
         engine = [(-0.32, 0.24), (-0.34, 0.62), (0.34, 0.66), (0.36, 0.3)]
         extrude(brush, engine, lambda u, v: 0.17, (74.0, 72.0, 70.0))
         brush.limb((0.1, 0.2, 0.27), (-0.85, 0.2, 0.36), 0.04, 0.06, METAL)
@@ -135,8 +162,12 @@ class Motorcycle:
         extrude(brush, tank, lambda u, v: 0.17, body)
         fairing = [(0.36, 0.66), (0.4, 1.12), (0.5, 1.16), (0.66, 0.9), (0.62, 0.74)]
         extrude(brush, fairing, lambda u, v: 0.19, scale_colour(body, 0.92))
-        guard = [(front - 0.3, 2 * radius), (front, 2 * radius + 0.07),
-                 (front + 0.3, 2 * radius - 0.1), (front, 2 * radius - 0.02)]
+        guard = [
+            (front - 0.3, 2 * radius),
+            (front, 2 * radius + 0.07),
+            (front + 0.3, 2 * radius - 0.1),
+            (front, 2 * radius - 0.02),
+        ]
         extrude(brush, guard, lambda u, v: 0.09, body)
 
     def _draw_scooter(self, brush, rear, front, radius) -> None:
@@ -147,10 +178,18 @@ class Motorcycle:
         extrude(brush, tail, lambda u, v: 0.21, body)
         seat = [(-0.92, 0.74), (-0.9, 0.84), (-0.22, 0.82), (-0.2, 0.74)]
         extrude(brush, seat, lambda u, v: 0.17, (36.0, 33.0, 32.0))
-        extrude(brush, [(-0.2, 0.26), (-0.2, 0.34), (0.42, 0.34), (0.42, 0.26)],
-                lambda u, v: 0.2, scale_colour(body, 0.6))
+        extrude(
+            brush,
+            [(-0.2, 0.26), (-0.2, 0.34), (0.42, 0.34), (0.42, 0.26)],
+            lambda u, v: 0.2,
+            scale_colour(body, 0.6),
+        )
         shield = [(0.34, 0.3), (0.32, 0.98), (0.46, 1.08), (0.58, 0.86), (0.5, 0.4)]
         extrude(brush, shield, lambda u, v: 0.23, body)
-        guard = [(front - 0.26, 2 * radius), (front, 2 * radius + 0.08),
-                 (front + 0.24, 2 * radius - 0.1), (front, 2 * radius - 0.02)]
+        guard = [
+            (front - 0.26, 2 * radius),
+            (front, 2 * radius + 0.08),
+            (front + 0.24, 2 * radius - 0.1),
+            (front, 2 * radius - 0.02),
+        ]
         extrude(brush, guard, lambda u, v: 0.1, body)

@@ -72,8 +72,9 @@ def write_split(
     _check_settings(Path(root), split, {"height": height, "width": width, "seed": seed})
     missing = [i for i in range(num_clips) if not _complete(root, split, i, labelled_only)]
     jobs = [(root, split, i, height, width, seed, labelled_only) for i in missing]
-    with tqdm(total=num_clips, initial=num_clips - len(jobs), unit="clip",
-              desc=f"StreetClips {split}") as progress:
+    with tqdm(
+        total=num_clips, initial=num_clips - len(jobs), unit="clip", desc=f"StreetClips {split}"
+    ) as progress:
         if workers == 1:
             for job in jobs:
                 _write_clip(*job)
@@ -112,8 +113,9 @@ def _check_settings(root: Path, split: str, settings: dict) -> None:
 def _complete(root: str, split: str, index: int, labelled_only: bool) -> bool:
     """Whether all files of a clip are there."""
     labelled = _files(root, split, index)
-    frames = [] if labelled_only else [
-        _sequence(root, split, index, frame) for frame in range(FRAMES)]
+    frames = (
+        [] if labelled_only else [_sequence(root, split, index, frame) for frame in range(FRAMES)]
+    )
     return all(path.exists() for path in [*labelled.values(), *frames])
 
 
@@ -121,8 +123,10 @@ def _files(root: str, split: str, index: int) -> dict:
     """Paths of the labelled frame's picture and annotation."""
     name, city = clip_name(split, index, LABELLED), CITIES[split]
     fine = Path(root, "gtFine", split, city)
-    paths = {"image": Path(root, "leftImg8bit", split, city, f"{name}_leftImg8bit.png"),
-             "polygons": fine / f"{name}_gtFine_polygons.json"}
+    paths = {
+        "image": Path(root, "leftImg8bit", split, city, f"{name}_leftImg8bit.png"),
+        "polygons": fine / f"{name}_gtFine_polygons.json",
+    }
     paths.update({kind: fine / f"{name}_gtFine_{kind}.png" for kind in ID_IMAGES})
     return paths
 
@@ -157,8 +161,10 @@ def _write_image(path: Path, image) -> None:
 
 def _write_annotation(paths: dict, annotation: Annotation) -> None:
     """Writes the polygons, and from them cityscapesscripts' id images."""
-    _atomically(paths["polygons"], lambda name: Path(name).write_text(
-        json.dumps(annotation.to_json(), separators=(",", ":"))))
+    _atomically(
+        paths["polygons"],
+        lambda name: Path(name).write_text(json.dumps(annotation.to_json(), separators=(",", ":"))),
+    )
     read = CityscapesAnnotation()
     read.fromJsonFile(str(paths["polygons"]))
     images = {

@@ -220,9 +220,7 @@ class BottleneckLaunch:
         )  # fmt: skip
 
     def __call__(self, blocks):
-        self.kernel[self.grid](
-            *self._arguments(blocks), **self.constants, SETTLED=blocks.settled
-        )
+        self.kernel[self.grid](*self._arguments(blocks), **self.constants, SETTLED=blocks.settled)
 
     def signature(self):
         """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""

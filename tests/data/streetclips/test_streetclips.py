@@ -54,7 +54,8 @@ def test_an_object_paints_exactly_its_annotated_pixels(monkeypatch):
     car = [t for t in clip.scene.things if t.parts[0][0] == "car"][-1]
     draw = plain._draw
     monkeypatch.setattr(
-        plain, "_draw", lambda thing, *rest: None if thing == car else draw(thing, *rest))
+        plain, "_draw", lambda thing, *rest: None if thing == car else draw(thing, *rest)
+    )
     with_car, annotation = clip.render(LABELLED)
     without, rest = plain.render(LABELLED)
     assert len(annotation.labels) == len(rest.labels) + 1
@@ -112,7 +113,8 @@ def test_layout_and_resuming(tmp_path):
     write_split(tmp_path, "train", num_clips=1, workers=1, **SIZE)
     sequence = sorted((tmp_path / "leftImg8bit_sequence/train/ahornstadt").iterdir())
     assert [p.name for p in sequence] == [
-        f"ahornstadt_000000_{frame:06d}_leftImg8bit.png" for frame in range(FRAMES)]
+        f"ahornstadt_000000_{frame:06d}_leftImg8bit.png" for frame in range(FRAMES)
+    ]
     labelled = tmp_path / "leftImg8bit/train/ahornstadt/ahornstadt_000000_000019_leftImg8bit.png"
     assert labelled.read_bytes() == sequence[LABELLED].read_bytes()
     sequence[4].unlink()

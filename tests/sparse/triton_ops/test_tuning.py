@@ -93,6 +93,7 @@ def test_gpus_without_a_table_take_a_relative_s(tmp_path, monkeypatch):
         device = gpu(name, capability=capability)
         assert tuning.convolution_config(layer, 100_000, torch.float16, device) == expected
 
+
 def test_search_keeps_the_fastest(tmp_path, monkeypatch):
     layer = shape(16, 32)
     maps = [
