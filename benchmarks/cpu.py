@@ -26,8 +26,8 @@ from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.runs import build_video_model
 from blockcopy_d2.modeling import VideoStream
-from blockcopy_d2.modeling.learning import learn
-from blockcopy_d2.modeling.precision import cpu_has_bf16
+from blockcopy_d2.modeling.running.learning import learn
+from blockcopy_d2.modeling.running.precision import cpu_has_bf16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
 

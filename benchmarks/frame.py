@@ -26,9 +26,9 @@ from blockcopy_d2.data.streetclips.writer import write_split
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import learn
-from blockcopy_d2.modeling.frames.recorded_learning import RecordedLearning
-from blockcopy_d2.modeling.frames.steps import normalize
-from blockcopy_d2.modeling.static_heads import FrameSizes, StaticRCNN
+from blockcopy_d2.modeling.fixed_shape import FrameSizes, StaticRCNN
+from blockcopy_d2.modeling.running.recorded_learning import RecordedLearning
+from blockcopy_d2.modeling.running.steps import normalize
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import num_blocks

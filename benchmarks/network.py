@@ -21,7 +21,7 @@ import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine.arguments import positive
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling.static_heads import find_static_heads
+from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.policy import Observation
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, StreamState, block_sparse, num_blocks

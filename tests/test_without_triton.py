@@ -17,8 +17,8 @@ from blockcopy_d2.sparse.module import execution
 ROOT = Path(__file__).resolve().parents[1]
 # Where kernels lie, and what runs them: imported where Triton runs.
 KERNELS = (
-    "blockcopy_d2.modeling.frames.device_clock",
-    "blockcopy_d2.modeling.static_heads.triton_ops.",
+    "blockcopy_d2.modeling.running.device_clock",
+    "blockcopy_d2.modeling.fixed_shape.triton_ops.",
     "blockcopy_d2.motion.triton_",
     "blockcopy_d2.policy.fused",
     "blockcopy_d2.policy.painting",
@@ -27,7 +27,7 @@ KERNELS = (
 )
 POLICIES = "tests/policy/test_build.py"
 LEARNING = "tests/engine/test_acceleration.py::test_an_accelerated_model_learns_as_it_runs"
-FIXED_SHAPES = "tests/modeling/static_heads/test_nms.py"
+FIXED_SHAPES = "tests/modeling/fixed_shape/test_nms.py"
 PROGRAMS = [
     "tests/test_demo.py::test_video_is_run_and_drawn",
     "tests/engine/test_train_net.py::test_warming_then_evaluating_with_the_policy",

@@ -24,14 +24,18 @@ from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
 from blockcopy_d2.sparse.grid import check_stride
 from blockcopy_d2.sparse.proxy import ModuleProxy
 
-from .compiled_operators import check_compiled_operators
-from .frame_lock import FrameLock
-from .frames import FrameGraph, run_frame
-from .frames.steps import all_blocks, fill_slots, fit_to_size
-from .heads import convert_model
-from .learning import learn
-from .precision import inference_autocast
-from .stream import StreamBatch, StreamPool, VideoStream
+from .conversion import check_compiled_operators, convert_model
+from .running import (
+    FrameGraph,
+    FrameLock,
+    StreamBatch,
+    StreamPool,
+    VideoStream,
+    inference_autocast,
+    learn,
+    run_frame,
+)
+from .running.steps import all_blocks, fill_slots, fit_to_size
 from .task import build_task
 
 __all__ = ["BlockCopyVideoModel"]

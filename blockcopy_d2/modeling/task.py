@@ -26,7 +26,7 @@ from blockcopy_d2.policy import (
     semantic_information_gain,
 )
 
-from .static_heads import StaticDetections
+from .fixed_shape import StaticDetections
 
 __all__ = [
     "InstanceTask",

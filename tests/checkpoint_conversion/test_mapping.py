@@ -16,7 +16,7 @@ from blockcopy_d2.checkpoint_conversion import (
 )
 from blockcopy_d2.resources import shipped_configs
 from tests.checkpoint_conversion.published import PublishedCSP
-from tests.modeling.csp.small import OPTS, small_csp
+from tests.modeling.networks.csp.small import OPTS, small_csp
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ import torch
 
 from blockcopy_d2.checkpoint_conversion import MAPPINGS, convert_state_dict
 from tests.checkpoint_conversion.published import PublishedCSP, PublishedMGAN
-from tests.modeling.csp.small import small_csp
-from tests.modeling.mgan.small import small_mgan
+from tests.modeling.networks.csp.small import small_csp
+from tests.modeling.networks.mgan.small import small_mgan
 from tests.sparse.networks import randomize
 
 

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from blockcopy_d2.data import register_cityscapes_video
 from blockcopy_d2.engine import evaluate_clips, load_config
 from blockcopy_d2.engine.predictor import VideoPredictor
-from blockcopy_d2.modeling.frames import graph as frame_graph
+from blockcopy_d2.modeling.running import graph as frame_graph
 from blockcopy_d2.resources import config_path
 from tests.data.cityscapes_tree import write_clip
 from tests.small_model import CONFIG, small_model_opts

@@ -17,8 +17,8 @@ from blockcopy_d2.engine.predictor import FrameMapper
 from blockcopy_d2.modeling import learn
 from blockcopy_d2.policy import NoBlocks, OnlineLearner
 from blockcopy_d2.sparse import BlockGrid, module
-from tests.modeling.frames.conftest import *  # noqa: F403
-from tests.modeling.frames.sides import assert_same_output, clip, sides
+from tests.modeling.running.conftest import *  # noqa: F403
+from tests.modeling.running.sides import assert_same_output, clip, sides
 from tests.modeling.test_meta_arch import assert_same, build_pair, frames
 
 

@@ -1,0 +1,28 @@
+"""Running frames of streams: operator by operator, or as CUDA graphs."""
+
+from .eager import run_frame
+from .frame_lock import FrameLock
+from .graph import FrameGraph
+from .learning import learn
+from .precision import inference_autocast
+from .refresh import due_for_refresh
+from .result import FrameResult, RecordedFrameResult
+from .scene_cut import scene_cuts
+from .stream import StreamBatch, StreamPool, VideoStream
+from .timing import StageTimer
+
+__all__ = [
+    "FrameGraph",
+    "FrameLock",
+    "FrameResult",
+    "RecordedFrameResult",
+    "StageTimer",
+    "StreamBatch",
+    "StreamPool",
+    "VideoStream",
+    "due_for_refresh",
+    "inference_autocast",
+    "learn",
+    "run_frame",
+    "scene_cuts",
+]

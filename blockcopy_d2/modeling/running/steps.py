@@ -1,0 +1,264 @@
+"""
+What a frame takes besides the task network, in steps: its size, what the policy sees, the blocks
+to execute, and what is remembered of it. However the frame is run, they are the same.
+
+Shape shorthand in this module:
+
+    N: streams of a batch
+    H, W: height and width of the network's input, padding included
+    GH, GW: rows and columns of the block grid, ceil(H / B) x ceil(W / B)
+    h, w: policy resolution, P x P pixels per block
+"""
+
+import logging
+import math
+
+import torch
+from detectron2.layers import move_device_like
+from detectron2.structures import ImageList
+from detectron2.utils.logger import log_first_n
+
+from blockcopy_d2.policy import Observation, resize_to_policy
+from blockcopy_d2.sparse import BlockGrid, num_blocks
+
+from .refresh import due_for_refresh
+from .scene_cut import scene_cuts
+
+__all__ = [
+    "all_blocks",
+    "at_policy_resolution",
+    "choose_blocks",
+    "fill_slots",
+    "find_cuts",
+    "fit_to_size",
+    "is_finite",
+    "normalize",
+    "pad",
+    "policy_of",
+    "remember",
+]
+
+
+def fill_slots(inputs, streams):
+    """
+    Args:
+        inputs (list[dict or None]): of every stream.
+        streams (StreamBatch):
+
+    Returns:
+        list[dict]: with black frames for the streams without one: the network runs whole batches.
+
+    Raises:
+        ValueError: if the number of inputs or the sizes of their images do not fit.
+    """
+    images = [x["image"] for x in inputs if x is not None]
+    sizes = sorted({tuple(image.shape[-2:]) for image in images})
+    if len(inputs) != streams.num_streams or len(sizes) != 1:
+        raise ValueError(
+            f"{len(inputs)} inputs for {streams.num_streams} streams, with images of the sizes"
+            f" {sizes}; expected an input or None for every stream, and images of one size."
+            " Run streams of another size as a batch of their own."
+        )
+    idle = {"image": torch.zeros_like(images[0])}
+    return [idle if x is None else x for x in inputs]
+
+
+def fit_to_size(model, streams, image_size):
+    """
+    Tell streams the size of their next frames. Those of another size start anew, also where both
+    are padded to the same canvas: the border of the picture lies elsewhere.
+
+    Args:
+        model (BlockCopyVideoModel):
+        streams (StreamBatch):
+        image_size (tuple[int, int]): height, width.
+    """
+    if image_size == streams.image_size:
+        return
+    if streams.image_size is not None:
+        if streams.started:
+            log_first_n(
+                logging.WARNING,
+                f"The frames of a stream changed size from {tuple(streams.image_size)} to"
+                f" {image_size}: the stream starts anew.",
+            )
+        streams.release()
+    like = torch.empty(1, *image_size, device="meta")
+    canvas_size = tuple(pad(model, [like]).tensor.shape[-2:])
+    streams.image_size, streams.canvas_size = image_size, canvas_size
+
+
+def normalize(model, images):
+    """
+    Args:
+        model (BlockCopyVideoModel):
+        images (list[Tensor]): (3, height, width), of pixel values.
+
+    Returns:
+        ImageList: normalized and padded on the model's device, as the wrapped model does.
+    """
+    mean, std = model.base.pixel_mean, model.base.pixel_std
+    return pad(model, [(move_device_like(image, mean) - mean) / std for image in images])
+
+
+def pad(model, images):
+    """
+    Args:
+        model (BlockCopyVideoModel):
+        images (list[Tensor]): (3, height, width).
+
+    Returns:
+        ImageList: padded with zeros, as the wrapped model does.
+    """
+    backbone = model.base.backbone
+    return ImageList.from_tensors(
+        images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+    )
+
+
+def at_policy_resolution(model, images):
+    """
+    Args:
+        model (BlockCopyVideoModel):
+        images (ImageList): of :func:`normalize`.
+
+    Returns:
+        Tensor: float (N, 3, h, w).
+    """
+    grid_shape = num_blocks(model.block_size, images.tensor.shape[-2:])
+    return resize_to_policy(images.tensor, grid_shape, model.task.pixels_per_block)
+
+
+def policy_of(model, stream):
+    """
+    Returns:
+        Policy: of a single stream, its own or the model's.
+    """
+    return model.policy if stream.policies is None else stream.policies[0]
+
+
+def all_blocks(model, streams):
+    """
+    Returns:
+        BlockGrid: of a first frame.
+    """
+    return BlockGrid.full(
+        block_size=model.block_size,
+        image_size=streams.canvas_size,
+        batch=streams.num_streams,
+        device=model.device,
+    )
+
+
+def find_cuts(model, frame, streams):
+    """
+    Returns:
+        Tensor: bool (N,), the frames that show another scene than the last; see
+        :func:`scene_cuts`.
+    """
+    if not model.scene_cut:
+        return torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
+    canvas = math.prod(num_blocks(model.block_size, streams.canvas_size)) * model.block_size**2
+    return scene_cuts(
+        frame,
+        streams.frame,
+        share=model.scene_cut,
+        pixels_per_block=model.task.pixels_per_block,
+        pixel_std=model.base.pixel_std,
+        coverage=math.prod(streams.image_size) / canvas,
+    )
+
+
+def choose_blocks(model, frame, streams, cut, *, learning=False, present=(True,)):
+    """
+    Ask the policies, and add what is executed whatever they want.
+
+    Args:
+        model (BlockCopyVideoModel):
+        frame (Tensor): float (N, 3, h, w).
+        streams (StreamBatch): that have had a frame.
+        cut (Tensor): bool (N,), of :func:`find_cuts`.
+        learning (bool or list[bool]): keep the autograd graph, of each policy where every stream
+            has its own.
+        present (sequence[bool]): the streams that have a frame.
+
+    Returns:
+        tuple[list[Observation], list[Decision], BlockGrid]: what the policy of each stream saw,
+        decided by itself, and what the frame executes.
+    """
+    observations, decisions = _ask(model, frame, streams, learning)
+    active = torch.cat([decision.active for decision in decisions])
+    # Features that are not finite must go, and a frame that is not finite spoils every block.
+    everything = cut | streams.broken | ~is_finite(frame) | (streams.frame_index == 0)
+    active = active | everything[:, None, None]
+    if model.refresh_every:
+        active = active | due_for_refresh(active, streams.age, model.refresh_every)
+    if model.dense_above < 1:
+        share = active.float().mean(dim=(1, 2), keepdim=True)
+        active = active | (share > model.dense_above)
+    if not all(present):
+        active = active & streams.mask(present, active)
+    grid = BlockGrid(active, block_size=model.block_size, image_size=streams.canvas_size)
+    return observations, decisions, grid
+
+
+def _ask(model, frame, streams, learning):
+    observation = Observation(
+        frame=frame.nan_to_num(),
+        frame_state=streams.frame_state,
+        output=streams.painted,
+        grid=streams.active[:, None].float(),
+        frame_index=streams.frame_index,
+        age=streams.age,
+    )
+    observations = observation.split()
+    if not isinstance(learning, list):
+        learning = [learning] * streams.num_streams
+    if streams.policies is None:
+        with torch.set_grad_enabled(any(learning)):
+            return observations, model.policy(observation).split()
+    decisions = []
+    for n, policy in enumerate(streams.policies):
+        with torch.set_grad_enabled(learning[n]):
+            decisions.append(policy(observations[n]))
+    return observations, decisions
+
+
+def remember(model, streams, frame, outputs, grid, *, present=(True,)):
+    """
+    Bring streams up to date with a frame.
+
+    Args:
+        model (BlockCopyVideoModel):
+        streams (StreamBatch):
+        frame (Tensor): float (N, 3, h, w).
+        outputs (list[dict]): of the task network, for every stream.
+        grid (BlockGrid): what the frame executed.
+        present (sequence[bool]): the streams that had a frame.
+    """
+    seen = [
+        model.task.observe(
+            output,
+            image_size=streams.image_size,
+            canvas_size=streams.canvas_size,
+            grid_shape=grid.shape,
+        )
+        for output in outputs
+    ]
+    painted = torch.stack([model.task.paint(x) for x in seen])
+    streams.advance(
+        frame=frame.nan_to_num(),
+        painted=painted.nan_to_num(),
+        seen=seen,
+        active=grid.active,
+        broken=~(is_finite(frame) & is_finite(painted)),
+        present=present,
+    )
+
+
+def is_finite(x):
+    """
+    Returns:
+        Tensor: bool (N,), whether all numbers of ``x`` are, of each stream.
+    """
+    return torch.isfinite(x).flatten(1).all(1)

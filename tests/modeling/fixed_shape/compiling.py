@@ -1,0 +1,116 @@
+"""Compiles every Triton kernel of the second stage and of the policy as a call on a GPU would: run
+by test_compile.py in a process of its own, that does not interpret. Prints the kernels' names."""
+
+import sys
+from unittest import mock
+
+import torch
+import triton
+from detectron2.modeling.box_regression import Box2BoxTransform
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from blockcopy_d2.modeling.fixed_shape.roi_align import RoIAlign
+from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (
+    candidate_scores_triton,
+    fill_slots_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.boxes import decode_boxes_triton
+from blockcopy_d2.modeling.fixed_shape.triton_ops.nms import nms_triton
+from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (
+    paste_masks_triton,
+    sample_masks_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (
+    align_levels_triton,
+    decode_candidates_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import best_values_triton
+from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_align import roi_align_triton
+from blockcopy_d2.modeling.running.device_clock import DeviceClock
+from blockcopy_d2.policy.painting import paint_maximum_triton
+
+TYPES = {
+    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
+    torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
+
+
+class Compiler:
+    """Stands in for a launch: compiles the kernel for a compute capability such as 90."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget("cuda", capability, 32)
+        self.signature, self.constants, self.attributes = {}, {}, {}
+        self.compiled = set()
+
+    def __call__(self, function, *args, grid, warmup, **kwargs):
+        self.signature, self.constants, self.attributes = {}, {}, {}
+        values = dict(zip(function.arg_names, args))
+        values.update(
+            {name: kwargs.pop(name) for name in list(kwargs) if name in function.arg_names}
+        )
+        for position, parameter in enumerate(function.params):
+            name, value = parameter.name, values[parameter.name]
+            self.signature[name] = self.describe(value, (position,), parameter)
+        source = ASTSource(function, self.signature, self.constants, self.attributes)
+        assert triton.compile(source, target=self.target, options=kwargs).asm["cubin"]
+        self.compiled.add(function.__name__)
+
+    def describe(self, value, path, parameter):
+        if isinstance(value, tuple):
+            return tuple(self.describe(x, (*path, i), parameter) for i, x in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            if value.data_ptr() % 16 == 0:
+                self.attributes[path] = [["tt.divisibility", 16]]
+            return TYPES[value.dtype]
+        specialized = not parameter.do_not_specialize and isinstance(value, int)
+        if parameter.is_constexpr or (specialized and value == 1):
+            self.constants[path] = value
+            return "constexpr"
+        if specialized and value % 16 == 0:
+            self.attributes[path] = [["tt.divisibility", 16]]
+        return "fp32" if isinstance(value, float) else "i32"
+
+
+def launch_all(dtype):
+    transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    boxes, valid = torch.rand(5, 1000, 4), torch.ones(5, 1000, dtype=torch.bool)
+    decode_boxes_triton(
+        torch.randn(1, 1000, 41)[..., 9:].to(dtype), boxes[:1], transform, (512, 512)
+    )
+    nms_triton(boxes, valid, 0.7)
+    nms_triton(torch.rand(1, 2048, 4), valid.new_ones(1, 2048), 0.5, torch.zeros(1, 2048).long())
+    nms_triton(boxes[:, :40], valid[:, :40], 0.5)
+    sides = [64 >> i for i in range(5)]
+    logits = [torch.randn(1, 3, side, side).to(dtype) for side in sides]
+    align_levels_triton(logits)
+    deltas = [torch.randn(1, 12, side, side).to(dtype) for side in sides]
+    anchors = [torch.rand(3 * side**2, 4) for side in sides]
+    index = torch.zeros(1, 5, 1000, dtype=torch.int64)
+    candidates = torch.zeros(1, 5, 1000, dtype=dtype)
+    decode_candidates_triton(deltas, anchors, index, candidates, transform, (512, 512), 0.0)
+    for side, levels in ((7, 4), (14, 4), (7, 1)):
+        maps = [torch.randn(1, 256, 128 >> i, 128 >> i).to(dtype) for i in range(levels)]
+        roi_align_triton(RoIAlign(output_size=side, min_level=2), maps, boxes[:1, :50])
+    best_values_triton(torch.rand(1, 8000), 2048)
+    class_logits = torch.randn(1, 1000, 41).to(dtype)[..., :9]
+    candidate_scores_triton(class_logits, valid[:1], torch.ones(1, 1000, 8).bool(), 0.05)
+    scores, classes = torch.rand(1, 2048), torch.zeros(1, 2048).long()
+    best_boxes = torch.rand(1, 2048, 4)
+    fill_slots_triton(scores > 0.5, best_boxes, scores, classes, (2.0, 2.0), (64, 96), 100)
+    masks, count = torch.rand(1, 100, 28, 28), torch.ones(1, dtype=torch.int32)
+    paste_masks_triton(masks, boxes[:1, :100], count, torch.zeros(1, 100, 64, 96).bool())
+    paint_maximum_triton(torch.zeros(100, 64, 96).bool(), scores[0, :100], classes[0, :100], 8)
+    rows = torch.arange(32)
+    sample_masks_triton(masks, boxes[:1, :100], count, rows, rows)
+    DeviceClock(2, "cpu").mark(1)
+
+
+if __name__ == "__main__":
+    compiler = Compiler(int(sys.argv[1]))
+    with mock.patch.object(JITFunction, "run", lambda *args, **kwargs: compiler(*args, **kwargs)):
+        for name in sys.argv[2:]:
+            launch_all(getattr(torch, name))
+    print(*sorted(compiler.compiled))

@@ -1,0 +1,151 @@
+"""Small Faster and Mask R-CNNs that detect a lot, with what Detectron2 itself makes of an image."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from detectron2 import model_zoo
+from detectron2.modeling import build_model
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, pairwise_iou
+from torch.nn import functional as F
+
+from blockcopy_d2.modeling.fixed_shape import FrameSizes
+from blockcopy_d2.sparse import num_blocks
+
+BLOCK = 64
+
+
+def small_rcnn(
+    *, masks=True, pyramid=True, agnostic=False, num_conv=0, num_classes=3, opts=(), seed=0
+):
+    """
+    Returns:
+        GeneralizedRCNN: random weights, scaled so that scores and boxes differ widely.
+    """
+    name = "mask_rcnn" if masks else "faster_rcnn"
+    folder = "COCO-InstanceSegmentation" if masks else "COCO-Detection"
+    kind = "FPN" if pyramid else "DC5"
+    cfg = model_zoo.get_config(f"{folder}/{name}_R_50_{kind}_1x.yaml")
+    cfg.merge_from_list([
+        "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18 if pyramid else 50,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.NUM_CLASSES", num_classes,
+        "MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_BOX_HEAD.NUM_CONV", num_conv,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic,
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", 200, "MODEL.RPN.PRE_NMS_TOPK_TEST", 300,
+        "TEST.DETECTIONS_PER_IMAGE", 20, *opts,
+    ])  # fmt: skip
+    torch.manual_seed(seed)
+    model = build_model(cfg).eval().requires_grad_(False)
+    spread = {"objectness_logits": 3, "anchor_deltas": 0.5, "cls_score": 8, "bbox_pred": 2}
+    for name, module in model.named_modules():
+        last = name.rsplit(".")[-1]
+        if last in spread:
+            # Unit variance of the layer's outputs times the wished spread, about.
+            torch.nn.init.normal_(
+                module.weight, std=spread[last] * module.weight[0].numel() ** -0.5
+            )
+        if name.endswith("mask_head.predictor"):
+            torch.nn.init.normal_(module.weight, std=4)
+    return model
+
+
+@dataclass
+class Frame:
+    """Backbone and RPN outputs of a batch, and Detectron2's results from them."""
+
+    features: dict
+    logits: list
+    deltas: list
+    sizes: FrameSizes
+    proposals: list
+    instances: list
+
+    @property
+    def inputs(self):
+        return self.features, self.logits, self.deltas, self.sizes
+
+
+@torch.no_grad()
+def run_detectron2(model, image_size, *, num_images=1, output_size=None, seed=0, features=None):
+    """
+    Runs Detectron2's RPN and RoI heads.
+
+    Args:
+        model (GeneralizedRCNN):
+        image_size (tuple[int, int]): height, width.
+        num_images (int):
+        output_size (tuple[int, int]): that of the images by default.
+        seed (int): of the features.
+        features (dict[str, Tensor]): smooth random ones, channels-last, by default.
+
+    Returns:
+        Frame:
+    """
+    images = [torch.zeros(3, *image_size, device=model.device)] * num_images
+    images = ImageList.from_tensors(images, model.backbone.size_divisibility)
+    canvas_size = tuple(images.tensor.shape[-2:])
+    features = features or smooth_features(model, num_images, canvas_size, seed)
+    rpn = model.proposal_generator
+    logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
+    proposals, _ = rpn(images, features)
+    instances, _ = model.roi_heads(images, features, proposals)
+    output_size = output_size or image_size
+    sizes = FrameSizes(
+        image_size=image_size,
+        canvas_size=canvas_size,
+        output_size=output_size,
+        grid_shape=num_blocks(BLOCK, canvas_size),
+        pixels_per_block=16,
+    )
+    instances = [detector_postprocess(x, *output_size) for x in instances]
+    return Frame(features, logits, deltas, sizes, proposals, instances)
+
+
+def smooth_features(model, num_images, canvas_size, seed):
+    """dict[str, Tensor]: unit noise, interpolated over a few pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    features = {}
+    for name, shape in model.backbone.output_shape().items():
+        size = [math.ceil(length / shape.stride) for length in canvas_size]
+        coarse = [max(length // 2, 2) for length in size]
+        x = torch.randn(num_images, shape.channels, *coarse, generator=generator)
+        x = F.interpolate(x, size=size, mode="bilinear")
+        features[name] = x.to(model.device, memory_format=torch.channels_last)
+    return features
+
+
+def assert_agree(got, want, *, precise=True):
+    """
+    Args:
+        got, want (Instances): of one image, with or without masks.
+        precise (bool): whether they differ in the order of float32 operations only, or by the
+            rounding of half precision, which may change a detection near a threshold.
+    """
+    if precise:
+        assert len(got) == len(want) > 3
+        order, mask_error = slice(None), 1e-4
+        tolerances = [{"rtol": 1e-4, "atol": 1e-4}, {"rtol": 1e-4, "atol": 1e-2}]
+    else:
+        assert abs(len(got) - len(want)) <= max(2, len(want) // 10)
+        overlap = pairwise_iou(want.pred_boxes, got.pred_boxes)
+        overlap[want.pred_classes[:, None] != got.pred_classes] = 0
+        best, order = overlap.max(dim=1)
+        found = best > 0.9
+        assert found.float().mean() >= 0.85
+        order, want, mask_error = order[found], want[found], 0.05
+        tolerances = [{"rtol": 0.0, "atol": 0.02}, {"rtol": 0.0, "atol": 1.0}]
+    got = got[order]
+    assert got.image_size == want.image_size
+    assert got.pred_classes.equal(want.pred_classes)
+    torch.testing.assert_close(got.scores, want.scores, **tolerances[0])
+    torch.testing.assert_close(got.pred_boxes.tensor, want.pred_boxes.tensor, **tolerances[1])
+    assert got.has("pred_masks") == want.has("pred_masks")
+    if want.has("pred_masks"):
+        assert got.pred_masks.dtype == torch.bool and got.pred_masks.shape == want.pred_masks.shape
+        wrong = (got.pred_masks != want.pred_masks).sum()
+        assert wrong <= mask_error * want.pred_masks.sum() + 2
+        assert want.pred_masks.any() and not want.pred_masks.all()

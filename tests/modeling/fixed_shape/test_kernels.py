@@ -1,0 +1,260 @@
+"""Each Triton kernel against its plain reference: on the GPU if there is one, else interpreted."""
+
+import pytest
+import torch
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.modeling.box_regression import Box2BoxTransform
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.modeling.fixed_shape.box_inference import (  # noqa: E402
+    candidate_scores_reference,
+    fill_slots_reference,
+)
+from blockcopy_d2.modeling.fixed_shape.boxes import decode_boxes_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.nms import nms_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.paste import sample_masks_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.proposals import (  # noqa: E402
+    align_levels_reference,
+    decode_candidates_reference,
+)
+from blockcopy_d2.modeling.fixed_shape.ranking import best_values_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.roi_align import RoIAlign, roi_align_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (  # noqa: E402
+    candidate_scores_triton,
+    fill_slots_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.boxes import decode_boxes_triton  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops.nms import nms_triton  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (  # noqa: E402
+    paste_masks_triton,
+    sample_masks_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (  # noqa: E402
+    align_levels_triton,
+    decode_candidates_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import best_values_triton  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_align import roi_align_triton  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+
+
+@pytest.fixture(autouse=True)
+def on_device():
+    with torch.device(DEVICE):
+        yield
+
+
+def random_boxes(*shape, size=(200, 300), smallest=1.0):
+    height, width = size
+    corners = torch.rand(*shape, 2) * torch.tensor([width - smallest, height - smallest])
+    longest = torch.tensor([width, height]) - corners
+    sides = smallest + (longest - smallest) * torch.rand(*shape, 2) ** 2
+    return torch.cat([corners, corners + sides], dim=-1)
+
+
+@pytest.mark.parametrize("num_sets", [1, 3])
+def test_decode_boxes(num_sets):
+    deltas = torch.randn(2, 70, 4 * num_sets + 2) * 3
+    deltas[0, 3, 0] = torch.nan
+    deltas[0, 4, 2] = torch.nan
+    deltas[0, 5, 2] = torch.inf
+    deltas[1, 6, 1] = -torch.inf
+    deltas = deltas[..., : 4 * num_sets]
+    boxes = random_boxes(2, 70)
+    got, got_finite = decode_boxes_triton(deltas, boxes, TRANSFORM, (200, 300))
+    want, want_finite = decode_boxes_reference(deltas, boxes, TRANSFORM, (200, 300))
+    assert got_finite.equal(want_finite)
+    assert not want_finite.all()
+    torch.testing.assert_close(got[want_finite], want[want_finite], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 31, 64, 100])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_nms(size, labelled):
+    boxes = random_boxes(3, size, size=(60, 60))
+    boxes[:, size // 2 :: 3] = boxes[:, : len(range(size // 2, size, 3))].clone()
+    boxes[0, -1] = torch.nan
+    boxes[1, 0, 2:] = boxes[1, 0, :2]
+    valid = torch.rand(3, size) > 0.1
+    valid[0, -1] = False
+    labels = torch.randint(3, (3, size)) if labelled else None
+    got = nms_triton(boxes, valid, 0.5, labels)
+    assert got.equal(nms_reference(boxes, valid, 0.5, labels))
+
+
+def test_nms_of_more_boxes_than_fit_in_registers():
+    boxes = random_boxes(2, 150, size=(100, 100), smallest=20.0)
+    valid = torch.rand(2, 150) > 0.1
+    # A whole block without a box that takes part.
+    valid[1, 64:96] = False
+    got = nms_triton(boxes, valid, 0.6, largest_block=32)
+    assert got.equal(nms_reference(boxes, valid, 0.6))
+    assert got[:, 128:].any()
+
+
+def test_nms_along_the_longest_chain():
+    # Each box overlaps the next only: every second one stays, and each round decides just one.
+    left = torch.arange(100.0)
+    boxes = torch.stack([left, left * 0, left + 2, left * 0 + 1], dim=1)[None]
+    keep = nms_triton(boxes, torch.ones(1, 100, dtype=torch.bool), 0.3)
+    assert keep[0].tolist() == [True, False] * 50
+
+
+@pytest.mark.parametrize("size", [1, 33, 300])
+def test_best_values(size):
+    values = torch.randint(size, (2, size)).float()
+    values[0, ::3] = -torch.inf
+    for k in (1, size // 2 + 1, size):
+        got, want = best_values_triton(values, k), best_values_reference(values, k)
+        assert got[0].equal(want[0]) and got[1].equal(want[1])
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("num_boxes", [1, 5])
+def test_candidate_scores(sigmoid, num_boxes):
+    logits = torch.randn(2, 30, 9).half() * 2
+    logits[0, 2, 1] = torch.nan
+    logits[0, 3, 5] = torch.nan
+    logits[1, 4, 2] = torch.inf
+    logits = logits[..., :6]
+    usable = torch.rand(2, 30) > 0.1
+    finite = torch.rand(2, 30, num_boxes) > 0.05
+    args = (logits, usable, finite, 0.1)
+    got = candidate_scores_triton(*args, sigmoid=sigmoid)
+    want = candidate_scores_reference(*args, sigmoid=sigmoid)
+    assert (got < 0).equal(want < 0) and (want < 0).any() and (want > 0.1).any()
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("num_slots", [3, 20, 70])
+def test_fill_slots(num_slots):
+    boxes = random_boxes(2, 50)
+    # Empty before scaling, and by clipping.
+    boxes[0, 4, 2] = boxes[0, 4, 0]
+    boxes[1, 2] = torch.tensor([10.0, 190, 20, 200])
+    keep = torch.rand(2, 50) > 0.5
+    keep[0, 4] = keep[1, 2] = True
+    scores, classes = torch.rand(2, 50), torch.randint(8, (2, 50))
+    args = (keep, boxes, scores, classes, (1.5, 0.5), (80, 400), num_slots)
+    for got, want in zip(fill_slots_triton(*args), fill_slots_reference(*args), strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want)
+
+
+def maps(channels, *, row=None):
+    """Maps of three levels; with `row`, pixels lie that many channels apart."""
+    for size in ((6, 5), (2, 5), (2, 1)):
+        x = torch.randn(2, *size, row or channels)
+        yield x[..., :channels].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("row", [None, 15])
+def test_align_levels(row):
+    logits = [x.half() for x in maps(3, row=row)]
+    assert align_levels_triton(logits).equal(align_levels_reference(logits))
+
+
+@pytest.mark.parametrize("row", [None, 15])
+def test_decode_candidates(row):
+    sizes = (90, 30, 6)
+    anchors = [random_boxes(size, size=(150, 250)) for size in sizes]
+    deltas = list(maps(12, row=row))
+    deltas[0][0, 7] = torch.nan
+    deltas[1][1, 3] = torch.nan
+    # Beyond what the last level has: its padding.
+    index = torch.stack([torch.randperm(90)[:20] % max(size, 12) for size in sizes])
+    index = torch.stack([index, index.flip(1)])
+    logits = torch.randn(2, 3, 20)
+    logits[0, 1, 1] = torch.inf
+    logits[1, 1, 2] = torch.nan
+    args = (deltas, anchors, index, logits, TRANSFORM, (120, 240), 5.0)
+    (got, got_valid), (want, want_valid) = (
+        decode_candidates_triton(*args), decode_candidates_reference(*args)
+    )  # fmt: skip
+    assert got_valid.equal(want_valid)
+    assert want_valid.any() and not want_valid[:, :2].all() and not want_valid[:, 2].all()
+    torch.testing.assert_close(got[want_valid], want[want_valid], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "output_size, sampling_ratio, aligned",
+    [(7, 0, True), (14, 0, True), (7, 2, True), (7, 0, False)],
+)
+def test_roi_align(output_size, sampling_ratio, aligned):
+    align = RoIAlign(
+        output_size=output_size, min_level=2, sampling_ratio=sampling_ratio, aligned=aligned,
+        canonical_size=56,
+    )  # fmt: skip
+    height, width = 100, 168
+    maps = [
+        torch.randn(2, 20, -(-height // s), -(-width // s)).contiguous(
+            memory_format=torch.channels_last
+        )
+        for s in (4, 8, 16)
+    ]
+    boxes = random_boxes(2, 8, size=(height, width))
+    boxes[0, 0] = torch.tensor([0, 0, width, height])
+    boxes[0, 1] = 0
+    boxes[0, 2] = torch.tensor([0, 10, width, 12.5])
+    boxes[0, 3] = torch.tensor([width - 1.25, 0, width, height])
+    boxes[0, 4] = torch.tensor([8, 8, 36, 36])
+    got = roi_align_triton(align, maps, boxes)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, roi_align_reference(align, maps, boxes), rtol=1e-4, atol=1e-4)
+
+
+def test_roi_align_of_one_level_in_half_precision():
+    align = RoIAlign(output_size=7, min_level=4)
+    x = torch.randn(1, 24, 9, 13)
+    boxes = random_boxes(1, 6, size=(140, 200))
+    got = roi_align_triton(align, [x.half()], boxes)
+    assert got.dtype == torch.float16
+    want = roi_align_reference(align, [x.half().float()], boxes)
+    torch.testing.assert_close(got.float(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_roi_align_never_reads_what_a_bin_does_not_touch():
+    align = RoIAlign(output_size=7, min_level=2)
+    x = torch.full((1, 16, 30, 40), torch.nan)
+    x[:, :, 9:20, 11:30] = 1.0
+    # In pixels of the map, bins sample within [9.5, 19.5) x [11.5, 29.5) less half a pixel.
+    boxes = torch.tensor([[[48.0, 40.0, 116.0, 78.0]]])
+    assert (roi_align_triton(align, [x], boxes) - 1).abs().max() < 1e-5
+
+
+def masks_and_boxes():
+    masks = torch.nn.functional.interpolate(torch.rand(2, 5, 4, 4), size=(28, 28), mode="bilinear")
+    boxes = random_boxes(2, 5, size=(70, 130), smallest=2.0)
+    boxes[0, 0] = torch.tensor([0, 0, 130, 70])
+    boxes[0, 1] = torch.tensor([3.5, 60.25, 4.75, 70])
+    return masks, boxes, torch.tensor([5, 2], dtype=torch.int32)
+
+
+def test_paste_masks():
+    masks, boxes, count = masks_and_boxes()
+    boxes[1, 2:] = 0
+    got = torch.full((2, 5, 70, 130), True)
+    paste_masks_triton(masks, boxes, count, got)
+    for image, filled in enumerate(count.tolist()):
+        want = paste_masks_in_image(masks[image, :filled], boxes[image, :filled], (70, 130))
+        assert (got[image, :filled] != want).sum() <= 2
+        assert 0.005 < want.float().mean() < 0.95
+        # Slots beyond the count keep what they held.
+        assert got[image, filled:].all()
+
+
+def test_sample_masks():
+    masks, boxes, count = masks_and_boxes()
+    rows = torch.cat([torch.arange(2, 70, 4), torch.tensor([-1, -1])])
+    columns = torch.cat([torch.arange(1, 130, 3), torch.tensor([-1])])
+    got = sample_masks_triton(masks, boxes, count, rows, columns)
+    want = sample_masks_reference(masks, boxes, count, rows, columns)
+    assert (got != want).sum() <= 1
+    assert want[0].any() and not got[1, 2:].any()
+    assert not got[:, :, -2:].any() and not got[..., -1].any()
+    full = paste_masks_in_image(masks[0], boxes[0], (70, 130))
+    assert (want[0, :, :-2, :-1] != full[:, rows[:-2]][..., columns[:-1]]).sum() <= 1

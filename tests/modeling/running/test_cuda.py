@@ -1,0 +1,106 @@
+"""Frames as CUDA graphs: that they are replayed, wait for nothing and share nothing."""
+
+import pytest
+import torch
+
+from blockcopy_d2.modeling import VideoStream
+from tests.modeling.running.sides import Side, clip, sides
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    images = [image.cpu() for image in clip("cuda", 4)]
+
+    def run():
+        result, told = None, None
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for image in images:
+                # The last result is let go before the next frame.
+                del result, told
+                result, told = graph.frame(image)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(result["instances"]) == 5 and "loss" in told
+
+    # The learner's step of every fourth frame is recorded the third time.
+    for image in 4 * images:
+        assert graph.frame(image)[0]["instances"] is not None
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    after = torch.cuda.memory_stats()
+    for name in (
+        "allocated_bytes.all.current",
+        "reserved_bytes.all.current",
+        "num_alloc_retries",
+        "segment.all.allocated",
+    ):
+        assert after[name] == before[name], name
+    kept = after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"]
+    assert kept < 2**22, "a frame takes more than its result"
+
+
+def test_graphs_are_replayed(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    images = list(clip("cuda", 13))
+    graph.frame(images[0])
+    (recording,) = (x for x in graph.stream.graph._recordings.values() if x.asks)
+    assert set(recording._functions) == {"infer", "observe"}
+    for image in images[1:]:
+        graph.frame(image)
+    lessons = graph.stream.graph._learning._functions
+    assert len(lessons) == 3 and all(x._graph is not None for x in lessons.values())
+
+
+def test_the_time_of_stages_is_that_of_the_frame(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    images = list(clip("cuda", 8))
+    for image in images:
+        graph.frame(image)
+    results, spans = [], []
+    for image in images:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        results.append(graph.frame(image)[0])
+        events[1].record()
+        spans.append(events)
+    torch.cuda.synchronize()
+    for number, (result, (start, end)) in enumerate(zip(results, spans)):
+        seconds, whole = result.seconds, start.elapsed_time(end) / 1000
+        # The clock ticks once a microsecond on some GPUs.
+        assert all(x > -2e-6 for x in seconds.values()), (number, seconds)
+        assert seconds["network"] > 2e-5 and seconds["heads"] > 2e-5, (number, seconds)
+        assert sum(seconds.values()) < whole + 2e-5, (number, seconds, whole)
+
+
+def test_streams_of_a_model_share_no_memory(folder, built):
+    graph = Side(folder, built, "cuda", graph=True)
+    streams = [VideoStream(), VideoStream()]
+    for stream in streams:
+        for image in clip("cuda", 3):
+            graph.frame(image, stream=stream)
+    first, second = ({x.data_ptr() for x in stream.graph.memory.history()} for stream in streams)
+    assert not first & second
+
+
+def test_half_precision(folder, built):
+    eager, graph = sides(folder, built, "cuda", "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    for side in (eager, graph):
+        side.model.amp = True
+    try:
+        for image in clip("cuda", 5):
+            (expected, _), (found, _) = eager.frame(image), graph.frame(image)
+            assert torch.equal(found.grid.active, expected.grid.active)
+            expected, found = expected["instances"].scores, found["instances"].scores
+            torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+    finally:
+        for side in (eager, graph):
+            side.model.amp = False
