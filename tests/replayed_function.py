@@ -1,4 +1,4 @@
-"""CUDA graphs as a CPU can play them: what a recording keeps, and what it overwrites."""
+"""CUDA graphs as a CPU can play them: what a graph keeps, and what it overwrites."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,9 +9,9 @@ __all__ = ["ReplayedFunction"]
 
 class ReplayedFunction:
     """
-    In place of a :class:`RecordedFunction`, on a CPU. Recorded are the operators of a call with the
+    In place of a :class:`CapturedFunction`, on a CPU. Captured are the operators of a call with the
     tensors they worked on; a replay does the same to the same tensors, and no Python. What a
-    recorded call allocated lasts until one that was recorded before it in the same pool is
+    captured call allocated lasts until one that was captured before it in the same pool is
     replayed; from then on it is NaN, as if the memory that they share were in other use.
     """
 
@@ -19,13 +19,13 @@ class ReplayedFunction:
         """
         Args:
             generators: not needed here.
-            pool (list[ReplayedFunction]): those recorded, the first one first.
+            pool (list[ReplayedFunction]): those captured, the first one first.
         """
         self.calls = 0
         self._pool = pool
         self._operators = None
 
-    def record(self, function):
+    def capture(self, function):
         self._operators = _Operators()
         with self._operators:
             function()

@@ -17,7 +17,9 @@ from blockcopy_d2.sparse.module import execution
 ROOT = Path(__file__).resolve().parents[1]
 # Where kernels lie, and what runs them: imported where Triton runs.
 KERNELS = (
-    "blockcopy_d2.modeling.running.device_clock",
+    "blockcopy_d2.kernels.clock",
+    "blockcopy_d2.kernels.dependent_launch",
+    "blockcopy_d2.kernels.tf32",
     "blockcopy_d2.modeling.fixed_shape.triton_ops.",
     "blockcopy_d2.motion.triton_",
     "blockcopy_d2.policy.fused",

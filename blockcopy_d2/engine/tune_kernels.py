@@ -86,8 +86,8 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not torch.cuda.is_available():
         raise SystemExit("error: kernels are measured on an NVIDIA GPU, and there is none.")
+    from blockcopy_d2.kernels.device import Device
     from blockcopy_d2.sparse.triton_ops import search
-    from blockcopy_d2.sparse.triton_ops.device import Device
 
     dtype = _DTYPES[args.dtype]
     with errors_end_the_program():

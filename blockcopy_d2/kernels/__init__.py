@@ -1,4 +1,15 @@
-"""What all Triton kernels share. Importing it takes no Triton."""
+"""
+Plumbing of all kernels: whether Triton is there (availability), the GPU (device), how kernels begin
+(dependent_launch), launches that are bound to their operands (launch), CUDA graphs (graph), time
+in a graph (clock) and float32 values for tensor cores (tf32). Importing it takes no Triton.
+
+Every kernel follows one convention, which tests/kernels/test_convention.py holds:
+
+1. dispatch: a function that takes tensors of any device and asks :func:`triton_runs_on`;
+2. launcher: a function or :class:`.launch.Launch` beside the kernel, which sizes the launch;
+3. reference: the same in plain PyTorch, or as a few lines of arithmetic;
+4. a test that compares launcher and reference, on a GPU or interpreted on a CPU.
+"""
 
 from .availability import has_triton, triton_runs_on
 

@@ -16,8 +16,8 @@ Shape shorthand in this module:
 import triton
 import triton.language as tl
 
-from blockcopy_d2.sparse.triton_ops.device import device_of
-from blockcopy_d2.sparse.triton_ops.geometry import begin
+from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.device import device_of
 
 from . import matching, pyramid
 

@@ -17,14 +17,14 @@ import torch
 import triton
 import triton.language as tl
 
-from blockcopy_d2.sparse.triton_ops.geometry import begin
-from blockcopy_d2.sparse.triton_ops.tf32 import lift_tf32, lower_tf32, round_tf32
+from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.tf32 import lift_tf32, unlift_tf32, round_tf32
 
 __all__ = ["MoveLaunch", "staging_bytes"]
 
 # Columns of the table of maps, int64 each, see _table().
 _FIELDS = 13
-# How float32 values are kept for TF32 products, see sparse/triton_ops/tf32.py.
+# How float32 values are kept for TF32 products, see kernels/tf32.py.
 _AS_IS, _ROUNDED, _LIFTED = range(3)
 _ALIGNMENT = 16
 _BM, _BC = 64, 32
@@ -77,7 +77,7 @@ def _interpolate(source, first, second, third, fourth, wy, wx, mask, kept):
     value = a.to(tl.float32)
     if a.dtype == tl.float32:
         if kept == 2:  # _LIFTED
-            value, b, c, d = lower_tf32(value), lower_tf32(b), lower_tf32(c), lower_tf32(d)
+            value, b, c, d = unlift_tf32(value), unlift_tf32(b), unlift_tf32(c), unlift_tf32(d)
     value = (value * (1 - wx) + b * wx) * (1 - wy) + (c * (1 - wx) + d * wx) * wy
     if a.dtype == tl.float32:
         if kept == 1:  # _ROUNDED

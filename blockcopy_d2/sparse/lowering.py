@@ -68,7 +68,7 @@ class Lowered:
         buffers: number -> Buffer.
         scratch_bytes: size of the scratch memory.
         residuals: Convolution -> (value, output pixels per pixel of it along an axis).
-        lifted: numbers of the values that are lifted for TF32 products, see triton_ops/tf32.py.
+        lifted: numbers of the values that are lifted for TF32 products, see kernels/tf32.py.
     """
 
     steps: list

@@ -25,7 +25,7 @@ class FeatureMap:
         self.pixels = self.rows[:num_pixels].view(batch, height, width, channels)
         # Whether what lies between the channels of one pixel and the next pixel reads as zeros.
         self.zero_padded = False
-        # Whether the values are lifted for TF32 products, see triton_ops/tf32.py.
+        # Whether the values are lifted for TF32 products, see kernels/tf32.py.
         self.lifted = False
 
     @classmethod

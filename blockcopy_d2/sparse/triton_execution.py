@@ -11,6 +11,9 @@ import dataclasses
 
 import torch
 
+from blockcopy_d2.kernels.device import Device
+from blockcopy_d2.kernels.tf32 import round_tf32_reference
+
 from .capture import Ref
 from .lowering import lower, scratch_map
 from .program import (
@@ -18,13 +21,11 @@ from .program import (
 )
 from .state import FeatureMap
 from .triton_binding import BINDERS
-from .triton_ops.bottleneck import pack_bottleneck
+from .triton_ops.bottleneck import pack_bottleneck, widest_bottleneck
 from .triton_ops.conv_shape import pack_weight
 from .triton_ops.copy import CopyLaunch
-from .triton_ops.device import Device
 from .triton_ops.geometry import Tiling
 from .triton_ops.partial_sums import Workspace, workspace_size
-from .triton_ops.tf32 import round_tf32_reference
 
 
 class TritonExecution:
@@ -64,7 +65,7 @@ class LoweredForTriton:
     def __init__(self, program, tensors):
         tensor = next(iter(tensors.values()))
         self.device = Device(tensor.device)
-        self.plan = lower(program, self.device.widest_bottleneck(tensor.dtype))
+        self.plan = lower(program, widest_bottleneck(self.device, tensor.dtype))
         # 0xFF bytes are NaN in every float type: what is read unwritten shows.
         self.scratch = torch.full(
             (self.plan.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device

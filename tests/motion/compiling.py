@@ -7,8 +7,8 @@ from unittest import mock
 
 import torch
 
+from blockcopy_d2.kernels.device import Device
 from blockcopy_d2.motion import BlockMatching, MotionFeatures, triton_matching
-from blockcopy_d2.sparse.triton_ops.device import Device
 from tests.sparse.triton_ops.compiling import compiling
 
 

@@ -6,9 +6,9 @@ import sys
 
 import torch
 
+from blockcopy_d2.kernels.device import Device
 from blockcopy_d2.motion.caches import MovedMap
 from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes
-from blockcopy_d2.sparse.triton_ops.device import Device
 from tests.sparse.triton_ops.compiling import compiling
 
 

@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from blockcopy_d2.kernels.device import Device  # noqa: E402
+from blockcopy_d2.kernels.tf32 import round_tf32_reference  # noqa: E402
 from blockcopy_d2.motion import move  # noqa: E402
 from blockcopy_d2.motion.caches import MovedMap  # noqa: E402
 from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.tf32 import round_tf32_reference  # noqa: E402
 from tests.motion.moving import some_field  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

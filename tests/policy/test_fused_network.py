@@ -13,11 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
 from blockcopy_d2.policy.fused import FusedNetwork, draw, packing  # noqa: E402
 from blockcopy_d2.policy.fused.padded_map import PaddedMap  # noqa: E402
 from blockcopy_d2.policy.learned import draw as draw_reference  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

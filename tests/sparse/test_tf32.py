@@ -12,9 +12,9 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
+from blockcopy_d2.kernels.tf32 import round_tf32_reference
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse
 from blockcopy_d2.sparse.triton_execution import LoweredForTriton
-from blockcopy_d2.sparse.triton_ops.tf32 import round_tf32_reference
 from tests.sparse.networks import Network, randomize
 from tests.sparse.test_networks import tensors
 

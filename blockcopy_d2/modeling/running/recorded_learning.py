@@ -7,9 +7,8 @@ Shape shorthand: GH x GW blocks.
 import torch
 from torch.func import functional_call
 
+from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.policy import Decision
-
-from .recorded_function import RecordedFunction
 
 __all__ = ["RecordedLearning"]
 
@@ -65,11 +64,11 @@ class RecordedLearning:
             ("policy_update", updates): lambda: self._observe(memory, updates),
         }
         for key, function in stages.items():
-            recorded = self._functions.setdefault(key, RecordedFunction(pool=self._pool))
-            if self._pool is not None and recorded.calls == _WARM_STEPS:
-                recorded.record(function)
+            captured = self._functions.setdefault(key, CapturedFunction(pool=self._pool))
+            if self._pool is not None and captured.calls == _WARM_STEPS:
+                captured.capture(function)
             with timer.stage(key[0]):
-                recorded(function)
+                captured(function)
         # A replay counts on the device only.
         learner.frames = frames + 1
         names, values = self._told[updates]

@@ -8,11 +8,11 @@ import functools
 
 import torch
 
+from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 from blockcopy_d2.sparse.macs import MacCount
 
 from .precision import inference_autocast
-from .recorded_function import RecordedFunction
 from .steps import (
     at_policy_resolution,
     choose_blocks,
@@ -113,7 +113,7 @@ class FrameRecording:
         """
         if self._functions or not self.image.is_cuda:
             return
-        from .device_clock import DeviceClock
+        from blockcopy_d2.kernels.clock import DeviceClock
 
         device = self.image.device
         # The policy is all that draws.
@@ -123,7 +123,7 @@ class FrameRecording:
         functions, parts = {}, {}
         for name in _PARTS:
             self._clocks[name] = DeviceClock(len(self._stages(name)) + 1, device)
-            functions[name] = RecordedFunction(
+            functions[name] = CapturedFunction(
                 generators=generators if name == "infer" else (), pool=pool
             )
             parts[name] = functools.partial(self._run_on_the_clock, name, model, stream, memory)
@@ -135,7 +135,7 @@ class FrameRecording:
             for generator, state in zip(generators, before[1], strict=True):
                 generator.set_state(state)
         for name, part in parts.items():
-            functions[name].record(part)
+            functions[name].capture(part)
         self._functions = functions
         memory.bind(stream)
 

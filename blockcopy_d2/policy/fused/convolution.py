@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockcopy_d2.sparse.triton_ops.geometry import begin
+from blockcopy_d2.kernels.dependent_launch import begin
 
 from .padded_map import padded_pixels
 from .statistics import add_tile

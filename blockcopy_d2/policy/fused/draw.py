@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from blockcopy_d2.sparse.triton_ops.device import device_of
-from blockcopy_d2.sparse.triton_ops.geometry import begin
+from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.device import device_of
 
 __all__ = ["draw"]
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from blockcopy_d2.sparse.triton_ops.geometry import begin
+from blockcopy_d2.kernels.dependent_launch import begin
 
 from .packing import CHANNELS, packing, padded_channels
 from .padded_map import PaddedMap, padded_pixels, place_of

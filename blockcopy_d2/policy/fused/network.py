@@ -9,7 +9,7 @@ Shape shorthand in this module:
 
 import torch
 
-from blockcopy_d2.sparse.triton_ops.device import device_of
+from blockcopy_d2.kernels.device import device_of
 
 from .convolution import convolve
 from .inputs import Inputs

@@ -14,7 +14,7 @@ import dataclasses
 import triton
 import triton.language as tl
 
-from blockcopy_d2.sparse.triton_ops.geometry import begin
+from blockcopy_d2.kernels.dependent_launch import begin
 
 from .padded_map import PaddedMap, padded_pixels, place_of
 from .statistics import combine

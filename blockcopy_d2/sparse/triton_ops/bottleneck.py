@@ -15,8 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import BlockList, begin_with, count_blocks, locate
-from .tf32 import round_tf32
+from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks
+from blockcopy_d2.kernels.tf32 import round_tf32
+
+from .geometry import BlockList, locate
 
 
 @triton.jit
@@ -162,6 +164,14 @@ class BottleneckWeights:
     out_bias: torch.Tensor
     next: torch.Tensor | None = None
     next_bias: torch.Tensor | None = None
+
+
+def widest_bottleneck(device, dtype):
+    """Middle channels up to which the rest of a residual block is one launch: those that a program
+    can keep, as long as that is faster."""
+    if device.bulk_copies:
+        return 64 if dtype.itemsize == 2 else 0
+    return 128 if device.shared_memory >= 160 << 10 else 0
 
 
 def pack_bottleneck(*convolutions):

@@ -20,6 +20,8 @@ import triton.language as tl
 from triton.runtime.jit import MockTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks, prefetch
+
 from .activation import parameters
 from .conv_levels import (
     BIAS_OFFSET,
@@ -34,7 +36,7 @@ from .conv_levels import (
     level_table,
 )
 from .conv_output import write_tile
-from .geometry import BlockList, begin_with, count_blocks, prefetch
+from .geometry import BlockList
 from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5

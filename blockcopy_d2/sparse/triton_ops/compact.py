@@ -7,8 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import device_of
-from .geometry import BlockList, begin
+from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.device import device_of
+
+from .geometry import BlockList
 
 
 @triton.jit

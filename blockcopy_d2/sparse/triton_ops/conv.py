@@ -19,6 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
+from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks, prefetch
+
 from .activation import parameters
 from .conv_levels import (
     BIAS_OFFSET,
@@ -39,7 +41,7 @@ from .conv_levels import (
     level_table,
 )
 from .conv_output import write_tile
-from .geometry import BlockList, begin_with, count_blocks, locate, prefetch
+from .geometry import BlockList, locate
 from .partial_sums import add_parts, number_of_splits
 
 

@@ -6,8 +6,9 @@ Shape shorthand: BM pixels and BN channels of a tile.
 import triton
 import triton.language as tl
 
+from blockcopy_d2.kernels.tf32 import lift_tf32, unlift_tf32, round_tf32
+
 from .activation import activate
-from .tf32 import lift_tf32, lower_tf32, round_tf32
 
 
 @triton.jit
@@ -25,7 +26,7 @@ def write_tile(
     `stream`, `oy`, `ox`, `valid` (BM,) tell the output pixels in maps of `oh` x `ow`; `column`
     (BN,) the channels among the UNIT_OUT of their unit, `channel` among all. Of two convolutions
     that run as one, channels from FIRST_OUT on go to the map `second`. Which maps are LIFTED: see
-    tf32.py.
+    kernels/tf32.py.
     """
     mask = valid[:, None]
     if UNIT_OUT % BN != 0:
@@ -38,7 +39,7 @@ def write_tile(
             pixel = pixel.to(tl.int64)
         residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
         value = tl.load(residual, mask=mask, other=0.0).to(tl.float32)
-        out += lower_tf32(value) if RESIDUAL_LIFTED else value
+        out += unlift_tf32(value) if RESIDUAL_LIFTED else value
     pixel = (stream * oh + oy) * ow + ox
     if WIDE:
         pixel = pixel.to(tl.int64)

@@ -6,9 +6,11 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a
 import triton
 import triton.language as tl
 
+from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.tf32 import round_tf32
+
 from .activation import activate, parameters
-from .geometry import begin, locate
-from .tf32 import round_tf32
+from .geometry import locate
 
 
 @triton.jit

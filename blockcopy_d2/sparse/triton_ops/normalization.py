@@ -11,7 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import begin, locate
+from blockcopy_d2.kernels.dependent_launch import begin
+
+from .geometry import locate
 
 
 @triton.jit

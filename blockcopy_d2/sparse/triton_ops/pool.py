@@ -6,7 +6,9 @@ Shape shorthand: C channels, H x W pixels of a map, T x T pixels of a block, KH 
 import triton
 import triton.language as tl
 
-from .geometry import begin_with, count_blocks, locate
+from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks
+
+from .geometry import locate
 
 # Of a program, for all of its threads.
 _VALUES = 1024

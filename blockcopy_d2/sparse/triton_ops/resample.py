@@ -6,7 +6,9 @@ Shape shorthand: C channels, H x W pixels of a map, T x T pixels of a block.
 import triton
 import triton.language as tl
 
-from .geometry import begin, locate
+from blockcopy_d2.kernels.dependent_launch import begin
+
+from .geometry import locate
 
 
 @triton.jit

@@ -17,13 +17,13 @@ import triton
 from tqdm import tqdm
 
 from blockcopy_d2.atomic import atomic_write
+from blockcopy_d2.kernels.device import Device
 
 from .bottleneck import BottleneckConfig, BottleneckLaunch
 from .box_conv import BoxConfig, BoxConvolutionLaunch, can_flatten, takes_boxes
 from .compact import allocate_list, compact
 from .conv import ConvolutionLaunch
 from .conv_shape import ConvolutionConfig, pack_weight
-from .device import Device
 from .partial_sums import Workspace
 from .tuning import PIXELS_OF_A_BOX, bottleneck_key, layer_key, pixel_bucket, table_path, to_entry
 

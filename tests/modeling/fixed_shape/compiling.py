@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from blockcopy_d2.kernels.clock import DeviceClock
 from blockcopy_d2.modeling.fixed_shape.roi_align import RoIAlign
 from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (
     candidate_scores_triton,
@@ -28,7 +29,6 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import best_values_triton
 from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_align import roi_align_triton
-from blockcopy_d2.modeling.running.device_clock import DeviceClock
 from blockcopy_d2.policy.painting import paint_maximum_triton
 
 TYPES = {

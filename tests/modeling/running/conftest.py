@@ -24,7 +24,7 @@ def replayed_lessons(device, monkeypatch):
     """On a CPU, what the learner does is recorded and replayed operator by operator."""
     if device == "cpu":
         pools = {}
-        monkeypatch.setattr(recorded_learning, "RecordedFunction", ReplayedFunction)
+        monkeypatch.setattr(recorded_learning, "CapturedFunction", ReplayedFunction)
         monkeypatch.setattr(
             frame_graph.FrameGraph, "_graph_pool", lambda self, model: pools.setdefault(self, [])
         )

@@ -10,8 +10,8 @@ import weakref
 import pytest
 import torch
 
+from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.modeling import StreamPool, VideoStream
-from blockcopy_d2.modeling.running.recorded_function import RecordedFunction
 from blockcopy_d2.policy import FrameDifference, NoBlocks
 from blockcopy_d2.sparse import BlockGrid
 from tests.modeling.running.sides import (
@@ -249,7 +249,7 @@ def test_the_stages_of_a_graph_are_timed_by_its_clock(folder, built, device):
 
     recording = graph.stream.graph._latest
     recording._clocks = {part: Clock() for part in ("infer", "observe")}
-    recording._functions = {part: RecordedFunction() for part in recording._clocks}
+    recording._functions = {part: CapturedFunction() for part in recording._clocks}
     _, (result, _) = both(eager, graph, image)
     seconds = result.seconds
     # Where frames are put and read from counts, too.

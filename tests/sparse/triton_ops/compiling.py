@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from blockcopy_d2.engine.tune_kernels import launches
+from blockcopy_d2.kernels.device import Device
 from blockcopy_d2.sparse import (
     BlockGrid,
     BlockSparseModule,
@@ -24,7 +25,6 @@ from blockcopy_d2.sparse import (
     triton_execution,
 )
 from blockcopy_d2.sparse.triton_ops import compact
-from blockcopy_d2.sparse.triton_ops.device import Device
 
 # An asynchronous copy to shared memory, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
+from blockcopy_d2.kernels.device import Device  # noqa: E402
+from blockcopy_d2.kernels.tf32 import round_tf32_reference  # noqa: E402
 from blockcopy_d2.sparse import BlockGrid  # noqa: E402
 from blockcopy_d2.sparse.program import Activation  # noqa: E402
 from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
@@ -41,10 +43,8 @@ from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     pack_weight,
 )
 from blockcopy_d2.sparse.triton_ops.copy import CopyLaunch  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.partial_sums import Workspace, workspace_size  # noqa: E402
-from blockcopy_d2.sparse.triton_ops.tf32 import round_tf32_reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = Device(DEVICE)

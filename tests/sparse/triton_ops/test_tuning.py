@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.sparse.state import FeatureMap  # noqa: E402
 from blockcopy_d2.sparse.triton_ops import search, tuning  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.conv import (  # noqa: E402
@@ -18,7 +19,6 @@ from blockcopy_d2.sparse.triton_ops.conv_shape import (  # noqa: E402
     ConvolutionShape,
     pack_weight,
 )
-from blockcopy_d2.sparse.triton_ops.device import Device  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.geometry import Tiling  # noqa: E402
 from blockcopy_d2.sparse.triton_ops.partial_sums import Workspace  # noqa: E402
 

@@ -3,7 +3,8 @@
 import functools
 
 import torch
-import triton
+
+__all__ = ["Device", "device_of"]
 
 # Programs per multiprocessor that share the pixels of a memory-bound launch. Sized for every pixel
 # of a map, a launch would start thousands of programs that find nothing to do.
@@ -16,9 +17,9 @@ class Device:
         name, capability: which tables of configurations are its own, and its relatives'.
         num_sms: multiprocessors.
         shared_memory: bytes that one program may use.
-        bulk_copies: whether there is a tensor memory accelerator, see box_conv.py.
+        bulk_copies: whether there is a tensor memory accelerator.
         pdl: whether kernels start up while those before them still run (programmatic dependent
-            launch, see geometry.begin).
+            launch, see dependent_launch.py).
     """
 
     def __init__(self, device):
@@ -33,13 +34,6 @@ class Device:
             self.name, self.capability, self.num_sms = "interpreter", (), 4
             self.shared_memory, self.pdl, self.bulk_copies = 160 << 10, False, True
 
-    def widest_bottleneck(self, dtype):
-        """Middle channels up to which the rest of a residual block is one launch, see
-        bottleneck.py: those that a program can keep, as long as that is faster."""
-        if self.bulk_copies:
-            return 64 if dtype.itemsize == 2 else 0
-        return 128 if self.shared_memory >= 160 << 10 else 0
-
     @property
     def launch_options(self):
         """Keyword arguments of every launch."""
@@ -47,7 +41,7 @@ class Device:
 
     def programs(self, num_pixels, pixels_per_tile, per_sm=_PROGRAMS_PER_SM):
         """How many programs share the tiles of a launch; at least 1."""
-        tiles = triton.cdiv(num_pixels, pixels_per_tile)
+        tiles = -(-num_pixels // pixels_per_tile)
         return max(min(tiles, per_sm * self.num_sms), 1)
 
 

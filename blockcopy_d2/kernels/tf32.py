@@ -31,10 +31,10 @@ def lift_tf32(y):
 
 
 @triton.jit
-def lower_tf32(y):
+def unlift_tf32(y):
     """The value that lift_tf32() was given."""
-    lowered = (y.to(tl.int32, bitcast=True) - 0x1000).to(tl.float32, bitcast=True)
-    return tl.where(y == y, lowered, y)
+    value = (y.to(tl.int32, bitcast=True) - 0x1000).to(tl.float32, bitcast=True)
+    return tl.where(y == y, value, y)
 
 
 def round_tf32_reference(y):

@@ -1,15 +1,15 @@
-"""Functions of the device that are recorded once as a CUDA graph, and replayed."""
+"""Functions of the device that are captured once as a CUDA graph, and replayed."""
 
 import torch
 
-__all__ = ["RecordedFunction"]
+__all__ = ["CapturedFunction"]
 
 
-class RecordedFunction:
+class CapturedFunction:
     """
     What a function launched, to launch again with one call of the driver: it has to work on tensors
     that stay where they are, and never to wait for the device. The function itself is not kept but
-    given at every call, so that whoever owns the recording may also own what the function needs.
+    given at every call, so that whoever owns the graph may also own what the function needs.
     """
 
     def __init__(self, *, generators=(), pool=None):
@@ -18,16 +18,16 @@ class RecordedFunction:
             generators (sequence[torch.Generator]): that the function draws from.
             pool (tuple or None): of ``torch.cuda.graph_pool_handle()``. Functions of one pool
                 share memory: what one of them leaves there lasts until the next call of one that
-                was recorded before it. None: on a device without graphs, never recorded.
+                was captured before it. None: on a device without graphs, never captured.
         """
         self.calls = 0
         self._generators = generators
         self._pool = pool
         self._graph = None
 
-    def record(self, function):
+    def capture(self, function):
         """
-        Record a call without making it. Before, the function must have been called: libraries then
+        Capture a call without making it. Before, the function must have been called: libraries then
         choose, compile and allocate.
 
         Args:
@@ -43,7 +43,7 @@ class RecordedFunction:
 
     def __call__(self, function):
         """
-        Replay the function, or call it if it was not recorded.
+        Replay the function, or call it if it was not captured.
 
         Args:
             function (callable): without arguments or results.
@@ -54,7 +54,7 @@ class RecordedFunction:
         elif self._pool is None:
             function()
         else:
-            # Recording happens on a stream of its own, and so must what it builds on.
+            # Capturing happens on a stream of its own, and so must what it builds on.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
