@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from blockcopy_d2.kernels.dependent_launch import begin
-from blockcopy_d2.kernels.tf32 import lift_tf32, unlift_tf32, round_tf32
+from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 
 __all__ = ["MoveLaunch", "staging_bytes"]
 

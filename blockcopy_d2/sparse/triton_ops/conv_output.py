@@ -6,7 +6,7 @@ Shape shorthand: BM pixels and BN channels of a tile.
 import triton
 import triton.language as tl
 
-from blockcopy_d2.kernels.tf32 import lift_tf32, unlift_tf32, round_tf32
+from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 
 from .activation import activate
 
