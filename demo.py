@@ -19,13 +19,13 @@ import os
 import signal
 import sys
 import time
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
 from PIL import Image
 from tabulate import tabulate
@@ -33,15 +33,18 @@ from tqdm import tqdm
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import base_config
-from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead, read_picture
+from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead, read_picture, redact
+from blockcopy_d2.data.addresses import is_address, name_of
 from blockcopy_d2.engine.acceleration import build_lazy_model, load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
     errors_end_the_program,
     fraction,
     positive,
+    without_secrets,
 )
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
+from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.outputs import (
     check_output,
     refuse_overwriting,
@@ -102,7 +105,7 @@ def get_parser():
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames"
     )
-    return parser
+    return without_secrets(parser)
 
 
 class Clock:
@@ -177,7 +180,9 @@ def picture_targets(args):
     for path in args.input:
         if os.path.isdir(path):
             raise IsADirectoryError(f"{path} is a folder; --video-input takes folders of frames.")
-        with reading(path), PathManager.open(path, "rb") as f:
+        # What downloads an address shows all of it beside the progress.
+        quiet = contextlib.redirect_stderr(io.StringIO()) if is_address(path) else None
+        with reading(path), quiet or contextlib.nullcontext(), PathManager.open(path, "rb") as f:
             Image.open(f)
     targets = {path: picture_target(path, args.output) for path in args.input}
     for target in targets.values():
@@ -189,7 +194,13 @@ def picture_targets(args):
 
 
 def picture_target(path, output):
-    return os.path.join(output, os.path.basename(path)) if os.path.isdir(output) else output
+    if not os.path.isdir(output):
+        return output
+    name = os.path.basename(path)
+    if is_address(path):
+        # Its query is none of anyone's business.
+        name = name_of(path) + os.path.splitext(urlsplit(path).path)[1]
+    return os.path.join(output, name)
 
 
 def check_picture_format(path):
@@ -209,7 +220,7 @@ def reading(path):
     try:
         yield
     except Exception as error:  # Pillow raises many types.
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{redact(path)} cannot be read as a picture: {error}") from error
 
 
 def run_pictures(args, cfg, targets):
@@ -363,8 +374,7 @@ class VideoRun:
 
 def main():
     args = get_parser().parse_args()
-    setup_logger(name="blockcopy_d2")
-    setup_logger(name="fvcore")
+    set_up_logs()
     with errors_end_the_program():
         targets = picture_targets(args) if args.input else {}
         if args.output and not args.input:

@@ -60,6 +60,12 @@ def config_path(name):
     # The model zoo imports every model of Detectron2.
     from detectron2 import model_zoo
 
+    protocol, is_address, _ = str(name).partition("://")
+    if is_address and protocol.lower() in ("http", "https", "ftp"):
+        raise FileNotFoundError(
+            f"The config is an address ({protocol}://...); expected a file. Download it first, with"
+            " those it is based on."
+        )
     if PathManager.isfile(name):
         return str(name)
     shipped = shipped_folder("configs") / name

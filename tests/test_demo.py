@@ -128,6 +128,15 @@ def broken_after(number, error):
     return read
 
 
+def test_a_picture_of_an_address_is_written_without_its_secrets(tmp_path, capfd):
+    address = "http://u:s3cret@127.0.0.1:1/a/street.png?token=s3cret"
+    assert demo.picture_target(address, str(tmp_path)) == str(tmp_path / "street.png")
+    args = demo.get_parser().parse_args(["--input", address, "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="street.png") as caught:
+        demo.picture_targets(args)
+    assert "s3cret" not in str(caught.value) + "".join(capfd.readouterr())
+
+
 def test_interrupt_leaves_a_playable_video(run, clip, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(3, KeyboardInterrupt()))
     run("--video-input", clip, "--output", tmp_path / "out.mp4")
@@ -387,12 +396,23 @@ def test_trained_weights_are_those_of_the_zoo():
         ),
         (["--video-input", "CLIP"], ["MODEL.BLOCKCOPY.SCENE_CUT", "nan"], "SCENE_CUT is 'nan'"),
         (["--input", "a.png", "b.png"], [], "2 pictures need --output FOLDER"),
+        (
+            ["--video-input", "CLIP", "--output", "rtsp://u:s3cret@h/out.mp4"],
+            [],
+            r"the video rtsp://\*\*\*@h/out.mp4: it is an address",
+        ),
+        (
+            ["--video-input", "CLIP", "--config-file", "http://u:s3cret@h/a.yaml"],
+            [],
+            r"The config is an address \(http://...\)",
+        ),
     ],
 )
 def test_bad_input_is_named(run, clip, args, opts, message):
     args = [clip if arg == "CLIP" else arg for arg in args]
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=message) as caught:
         run(*args, opts=opts)
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", [[], ["--dense"], ["--compare-dense"]])
@@ -422,7 +442,13 @@ def test_bad_overrides_of_a_lazy_config_are_named(tmp_path, clip, monkeypatch, o
 
 @pytest.mark.parametrize(
     "args",
-    [["--target", "1.5"], ["--max-frames", "0"], ["--compare-dense", "--dense"], []],
+    [
+        ["--target", "1.5"],
+        ["--max-frames", "0"],
+        ["--max-frames", "rtsp://u:s3cret@h/door"],
+        ["--compare-dense", "--dense"],
+        [],
+    ],
 )
 def test_bad_arguments_are_refused(run, clip, args, capsys):
     source = ["--video-input", clip] if args else []
@@ -430,3 +456,4 @@ def test_bad_arguments_are_refused(run, clip, args, capsys):
         run(*source, *args)
     error = capsys.readouterr().err
     assert args[0] in error if args else "--video-input" in error
+    assert "s3cret" not in error

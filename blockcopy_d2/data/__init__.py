@@ -1,6 +1,6 @@
 """Data sets of video clips, their loader, and readers of video files."""
 
-from .addresses import redact
+from .addresses import redact, redact_words
 from .camvid import load_camvid, register_camvid
 from .citypersons import (
     load_citypersons,
@@ -48,6 +48,7 @@ __all__ = [
     "read_ahead",
     "read_picture",
     "redact",
+    "redact_words",
     "register_camvid",
     "register_citypersons",
     "register_citypersons_video",

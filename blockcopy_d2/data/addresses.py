@@ -3,9 +3,11 @@
 import os
 import re
 
-__all__ = ["is_address", "name_of", "redact"]
+__all__ = ["is_address", "name_of", "redact", "redact_words"]
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+# In running text an address ends with the word, a quotation or a change of colour.
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>\x1b]+")
 
 
 def is_address(source):
@@ -34,6 +36,20 @@ def redact(text):
     """
     text = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
     return _ADDRESS.sub(_redacted, text)
+
+
+def redact_words(text):
+    """
+    As :func:`redact`, for text in which addresses stand, such as a line of a log. An address ends
+    with the word.
+
+    Args:
+        text (object): its string is taken.
+
+    Returns:
+        str: the text, with what it says besides addresses.
+    """
+    return _WORD.sub(lambda match: redact(match.group()), str(text))
 
 
 def _redacted(match):

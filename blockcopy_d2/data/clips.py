@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
+from .addresses import redact
 from .pictures import read_picture
 from .videos import load_videos
 
@@ -39,7 +40,7 @@ class FrameReadError(RuntimeError):
     def __str__(self):
         return (
             f"Frame {self.frame_index} of clip {self.video_id} cannot be used: "
-            f"{self.file_name}: {self.reason}"
+            f"{redact(self.file_name)}: {self.reason}"
         )
 
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import math
 
-from blockcopy_d2.data import FrameReadError
+from blockcopy_d2.data import FrameReadError, redact_words
 
 __all__ = [
     "add_config_arguments",
@@ -13,6 +13,7 @@ __all__ = [
     "fraction",
     "points",
     "positive",
+    "without_secrets",
 ]
 
 
@@ -39,6 +40,20 @@ def add_config_arguments(parser, *, default="maskrcnn_blockcopy.yaml", lazy=Fals
     parser.add_argument(
         "--opts", default=[], nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts
     )
+
+
+def without_secrets(parser):
+    """
+    Args:
+        parser (ArgumentParser): changed so that the errors by which it ends a program show
+            addresses without user, password and query.
+
+    Returns:
+        ArgumentParser: ``parser``.
+    """
+    end = parser.error
+    parser.error = lambda message: end(redact_words(message))
+    return parser
 
 
 def fraction(text):
@@ -77,6 +92,7 @@ def positive(text):
 def errors_end_the_program():
     """
     Within it, what a user can put right ends the program with one line, not with a traceback.
+    Addresses in it are without user, password and query.
 
     Raises:
         SystemExit: instead of OSError, ValueError, KeyError, ImportError and FrameReadError.
@@ -85,4 +101,4 @@ def errors_end_the_program():
         yield
     except (FrameReadError, ImportError, OSError, ValueError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
-        raise SystemExit(f"error: {message}") from error
+        raise SystemExit(f"error: {redact_words(message)}") from error

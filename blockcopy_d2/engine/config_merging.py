@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.config.compat import downgrade_config, guess_version, upgrade_config
 
 from blockcopy_d2.config import KEYS
+from blockcopy_d2.data import redact
 
 __all__ = ["merge_file", "merge_overrides", "nearest"]
 
@@ -61,7 +62,7 @@ def merge_overrides(cfg, opts):
     if len(opts) % 2:
         raise ValueError(
             "Config overrides are pairs of KEY and VALUE; these are not:"
-            f" {' '.join(map(str, opts))}"
+            f" {' '.join(map(redact, opts))}"
         )
     for name, value in zip(opts[::2], opts[1::2], strict=True):
         current = cfg

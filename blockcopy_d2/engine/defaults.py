@@ -10,13 +10,14 @@ from detectron2.engine import default_setup
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
 from blockcopy_d2.policy import check_policy_name
 from blockcopy_d2.resources import config_path, trained_weights
 
+from .arguments import without_secrets
 from .config_merging import merge_file, merge_overrides
+from .logs import set_up_logs
 
 __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
 
@@ -24,7 +25,7 @@ __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
 def default_argument_parser(epilog=None):
     """
     Detectron2's own parser. Config overrides are the rest of the command line; ``--opts`` may stand
-    before them, as it must with Detectron2's demo.
+    before them, as it must with Detectron2's demo. Its errors show no secrets of addresses.
 
     Args:
         epilog (str or None): of the help, instead of Detectron2's.
@@ -39,7 +40,7 @@ def default_argument_parser(epilog=None):
         dest="opts_follow",
         help="may stand before the config options at the end of the command",
     )
-    return parser
+    return without_secrets(parser)
 
 
 def setup(args):
@@ -58,8 +59,8 @@ def setup(args):
     weights = trained_weights(args.config_file) if path and args.eval_only else None
     cfg = load_config(path, [*(["MODEL.WEIGHTS", weights] if weights else []), *args.opts])
     cfg.freeze()
-    # Detectron2 sets up its own loggers only.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="blockcopy_d2")
+    # Before Detectron2 sets up its loggers, and logs the config and the command line.
+    set_up_logs(cfg.OUTPUT_DIR, rank=comm.get_rank(), detectron2=True)
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
 

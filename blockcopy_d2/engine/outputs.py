@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from omegaconf import OmegaConf
 
 from blockcopy_d2.data import redact
+from blockcopy_d2.data.addresses import is_address
 
 __all__ = ["check_output", "refuse_overwriting", "refuse_shared_outputs", "weight_files"]
 
@@ -19,8 +20,11 @@ def check_output(path, expected="a file"):
 
     Raises:
         OSError: it could not be written.
+        ValueError: it is an address.
     """
     path = os.fsdecode(path)
+    if is_address(path):
+        raise ValueError(f"{redact(path)} is an address; expected the name of {expected}.")
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder; expected the name of {expected}.")
     folder = os.path.dirname(os.path.realpath(path))

@@ -22,7 +22,6 @@ import time
 
 import detectron2
 import torch
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 import blockcopy_d2
@@ -36,7 +35,9 @@ from blockcopy_d2.engine.arguments import (
     fraction,
     points,
     positive,
+    without_secrets,
 )
+from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.outputs import check_output, refuse_overwriting, weight_files
 
 from .clip import ComparisonClip
@@ -105,13 +106,12 @@ def get_parser():
         metavar="PIXELS",
         help="width of the clip, both results together (%(default)s)",
     )
-    return parser
+    return without_secrets(parser)
 
 
 def main():
     args = get_parser().parse_args()
-    setup_logger(name="blockcopy_d2")
-    setup_logger(name="fvcore")
+    set_up_logs()
     with errors_end_the_program():
         check_output(args.output, expected="a page, such as a.html")
         refuse_overwriting(args.output, [args.video_input, args.config_file])

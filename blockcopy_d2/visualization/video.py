@@ -10,6 +10,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from blockcopy_d2.atomic import atomic_write
+from blockcopy_d2.data.addresses import is_address, redact
 
 __all__ = ["VideoWriteError", "VideoWriter", "check_video_path"]
 
@@ -55,7 +56,9 @@ def check_video_path(path):
         ValueError: the suffix names no container for H.264, or the encoder is missing.
     """
     path = os.fsdecode(path)
-    named = f"Cannot write the video {path}"
+    named = f"Cannot write the video {redact(path)}"
+    if is_address(path):
+        raise ValueError(f"{named}: it is an address; expected the name of a file.")
     if os.path.isdir(path):
         raise IsADirectoryError(f"{named}: it is a folder; expected the name of a file.")
     if os.path.exists(path) and not os.path.isfile(path):

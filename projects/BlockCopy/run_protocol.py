@@ -5,7 +5,8 @@ DATASETS.TEST with every method side by side and scores their labelled frames:
 
     python projects/BlockCopy/run_protocol.py --warm-clips 20 --clips 20 --targets 0.3 0.5 0.7
 
-Leaves results.json, results.md and two plots. Ctrl-C ends the run early and scores what was run.
+Leaves results.json, results.md and two plots. Ctrl-C ends the run early and scores what was run;
+policies that are being warmed are saved as policy_<target>_unfinished.pth.
 """
 
 import argparse
@@ -110,16 +111,23 @@ def build_config(args):
 
 
 def warm_policies(cfg, model, methods, loader, passes):
-    """Let every policy that learns do so on training clips, and save it in the output folder."""
+    """
+    Let every policy that learns do so on training clips, and save it in the output folder; under
+    the name of one that is unfinished where that ends early.
+    """
     methods = [method for method in methods if method.learner is not None]
-    for index in range(passes):
-        loop = ProtocolLoop(model, loader, methods)
-        title = f"Warming {len(methods)} policies, {index + 1}/{passes}"
-        loop.register_hooks([ProgressHook(title)])
-        loop.train()
-    for method in methods:
-        checkpointer = PolicyCheckpointer(method.policy, cfg.OUTPUT_DIR, learner=method.learner)
-        checkpointer.save(f"policy_{method.target:g}")
+    suffix = "_unfinished"
+    try:
+        for index in range(passes):
+            loop = ProtocolLoop(model, loader, methods)
+            title = f"Warming {len(methods)} policies, {index + 1}/{passes}"
+            loop.register_hooks([ProgressHook(title)])
+            loop.train()
+        suffix = ""
+    finally:
+        for method in methods:
+            saver = PolicyCheckpointer(method.policy, cfg.OUTPUT_DIR, learner=method.learner)
+            saver.save(f"policy_{method.target:g}{suffix}")
 
 
 def load_policies(cfg, methods):

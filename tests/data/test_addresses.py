@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockcopy_d2.data import VideoFrames, redact
+from blockcopy_d2.data import FrameReadError, VideoFrames, redact, redact_words
 from blockcopy_d2.data.addresses import name_of
 
 
@@ -32,6 +32,25 @@ def test_secrets_of_an_address_are_hidden(address, shown, name):
 @pytest.mark.parametrize("text", ["a:b.mp4", "C:/clips/a.mp4", "me@home.mp4", "what?.mp4", "é.mp4"])
 def test_file_names_stay(text):
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("opts=['A', 'http://u:s3cret@h/a.pth'], b", "opts=['A', 'http://***@h/a.pth'], b"),
+        ("\x1b[1mhttp://u:s3cret@h/a?t=s3cret\x1b[0m b", "\x1b[1mhttp://***@h/a?***\x1b[0m b"),
+        ("x=rtsp://s3cret@h rtsp://u:s3cret@h", "x=rtsp://***@h rtsp://***@h"),
+        ("rtsp://***@h/a?*** is silent; a: b", "rtsp://***@h/a?*** is silent; a: b"),
+        ("at tcp://127.0.0.1:49152, a@b?", "at tcp://127.0.0.1:49152, a@b?"),
+    ],
+)
+def test_secrets_in_running_text_are_hidden(text, shown):
+    assert redact_words(text) == shown
+
+
+def test_a_frame_of_an_address_is_named_without_secrets():
+    error = FrameReadError("http://u:s3cret@h/a.png", "a", 0, "no such file")
+    assert "http://***@h/a.png: no such file" in str(error)
 
 
 def test_bytes_that_are_no_text_can_be_printed():

@@ -31,7 +31,7 @@ def datasets(tmp_path):
 @pytest.fixture(autouse=True)
 def loggers():
     """setup() gives the loggers handlers; other tests read the root logger's."""
-    names = ("detectron2", "fvcore", "blockcopy_d2")
+    names = ("detectron2", "fvcore", "blockcopy_d2", "iopath")
     before = {name: (list(logging.getLogger(name).handlers)) for name in names}
     yield
     for name in names:
@@ -107,6 +107,15 @@ def test_weights_that_do_not_fit_stop_an_evaluation(run):
         run("MODEL.ROI_HEADS.NUM_CLASSES", "5", flags=["--eval-only"])
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         run(*ON, "MODEL.WEIGHTS", "", flags=["--eval-only"])
+
+
+def test_logs_show_no_secrets_of_addresses(run, tmp_path, capfd):
+    address = "http://u:s3cret@127.0.0.1:1/model.pth?token=s3cret"
+    with pytest.raises(OSError, match="cannot be fetched"):
+        run("MODEL.WEIGHTS", address, flags=["--eval-only"])
+    shown = "".join(capfd.readouterr()) + (tmp_path / "output/log.txt").read_text()
+    assert shown.count("http://***@127.0.0.1:1/model.pth") >= 4  # config, command line, download
+    assert "s3cret" not in shown
 
 
 def test_an_unknown_config_name_is_answered_with_near_ones(run):

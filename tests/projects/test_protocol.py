@@ -1,3 +1,5 @@
+import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -9,6 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from blockcopy_d2.data import register_cityscapes_video
+from blockcopy_d2.engine import load_config
+from blockcopy_d2.resources import config_path
 from tests.data.cityscapes_tree import write_clip
 from tests.small_model import CONFIG, small_model_opts
 
@@ -173,6 +177,36 @@ def test_interrupted_run_is_scored(run, read, tmp_path, monkeypatch):
     assert [row["method"] for row in results["rows"]] == ["dense", "blockcopy"]
     assert all(row["AP"] is not None for row in results["rows"])
     assert "ended early" in (tmp_path / "output" / "results.md").read_text()
+
+
+def test_policies_outlive_an_interrupt_while_they_are_warmed(run, tmp_path, monkeypatch):
+    from blockcopy_protocol.methods import Method
+
+    frames = itertools.count()
+
+    def interrupted(method, model, inputs):
+        if next(frames) == 5:
+            raise KeyboardInterrupt
+        return original(method, model, inputs)
+
+    original = Method.run
+    monkeypatch.setattr(Method, "run", interrupted)
+    with pytest.raises(SystemExit, match="output has what was run"):
+        run("--warm-clips", 2, "--targets", 0.4, "--baselines")
+    saved = torch.load(tmp_path / "output" / "policy_0.4_unfinished.pth", weights_only=True)
+    assert saved["learner"]["frames"] > 0
+    assert not (tmp_path / "output" / "policy_0.4.pth").exists()
+
+
+def test_results_show_no_secrets_of_addresses(tmp_path):
+    from blockcopy_protocol.results import describe_run
+
+    address = "http://u:s3cret@h/policy.pth?token=s3cret"
+    opts = ["MODEL.BLOCKCOPY.POLICY.WEIGHTS", address, "MODEL.WEIGHTS", address]
+    cfg = load_config(config_path(CONFIG), [*small_model_opts(tmp_path), *opts])
+    args = argparse.Namespace(config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1)
+    written = json.dumps(describe_run(cfg, args))
+    assert written.count("http://***@h/policy.pth?***") == 5 and "s3cret" not in written
 
 
 def test_run_that_is_not_scored_leaves_the_cost_of_its_clips(run, read, tmp_path, monkeypatch):

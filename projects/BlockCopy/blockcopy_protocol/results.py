@@ -13,6 +13,7 @@ from detectron2.engine import HookBase
 
 import blockcopy_d2
 from blockcopy_d2.atomic import atomic_write
+from blockcopy_d2.data import redact, redact_words
 from blockcopy_d2.evaluation.summary import headline
 
 from .report import write_report
@@ -97,14 +98,14 @@ def describe_run(cfg, args):
     options = cfg.MODEL.BLOCKCOPY
     return {
         "config_file": args.config_file,
-        "opts": args.opts,
+        "opts": [redact(opt) for opt in args.opts],
         "dataset": cfg.DATASETS.TEST[0],
         "train_dataset": cfg.DATASETS.TRAIN[0],
-        "weights": cfg.MODEL.WEIGHTS,
-        "policy_weights": options.POLICY.WEIGHTS,
+        "weights": redact(cfg.MODEL.WEIGHTS),
+        "policy_weights": redact(options.POLICY.WEIGHTS),
         "warm_clips": args.warm_clips,
         "warm_passes": args.warm_passes,
-        "blockcopy": yaml.safe_load(options.dump()),
+        "blockcopy": yaml.safe_load(redact_words(options.dump())),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
             "processor": _processor(),

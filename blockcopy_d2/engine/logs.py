@@ -1,0 +1,42 @@
+"""What the programs log: with the handlers of Detectron2, without secrets."""
+
+import logging
+
+from detectron2.utils.logger import setup_logger
+
+from blockcopy_d2.data import redact_words
+
+__all__ = ["set_up_logs"]
+
+
+def set_up_logs(output_dir=None, *, rank=0, detectron2=False):
+    """
+    Show what this package and the libraries it uses have to say. Addresses in it are without user,
+    password and query. Safe to call twice.
+
+    Args:
+        output_dir (str or None): of a file log.txt, as of Detectron2; None: no file.
+        rank (int): of this process; only that of 0 shows anything.
+        detectron2 (bool): show all that Detectron2 has to say, as its ``default_setup`` does.
+    """
+    # The call of default_setup to the letter, which then finds the handlers made here.
+    loggers = [setup_logger(output_dir, distributed_rank=rank)] if detectron2 else []
+    for name in ("fvcore", "blockcopy_d2", "iopath"):
+        loggers.append(setup_logger(output_dir, distributed_rank=rank, name=name))
+    # Of downloads only what fails.
+    logging.getLogger("iopath").setLevel(logging.WARNING)
+    for logger in loggers:
+        for handler in logger.handlers:
+            if not isinstance(handler.formatter, _WithoutSecrets):
+                handler.setFormatter(_WithoutSecrets(handler.formatter))
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Formats as another formatter does, tracebacks included."""
+
+    def __init__(self, formatter):
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record):
+        return redact_words(self._formatter.format(record))
