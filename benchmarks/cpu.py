@@ -31,6 +31,8 @@ from blockcopy_d2.modeling.running.precision import cpu_has_bf16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
 
+from .measure import cpu_name
+
 _RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -69,7 +71,7 @@ def main():
                     executed.setdefault(name, []).append(result.executed)
     means = {name: round(statistics.mean(values), 1) for name, values in times.items()}
     results = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
@@ -149,12 +151,6 @@ class Video:
         self._stream = VideoStream()
         for _ in range(3):
             self._model.step(inputs, self._stream)
-
-
-def _cpu_name():
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 def _parser():

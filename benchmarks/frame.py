@@ -304,14 +304,15 @@ def _clip_by_clip(variants, num_frames, *, rounds):
     return summary, counts
 
 
-def read_clip(folder, size=None):
+def read_clip(folder, size=None, *, device="cuda"):
     """
     Args:
         folder (str or None): with pictures of one size; None for a StreetClips clip of 1024x2048.
         size (tuple[int, int] or None): height and width that they are scaled to.
+        device (str or torch.device): where they lie.
 
     Returns:
-        list[Tensor]: uint8 (3, H, W) in BGR order on the GPU, 20 of them at most.
+        list[Tensor]: uint8 (3, H, W) in BGR order, 20 of them at most.
     """
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
@@ -327,7 +328,7 @@ def read_clip(folder, size=None):
         raise SystemExit(f"--frames {folder}: expected a folder of pictures of one size.")
     if size is not None:
         pictures = [cv2.resize(picture, size[::-1]) for picture in pictures]
-    return [torch.from_numpy(x.transpose(2, 0, 1).copy()).cuda() for x in pictures]
+    return [torch.from_numpy(x.transpose(2, 0, 1).copy()).to(device) for x in pictures]
 
 
 def _parser():

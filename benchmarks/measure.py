@@ -1,4 +1,4 @@
-"""Timing on the GPU: variants interleaved in one run, medians with quartiles."""
+"""Timing: variants interleaved in one run, medians with quartiles."""
 
 import argparse
 import datetime
@@ -6,6 +6,7 @@ import json
 import pathlib
 import statistics
 import subprocess
+import time
 
 import torch
 from tqdm import tqdm
@@ -20,6 +21,7 @@ __all__ = [
     "SHARES",
     "argument_parser",
     "captured",
+    "cpu_name",
     "environment",
     "interleaved",
     "matrix_product",
@@ -99,7 +101,7 @@ def matrix_product(dtype, size=8192):
     return lambda: first @ second, 2 * size**3
 
 
-def interleaved(variants, *, rounds=30, repeats=5, before=None):
+def interleaved(variants, *, rounds=30, repeats=5, before=None, device="cuda"):
     """
     Time several functions in turns, so that what changes on the machine meanwhile hits all alike.
 
@@ -108,27 +110,42 @@ def interleaved(variants, *, rounds=30, repeats=5, before=None):
         rounds (int): measurements of each.
         repeats (int): calls per measurement.
         before (dict[str, callable]): called before a measurement of that variant, not timed.
+        device (str or torch.device): that they run on. A CPU's time is that of the host.
 
     Returns:
         dict[str, dict]: "median", "lower" and "upper" quartile, in milliseconds per call.
     """
+    measure = _device_time if torch.device(device).type == "cuda" else _host_time
     times = {name: [] for name in variants}
     for _ in tqdm(range(rounds), desc="timing", unit="round"):
         for name, function in variants.items():
             if before and name in before:
                 before[name]()
             function()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            # The queue is never empty at the start: launching costs nothing that a frame in a
-            # running stream would not hide as well.
-            torch.cuda._sleep(200_000)
-            start.record()
-            for _ in range(repeats):
-                function()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end) / repeats)
+            times[name].append(measure(function, repeats))
     return {name: _summary(values) for name, values in times.items()}
+
+
+def _device_time(function, repeats):
+    """float: milliseconds per call."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # The queue is never empty at the start: launching costs nothing that a frame in a running
+    # stream would not hide as well.
+    torch.cuda._sleep(200_000)
+    start.record()
+    for _ in range(repeats):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats
+
+
+def _host_time(function, repeats):
+    """float: milliseconds per call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return 1000 * (time.perf_counter() - start) / repeats
 
 
 def captured(function, *, generators=()):
@@ -163,36 +180,61 @@ def captured(function, *, generators=()):
     return replay
 
 
-def environment():
+def environment(device="cuda"):
     """
+    Args:
+        device (str or torch.device): that was timed.
+
     Returns:
         dict: what a time depends on besides the code.
     """
-    import triton
-
     revision = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
-        "gpu": torch.cuda.get_device_name(),
+        **(_gpu() if torch.device(device).type == "cuda" else _cpu()),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "triton": triton.__version__,
         "revision": revision.stdout.strip() or None,
         "date": datetime.date.today().isoformat(),
     }
 
 
-def results_path(config_name, dtype):
+def _gpu():
+    import triton
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": triton.__version__,
+    }
+
+
+def _cpu():
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads()}
+
+
+def cpu_name():
+    """
+    Returns:
+        str: of its vendor and model, where the system tells.
+    """
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def results_path(config_name, dtype, device="cuda"):
     """
     Returns:
         Path: such as results/h100_maskrcnn_R50_FPN_fp16.json.
     """
-    words = torch.cuda.get_device_name().lower().split()
-    numbered = (word for word in words if word[0].isalpha() and any(map(str.isdigit, word)))
-    gpu = next(numbered, "gpu")
-    return _RESULTS / f"{gpu}_{config_name}_{dtype}.json"
+    name = "cpu"
+    if torch.device(device).type == "cuda":
+        words = torch.cuda.get_device_name().lower().split()
+        numbered = (word for word in words if word[0].isalpha() and any(map(str.isdigit, word)))
+        name = next(numbered, "gpu")
+    return _RESULTS / f"{name}_{config_name}_{dtype}.json"
 
 
 def write_results(path, section, values):

@@ -133,6 +133,19 @@ class CacheMover:
             known = self._bound[state] = (key, self._bind(maps, grid))
         return known[1]
 
+    def nbytes(self, state):
+        """
+        Args:
+            state (StreamState): after its first frame.
+
+        Returns:
+            int: what the maps that move take.
+        """
+        return sum(
+            moved.num_pixels * moved.rows.shape[1] * moved.rows.element_size()
+            for moved, _ in self._maps_of(state)
+        )
+
     def _check(self, grid, field):
         if grid.block_size % self.cell_size:
             raise ValueError(
