@@ -41,6 +41,9 @@ def _model_keys():
     _C.CUDA_GRAPH = flag(True)
     # tau of the paper: the wished fraction of executed blocks
     _C.TARGET = number(0.3, most=1)
+    # What the policy sees of an output, and how two outputs differ: a name in TASK_REGISTRY
+    # (InstanceTask, SemanticTask, PanopticTask, ProposalTask), or "auto", by the model's structure
+    _C.TASK = text("auto", allowed="the name of a task")
     # A frame of which more than this share has changed since the last one is another scene and
     # executes all blocks. 0: never
     _C.SCENE_CUT = number(0.33, most=1, note=", a share of the picture")

@@ -1,12 +1,23 @@
 """A config key: its default and the values it takes, declared together and checked in one place."""
 
+import difflib
 import math
 import numbers
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Key", "choice", "flag", "list_of", "number", "power_of_two", "text", "whole"]
+__all__ = [
+    "Key",
+    "check_registered",
+    "choice",
+    "flag",
+    "list_of",
+    "number",
+    "power_of_two",
+    "text",
+    "whole",
+]
 
 # Counts and ages are int32 on the device.
 _MOST = 2**31 - 1
@@ -138,3 +149,22 @@ def _as_str(value):
 
 def _abridge(text, most=100):
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def check_registered(key, name, registry, also=()):
+    """
+    Args:
+        key (str): full name of a config key.
+        name (str): its value.
+        registry (Registry): that the value is a name in.
+        also (sequence[str]): further values with a meaning.
+
+    Raises:
+        ValueError: there is no such name; names the one closest to it, and all others.
+    """
+    known = sorted([*(known for known, _ in registry), *also])
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{key} is {name!r}; it must be one of {', '.join(known)}.{hint}")

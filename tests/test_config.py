@@ -90,6 +90,8 @@ def test_enabling_moves_names_once_and_base_config_puts_them_back():
         ("MODEL.BLOCKCOPY.MAX_STREAMS", "0"),
         ("MODEL.BLOCKCOPY.DENSE_ABOVE", "1.5"),
         ("MODEL.BLOCKCOPY.POLICY.NAME", "LearntPolicy"),
+        ("MODEL.BLOCKCOPY.TASK", "InstancesTask"),
+        ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatcher"),
         ("MODEL.BLOCKCOPY.LEARNER.COST_FORM", "notes"),
         ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", "0"),
         ("INPUT.CLIP.NUM_FRAMES", "0"),

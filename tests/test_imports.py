@@ -37,6 +37,15 @@ ALLOWED = {
     "__init__": FOUNDATION,
 }
 
+# The same within modeling. A task does not know how frames are run, nor a network that it may be.
+ROOMS = {
+    "networks": set(),
+    "conversion": set(),
+    "tasks": set(),
+    "fixed_shape": {"networks"},
+    "running": {"fixed_shape"},
+}
+
 
 def modules():
     return sorted(PACKAGE.rglob("*.py"))
@@ -93,6 +102,15 @@ def test_imports_point_one_way(path):
     # Names re-exported at the top of the package, such as blockcopy_d2.add_blockcopy_config.
     used &= set(ALLOWED)
     assert used <= ALLOWED[own], f"{own} imports {sorted(used - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_between_the_rooms_of_modeling_point_one_way(room):
+    paths = sorted((PACKAGE / "modeling" / room).rglob("*.py"))
+    assert paths
+    names = {name for path in paths for name in imports_of(path)}
+    used = {name.split(".")[2] for name in names if name.startswith("blockcopy_d2.modeling.")}
+    assert used <= ROOMS[room] | {room}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from blockcopy_d2.config import KEYS, add_blockcopy_config
-from blockcopy_d2.modeling import BlockCopyVideoModel, infer_task
+from blockcopy_d2.modeling import BlockCopyVideoModel
 from blockcopy_d2.resources import config_path, trained_weights
 
 from .checkpoint import WeightsCheckpointer
@@ -23,6 +23,7 @@ __all__ = ["accelerate", "build_lazy_model", "load_video_config", "metadata_of",
 _OPTIONS = {
     "block_size": "MODEL.BLOCKCOPY.BLOCK_SIZE",
     "backend": "MODEL.BLOCKCOPY.BACKEND",
+    "task": "MODEL.BLOCKCOPY.TASK",
     "policy": "MODEL.BLOCKCOPY.POLICY.NAME",
     "policy_weights": "MODEL.BLOCKCOPY.POLICY.WEIGHTS",
     "learn": "MODEL.BLOCKCOPY.LEARNER.ENABLED",
@@ -56,10 +57,10 @@ def accelerate(model_or_cfg, target=None, **options):
             they are initialized.
         target (float or None): tau, the wished fraction of executed blocks. None: what the config
             says, 0.3 if it says nothing.
-        options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``policy`` (its
-            name), ``policy_weights``, ``learn``, ``scene_cut``, ``refresh_every``,
-            ``dense_above``, ``cuda_graph``, ``max_streams``, ``seed``; and ``amp``, that is
-            TEST.AMP.ENABLED. Default: what the config says.
+        options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``task`` and
+            ``policy`` (their names), ``policy_weights``, ``learn``, ``scene_cut``,
+            ``refresh_every``, ``dense_above``, ``cuda_graph``, ``max_streams``, ``seed``; and
+            ``amp``, that is TEST.AMP.ENABLED. Default: what the config says.
 
     Returns:
         BlockCopyVideoModel: takes and gives what the model does.
@@ -86,8 +87,7 @@ def accelerate(model_or_cfg, target=None, **options):
     cfg.MODEL.PIXEL_STD = base.pixel_std.flatten().tolist()
     cfg.MODEL.DEVICE = str(base.pixel_mean.device)
     cfg = video_config(cfg, target, **options)
-    task = infer_task(base, cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK)
-    model = BlockCopyVideoModel(base=base, **BlockCopyVideoModel.parts(cfg, base, task))
+    model = BlockCopyVideoModel(base=base, **BlockCopyVideoModel.parts(cfg, base))
     model.to(base.pixel_mean.device)
     model.learner = build_learner(cfg, model.policy)
     return model

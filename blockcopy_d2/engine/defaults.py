@@ -1,6 +1,7 @@
 """What train_net.py and demo.py share: from command line arguments to a checked config."""
 
 import argparse
+import functools
 import logging
 
 import torch
@@ -12,7 +13,10 @@ from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
-from blockcopy_d2.policy import check_policy_name
+from blockcopy_d2.config_key import check_registered
+from blockcopy_d2.modeling import TASK_REGISTRY
+from blockcopy_d2.motion import MOTION_REGISTRY
+from blockcopy_d2.policy import POLICY_REGISTRY
 from blockcopy_d2.resources import config_path, trained_weights
 
 from .arguments import without_secrets
@@ -20,6 +24,13 @@ from .config_merging import merge_file, merge_overrides
 from .logs import set_up_logs
 
 __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
+
+# Keys whose values are names in a registry, and the values that mean something else.
+_NAMES = {
+    "POLICY.NAME": (POLICY_REGISTRY, ()),
+    "TASK": (TASK_REGISTRY, ("auto",)),
+    "MOTION.NAME": (MOTION_REGISTRY, ("auto", "none")),
+}
 
 
 def default_argument_parser(epilog=None):
@@ -107,7 +118,9 @@ def complete_config(cfg):
         ValueError: names a key with a value out of its range.
     """
     check_blockcopy_config(cfg)
-    check_policy_name(cfg.MODEL.BLOCKCOPY.POLICY.NAME)
+    for key, (registry, also) in _NAMES.items():
+        name = functools.reduce(getattr, key.split("."), cfg.MODEL.BLOCKCOPY)
+        check_registered(f"MODEL.BLOCKCOPY.{key}", name, registry, also)
     enable_blockcopy(cfg)
     _follow_the_machine(cfg)
     return cfg

@@ -19,11 +19,13 @@ from .running import (
     learn,
     scene_cuts,
 )
-from .task import (
+from .tasks import (
+    TASK_REGISTRY,
     InstanceTask,
     PanopticTask,
     ProposalTask,
     SemanticTask,
+    Task,
     build_task,
     infer_task,
     proposal_instances,

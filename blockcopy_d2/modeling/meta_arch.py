@@ -17,7 +17,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from blockcopy_d2.config import base_config, check_blockcopy_config
+from blockcopy_d2.config import check_blockcopy_config
 from blockcopy_d2.motion import CacheMover, build_motion
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
@@ -36,7 +36,7 @@ from .running import (
     run_frame,
 )
 from .running.steps import all_blocks, fill_slots, fit_to_size
-from .task import build_task
+from .tasks import build_task
 
 __all__ = ["BlockCopyVideoModel"]
 
@@ -100,7 +100,7 @@ class BlockCopyVideoModel(ModuleProxy):
                 :func:`convert_model`. Its backbone tells the padding, ``pixel_mean`` and
                 ``pixel_std`` the normalization of what the policy sees.
             policy (Policy): picks the blocks.
-            task (InstanceTask or SemanticTask): what the policy sees of an output.
+            task (Task): what the policy sees of an output.
             block_size (int): B.
             max_streams (int): streams whose features are kept.
             scene_cut (float): share of a frame that differs from the last one's at a cut, see
@@ -160,29 +160,30 @@ class BlockCopyVideoModel(ModuleProxy):
         base_cfg.defrost()
         base_cfg.MODEL.META_ARCHITECTURE = options.BASE_META_ARCHITECTURE
         base = META_ARCH_REGISTRY.get(options.BASE_META_ARCHITECTURE)(base_cfg)
-        return {"base": base, **cls.parts(cfg, base, build_task(base_config(cfg)))}
+        return {"base": base, **cls.parts(cfg, base)}
 
     @classmethod
-    def parts(cls, cfg, base, task):
+    def parts(cls, cfg, base):
         """
         What makes a video model of a meta-architecture, which is made block-sparse for it.
 
         Args:
             cfg (CfgNode): of the video model; nothing of the meta-architecture is read from it.
             base (nn.Module): the meta-architecture, changed in place.
-            task (InstanceTask, SemanticTask or PanopticTask): see :func:`infer_task`.
 
         Returns:
             dict: the arguments of this class besides ``base``. A model that cannot run in blocks
             gets a policy that executes all of them.
 
         Raises:
-            ValueError: names a key with a value that it does not take.
+            ValueError: names a key with a value that it does not take; or it is not known what the
+                outputs of the meta-architecture look like.
             ImportError: the meta-architecture needs operators that this installation lacks.
         """
         check_blockcopy_config(cfg)
         check_compiled_operators(base)
         options = cfg.MODEL.BLOCKCOPY
+        task = build_task(cfg, base)
         if convert_model(base, options.BACKEND):
             policy = build_policy(cfg, num_classes=task.num_classes)
         else:

@@ -1,8 +1,8 @@
 """Policies by name."""
 
-import difflib
-
 from detectron2.utils.registry import Registry
+
+from blockcopy_d2.config_key import check_registered
 
 __all__ = ["POLICY_REGISTRY", "build_policy", "check_policy_name"]
 
@@ -38,11 +38,4 @@ def check_policy_name(name):
     Raises:
         ValueError: there is no policy of this name; names the one closest to it, and all others.
     """
-    if name in POLICY_REGISTRY:
-        return
-    known = sorted(known for known, _ in POLICY_REGISTRY)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"MODEL.BLOCKCOPY.POLICY.NAME is {name!r}; it must be one of {', '.join(known)}.{hint}"
-    )
+    check_registered("MODEL.BLOCKCOPY.POLICY.NAME", name, POLICY_REGISTRY)

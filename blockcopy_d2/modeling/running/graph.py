@@ -253,6 +253,7 @@ def _settings(model, streams):
     return (
         model.cuda_graph,
         model.motion,
+        model.task,
         policy,
         _addresses(policy),
         # Policies that do not learn compare with it on the host.
@@ -275,6 +276,7 @@ def _serves(model, streams):
         and model.motion is None
         and streams.num_streams == 1
         and policy_of(model, streams).capturable
+        and model.task.capturable
         and find_static_heads(model.base) is not None
         and _has_graphs(model)
     )

@@ -12,6 +12,7 @@ from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 from blockcopy_d2.sparse.macs import MacCount
 
+from ..fixed_shape import StaticDetections
 from .precision import inference_autocast
 from .steps import (
     at_policy_resolution,
@@ -176,7 +177,10 @@ class FrameRecording:
         self.result = self._static_heads(*inputs)
 
     def _observe(self, model, stream, memory):
-        output = {self._static_heads.output_name: self.result}
+        seen = self.result
+        if isinstance(seen, StaticDetections):
+            seen = seen.of_policy()
+        output = {self._static_heads.output_name: seen}
         remember(model, stream, self.frame, [output], self.grid)
         if memory is not None:
             memory.store(

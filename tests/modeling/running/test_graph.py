@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from blockcopy_d2.kernels.graph import CapturedFunction
-from blockcopy_d2.modeling import StreamPool, VideoStream
+from blockcopy_d2.modeling import InstanceTask, StreamPool, VideoStream
 from blockcopy_d2.policy import FrameDifference, NoBlocks
 from blockcopy_d2.sparse import BlockGrid
 from tests.modeling.running.sides import (
@@ -339,11 +339,35 @@ def test_what_is_recorded(folder, built, device, monkeypatch):
     assert model.replays(model.init_state(1)), "a batch of one"
     own = model.init_state(own_policies=True)
     assert model.replays(own)
-    monkeypatch.setattr(type(own.policies[0]), "capturable", False)
-    assert not model.replays(model.init_state())
+    for part in (own.policies[0], model.task):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(part), "capturable", False)
+            assert not model.replays(model.init_state())
+    assert model.replays(model.init_state())
     monkeypatch.undo()
     if device == "cpu":
         assert not model.replays(model.init_state()), "a device without graphs"
+
+
+@pytest.mark.usefixtures("replayed_lessons")
+def test_another_task_counts_from_the_next_frame_on(folder, built, device):
+    class Doubled(InstanceTask):
+        def block_gain(self, current, previous, grid_shape):
+            return 2 * super().block_gain(current, previous, grid_shape)
+
+    eager, graph = sides(folder, built, device)
+    task, gains = graph.model.task, []
+    for index, image in enumerate(clip(device, 8)):
+        (_, told), (_, found) = both(eager, graph, image)
+        gains += [(told["gain"].item(), found["gain"].item())] if index else []
+        if index == 4:
+            for side in (eager, graph):
+                side.model.task = Doubled(task.num_classes, task.pixels_per_block)
+    for side in (eager, graph):
+        side.model.task = task
+    expected, found = zip(*gains)
+    assert max(expected[4:]) > 0.1
+    assert found == pytest.approx(expected, rel=0.05, abs=1e-3)
 
 
 def test_a_policy_of_the_stream(folder, built, device):

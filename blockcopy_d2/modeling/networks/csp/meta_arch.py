@@ -42,6 +42,8 @@ def decode_boxes(log_height, offset, cells, *, width, stride, aspect_ratio):
 class CSP(DenseDetector):
     """Detects the centre and the height of each pedestrian, at stride 4. There is one class."""
 
+    num_classes = 1
+
     @configurable
     def __init__(
         self,

@@ -1,0 +1,20 @@
+"""What the policy sees of an output, and how two outputs differ: one class per kind of output."""
+
+from .base import TASK_REGISTRY, Task
+from .build import build_task, infer_task
+from .instances import InstanceTask
+from .panoptic import PanopticTask
+from .proposals import ProposalTask, proposal_instances
+from .semantic import SemanticTask
+
+__all__ = [
+    "TASK_REGISTRY",
+    "InstanceTask",
+    "PanopticTask",
+    "ProposalTask",
+    "SemanticTask",
+    "Task",
+    "build_task",
+    "infer_task",
+    "proposal_instances",
+]

@@ -1,0 +1,97 @@
+"""The interface of a task, and tasks by name."""
+
+from abc import ABC, abstractmethod
+
+from detectron2.utils.registry import Registry
+
+__all__ = ["TASK_REGISTRY", "Task"]
+
+TASK_REGISTRY = Registry("TASK")
+TASK_REGISTRY.__doc__ = """
+Registry for tasks: what the policy sees of an output, and how two outputs differ.
+
+The registered object is called with `obj(cfg, base)`, a config with the keys of BlockCopy and the
+task network, and must return a :class:`Task`.
+"""
+
+
+class Task(ABC):
+    """
+    What the policy sees of an output of the task network, how two outputs differ, and where an
+    output is after the picture moved. A task knows outputs; how frames are run is not its concern,
+    and it keeps nothing of a stream.
+
+    Shape shorthand of tasks:
+
+        GH, GW: rows and columns of the block grid
+        P: side of a block in policy pixels
+        h, w: policy resolution, P GH x P GW
+        K: classes
+        n: detections of a frame
+
+    Attributes:
+        num_classes (int): K, of the maps that the policy sees.
+        pixels_per_block (int): P.
+        capturable (bool): whether its methods may be part of a CUDA graph: they never wait for the
+            device, take "instances" as :class:`DetectionMasks`, and what they see of an output is
+            a Tensor or DetectionMasks. Where not, frames are run operator by operator.
+    """
+
+    num_classes: int
+    pixels_per_block: int
+    capturable = False
+
+    @classmethod
+    def from_config(cls, cfg, base):
+        """
+        Args:
+            cfg (CfgNode): with the keys of BlockCopy; others are not read.
+            base (nn.Module): the task network, which tells the number of classes.
+        """
+        return {"pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK}
+
+    @abstractmethod
+    def observe(self, output, *, image_size, canvas_size, grid_shape):
+        """
+        Args:
+            output (dict): one frame's, in Detectron2's format; its "instances" may be
+                DetectionMasks, where they are at policy resolution already.
+            image_size (tuple[int, int]): of the network's input without its padding.
+            canvas_size (tuple[int, int]): of the network's input.
+            grid_shape (tuple[int, int]): GH, GW.
+
+        Returns:
+            what the other methods take: Tensor, DetectionMasks, or a tuple of these.
+        """
+
+    @abstractmethod
+    def move(self, seen, motion):
+        """
+        Args:
+            seen: of a frame, as :meth:`observe` returns it.
+            motion (PolicyMotion): from that frame to the next.
+
+        Returns:
+            as ``seen``, where it is in the next frame.
+        """
+
+    @abstractmethod
+    def paint(self, seen):
+        """
+        Args:
+            seen: of a frame, as :meth:`observe` returns it.
+
+        Returns:
+            Tensor: float (K, h, w) in [0, 1], the maps that the policy gets.
+        """
+
+    @abstractmethod
+    def block_gain(self, current, previous, grid_shape):
+        """
+        Args:
+            current, previous: of two frames, as :meth:`observe` returns them.
+            grid_shape (tuple[int, int]): GH, GW.
+
+        Returns:
+            Tensor: float (GH, GW), the information gain of every block, eq. 1.
+        """

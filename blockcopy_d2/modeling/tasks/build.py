@@ -1,0 +1,67 @@
+"""The task of a model: by name, or by the structure of the model."""
+
+import warnings
+
+from detectron2.config import CfgNode
+
+from blockcopy_d2.config import add_blockcopy_config
+
+from .base import TASK_REGISTRY
+
+__all__ = ["build_task", "infer_task"]
+
+# The value of MODEL.BLOCKCOPY.TASK that leaves the choice to the structure of the model.
+_AUTO = "auto"
+
+# Where meta-architectures keep what makes their output, and the task for it.
+_PARTS = (
+    (("roi_heads", "sem_seg_head"), "PanopticTask"),
+    (("roi_heads",), "InstanceTask"),
+    (("sem_seg_head",), "SemanticTask"),
+    (("head",), "InstanceTask"),
+    (("proposal_generator",), "ProposalTask"),
+)
+
+
+def build_task(cfg, base):
+    """
+    Build the task that ``cfg.MODEL.BLOCKCOPY.TASK`` names. "auto" is the task for what a model with
+    these parts gives: "roi_heads", "sem_seg_head", both of them, "head" for a one-stage detector,
+    or a "proposal_generator" alone.
+
+    Args:
+        cfg (CfgNode): with the keys of BlockCopy; nothing of the task network is read from it.
+        base (nn.Module): the task network, a meta-architecture of Detectron2 or one that names its
+            parts alike.
+
+    Returns:
+        Task:
+
+    Raises:
+        KeyError: there is no task of this name.
+        ValueError: the meta-architecture has none of these parts, or tells of no classes.
+    """
+    name = cfg.MODEL.BLOCKCOPY.TASK
+    return TASK_REGISTRY.get(_by_structure(base) if name == _AUTO else name)(cfg, base)
+
+
+def infer_task(base, pixels_per_block=32):
+    """Deprecated: :func:`build_task` of a model without a config."""
+    warnings.warn("infer_task is now build_task(cfg, base)", DeprecationWarning, stacklevel=2)
+    cfg = CfgNode()
+    add_blockcopy_config(cfg)
+    cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK = pixels_per_block
+    return build_task(cfg, base)
+
+
+def _by_structure(base):
+    """str: the name of the first task whose parts are all there."""
+    for parts, name in _PARTS:
+        if all(getattr(base, part, None) is not None for part in parts):
+            return name
+    raise ValueError(
+        f"{type(base).__name__} has none of the parts roi_heads, sem_seg_head, head and"
+        " proposal_generator: it is not known what its outputs look like. Name a task in"
+        f" MODEL.BLOCKCOPY.TASK: {', '.join(sorted(name for name, _ in TASK_REGISTRY))}, or one"
+        " of your own (docs/extending.md)."
+    )

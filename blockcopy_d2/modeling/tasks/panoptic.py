@@ -1,0 +1,67 @@
+"""Outputs with "instances" and "sem_seg". Shape shorthand: see :class:`Task`."""
+
+import torch
+from detectron2.config import configurable
+
+from .base import TASK_REGISTRY, Task
+from .instances import InstanceTask, num_instance_classes
+from .semantic import SemanticTask, num_semantic_classes
+
+__all__ = ["PanopticTask"]
+
+
+@TASK_REGISTRY.register()
+class PanopticTask(Task):
+    """Outputs with "instances" and "sem_seg": what either task sees, and the larger gain."""
+
+    @configurable
+    def __init__(self, num_things, num_stuff, pixels_per_block=32):
+        """
+        Args:
+            num_things (int): classes of instances.
+            num_stuff (int): classes of the semantic segmentation.
+            pixels_per_block (int): P.
+        """
+        self.instances = InstanceTask(num_things, pixels_per_block)
+        self.semantic = SemanticTask(num_stuff, pixels_per_block)
+        self.num_classes = num_things + num_stuff
+        self.pixels_per_block = pixels_per_block
+
+    @classmethod
+    def from_config(cls, cfg, base):
+        return {
+            "num_things": num_instance_classes(base),
+            "num_stuff": num_semantic_classes(base.sem_seg_head),
+            **super().from_config(cfg, base),
+        }
+
+    def observe(self, output, **geometry):
+        """
+        As :meth:`Task.observe`.
+
+        Returns:
+            tuple[DetectionMasks, Tensor]:
+        """
+        return tuple(task.observe(output, **geometry) for task in self._tasks)
+
+    def move(self, seen, motion):
+        return tuple(task.move(part, motion) for task, part in zip(self._tasks, seen))
+
+    def paint(self, seen):
+        """As :meth:`Task.paint`, things first."""
+        return torch.cat([task.paint(part) for task, part in zip(self._tasks, seen)])
+
+    def block_gain(self, current, previous, grid_shape):
+        """
+        As :meth:`Task.block_gain`. A divergence counts up to 1 nat, which is what a certain
+        instance gains.
+        """
+        instances, semantic = (
+            task.block_gain(now, before, grid_shape)
+            for task, now, before in zip(self._tasks, current, previous)
+        )
+        return torch.maximum(instances, semantic.clamp(max=1))
+
+    @property
+    def _tasks(self):
+        return self.instances, self.semantic

@@ -1,0 +1,50 @@
+"""Outputs with "proposals". Shape shorthand: n proposals."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.structures import Instances
+
+from .base import TASK_REGISTRY, Task
+from .instances import InstanceTask
+
+__all__ = ["ProposalTask", "proposal_instances"]
+
+
+@TASK_REGISTRY.register()
+class ProposalTask(InstanceTask):
+    """Outputs with "proposals": boxes of one class, scored by their objectness."""
+
+    capturable = False
+
+    @configurable
+    def __init__(self, pixels_per_block=32):
+        """
+        Args:
+            pixels_per_block (int): policy pixels along the side of a block.
+        """
+        super().__init__(1, pixels_per_block)
+
+    @classmethod
+    def from_config(cls, cfg, base):
+        return Task.from_config(cfg, base)
+
+    def observe(self, output, **geometry):
+        instances = proposal_instances(output["proposals"])
+        instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
+        return super().observe({"instances": instances}, **geometry)
+
+
+def proposal_instances(proposals):
+    """
+    Args:
+        proposals (Instances): n of a ProposalNetwork, with "proposal_boxes" and
+            "objectness_logits".
+
+    Returns:
+        Instances: with "pred_boxes" and "scores", in [0, 1].
+    """
+    return Instances(
+        proposals.image_size,
+        pred_boxes=proposals.proposal_boxes,
+        scores=proposals.objectness_logits.float().sigmoid(),
+    )

@@ -1,0 +1,81 @@
+"""Outputs with "sem_seg". Shape shorthand: see :class:`Task`."""
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+from torch.nn import functional as F
+
+from blockcopy_d2.policy import (
+    block_information_gain,
+    resize_to_policy,
+    semantic_information_gain,
+)
+
+from .base import TASK_REGISTRY, Task
+
+__all__ = ["SemanticTask"]
+
+
+@TASK_REGISTRY.register()
+class SemanticTask(Task):
+    """Outputs with "sem_seg": the class probabilities of every pixel, compared by KL divergence."""
+
+    capturable = True
+
+    @configurable
+    def __init__(self, num_classes, pixels_per_block=32):
+        """
+        Args:
+            num_classes (int): K.
+            pixels_per_block (int): P.
+        """
+        self.num_classes = num_classes
+        self.pixels_per_block = pixels_per_block
+
+    @classmethod
+    def from_config(cls, cfg, base):
+        num_classes = num_semantic_classes(base.sem_seg_head)
+        return {"num_classes": num_classes, **super().from_config(cfg, base)}
+
+    def observe(self, output, *, image_size, canvas_size, grid_shape):
+        """
+        As :meth:`Task.observe`.
+
+        Returns:
+            Tensor: float (K, h, w), probabilities of the mean logits of a policy pixel; zero in
+            the padding.
+        """
+        logits = output["sem_seg"][None]
+        inside = logits.new_ones(1, 1, *image_size)
+        if tuple(logits.shape[-2:]) != tuple(image_size):
+            logits = F.interpolate(logits, size=image_size, mode="bilinear", align_corners=False)
+        if tuple(canvas_size) != tuple(image_size):
+            padding = (0, canvas_size[1] - image_size[1], 0, canvas_size[0] - image_size[0])
+            logits, inside = F.pad(logits, padding), F.pad(inside, padding)
+        logits, inside = (
+            resize_to_policy(x, grid_shape, self.pixels_per_block).float() for x in (logits, inside)
+        )
+        # Softmax comes last: it would take most of the time at the resolution of the output.
+        probabilities = (logits / inside.clamp_min(torch.finfo(torch.float32).eps)).softmax(dim=1)
+        return probabilities.masked_fill(inside == 0, 0)[0]
+
+    def move(self, seen, motion):
+        return motion.move_maps(seen[None])[0]
+
+    def paint(self, seen):
+        return seen
+
+    def block_gain(self, current, previous, grid_shape):
+        return block_information_gain(semantic_information_gain(current, previous), grid_shape)
+
+
+def num_semantic_classes(head):
+    """
+    Args:
+        head (nn.Module): of semantic segmentation.
+
+    Returns:
+        int: channels of its last convolution, which gives the logits.
+    """
+    convolutions = [m for m in head.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
+    return convolutions[-1].out_channels
