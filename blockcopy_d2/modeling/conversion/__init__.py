@@ -1,9 +1,8 @@
 """Making a dense model of Detectron2 block-sparse."""
 
-from .backbone import BlockCopyBackbone
 from .compiled_operators import check_compiled_operators
-from .heads import BlockCopyDenseHead, convert_model
-from .rpn import BlockCopyRPNHead
+from .convert import convert_model
+from .modules import BlockCopyBackbone, BlockCopyDenseHead, BlockCopyRPNHead
 
 __all__ = [
     "BlockCopyBackbone",

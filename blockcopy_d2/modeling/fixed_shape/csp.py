@@ -7,7 +7,6 @@ Shape shorthand: H x W pixels of the feature map, D slots for detections.
 import torch
 
 from ..networks.csp import CSP
-from ..networks.csp.meta_arch import decode_boxes
 from .base import StaticHeads
 from .box_inference import NO_SCORE, fill_slots
 from .detections import StaticDetections
@@ -53,29 +52,15 @@ class StaticCSP(StaticHeads):
             StaticDetections: of one image.
         """
         model = self._model
-        scores = logits.flatten().float().sigmoid()
-        scores, cells = scores.topk(min(model.topk_candidates, len(scores)))
-        boxes = decode_boxes(
-            log_height.flatten().float(),
-            offset[0].flatten(1).float(),
-            cells,
-            width=logits.shape[-1],
-            stride=model.stride,
-            aspect_ratio=model.aspect_ratio,
-        )
-        valid = (scores > model.score_thresh) & boxes.isfinite().all(dim=1)
-        height, width = sizes.image_size
-        boxes = torch.stack(
-            [side.clamp(0, limit) for side, limit in zip(boxes.unbind(1), 2 * (width, height))],
-            dim=1,
-        )
+        prediction = logits[0], log_height[0], offset[0]
+        scores, boxes, valid = model.candidates(*prediction, sizes.image_size)
         scores = torch.where(valid, scores, NO_SCORE)
         keep = nms(boxes[None], valid[None], model.nms_thresh)
         _, output_boxes, scores, classes, count = fill_slots(
             keep,
             boxes[None],
             scores[None],
-            torch.zeros_like(cells)[None],
+            torch.zeros_like(scores, dtype=torch.int64)[None],
             sizes.output_scale,
             sizes.output_size,
             model.max_detections,

@@ -36,7 +36,7 @@ from .geometry import PolicyPixels
 from .networks import BoxNetwork, MaskNetwork
 from .paste import sample_masks
 from .proposals import find_proposals
-from .roi_align import RoIAlign
+from .roi_pooler import pool_regions
 
 __all__ = ["StaticRCNN"]
 
@@ -105,9 +105,7 @@ class StaticRCNN(StaticHeads):
             )
         self.max_candidates = max_candidates
         self._backbone, self._rpn = model.backbone, model.proposal_generator
-        self._heads = heads = model.roi_heads
-        self._box_align = RoIAlign.from_pooler(heads.box_pooler)
-        self._mask_align = RoIAlign.from_pooler(heads.mask_pooler) if heads.mask_on else None
+        self._heads = model.roi_heads
         self._networks = {}
         self._tables = {}
 
@@ -156,7 +154,8 @@ class StaticRCNN(StaticHeads):
         )
         box_features = [features[name] for name in heads.box_in_features]
         box_network, mask_network = self._networks_for(box_features[0].dtype)
-        class_logits, box_deltas = box_network(self._box_align(box_features, proposals))
+        pooled = pool_regions(heads.box_pooler, box_features, proposals)
+        class_logits, box_deltas = box_network(pooled)
         per_image = proposals.shape[:2]
         boxes, finite = decode_boxes(
             box_deltas.unflatten(0, per_image),
@@ -183,7 +182,8 @@ class StaticRCNN(StaticHeads):
         masks = None
         if heads.mask_on:
             mask_features = [features[name] for name in heads.mask_in_features]
-            masks = mask_network(self._mask_align(mask_features, boxes), classes.flatten())
+            pooled = pool_regions(heads.mask_pooler, mask_features, boxes)
+            masks = mask_network(pooled, classes.flatten())
             masks = masks.unflatten(0, classes.shape)
             policy_masks = sample_masks(masks, output_boxes, count, pixels.rows, pixels.columns)
         else:
@@ -202,7 +202,7 @@ class StaticRCNN(StaticHeads):
     def _networks_for(self, dtype):
         if dtype not in self._networks:
             heads = self._heads
-            side = self._box_align.output_size
+            side = heads.box_pooler.output_size[0]
             self._networks[dtype] = (
                 BoxNetwork(heads.box_head, heads.box_predictor, side, dtype),
                 MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,

@@ -7,12 +7,12 @@ from unittest import mock
 import torch
 import triton
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.poolers import ROIPooler
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from blockcopy_d2.kernels.clock import DeviceClock
-from blockcopy_d2.modeling.fixed_shape.roi_align import RoIAlign
 from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (
     candidate_scores_triton,
     fill_slots_triton,
@@ -28,7 +28,7 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (
     decode_candidates_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import best_values_triton
-from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_align import roi_align_triton
+from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton
 from blockcopy_d2.policy.painting import paint_maximum_triton
 
 TYPES = {
@@ -93,7 +93,8 @@ def launch_all(dtype):
     decode_candidates_triton(deltas, anchors, index, candidates, transform, (512, 512), 0.0)
     for side, levels in ((7, 4), (14, 4), (7, 1)):
         maps = [torch.randn(1, 256, 128 >> i, 128 >> i).to(dtype) for i in range(levels)]
-        roi_align_triton(RoIAlign(output_size=side, min_level=2), maps, boxes[:1, :50])
+        scales = [2.0 ** -(2 + i) for i in range(levels)]
+        pool_regions_triton(ROIPooler(side, scales, 0, "ROIAlignV2"), maps, boxes[:1, :50])
     best_values_triton(torch.rand(1, 8000), 2048)
     class_logits = torch.randn(1, 1000, 41).to(dtype)[..., :9]
     candidate_scores_triton(class_logits, valid[:1], torch.ones(1, 1000, 8).bool(), 0.05)

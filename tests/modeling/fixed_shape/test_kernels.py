@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.poolers import ROIPooler
 
 pytest.importorskip("triton")
 
@@ -19,7 +20,7 @@ from blockcopy_d2.modeling.fixed_shape.proposals import (  # noqa: E402
     decode_candidates_reference,
 )
 from blockcopy_d2.modeling.fixed_shape.ranking import best_values_reference  # noqa: E402
-from blockcopy_d2.modeling.fixed_shape.roi_align import RoIAlign, roi_align_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.roi_pooler import pool_regions_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (  # noqa: E402
     candidate_scores_triton,
     fill_slots_triton,
@@ -35,7 +36,7 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (  # noqa: E4
     decode_candidates_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import best_values_triton  # noqa: E402
-from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_align import roi_align_triton  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -181,14 +182,12 @@ def test_decode_candidates(row):
 
 
 @pytest.mark.parametrize(
-    "output_size, sampling_ratio, aligned",
-    [(7, 0, True), (14, 0, True), (7, 2, True), (7, 0, False)],
+    "output_size, sampling_ratio, kind",
+    [(7, 0, "ROIAlignV2"), (14, 0, "ROIAlignV2"), (7, 2, "ROIAlignV2"), (7, 0, "ROIAlign")],
 )
-def test_roi_align(output_size, sampling_ratio, aligned):
-    align = RoIAlign(
-        output_size=output_size, min_level=2, sampling_ratio=sampling_ratio, aligned=aligned,
-        canonical_size=56,
-    )  # fmt: skip
+def test_pool_regions(output_size, sampling_ratio, kind):
+    scales = (1 / 4, 1 / 8, 1 / 16)
+    pooler = ROIPooler(output_size, scales, sampling_ratio, kind, canonical_box_size=56)
     height, width = 100, 168
     maps = [
         torch.randn(2, 20, -(-height // s), -(-width // s)).contiguous(
@@ -202,28 +201,29 @@ def test_roi_align(output_size, sampling_ratio, aligned):
     boxes[0, 2] = torch.tensor([0, 10, width, 12.5])
     boxes[0, 3] = torch.tensor([width - 1.25, 0, width, height])
     boxes[0, 4] = torch.tensor([8, 8, 36, 36])
-    got = roi_align_triton(align, maps, boxes)
+    got = pool_regions_triton(pooler, maps, boxes)
     assert got.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(got, roi_align_reference(align, maps, boxes), rtol=1e-4, atol=1e-4)
+    want = pool_regions_reference(pooler, maps, boxes)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_roi_align_of_one_level_in_half_precision():
-    align = RoIAlign(output_size=7, min_level=4)
+def test_pool_regions_of_one_level_in_half_precision():
+    pooler = ROIPooler(7, (1 / 16,), 0, "ROIAlignV2")
     x = torch.randn(1, 24, 9, 13)
     boxes = random_boxes(1, 6, size=(140, 200))
-    got = roi_align_triton(align, [x.half()], boxes)
+    got = pool_regions_triton(pooler, [x.half()], boxes)
     assert got.dtype == torch.float16
-    want = roi_align_reference(align, [x.half().float()], boxes)
+    want = pool_regions_reference(pooler, [x.half().float()], boxes)
     torch.testing.assert_close(got.float(), want, rtol=1e-3, atol=1e-3)
 
 
-def test_roi_align_never_reads_what_a_bin_does_not_touch():
-    align = RoIAlign(output_size=7, min_level=2)
+def test_pool_regions_never_reads_what_a_bin_does_not_touch():
+    pooler = ROIPooler(7, (1 / 4,), 0, "ROIAlignV2")
     x = torch.full((1, 16, 30, 40), torch.nan)
     x[:, :, 9:20, 11:30] = 1.0
     # In pixels of the map, bins sample within [9.5, 19.5) x [11.5, 29.5) less half a pixel.
     boxes = torch.tensor([[[48.0, 40.0, 116.0, 78.0]]])
-    assert (roi_align_triton(align, [x], boxes) - 1).abs().max() < 1e-5
+    assert (pool_regions_triton(pooler, [x], boxes) - 1).abs().max() < 1e-5
 
 
 def masks_and_boxes():

@@ -140,11 +140,24 @@ class CSP(DenseDetector):
             list[Instances]: of every image, in pixels of the network's input.
         """
         return [
-            self._detect(*prediction, image_size)
+            self._detect(*self.candidates(*prediction, image_size), image_size)
             for *prediction, image_size in zip(*predictions, images.image_sizes)
         ]
 
-    def _detect(self, logits, log_height, offset, image_size):
+    def candidates(self, logits, log_height, offset, image_size):
+        """
+        The pixels of highest score, in a fixed number, as boxes.
+
+        Args:
+            logits, log_height, offset (Tensor): float (1, H, W), (1, H, W) and (2, H, W), of an
+                image, see :class:`CSPHead`.
+            image_size (tuple[int, int]): that boxes are clipped to.
+
+        Returns:
+            tuple[Tensor]: float32 (k,), scores in descending order; float32 (k, 4), boxes in pixels
+            of the network's input; bool (k,), which of them may be detections: the others score too
+            low, or are not finite.
+        """
         scores = logits.flatten().float().sigmoid()
         scores, cells = scores.topk(min(self.topk_candidates, len(scores)))
         boxes = decode_boxes(
@@ -156,10 +169,17 @@ class CSP(DenseDetector):
             aspect_ratio=self.aspect_ratio,
         )
         valid = (scores > self.score_thresh) & boxes.isfinite().all(dim=1)
-        scores, boxes = scores[valid], Boxes(boxes[valid])
-        boxes.clip(image_size)
+        height, width = image_size
+        sides = zip(boxes.unbind(1), 2 * (width, height))
+        return scores, torch.stack([side.clamp(0, most) for side, most in sides], dim=1), valid
+
+    def _detect(self, scores, boxes, valid, image_size):
+        scores, boxes = scores[valid], boxes[valid]
         classes = torch.zeros_like(scores, dtype=torch.int64)
-        keep = batched_nms(boxes.tensor, scores, classes, self.nms_thresh)[: self.max_detections]
+        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
         return Instances(
-            image_size, pred_boxes=boxes[keep], scores=scores[keep], pred_classes=classes[keep]
+            image_size,
+            pred_boxes=Boxes(boxes[keep]),
+            scores=scores[keep],
+            pred_classes=classes[keep],
         )

@@ -1,5 +1,5 @@
 """
-Kernels of :mod:`..roi_align`, whose shape shorthand is used here.
+Kernels of :mod:`..roi_pooler`, whose shape shorthand is used here.
 
 The average over the samples of a bin is separable: along an axis, bilinear samples at v_i touch
 pixel p with weight sum_i max(0, 1 - |v_i - p|). So a first kernel writes these weights for each
@@ -112,13 +112,14 @@ def roi_align_kernel(
     tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def roi_align_triton(align, features, boxes):
-    """As :meth:`RoIAlign.__call__`."""
+def pool_regions_triton(pooler, features, boxes):
+    """As :func:`pool_regions`."""
     features = [x.contiguous(memory_format=torch.channels_last) for x in features]
     images, channels = features[0].shape[:2]
     heights = tuple(x.shape[2] for x in features)
     widths = tuple(x.shape[3] for x in features)
-    side, num_regions, device = align.output_size, boxes.shape[0] * boxes.shape[1], boxes.device
+    num_regions, device = boxes.shape[0] * boxes.shape[1], boxes.device
+    side, align = pooler.output_size[0], pooler.level_poolers[0]
     # Boxes lie within the map, so bins have at most longest / P pixels, and touch two more.
     longest = max(*heights, *widths)
     taps = math.ceil(longest / side) + 2
@@ -129,7 +130,7 @@ def roi_align_triton(align, features, boxes):
     constants = dict(L=len(features), P=side, BP=triton.next_power_of_2(side))
     taps_kernel[num_regions, 2](
         boxes.contiguous(), levels, first, count, weights, heights, widths,
-        float(align.min_level), float(align.canonical_level), float(align.canonical_size),
+        float(pooler.min_level), float(pooler.canonical_level), float(pooler.canonical_box_size),
         align.sampling_ratio, taps, ALIGNED=align.aligned, BT=triton.next_power_of_2(taps),
         num_warps=2, **constants,
     )  # fmt: skip

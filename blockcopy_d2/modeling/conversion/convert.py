@@ -1,28 +1,16 @@
+"""A dense model of Detectron2, made block-sparse."""
+
 import logging
 
-import torch
-import torch.utils._pytree as pytree
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from blockcopy_d2.sparse import BlockSparseModule
 
-from .backbone import BlockCopyBackbone
+from .modules import BlockCopyBackbone, BlockCopyDenseHead, BlockCopyRPNHead
 from .roi_align import convert_roi_align
-from .rpn import BlockCopyRPNHead
 
-__all__ = ["BlockCopyDenseHead", "convert_model"]
-
-
-class BlockCopyDenseHead(BlockSparseModule):
-    """
-    The head of a one-stage detector. It hands out copies: Detectron2's RetinaNet turns logits into
-    scores in place, which would turn those of the blocks not executed again at every frame.
-    """
-
-    def forward(self, *args, **kwargs):
-        outputs = super().forward(*args, **kwargs)
-        return pytree.tree_map_only(torch.Tensor, torch.clone, outputs)
+__all__ = ["convert_model"]
 
 
 # Where meta-architectures keep what is fully convolutional, and what it becomes.
