@@ -16,9 +16,11 @@ from .cityscapes_video import (
 )
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .davis import load_davis, register_davis
+from .frame_mapper import FrameMapper
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
 from .pictures import as_frame, read_picture
 from .read_ahead import close_all, read_ahead
+from .registration import register_dataset
 from .sem_seg import build_sem_seg_train_mapper
 from .video_files import VideoFormat, VideoFrames, open_frames
 from .visible_boxes import VisibleBoxMapper
@@ -28,6 +30,7 @@ from . import builtin  # noqa: F401  isort:skip  registers the data sets
 __all__ = [
     "ClipMapper",
     "ClipSampler",
+    "FrameMapper",
     "FrameReadError",
     "VideoFormat",
     "VideoFrames",
@@ -53,6 +56,7 @@ __all__ = [
     "register_citypersons",
     "register_citypersons_video",
     "register_cityscapes_video",
+    "register_dataset",
     "register_davis",
     "register_labelled_frames",
     "register_pets09",

@@ -9,14 +9,12 @@ Every frame is labelled. Those of "train" are a second apart, those of "val" a f
 video of which every frame counts.
 """
 
-import glob
 import itertools
 import os
 import re
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from .files import AnnotationError, image_size
+from .files import AnnotationError, find_files, image_size, require_file
+from .registration import register_dataset
 
 __all__ = ["CLASSES", "load_camvid", "register_camvid"]
 
@@ -49,21 +47,14 @@ def load_camvid(root, split, origin=""):
         FileNotFoundError: names the missing folder or file, and where the data set comes from.
     """
     image_dir, label_dir = (os.path.join(root, split, name) for name in ("images", "labels"))
-    files = sorted(glob.glob(os.path.join(glob.escape(image_dir), "*.jpg")))
-    if not files:
-        raise FileNotFoundError(
-            f"The frames {image_dir}/*.jpg are missing. {origin} The data set was looked for in"
-            f" {os.path.abspath(root)}; the environment variable DETECTRON2_DATASETS names the"
-            f" folder above it (now {os.getenv('DETECTRON2_DATASETS', 'not set: ./datasets')})."
-        )
+    files = find_files(image_dir, "*.jpg", root, origin)
     width, height = image_size(files[0])
     dataset = []
     for sequence, frames in itertools.groupby(files, key=_sequence):
         for frame_index, file in enumerate(frames):
             stem = os.path.splitext(os.path.basename(file))[0]
             labels = os.path.join(label_dir, f"{stem}.png")
-            if not os.path.isfile(labels):
-                raise FileNotFoundError(f"{labels}, the classes of {file}, is missing. {origin}")
+            require_file(labels, f"the classes of {file}", root, origin)
             dataset.append(
                 {
                     "file_name": file,
@@ -88,10 +79,9 @@ def register_camvid(name, root, split, *, origin=""):
         name (str): of the data set.
         root, split, origin: as in :func:`load_camvid`.
     """
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, lambda: load_camvid(root, split, origin))
-    MetadataCatalog.get(name).set(
+    register_dataset(
+        name,
+        lambda: load_camvid(root, split, origin),
         stuff_classes=list(CLASSES),
         stuff_colors=[list(color) for color in _COLORS],
         ignore_label=IGNORE_LABEL,

@@ -13,11 +13,11 @@ neither asked for nor wrong to find: their annotations have iscrowd 1.
 import math
 import os
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .cityscapes_video import load_cityscapes_video
 from .files import AnnotationError, find_files, read_json, require_folder
+from .registration import register_dataset
 
 _SUFFIX = "_gtBboxCityPersons.json"
 
@@ -44,7 +44,7 @@ def load_citypersons(root, split, origin=""):
     for folder in (image_dir, gt_dir):
         require_folder(folder, root, origin)
     dataset = []
-    for file in find_files(gt_dir, _SUFFIX, root, origin):
+    for file in find_files(gt_dir, f"<city>/*{_SUFFIX}", root, origin):
         height, width, annotations = _read(file)
         city = os.path.basename(os.path.dirname(file))
         image_id = os.path.basename(file).replace(_SUFFIX, "_leftImg8bit.png")
@@ -80,7 +80,7 @@ def load_citypersons_video(root, split, origin=""):
     require_folder(gt_dir, root, origin)
     files = {
         os.path.basename(file).removesuffix(_SUFFIX): file
-        for file in find_files(gt_dir, _SUFFIX, root, origin)
+        for file in find_files(gt_dir, f"<city>/*{_SUFFIX}", root, origin)
     }
     # The clips are found by images, of which another package may hold more or fewer.
     frames = load_cityscapes_video(root, split, origin)
@@ -124,10 +124,9 @@ def register_citypersons_video(name, root, split, *, origin=""):
 
 
 def _register(name, load, root, split, images):
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
+    register_dataset(
+        name,
+        load,
         image_dir=os.path.join(root, images, split),
         gt_dir=os.path.join(root, "gtBboxCityPersons", split),
         evaluator_type="citypersons",

@@ -12,12 +12,12 @@ the labelled one.
 import os
 
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from detectron2.structures import BoxMode
 
 from .files import AnnotationError, find_files, image_size, require_folder
+from .registration import register_dataset
 
 CLIP_LENGTH = 20
 
@@ -50,10 +50,11 @@ def load_cityscapes_video(root, split, origin=""):
     require_folder(sequence_dir, root, origin)
     if os.path.isdir(gt_dir):
         suffix, labelled = "_gtFine_instanceIds.png", True
-        files = find_files(gt_dir, suffix, root, origin)
+        files = find_files(gt_dir, f"<city>/*{suffix}", root, origin)
     else:
         suffix, labelled = "_leftImg8bit.png", False
-        files = find_files(os.path.join(root, "leftImg8bit", split), suffix, root, origin)
+        image_dir = os.path.join(root, "leftImg8bit", split)
+        files = find_files(image_dir, f"<city>/*{suffix}", root, origin)
 
     dataset = []
     for file in files:
@@ -145,9 +146,5 @@ def register_labelled_frames(name, root, split, *, origin=""):
 
 
 def _register(name, load, **metadata):
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        **metadata, ignore_label=255, **_get_builtin_metadata("cityscapes")
-    )
+    metadata.update(ignore_label=255, **_get_builtin_metadata("cityscapes"))
+    register_dataset(name, load, **metadata)

@@ -3,16 +3,12 @@
 import itertools
 import logging
 
-import numpy as np
-import torch
-from detectron2.config import configurable
 from detectron2.data import build_detection_test_loader
-from detectron2.data import detection_utils as utils
-from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from .addresses import redact
+from .frame_mapper import FrameMapper
 from .pictures import read_picture
 from .videos import load_videos
 
@@ -44,28 +40,14 @@ class FrameReadError(RuntimeError):
         )
 
 
-class ClipMapper:
+class ClipMapper(FrameMapper):
     """
     Maps the dataset dict of a frame to the model's input, as Detectron2's ``DatasetMapper`` does
-    at test time, with video_id, frame_index, clip_length and labelled kept.
+    at test time, with video_id, frame_index, clip_length and labelled kept. Frames are read in any
+    format of ``detection_utils.read_image``.
     """
 
-    @configurable
-    def __init__(self, *, augmentations, image_format):
-        """
-        Args:
-            augmentations (list[Augmentation]): deterministic ones, applied to each frame.
-            image_format (str): one of the formats of ``detection_utils.read_image``.
-        """
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {
-            "augmentations": utils.build_augmentation(cfg, is_train=False),
-            "image_format": cfg.INPUT.FORMAT,
-        }
+    formats = None
 
     def __call__(self, dataset_dict):
         """
@@ -86,15 +68,10 @@ class ClipMapper:
                 "frame_index": dataset_dict["frame_index"],
                 "error": error,
             }
-        height, width = image.shape[:2]
-        augmented = T.AugInput(image)
-        self.augmentations(augmented)
-        image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        mapped = self._augment(image)
         inputs = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         # Detectron2's format lets data sets leave the size out.
-        inputs = {"height": height, "width": width, **inputs}
-        inputs["image"] = torch.as_tensor(image)
-        return inputs
+        return {**mapped, **inputs, "image": mapped["image"]}
 
     def _read(self, dataset_dict):
         identity = [dataset_dict[key] for key in ("file_name", "video_id", "frame_index")]

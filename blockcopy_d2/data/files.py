@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ __all__ = [
     "image_size",
     "read_json",
     "read_labels",
+    "require_file",
     "require_folder",
 ]
 
@@ -99,11 +101,11 @@ def image_size(path):
         raise AnnotationError(f"{path} is not a readable image: {error}") from error
 
 
-def find_files(folder, suffix, root, origin):
+def find_files(folder, pattern, root, origin):
     """
     Args:
-        folder (str): of one folder per city.
-        suffix (str): that the names end in.
+        folder (str):
+        pattern (str): of names in it, such as ``<city>/*.png``; ``<city>`` stands for any name.
         root (str): of the data set.
         origin (str): a sentence that says where it comes from.
 
@@ -113,10 +115,24 @@ def find_files(folder, suffix, root, origin):
     Raises:
         FileNotFoundError: if there are none.
     """
-    files = sorted(glob.glob(os.path.join(glob.escape(folder), "*", f"*{suffix}")))
+    files = sorted(glob.glob(os.path.join(glob.escape(folder), re.sub("<[^>]*>", "*", pattern))))
     if not files:
-        raise FileNotFoundError(_missing(f"Files {folder}/<city>/*{suffix} are", root, origin))
+        raise FileNotFoundError(_missing(f"Files {folder}/{pattern} are", root, origin))
     return files
+
+
+def require_file(path, what, root, origin):
+    """
+    Args:
+        path (str):
+        what (str): the file is to the data set.
+        root, origin (str): as of :func:`find_files`.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(_missing(f"{path}, {what}, is", root, origin))
 
 
 def require_folder(folder, root, origin):

@@ -10,16 +10,15 @@ foreground object (or group of objects) on every frame. The layout is that of th
 ``python -m blockcopy_d2.data.davis`` makes it from a video and a mask per frame.
 """
 
-import glob
 import os
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from ..files import require_folder
+from ..files import find_files, image_size, require_file, require_folder
+from ..registration import register_dataset
 
 __all__ = ["image_file", "load_davis", "mask_file", "register_davis", "split_file"]
 
@@ -72,21 +71,18 @@ def load_davis(root, split, origin="", *, video=True):
     for sequence in _read_split(root, split, origin):
         folder = os.path.dirname(image_file(root, sequence, 0))
         require_folder(folder, root, origin)
-        files = sorted(glob.glob(os.path.join(glob.escape(folder), "*.jpg")))
-        if not files:
-            raise FileNotFoundError(f"{folder} holds no frame (*.jpg). {origin}")
-        with Image.open(files[0]) as image:
-            width, height = image.size
+        files = find_files(folder, "*.jpg", root, origin)
+        width, height = image_size(files[0])
         for frame_index, file in enumerate(files):
             number = int(os.path.splitext(os.path.basename(file))[0])
+            path = mask_file(root, sequence, number)
+            require_file(path, f"the mask of {file}", root, origin)
             frame = {
                 "file_name": file,
                 "image_id": f"{sequence}_{number:05d}",
                 "height": height,
                 "width": width,
-                "annotations": _read_mask(
-                    mask_file(root, sequence, number), (height, width), file, origin
-                ),
+                "annotations": _read_mask(path, (height, width), file),
             }
             if video:
                 frame.update(video_id=sequence, frame_index=frame_index, labelled=True)
@@ -103,10 +99,9 @@ def register_davis(name, root, split, *, origin="", video=True):
         name (str): of the data set.
         root, split, origin, video: see :func:`load_davis`.
     """
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, lambda: load_davis(root, split, origin, video=video))
-    MetadataCatalog.get(name).set(
+    register_dataset(
+        name,
+        lambda: load_davis(root, split, origin, video=video),
         image_dir=os.path.join(root, "JPEGImages", _RESOLUTION),
         gt_dir=os.path.join(root, "Annotations", _RESOLUTION),
         evaluator_type="coco",
@@ -117,12 +112,10 @@ def register_davis(name, root, split, *, origin="", video=True):
 def _read_split(root, split, origin):
     """list[str]: the sequences of a split, in the order of its file."""
     require_folder(os.path.join(root, "ImageSets"), root, origin)
-    for year in ("2016", _RESOLUTION):
-        path = split_file(root, split, year)
-        if os.path.isfile(path):
-            break
-    else:
-        raise FileNotFoundError(f"{path}, the list of the sequences, is missing. {origin}")
+    path = split_file(root, split)
+    if not os.path.isfile(path):
+        path = split_file(root, split, _RESOLUTION)
+    require_file(path, "the list of the sequences", root, origin)
     with open(path) as f:
         firsts = [line.split()[0] for line in f if line.strip()]
     # A line names a sequence, or a frame as /JPEGImages/480p/<sequence>/<number>.jpg.
@@ -132,10 +125,8 @@ def _read_split(root, split, origin):
     return list(dict.fromkeys(names))
 
 
-def _read_mask(path, size, frame, origin):
+def _read_mask(path, size, frame):
     """list[dict]: the annotation of the pixels that are not background, if there are any."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}, the mask of {frame}, is missing. {origin}")
     try:
         with Image.open(path) as image:
             mask = np.asarray(image.convert("L")) > 0

@@ -15,10 +15,10 @@ import csv
 import math
 import os
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..files import AnnotationError, require_folder
+from ..registration import register_dataset
 
 NAME = "PETS09-S2L1"
 HEIGHT, WIDTH = 576, 768
@@ -192,10 +192,9 @@ def register_pets09_video(name, root, split, *, origin="", clip_length=CLIP_LENG
 
 
 def _register(name, load, root):
-    if name in DatasetCatalog.list():
-        return
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
+    register_dataset(
+        name,
+        load,
         image_dir=os.path.join(root, "img1"),
         gt_dir=os.path.join(root, "gt"),
         evaluator_type="pets09",
