@@ -73,7 +73,8 @@ def search(current, previous, parents, cell, radius, finest=False):
     """
     streams, height, width = current.shape
     rows, columns = -(-height // cell), -(-width // cell)
-    pixels, exists = _cells(current, cell)
+    pixels = _cells(current, cell, NO_CURRENT)
+    exists = _highest((current != OUTSIDE).to(torch.uint8), cell) > 0
     source = _Source(previous, cell + 2 * radius)
     y = torch.arange(rows, device=current.device).view(1, rows, 1) * cell
     x = torch.arange(columns, device=current.device).view(1, 1, columns) * cell
@@ -101,7 +102,7 @@ def search(current, previous, parents, cell, radius, finest=False):
         y, x = y + vectors[1], x + vectors[0]
         windows = source.windows(y - 1, x - 1, cell + 2)
         vectors = STEPS * vectors + _lucas_kanade(pixels, windows).view(2, *shape)
-    vectors = vectors.to(torch.int32).where(exists.view(shape), NOWHERE)
+    vectors = vectors.to(torch.int32).where(exists, NOWHERE)
     return vectors.transpose(0, 1).contiguous()
 
 
@@ -141,23 +142,20 @@ def keep_still(field, current, previous, cell):
         Tensor: ``field``.
     """
     rows, columns = field.shape[-2:]
-    pixels, _ = _cells(current, cell)
-    source = _Source(previous, cell + 1)
+    pixels = _cells(current, cell, NO_CURRENT)
+    staying = _cost(pixels, _cells(previous, cell, NO_PREVIOUS))
     shape = (len(field), rows, columns)
-    y = (torch.arange(rows, device=field.device) * cell).view(1, rows, 1).expand(shape)
-    x = (torch.arange(columns, device=field.device) * cell).view(1, 1, columns).expand(shape)
-    staying = _cost(pixels, source.windows(y, x, cell))
+    y = torch.arange(rows, device=field.device).view(1, rows, 1) * cell
+    x = torch.arange(columns, device=field.device).view(1, 1, columns) * cell
     steps = (field * STEPS + 0.5).floor().long()
     whole, part = steps // STEPS, (steps % STEPS).int()
-    windows = source.windows(y + whole[:, 1], x + whole[:, 0], cell + 1)
+    windows = _Source(previous, cell + 1).windows(y + whole[:, 1], x + whole[:, 0], cell + 1)
     moving = _cost(pixels, _bilinear(windows, part[:, 0].flatten(), part[:, 1].flatten()))
-    moved = 8 * moving + 32 * cell < 7 * staying
-    moved = moved.view(len(field), 1, rows, columns)
-    broken = ((current == NOT_FINITE) | (previous == NOT_FINITE)).float()[:, None]
-    broken = F.max_pool2d(broken, cell, ceil_mode=True) > 0
+    moved = (8 * moving + 32 * cell < 7 * staying).view(shape)
+    broken = _highest(torch.maximum(current, previous), cell) == NOT_FINITE
     # Infinite and undefined vectors go, too.
-    keep = moved & ~broken & field.isfinite().all(1, keepdim=True)
-    return field.masked_fill_(~keep, 0)
+    keep = moved & ~broken & field.isfinite().all(1)
+    return field.masked_fill_(~keep[:, None], 0)
 
 
 def _children(vectors, rows, columns):
@@ -171,16 +169,20 @@ def _children(vectors, rows, columns):
 NO_CURRENT, NO_PREVIOUS = -1000, 20000
 
 
-def _cells(current, cell):
-    """int16 (C, C, K), the pixels of each cell; bool (K,), whether it has any in the image."""
-    streams, height, width = current.shape
-    usable = current < OUTSIDE
-    pixels = current.to(torch.int16).where(usable, NO_CURRENT)
-    pixels = F.pad(pixels, (0, -width % cell, 0, -height % cell), value=NO_CURRENT)
+def _cells(level, cell, missing):
+    """int16 (C, C, K), the pixels of each cell, or ``missing`` where there is none."""
+    streams, height, width = level.shape
+    pixels = level.to(torch.int16).masked_fill_(level >= OUTSIDE, missing)
+    if height % cell or width % cell:
+        pixels = F.pad(pixels, (0, -width % cell, 0, -height % cell), value=missing)
     rows, columns = pixels.shape[1] // cell, pixels.shape[2] // cell
     pixels = pixels.view(streams, rows, cell, columns, cell).permute(2, 4, 0, 1, 3).flatten(2)
-    exists = F.max_pool2d((current != OUTSIDE).float()[:, None], cell, ceil_mode=True)
-    return pixels.contiguous(), exists.flatten() > 0
+    return pixels.contiguous()
+
+
+def _highest(level, cell):
+    """float (N, GH, GW), the largest value of each cell."""
+    return F.max_pool2d(level.float()[:, None], cell, ceil_mode=True)[:, 0]
 
 
 class _Source:
@@ -188,7 +190,7 @@ class _Source:
 
     def __init__(self, previous, margin):
         self.margin, (self.height, self.width) = margin, previous.shape[1:]
-        pixels = previous.to(torch.int16).where(previous < OUTSIDE, NO_PREVIOUS)
+        pixels = previous.to(torch.int16).masked_fill_(previous >= OUTSIDE, NO_PREVIOUS)
         self.pixels = F.pad(pixels, (margin,) * 4, value=NO_PREVIOUS)
 
     def windows(self, y, x, size):
@@ -234,9 +236,11 @@ def _sum(difference):
 def _bilinear(windows, dx, dy):
     """int16 (C, C, K), of int16 (C + 1, C + 1, K): moved right and down by int32 (K,) steps."""
     windows = windows.int()
-    rows = windows[:, :-1] * (STEPS - dx) + windows[:, 1:] * dx
-    blend = rows[:-1] * (STEPS - dy) + rows[1:] * dy
-    blend = (blend + STEPS**2 // 2) // STEPS**2
+    rows = windows[:, :-1] * (STEPS - dx)
+    rows += windows[:, 1:] * dx
+    blend = rows[:-1] * (STEPS - dy)
+    blend += rows[1:] * dy
+    blend = blend.add_(STEPS**2 // 2) // STEPS**2
     return blend.masked_fill_(blend > BRIGHTEST, NO_PREVIOUS).to(torch.int16)
 
 

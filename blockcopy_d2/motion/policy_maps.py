@@ -77,7 +77,8 @@ class PolicyMotion:
         Returns:
             Tensor: bool (n, h, w), of every pixel what the nearest pixel to its source was.
         """
-        return masks.flatten(1).index_select(1, self._sources).view(masks.shape)
+        # Which copies single bytes much faster than index_select() does.
+        return masks.flatten(1).gather(1, self._sources.expand(len(masks), -1)).view(masks.shape)
 
     def mean_vectors(self, masks):
         """

@@ -13,6 +13,7 @@ from blockcopy_d2.motion import (
     build_motion,
     field_size,
 )
+from blockcopy_d2.motion.pyramid import luma_pyramid
 from tests.motion.pictures import inner, moved_pair, texture
 
 ESTIMATORS = {
@@ -81,6 +82,18 @@ def test_a_still_picture_gives_zeros(estimator, dtype):
     field = field_of(estimator, picture, picture.clone())
     assert field.dtype == torch.float32 and (field == 0).all()
     assert field.shape == (2, 2, *field_size((150, 205), estimator.cell_size))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (37, 50), (64, 96)])
+def test_bytes_and_real_numbers_give_the_same_luma(size):
+    images = torch.randint(256, (3, 3, *size), dtype=torch.uint8)
+    images[0] = 255
+    sizes = torch.stack([torch.randint(1, n + 1, (3,)) for n in size], dim=1).int()
+    for image_sizes in (None, sizes):
+        given = luma_pyramid(images, image_sizes, out=MotionFeatures.empty(size, streams=3))
+        expected = luma_pyramid(images.float(), image_sizes)
+        for level, other in zip(given.levels, expected.levels, strict=True):
+            assert torch.equal(level, other)
 
 
 def test_noise_of_a_still_camera_gives_zeros(estimator):
