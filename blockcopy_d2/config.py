@@ -261,6 +261,21 @@ def check_blockcopy_config(cfg):
         key.check(name, _value_of(cfg, name))
 
 
+def check_arguments(group="MODEL.BLOCKCOPY", **values):
+    """
+    Check arguments of classes that can be built without a config, as the keys they stand for.
+
+    Args:
+        group (str): the full name of the keys' group.
+        values: by the names of the keys, in small letters.
+
+    Raises:
+        ValueError: names the argument, its value and what is allowed.
+    """
+    for name, value in values.items():
+        KEYS[f"{group}.{name.upper()}"].check(name, value)
+
+
 def _value_of(cfg, name):
     node = cfg
     for part in name.split("."):

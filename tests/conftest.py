@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import logger
 
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels then run on the CPU, slowly.
@@ -12,7 +13,11 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test starts from the same seeds, whichever tests ran before it."""
+    """
+    Every test starts from the same seeds, whichever tests ran before it, and is told again what is
+    said once in a process.
+    """
+    logger._LOG_COUNTER.clear()
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

@@ -7,6 +7,8 @@ import time
 import weakref
 from collections import deque
 
+from blockcopy_d2.config_key import whole
+
 __all__ = ["ReadAhead", "call_aside", "close_all", "read_ahead"]
 
 # A source that is silent is left behind after that time, all readers of a caller together.
@@ -20,14 +22,15 @@ def read_ahead(items, depth=2, *, latest=False):
 
     Args:
         items (iterable):
-        depth (int): most items that wait to be taken; one more is in the thread's hands.
+        depth (int): most items that wait to be taken, at least 1; one more is in the thread's
+            hands.
         latest (bool): for live sources: they never wait. What was not taken when the next item
             comes is dropped, so that the newest one is taken.
 
     Returns:
         ReadAhead: an iterator over the items, in order.
     """
-    return ReadAhead(items, depth, latest)
+    return ReadAhead(items, whole(2, least=1).check("depth", depth), latest)
 
 
 class ReadAhead:

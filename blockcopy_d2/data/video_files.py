@@ -1,9 +1,12 @@
 """Frames of a video file, a camera, an address or a folder of images, one at a time."""
 
+import numbers
 import os
 from fractions import Fraction
 
 import numpy as np
+
+from blockcopy_d2.config_key import number
 
 from .addresses import is_address, redact
 from .clips import FrameReadError
@@ -14,6 +17,8 @@ from .video_decoding import DecodedVideo
 from .video_format import VideoFormat
 
 __all__ = ["VideoFormat", "VideoFrames", "open_frames"]
+
+_RATE = number(25.0, least=0, most=1e6, open_ends=True)
 
 
 class VideoFrames:
@@ -47,10 +52,11 @@ class VideoFrames:
 
         Raises:
             FileNotFoundError: ``source`` does not exist, or the folder holds no image.
-            ValueError: ``source`` is not a video.
+            ValueError: ``source`` is not a video, or ``default_fps`` no rate.
             FrameReadError: its first frame cannot be decoded.
         """
         source = os.fsdecode(source)
+        default_fps = _RATE.check("default_fps", default_fps)
         if not os.path.exists(source) and not is_address(source):
             raise FileNotFoundError(
                 f"{redact(source)} does not exist; expected a video or a folder."
@@ -115,13 +121,13 @@ def open_frames(source):
     Raises:
         TypeError: something else. For errors of a source see :class:`VideoFrames`.
     """
-    if isinstance(source, int):
+    if isinstance(source, numbers.Integral) and not isinstance(source, bool):
         source = f"/dev/video{source}"
     if isinstance(source, VideoFrames):
         return source
     if isinstance(source, (str, bytes, os.PathLike)):
         return VideoFrames(source)
-    if not hasattr(source, "__iter__"):
+    if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         raise TypeError(
             f"A video is a path, an address, the number of a camera, or an iterable of frames; not"
             f" {type(source).__name__}."

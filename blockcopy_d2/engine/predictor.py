@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import statistics
 import time
 
@@ -9,8 +10,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 
 from blockcopy_d2.config import KEYS
-from blockcopy_d2.config_key import number
-from blockcopy_d2.data import FrameMapper, close_all, open_frames, read_ahead
+from blockcopy_d2.config_key import flag, number
+from blockcopy_d2.data import FrameMapper, as_frame, close_all, open_frames, read_ahead
 from blockcopy_d2.modeling import StreamBatch, learn
 
 from .acceleration import accelerate, video_config
@@ -132,7 +133,7 @@ class VideoPredictor:
         Returns:
             FrameResult: reads as the output dict, in pixels of ``image``.
         """
-        return self._tick([image], self._stream, self._policies[:1])[0]
+        return self._tick([as_frame(image)], self._stream, self._policies[:1])[0]
 
     def stream(self, source):
         """
@@ -170,15 +171,18 @@ class VideoPredictor:
         Run several videos of one size together, a frame of each at a time.
 
         Args:
-            sources (sequence): as of :meth:`stream`.
+            sources (iterable): as of :meth:`stream`.
             own_policies (bool): every video learns a policy for itself, all from that of the
                 model, which stays as it is. Default: they learn that one together.
 
         Yields:
             list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended.
         """
+        if isinstance(sources, (str, bytes, os.PathLike)):
+            raise TypeError(f"Expected several videos, not {sources!r}: give a list of them.")
+        sources = list(sources)
         policies = self._policies[:1]
-        if own_policies:
+        if flag(False).check("own_policies", own_policies):
             # Copied together, so that each learner teaches its policy's copy.
             with torch.inference_mode(False):
                 policies = [copy.deepcopy(policies[0]) for _ in sources]

@@ -17,7 +17,8 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from blockcopy_d2.config import check_blockcopy_config
+from blockcopy_d2.config import KEYS, check_arguments, check_blockcopy_config
+from blockcopy_d2.config_key import flag, whole
 from blockcopy_d2.motion import CacheMover, build_motion
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
@@ -120,10 +121,19 @@ class BlockCopyVideoModel(ModuleProxy):
             max_moved_stride (int): feature maps of larger strides stay in place.
 
         Raises:
-            ValueError: if blocks of ``block_size`` do not align with a feature map of the
-                backbone, or with the cells of the motion.
+            ValueError: if an argument is out of its range, or blocks of ``block_size`` do not align
+                with a feature map of the backbone, or with the cells of the motion.
         """
         super().__init__()
+        check_arguments(
+            block_size=block_size,
+            max_streams=max_streams,
+            scene_cut=scene_cut,
+            refresh_every=refresh_every,
+            dense_above=dense_above,
+            cuda_graph=cuda_graph,
+        )
+        KEYS["TEST.AMP.ENABLED"].check("amp", amp)
         for shape in base.backbone.output_shape().values():
             check_stride(block_size, shape.stride)
         self.policy = policy
@@ -298,8 +308,10 @@ class BlockCopyVideoModel(ModuleProxy):
             VideoStream or StreamBatch: what :meth:`step` takes; for a number of streams what
             :meth:`step_batch` takes.
         """
+        if num_streams is not None:
+            num_streams = whole(1, least=1).check("num_streams", num_streams)
         policies = None
-        if own_policies:
+        if flag(False).check("own_policies", own_policies):
             policies = [copy.deepcopy(self.policy) for _ in range(num_streams or 1)]
         if num_streams is None:
             return VideoStream(policy=policies and policies[0])
@@ -352,6 +364,8 @@ class BlockCopyVideoModel(ModuleProxy):
         Raises:
             ValueError: if the number of inputs or the sizes of their images do not fit.
         """
+        for wanted in learning if isinstance(learning, list) else (learning,):
+            flag(False).check("learning", wanted)
         present = [x is not None for x in inputs]
         inputs = fill_slots(inputs, streams)
         with self.lock:

@@ -13,6 +13,8 @@ import torch
 from detectron2.config import configurable
 from torch.nn import functional as F
 
+from blockcopy_d2.config import check_arguments
+
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
 
@@ -68,6 +70,8 @@ class RandomBlocks(Policy):
             seed (int): of the draws.
         """
         super().__init__()
+        check_arguments(target=target)
+        check_arguments("MODEL.BLOCKCOPY.POLICY", seed=seed)
         self.target = target
         self._uniform = SeededUniform(seed)
 
@@ -97,6 +101,7 @@ class FrameDifference(Policy):
             target (float): tau, the fraction of the blocks of every frame, rounded.
         """
         super().__init__()
+        check_arguments(target=target)
         self.target = target
 
     @classmethod
@@ -135,6 +140,7 @@ class MovedDifference(FrameDifference):
                 block was executed.
         """
         super().__init__(target=target)
+        check_arguments("MODEL.BLOCKCOPY.POLICY", age_weight=age_weight)
         self.age_weight = age_weight
 
     @classmethod
@@ -162,6 +168,7 @@ class EveryKthFrame(Policy):
             period (int): k, at least 1.
         """
         super().__init__()
+        check_arguments("MODEL.BLOCKCOPY.POLICY", period=period)
         self.period = period
 
     @classmethod

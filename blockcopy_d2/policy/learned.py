@@ -6,6 +6,7 @@ Shape shorthand: N streams, GH x GW blocks.
 import torch
 from detectron2.config import configurable
 
+from blockcopy_d2.config import check_arguments
 from blockcopy_d2.kernels import triton_runs_on
 
 from .base import Decision, Policy, SeededUniform
@@ -44,6 +45,7 @@ class LearnedPolicy(Policy):
             seed (int): of the draws.
         """
         super().__init__()
+        check_arguments("MODEL.BLOCKCOPY.POLICY", pixels_per_block=pixels_per_block, seed=seed)
         self.network = PolicyNetwork(
             num_classes=num_classes, pixel_std=pixel_std, pixels_per_block=pixels_per_block
         )

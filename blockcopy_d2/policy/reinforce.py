@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch.nn import functional as F
 from torch.optim.rmsprop import rmsprop
 
+from blockcopy_d2.config import check_arguments
 from blockcopy_d2.sparse import make_writable
 
 __all__ = ["OnlineLearner"]
@@ -71,12 +72,20 @@ class OnlineLearner:
             sync (bool): learn one policy in all processes; they start from the first one's.
 
         Raises:
-            ValueError: if the policy does not learn, or the target or cost form is not allowed.
+            ValueError: if the policy does not learn, or an argument is out of its range.
         """
         if not policy.learns:
             raise ValueError(f"{type(policy).__name__} has nothing to learn; use LearnedPolicy.")
-        if cost_form not in ("paper", "code"):
-            raise ValueError(f"cost_form is {cost_form!r}; expected 'paper' or 'code'.")
+        check_arguments(
+            "MODEL.BLOCKCOPY.LEARNER",
+            cost_weight=cost_weight,
+            cost_momentum=cost_momentum,
+            update_every=update_every,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            cost_form=cost_form,
+        )
+        check_arguments("MODEL.BLOCKCOPY.POLICY", sync=sync)
         make_writable(policy)
         self._parameters = list(policy.parameters())
         device = self._parameters[0].device
@@ -132,8 +141,7 @@ class OnlineLearner:
 
     @target.setter
     def target(self, value):
-        if not 0 <= value <= 1:
-            raise ValueError(f"target is {value}; it is a fraction of blocks, within [0, 1].")
+        check_arguments(target=value)
         self._target = float(value)
         self._target_on_device.fill_(self._target)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 import os
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data.addresses import is_address, redact
+from blockcopy_d2.data.pictures import as_frame
 
 __all__ = ["VideoWriteError", "VideoWriter", "check_video_path"]
 
@@ -101,15 +103,16 @@ class VideoWriter:
             OSError: the file cannot be written there.
             ValueError: the suffix names no container for H.264, or ``fps`` is out of range.
         """
-        if not 1e-4 <= fps <= 1e6:
+        is_number = isinstance(fps, numbers.Real) and not isinstance(fps, bool)
+        if not is_number or not 1e-4 <= fps <= 1e6:
             raise ValueError(
                 "A video needs a positive number of frames per second, 0.0001 to 1000000, not"
-                f" {fps}."
+                f" {fps!r}."
             )
         check_video_path(path)
         self.path = os.fsdecode(path)
         self.frames = 0
-        self._period = _period(fps)
+        self._period = _period(float(fps))
         self._format = format
         self._time_base = self._choose_time_base()
         self._clock = _Clock(self._period)
@@ -128,17 +131,20 @@ class VideoWriter:
     def write(self, frame, seconds=None):
         """
         Args:
-            frame (ndarray): uint8, (H, W, 3), BGR; as large as the first one.
+            frame (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR; as large as the first one.
             seconds (float or Fraction or None): when it is shown, since the first frame. A time
                 that does not advance is moved behind the frame before. None: 1 / ``fps`` later
                 than that.
 
         Raises:
             VideoWriteError: the disk is full, or the frame cannot be encoded.
-            ValueError: the frame has another size, the time is not finite, or the video is closed.
+            TypeError: the frame is no picture.
+            ValueError: the frame has another size or type of numbers, the time is not finite, or
+                the video is closed.
         """
         if self._container is None:
             raise ValueError(f"{self.path} is closed: no frame can be added.")
+        frame = as_frame(frame)
         height, width = frame.shape[:2]
         if self._stream is None:
             self._size = height, width
@@ -256,7 +262,7 @@ class _Clock:
         following = 0 if self._last is None else self._last + self._period
         if seconds is None:
             seconds = following - self._offset
-        seconds = Fraction(seconds)
+        seconds = Fraction(seconds if isinstance(seconds, Fraction) else float(seconds))
         if self._last is None or seconds < self._source:
             # A clock that was put back goes on from here.
             self._offset = following - seconds

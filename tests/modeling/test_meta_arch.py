@@ -283,7 +283,7 @@ def test_backbone_passes_through_what_detectron2_asks(mask_rcnn):
 
 
 def test_block_size_must_align_with_the_strides(mask_rcnn):
-    with pytest.raises(ValueError, match="48.*BLOCK_SIZE"):
+    with pytest.raises(ValueError, match="48.*power of two.*to align with the strides"):
         BlockCopyVideoModel(
             base=mask_rcnn.base,
             policy=mask_rcnn.policy,

@@ -49,9 +49,17 @@ def fill_slots(inputs, streams):
         list[dict]: with black frames for the streams without one: the network runs whole batches.
 
     Raises:
-        ValueError: if the number of inputs or the sizes of their images do not fit.
+        ValueError: if the number of inputs or the sizes of their images do not fit, or one has no
+            image.
     """
-    images = [x["image"] for x in inputs if x is not None]
+    images = [x.get("image") for x in inputs if x is not None]
+    for image in images:
+        if not isinstance(image, torch.Tensor) or image.dim() != 3 or not image.numel():
+            found = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
+            raise ValueError(
+                f"The 'image' of an input is {type(image).__name__} {found}; expected a tensor"
+                " (C, H, W)."
+            )
     sizes = sorted({tuple(image.shape[-2:]) for image in images})
     if len(inputs) != streams.num_streams or len(sizes) != 1:
         raise ValueError(

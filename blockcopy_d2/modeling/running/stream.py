@@ -11,10 +11,12 @@ Shape shorthand in this module:
 
 import logging
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import torch
 from torch.nn import functional as F
 
+from blockcopy_d2.config_key import whole
 from blockcopy_d2.sparse import StreamState
 
 
@@ -78,7 +80,12 @@ class StreamBatch:
 
         Args:
             slot (int or None): None for all of them, which may then change size.
+
+        Raises:
+            ValueError: there is no such slot.
         """
+        if slot is not None:
+            slot = whole(0, least=0, most=self.num_streams - 1).check("slot", slot)
         if slot is not None and self.num_streams > 1 and self.canvas_size is not None:
             self.counts[slot] = 0
             self.outputs[slot] = None
@@ -201,12 +208,22 @@ class StreamPool:
     def get(self, video_id, frame_index):
         """
         Args:
-            video_id (str):
-            frame_index (int): 0 starts the video anew.
+            video_id (str): or anything else that is hashable.
+            frame_index (int or None): 0 starts the video anew.
 
         Returns:
             VideoStream: of this video, a fresh one if it is new.
+
+        Raises:
+            ValueError: of another type.
         """
+        if video_id is None or not isinstance(video_id, Hashable):
+            raise ValueError(
+                f"The video_id of a frame is {video_id!r}; expected a name, such as 'camera 1', or"
+                " no video_id at all for a still image."
+            )
+        if frame_index is not None:
+            frame_index = whole(0, least=0).check("frame_index", frame_index)
         stream = self._streams.get(video_id)
         if stream is None:
             if video_id in self._dropped:

@@ -1,0 +1,182 @@
+"""What people pass for arguments: numbers of any library are taken, everything else is named."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from blockcopy_d2.data import VideoFrames, open_frames, read_ahead
+from blockcopy_d2.engine import VideoPredictor
+from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.modeling import BlockCopyVideoModel, StreamBatch
+from blockcopy_d2.policy import (
+    EveryKthFrame,
+    FrameDifference,
+    LearnedPolicy,
+    MovedDifference,
+    OnlineLearner,
+    RandomBlocks,
+)
+from blockcopy_d2.resources import config_path
+from blockcopy_d2.visualization import VideoWriter
+from tests.small_model import CONFIG, small_model_opts
+
+PICTURE = np.zeros((64, 96, 3), dtype=np.uint8)
+IMAGE = torch.zeros(3, 64, 96, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    opts = small_model_opts(tmp_path_factory.mktemp("weights"))
+    return VideoPredictor(load_config(config_path(CONFIG), opts))
+
+
+@pytest.mark.parametrize("value", ["no", "False", 1, None])
+def test_a_switch_is_true_or_false(predictor, value):
+    model = predictor.model
+    calls = {
+        "own_policies": [
+            lambda: model.init_state(2, own_policies=value),
+            lambda: next(predictor.streams([[PICTURE]], own_policies=value)),
+        ],
+        "learning": [lambda: model.step({"image": IMAGE}, model.init_state(), learning=value)],
+        "amp": [lambda: rebuilt(model, amp=value)],
+        "cuda_graph": [lambda: rebuilt(model, cuda_graph=value)],
+        "sync": [lambda: OnlineLearner(LearnedPolicy(num_classes=1), target=0.3, sync=value)],
+    }
+    for name, calls_with_it in calls.items():
+        for call in calls_with_it:
+            with pytest.raises(ValueError, match=f"{name} is .*; it must be True or False"):
+                call()
+
+
+def rebuilt(model, **changes):
+    options = {"block_size": 64, "max_streams": 2, **changes}
+    return BlockCopyVideoModel(base=model.base, policy=model.policy, task=model.task, **options)
+
+
+@pytest.mark.parametrize("value", ["0.3", math.nan, math.inf, -1, True, None, [0.3]])
+def test_numbers_are_in_their_range(predictor, value):
+    learned = LearnedPolicy(num_classes=1)
+    calls = {
+        "target": [
+            lambda: predictor.set_target(value),
+            lambda: RandomBlocks(target=value),
+            lambda: FrameDifference(target=value),
+            lambda: OnlineLearner(learned, target=value),
+        ],
+        "lr": [lambda: OnlineLearner(learned, target=0.3, learning_rate=value)],
+        "cost_weight": [lambda: OnlineLearner(learned, target=0.3, cost_weight=value)],
+        "age_weight": [lambda: MovedDifference(target=0.3, age_weight=value)],
+        "period": [lambda: EveryKthFrame(period=value)],
+        "seed": [lambda: RandomBlocks(target=0.3, seed=value)],
+        "pixels_per_block": [lambda: LearnedPolicy(num_classes=1, pixels_per_block=value)],
+        "block_size": [lambda: rebuilt(predictor.model, block_size=value)],
+        "scene_cut": [lambda: rebuilt(predictor.model, scene_cut=value)],
+        "refresh_every": [lambda: rebuilt(predictor.model, refresh_every=value)],
+        "depth": [lambda: read_ahead([], value)],
+        "default_fps": [lambda: VideoFrames(".", default_fps=value)],
+    }
+    for name, calls_with_it in calls.items():
+        for call in calls_with_it:
+            with pytest.raises(ValueError, match=rf"{name} is .*; it must be"):
+                call()
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), 1])
+def test_numbers_of_any_library_are_numbers(predictor, number, tmp_path):
+    predictor.set_target(number)
+    assert predictor.target == number and type(predictor.target) is float
+    with VideoWriter(tmp_path / "a.mp4", number) as video:
+        video.write(PICTURE, number)
+    assert VideoFrames(tmp_path / "a.mp4").fps == pytest.approx(float(number))
+    assert rebuilt(predictor.model, block_size=np.int64(64)).block_size == 64
+
+
+@pytest.mark.parametrize("fps", ["25", math.nan, 0, -1, None, True, math.inf])
+def test_a_rate_of_a_video_is_positive(fps, tmp_path):
+    with pytest.raises(ValueError, match="positive number of frames per second"):
+        VideoWriter(tmp_path / "a.mp4", fps)
+
+
+@pytest.mark.parametrize("picture", [PICTURE.astype(float), PICTURE[..., 0], None, IMAGE, "a.png"])
+def test_what_is_no_picture_is_not_written(picture, tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", 25) as video:
+        with pytest.raises((TypeError, ValueError), match="A frame is"):
+            video.write(picture)
+
+
+@pytest.mark.parametrize("count", ["2", 2.0, 0, -1, True, math.nan])
+def test_streams_are_a_whole_number(predictor, count):
+    with pytest.raises(ValueError, match="num_streams is .*a whole number, at least 1"):
+        predictor.model.init_state(count)
+
+
+@pytest.mark.parametrize("slot", [2, -1, "0", 1.0, True])
+def test_a_slot_is_one_of_the_batch(slot):
+    with pytest.raises(ValueError, match="slot is .*at most 1"):
+        StreamBatch(2).reset(slot)
+
+
+@pytest.mark.parametrize("index", ["0", 0.0, -1, math.nan, [0], True])
+def test_an_index_of_a_frame_is_a_whole_number(predictor, index):
+    with pytest.raises(ValueError, match="frame_index is"):
+        predictor.model([{"image": IMAGE, "video_id": "a", "frame_index": index}])
+
+
+@pytest.mark.parametrize("video_id", [None, ["a"], {}])
+def test_a_video_has_a_name(predictor, video_id):
+    """Pictures that a loader gives no video would share one stream."""
+    with pytest.raises(ValueError, match="video_id of a frame is .*a still image"):
+        predictor.model([{"image": IMAGE, "video_id": video_id, "frame_index": 0}])
+
+
+@pytest.mark.parametrize("image", [PICTURE, None, IMAGE[None], IMAGE[0], IMAGE[:, :0], "a.png"])
+def test_an_image_is_a_tensor(predictor, image):
+    inputs = {"image": image, "video_id": "a", "frame_index": 0}
+    with pytest.raises(ValueError, match="The 'image' of an input is"):
+        predictor.model([inputs])
+    del inputs["image"]
+    with pytest.raises(ValueError, match="The 'image' of an input is"):
+        predictor.model([inputs])
+
+
+@pytest.mark.parametrize("source", [True, None, 3.5, object(), torch.nn.ReLU()])
+def test_what_is_no_video_is_named(predictor, source):
+    with pytest.raises(TypeError, match="A video is a path"):
+        next(predictor.stream(source))
+
+
+@pytest.mark.parametrize("sources", ["a.mp4", b"a.mp4"])
+def test_one_path_is_not_several_videos(predictor, sources):
+    with pytest.raises(TypeError, match=r"not b?'a.mp4': give a list"):
+        next(predictor.streams(sources))
+
+
+def test_a_camera_has_a_number_of_any_library():
+    with pytest.raises(FileNotFoundError, match="/dev/video99 does not exist"):
+        open_frames(np.int64(99))
+
+
+class Sequence:
+    """As torch's data sets are: no iterator, no end but an IndexError."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return [PICTURE, PICTURE + 1, PICTURE + 2][index]
+
+
+def test_a_sequence_is_a_video():
+    assert [frame.max() for frame in open_frames(Sequence())] == [0, 1, 2]
+    assert [frame.max() for frame in open_frames(iter(Sequence()))] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("key", ["POLICY", "MOTION"])
+def test_an_unknown_name_is_answered_with_near_ones(key):
+    opts = [f"MODEL.BLOCKCOPY.{key}.NAME", {"POLICY": "RandomBlock", "MOTION": "DisFlow"}[key]]
+    near = {"POLICY": "RandomBlocks", "MOTION": "DISFlow"}[key]
+    with pytest.raises(ValueError, match=rf"{key}.NAME is .*one of .*\. Did you mean {near}\?"):
+        load_config(opts=opts)
