@@ -117,9 +117,9 @@ class Clock:
         self._calls = 0
         self._total = 0.0
 
-    def __call__(self, image):
+    def __call__(self, *frame):
         start = time.perf_counter()
-        result = self.predictor(image)
+        result = self.predictor(*frame)
         dict(result)  # Reading the output is part of a frame.
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -288,7 +288,8 @@ class VideoRun:
         known = [n for n in (self.video.num_frames, limit) if n]
         # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
         # source it does not know which ones are taken.
-        frames = itertools.islice(self.video.timed(), None if live else limit)
+        wanted = self.blockcopy is not None and self.blockcopy.predictor.reads_vectors
+        frames = itertools.islice(self.video.read(vectors=wanted), None if live else limit)
         with (
             contextlib.closing(read_ahead(frames, latest=live)) as decoded,
             tqdm(
@@ -296,8 +297,10 @@ class VideoRun:
             ) as progress,
         ):
             try:
-                for image, seconds in progress:
-                    draw = self._step(image)
+                for image, seconds, vectors in progress:
+                    # Vectors lead to the frame before, which must not have been dropped.
+                    vectors = vectors if self.dropped == decoded.dropped else None
+                    draw = self._step(image, vectors)
                     if writer:
                         writer.write(draw(), seconds)
                     self.dropped = decoded.dropped
@@ -312,13 +315,13 @@ class VideoRun:
         parts += [f"{self.dropped} dropped"] if self.dropped else []
         return ", ".join(parts)
 
-    def _step(self, image):
+    def _step(self, image, vectors):
         """Runs one frame and returns a function that draws it."""
         expected = self.dense(image) if self.dense else None
         if self.blockcopy is None:
             self.frames += 1
             return lambda: self._draw(image, expected, self.dense.seconds, "dense")
-        result = self.blockcopy(image)
+        result = self.blockcopy(image, vectors)
         executed = result.grid.fraction
         # A first frame executes all blocks whatever the policy.
         self._executed += executed if self.frames else 0.0

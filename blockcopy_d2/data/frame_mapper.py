@@ -19,6 +19,7 @@ class FrameMapper:
         formats (sequence[str] or None): that frames can be put in; None for any.
         scale (float or None): pixels of the network's input per pixel of the last frame, of
             whatever stream; that of a certain frame is in its result.
+        transforms (TransformList or None): what made the network's input of the last frame.
     """
 
     formats = ("BGR", "RGB")
@@ -37,7 +38,7 @@ class FrameMapper:
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; a video is in 'BGR' or 'RGB'.")
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
-        self.scale = None
+        self.scale = self.transforms = None
 
     @classmethod
     def from_config(cls, cfg):
@@ -75,7 +76,7 @@ class FrameMapper:
         """As :meth:`__call__`, of an image that is in the model's format."""
         height, width = image.shape[:2]
         augmented = T.AugInput(image)
-        self.augmentations(augmented)
+        self.transforms = self.augmentations(augmented)
         self.scale = augmented.image.shape[0] / height
         tensor = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
         return {"image": tensor, "height": height, "width": width}

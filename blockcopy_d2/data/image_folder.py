@@ -15,8 +15,8 @@ IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 class ImageFolder:
     """
-    Images in natural order of their names, or one image. Iterates over (image, seconds). Hidden
-    files are no images, such as the ``._*`` that macOS leaves beside every file.
+    Images in natural order of their names, or one image. Hidden files are no images, such as the
+    ``._*`` that macOS leaves beside every file.
     """
 
     live = False
@@ -59,9 +59,10 @@ class ImageFolder:
         Returns:
             ndarray: the first image.
         """
-        return next(iter(self))[0]
+        return next(self.read())[0]
 
-    def __iter__(self):
+    def read(self, *, vectors=False):
+        """As :meth:`VideoFrames.read`; images have no vectors."""
         for index, file in enumerate(self._files):
             try:
                 image = read_picture(file)
@@ -69,7 +70,7 @@ class ImageFolder:
                 raise FrameReadError(
                     redact(file), self.name, index, f"not a readable image ({redact(error)})"
                 ) from error
-            yield image, float(index / self.format.fps)
+            yield image, float(index / self.format.fps), None
 
 
 def _natural_key(name):

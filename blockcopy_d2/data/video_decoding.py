@@ -5,6 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from blockcopy_d2.motion import CodecReader
+
 from .addresses import is_address, name_of, redact
 from .clips import FrameReadError
 from .video_format import VideoFormat
@@ -19,8 +21,7 @@ _NO_MATRIX = (0, 2, 3)
 
 class DecodedVideo:
     """
-    What FFmpeg can read. Each iteration opens it anew, and yields (image, seconds) as
-    :meth:`VideoFrames.timed` does.
+    What FFmpeg can read. Each call of :meth:`read` opens it anew.
 
     Attributes:
         shown (str): the source, without secrets.
@@ -56,7 +57,7 @@ class DecodedVideo:
             endless = container.duration is None and container.size <= 0
             self.live = self._is_camera or (is_address(self._source) and endless)
         # Only a decoded frame tells that the video can be decoded, and which way is up.
-        frame, image = next(self._decode(), (None, None))
+        frame, image, _ = next(self._decode(), (None, None, None))
         if frame is not None and aspect and _orientation(frame)[0]:
             aspect = 1 / aspect
         self.format = VideoFormat(
@@ -70,9 +71,10 @@ class DecodedVideo:
         )
         return image
 
-    def __iter__(self):
+    def read(self, *, vectors=False):
+        """As :meth:`VideoFrames.read`."""
         first = seconds = None
-        for frame, image in self._decode():
+        for frame, image, found in self._decode(vectors):
             base = frame.time_base
             if frame.pts is None or base is None:
                 time = None
@@ -86,7 +88,7 @@ class DecodedVideo:
             else:
                 # Broken files repeat a time, or go back.
                 seconds = max(time, seconds + float(base))
-            yield image, seconds
+            yield image, seconds, found
 
     @property
     def _is_camera(self):
@@ -114,26 +116,33 @@ class DecodedVideo:
         # Raised out here: FFmpeg's own error, with the address in it, is no part of this one.
         raise ValueError(f"{self.shown} {reason}")
 
-    def _decode(self):
-        """Yields frames of PyAV with their images; warns of what is broken."""
+    def _decode(self, vectors=False):
+        """Yields frames of PyAV with their images and vectors; warns of what is broken."""
         import av
         from av.video.reformatter import VideoReformatter
 
         index, broken_at, reason = 0, None, None
+        codec = CodecReader() if vectors else None
         reformatter = VideoReformatter()
         try:
             with self._open() as container:
                 stream = _video_stream(container, self.shown)
                 stream.thread_type = "AUTO"
+                if vectors:
+                    stream.codec_context.options = {"flags2": "+export_mvs"}
                 for packet in container.demux(stream):
                     try:
                         frames, broken = packet.decode(), False
                     except av.InvalidDataError:
                         frames, broken = [], True
-                    if broken_at is None and (broken or any(f.is_corrupt for f in frames)):
+                    broken = broken or any(f.is_corrupt for f in frames)
+                    if broken_at is None and broken:
                         broken_at = index
+                    if codec is not None and broken:
+                        codec.reset()
                     for frame in frames:
-                        yield frame, _upright_bgr(frame, reformatter)
+                        image, found = _upright(frame, reformatter, codec)
+                        yield frame, image, found
                         index += 1
         except av.error.ExitError:
             reason = f"nothing came for {_READ_SECONDS:g} seconds"
@@ -176,8 +185,12 @@ def _announced_frames(container, stream):
     return min(stream.frames, shown) or stream.frames
 
 
-def _upright_bgr(frame, reformatter):
-    """BGR uint8 (H, W, 3), turned and mirrored as the display matrix says."""
+def _upright(frame, reformatter, codec):
+    """
+    Returns:
+        tuple[ndarray, FrameVectors or None]: BGR uint8 (H, W, 3), and what ``codec``, a CodecReader
+        or None, reads; turned and mirrored as the display matrix says.
+    """
     matrix = None
     if not frame.format.is_rgb and int(frame.colorspace) in _NO_MATRIX:
         # As players do: HD is BT.709, what is smaller BT.601.
@@ -187,7 +200,10 @@ def _upright_bgr(frame, reformatter):
     if transposed:
         image = image.transpose(1, 0, 2)
     image = image[:: -1 if flipped else 1, :: -1 if mirrored else 1]
-    return np.ascontiguousarray(image)
+    vectors = None if codec is None else codec.read(frame)
+    if vectors is not None:
+        vectors = vectors.turned(transposed, mirrored, flipped)
+    return np.ascontiguousarray(image), vectors
 
 
 def _orientation(frame):

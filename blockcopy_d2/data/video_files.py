@@ -95,7 +95,23 @@ class VideoFrames:
         Raises:
             FrameReadError: as plain iteration.
         """
-        for index, (image, seconds) in enumerate(self._reader):
+        for image, seconds, _ in self.read():
+            yield image, seconds
+
+    def read(self, *, vectors=False):
+        """
+        Args:
+            vectors (bool): have the decoder export the motion that the encoder found.
+
+        Yields:
+            tuple[ndarray, float, FrameVectors or None]: as :meth:`timed`, and where the content of
+            a frame was in the frame before. None where a frame has no vectors: a key frame, a
+            codec that exports none, an image.
+
+        Raises:
+            FrameReadError: as plain iteration.
+        """
+        for index, (image, seconds, found) in enumerate(self._reader.read(vectors=vectors)):
             height, width = image.shape[:2]
             if (height, width) != (self.height, self.width):
                 raise FrameReadError(
@@ -104,7 +120,7 @@ class VideoFrames:
                     index,
                     f"its size is {width}x{height}, the video's is {self.width}x{self.height}",
                 )
-            yield image, seconds
+            yield image, seconds, found
 
 
 def open_frames(source):
@@ -116,7 +132,7 @@ def open_frames(source):
 
     Returns:
         VideoFrames or OwnFrames: an iterable of frames, uint8 (H, W, 3), BGR, that says whether it
-        is ``live``.
+        is ``live`` and has a method ``read``.
 
     Raises:
         TypeError: something else. For errors of a source see :class:`VideoFrames`.
@@ -146,6 +162,12 @@ class OwnFrames:
             frames (iterable[ndarray or PIL.Image.Image]):
         """
         self._frames = frames
+
+    def read(self, *, vectors=False):
+        """As :meth:`VideoFrames.read`, without times and vectors."""
+        for frame in self:
+            yield frame, None, None
+            del frame
 
     def __iter__(self):
         iterator = iter(self._frames)

@@ -123,17 +123,24 @@ class VideoPredictor:
             _follower(policy, learner)
         self._budget = None if milliseconds is None else FrameBudget(milliseconds / 1000)
 
-    def __call__(self, image):
+    @property
+    def reads_vectors(self):
+        """bool: whether the motion is that of the video's codec, see :meth:`VideoFrames.read`."""
+        return self.model.motion is not None and self.model.motion.reads_vectors
+
+    def __call__(self, image, vectors=None):
         """
         Run the next frame of the video.
 
         Args:
             image (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR.
+            vectors (FrameVectors or None): from the frame of the last call to this one, see
+                :meth:`VideoFrames.read`; looked at where ``reads_vectors``.
 
         Returns:
             FrameResult: reads as the output dict, in pixels of ``image``.
         """
-        return self._tick([as_frame(image)], self._stream, self._policies[:1])[0]
+        return self._tick([as_frame(image)], [vectors], self._stream, self._policies[:1])[0]
 
     def stream(self, source):
         """
@@ -200,33 +207,50 @@ class VideoPredictor:
         try:
             for source in sources:
                 frames = open_frames(source)
-                readers.append(read_ahead(frames, latest=frames.live))
+                items = frames.read(vectors=self.reads_vectors)
+                readers.append(read_ahead(items, latest=frames.live))
             dropped = [0] * len(readers)
             while True:
-                images = [next(reader, None) for reader in readers]
+                items = [next(reader, (None, None, None)) for reader in readers]
+                images = [image for image, _, _ in items]
                 if all(image is None for image in images):
                     return
-                results = self._tick(images, batch, policies)
+                missed = [reader.dropped - n for reader, n in zip(readers, dropped, strict=True)]
+                dropped = [reader.dropped for reader in readers]
+                # Vectors lead to the frame before, which must not have been dropped.
+                vectors = [None if n else x for (_, _, x), n in zip(items, missed, strict=True)]
+                del items
+                results = self._tick(images, vectors, batch, policies)
                 for n, result in enumerate(results):
                     if result is not None:
-                        result.dropped = readers[n].dropped - dropped[n]
-                        dropped[n] = readers[n].dropped
+                        result.dropped = missed[n]
                 yield [
                     None if image is None else (image, result)
                     for image, result in zip(images, results, strict=True)
                 ]
-                del images, results, result
+                del images, vectors, results, result
         finally:
             close_all(readers)
 
-    def _tick(self, images, batch, policies):
+    def _tick(self, images, vectors, batch, policies):
         # Frames of other threads must not come between a decision and what is learned of it.
         with self.model.lock:
-            return self._run_tick(images, batch, policies)
+            return self._run_tick(images, vectors, batch, policies)
 
-    def _run_tick(self, images, batch, policies):
+    def _map(self, image, vectors):
+        """The model's input of a frame; None where there is none."""
+        if image is None:
+            return None
+        inputs = self.mapper(image)
+        if vectors is not None and self.reads_vectors:
+            inputs["motion_vectors"] = vectors.field(
+                inputs["image"].shape[-2:], self.model.motion.cell_size, self.mapper.transforms
+            )
+        return inputs
+
+    def _run_tick(self, images, vectors, batch, policies):
         start = self._clock()
-        inputs = [None if image is None else self.mapper(image) for image in images]
+        inputs = [self._map(*frame) for frame in zip(images, vectors, strict=True)]
         learners = [learner for _, learner in policies]
         wanted = [learner is not None and learner.wants_graph() for learner in learners]
         learning = wanted[0] if batch.policies is None else wanted

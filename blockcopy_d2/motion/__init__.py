@@ -3,7 +3,7 @@
 from .block_matching import BlockMatching
 from .build import CELL_SIZES, MOTION_REGISTRY, MotionEstimator, build_motion
 from .caches import MOVED_MAPS, CacheMover, moved_values
-from .codec_vectors import CodecReader, CodecVectors
+from .codec_vectors import CodecReader, CodecVectors, FrameVectors
 from .dis_flow import DIS_PRESETS, DISFlow
 from .field import clear_field, field_size, moved_cells, resample_field, zero_field
 from .move import move
@@ -20,6 +20,7 @@ __all__ = [
     "CodecReader",
     "CodecVectors",
     "DISFlow",
+    "FrameVectors",
     "MotionEstimator",
     "MotionFeatures",
     "PolicyMotion",

@@ -30,9 +30,11 @@ class MotionEstimator:
         cell_size (int): c, of its fields.
         capturable (bool): whether ``features`` and ``estimate`` may be part of a CUDA graph: given
             ``out`` and ``workspace`` they allocate nothing, and the host never waits.
+        reads_vectors (bool): whether it looks at the vectors that come with frames of a video.
     """
 
     capturable = False
+    reads_vectors = False
 
     def __init__(self, *, cell_size=16):
         """
@@ -50,7 +52,8 @@ class MotionEstimator:
                 normalization, from 0 to 255; what lies beyond an image is not looked at.
             image_sizes (Tensor): int32 (N, 2) on the device of the images, height and width of each
                 image on its canvas; None where images fill it.
-            codec (list): what :class:`CodecReader` gave for each stream; for CodecVectors only.
+            codec (list[ndarray or None]): of each stream what :meth:`FrameVectors.field` gives; for
+                CodecVectors only.
             out (MotionFeatures): overwritten, if given.
 
         Returns:

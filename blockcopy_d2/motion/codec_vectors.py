@@ -7,9 +7,12 @@ first frame is decoded. FFmpeg exports vectors of H.264, MPEG-4, MPEG-2 and a fe
 Shape shorthand in this module:
 
     N: streams
+    M: pieces of a frame
     c: side of a cell, in pixels of the network's input
     GH, GW: rows and columns of cells
 """
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from .dis_flow import DISFlow
 from .field import field_size
 from .matching import keep_still
 
-__all__ = ["CodecReader", "CodecVectors"]
+__all__ = ["CodecReader", "CodecVectors", "FrameVectors"]
 
 # FFmpeg's numbers of picture types, as PyAV hands them over.
 _INTRA, _PREDICTED, _BIDIRECTIONAL = 1, 2, 3
@@ -31,8 +34,8 @@ _PIECE = 4
 
 class CodecReader:
     """
-    Turns the vectors of a video's frames into fields, one frame after the other in the order in
-    which they are shown. It belongs to one video.
+    Takes the vectors of a video's frames, one frame after the other in the order in which they are
+    shown. It belongs to one video.
 
     A vector must lead to the frame shown before. A decoder says only whether a block came from the
     past or the future. A frame that others are predicted from refers to the last such frame, k
@@ -41,29 +44,21 @@ class CodecReader:
     may refer further back all the same; :class:`CodecVectors` drops what the pixels do not confirm.
     """
 
-    def __init__(self, *, cell_size=16):
-        """
-        Args:
-            cell_size (int): c.
-        """
-        self.cell_size = cell_size
+    def __init__(self):
         self.reset()
 
     def reset(self):
         """Call it where the frame to come does not follow the last one: after seeking."""
         self._distance = None
 
-    def read(self, frame, image_size):
+    def read(self, frame):
         """
         Args:
             frame (av.VideoFrame): the next one that is shown.
-            image_size (tuple[int, int]): height and width that the frame is resized to for the
-                network.
 
         Returns:
-            ndarray or None: float32 (2, GH, GW), dx and dy in pixels of the network's input, NaN
-            in cells less than half of which have a vector. None where the frame has none at all:
-            an intra frame, the first one, or a codec that exports none.
+            FrameVectors or None: None where the frame has none at all: an intra frame, the first
+            one, or a codec that exports none.
         """
         distance, kind = self._distance, int(frame.pict_type)
         # How far the last frame that others refer to will be from the next frame.
@@ -71,69 +66,129 @@ class CodecReader:
             self._distance = None if distance is None else distance + 1
         else:
             self._distance = 1
-        exported = frame.side_data.get("MOTION_VECTORS")
-        if exported is None or distance is None or kind not in (_PREDICTED, _BIDIRECTIONAL):
+        if distance is None or kind not in (_PREDICTED, _BIDIRECTIONAL):
+            return None
+        try:
+            exported = frame.side_data.get("MOTION_VECTORS")
+        except ValueError:
+            # PyAV lists no side data where a kind of it is unknown to it.
+            exported = None
+        if exported is None:
             return None
         vectors = exported.to_ndarray()
-        return cell_vectors(
-            vectors[vectors["source"] < 0],
-            (frame.height, frame.width),
-            image_size,
-            self.cell_size,
-            distance,
-        )
+        past = vectors[vectors["source"] < 0]
+        return FrameVectors.of_blocks(past, (frame.height, frame.width), distance)
 
 
-def cell_vectors(vectors, frame_size, image_size, cell_size, distance=1):
+@dataclasses.dataclass(frozen=True)
+class FrameVectors:
     """
-    Averages the vectors of blocks over cells, by area.
+    Where the content of a frame was one frame ago, in pieces of 4 x 4 pixels.
 
-    Args:
-        vectors (ndarray): structured as PyAV's ``MotionVectors.to_ndarray()``.
-        frame_size (tuple[int, int]): height and width of the video.
-        image_size (tuple[int, int]): height and width of the network's input.
-        cell_size (int): c.
-        distance (int): frames that the vectors go back.
-
-    Returns:
-        ndarray: as :meth:`CodecReader.read`.
+    Attributes:
+        size (tuple[int, int]): height and width of the frame, in pixels.
+        places (ndarray): float64 (M, 2), x and y of the middle of each piece that is known.
+        sources (ndarray): float64 (M, 2), where that was.
     """
-    rows, columns = field_size(image_size, cell_size)
-    scale_y, scale_x = (new / old for new, old in zip(image_size, frame_size))
-    sums = np.zeros((3, rows * columns))
-    # Blocks of the same size together, each in pieces of 4 x 4 pixels.
-    sizes = np.unique(np.stack([vectors["h"], vectors["w"]], 1), axis=0)
-    for height, width in sizes.astype(int):
-        blocks = vectors[(vectors["h"] == height) & (vectors["w"] == width)]
-        step = blocks["motion_scale"].astype(float) * distance
-        # "dst" is the centre of a block.
-        top, left = blocks["dst_y"] - height // 2, blocks["dst_x"] - width // 2
-        pieces = np.mgrid[0:height:_PIECE, 0:width:_PIECE].reshape(2, -1, 1) + _PIECE / 2
-        y, x = pieces[0] + top, pieces[1] + left
-        inside = (y >= 0) & (y < frame_size[0]) & (x >= 0) & (x < frame_size[1])
-        cell = (y * scale_y // cell_size) * columns + x * scale_x // cell_size
-        cell = cell[inside].astype(int)
-        values = blocks["motion_x"] * scale_x / step, blocks["motion_y"] * scale_y / step, 1
-        for total, value in zip(sums, values):
-            weights = np.broadcast_to(value, inside.shape)[inside]
-            total += np.bincount(cell, weights, rows * columns)
-    # Pieces of a whole cell; cells at the border are cut.
-    heights = np.minimum(np.arange(1, rows + 1) * cell_size, image_size[0])
-    widths = np.minimum(np.arange(1, columns + 1) * cell_size, image_size[1])
-    area = np.diff(heights, prepend=0)[:, None] * np.diff(widths, prepend=0)
-    pieces = area.flatten() / (_PIECE**2 * scale_y * scale_x)
-    known = sums[2] >= np.maximum(0.5 * pieces, 0.5)
-    field = np.where(known, sums[:2] / np.maximum(sums[2], 1), np.nan)
-    return field.reshape(2, rows, columns).astype(np.float32)
+
+    size: tuple
+    places: np.ndarray
+    sources: np.ndarray
+
+    @classmethod
+    def of_blocks(cls, vectors, size, distance=1):
+        """
+        Args:
+            vectors (ndarray): structured as PyAV's ``MotionVectors.to_ndarray()``.
+            size (tuple[int, int]): height and width of the video.
+            distance (int): frames that the vectors go back.
+
+        Returns:
+            FrameVectors:
+        """
+        places, sources = [np.zeros((0, 2))], [np.zeros((0, 2))]
+        # Blocks of the same size together.
+        shapes = np.unique(np.stack([vectors["h"], vectors["w"]], 1), axis=0)
+        for height, width in shapes.astype(int):
+            blocks = vectors[(vectors["h"] == height) & (vectors["w"] == width)]
+            step = blocks["motion_scale"].astype(float) * distance
+            # "dst" is the centre of a block.
+            corners = blocks["dst_x"] - width // 2, blocks["dst_y"] - height // 2
+            pieces = np.mgrid[0:height:_PIECE, 0:width:_PIECE].reshape(2, -1, 1) + _PIECE / 2
+            x, y = corners[0] + pieces[1], corners[1] + pieces[0]
+            inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+            place = np.stack([x, y], -1)
+            away = np.stack([blocks["motion_x"] / step, blocks["motion_y"] / step], -1)
+            places.append(place[inside])
+            sources.append((place + away)[inside])
+        return cls(tuple(size), np.concatenate(places), np.concatenate(sources))
+
+    def turned(self, transposed, mirrored, flipped):
+        """
+        Args:
+            transposed (bool): swap rows and columns of the frame.
+            mirrored, flipped (bool): mirror what results from left to right, from top to bottom.
+
+        Returns:
+            FrameVectors: of the frame when it was turned.
+        """
+        step = -1 if transposed else 1
+        height, width = self.size[::step]
+        moved = []
+        for points in (self.places[:, ::step], self.sources[:, ::step]):
+            x, y = points.T
+            moved.append(np.stack([width - x if mirrored else x, height - y if flipped else y], 1))
+        return FrameVectors((height, width), *moved)
+
+    def field(self, image_size, cell_size, transform=None):
+        """
+        Averages the vectors over cells, by area.
+
+        Args:
+            image_size (tuple[int, int]): height and width of the network's input.
+            cell_size (int): c.
+            transform (Transform or None): Detectron2's, that made the input of the frame. None:
+                the frame was resized.
+
+        Returns:
+            ndarray: float32 (2, GH, GW), dx and dy in pixels of the network's input; NaN in cells
+            less than half of which is known.
+        """
+        rows, columns = field_size(image_size, cell_size)
+        scale = np.array([image_size[1] / self.size[1], image_size[0] / self.size[0]])
+
+        def put(points):
+            # Detectron2's write to what they are given.
+            return points * scale if transform is None else transform.apply_coords(points.copy())
+
+        middle = np.array([self.size[1] / 2, self.size[0] / 2])
+        origin, right, down = put(middle + np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        piece_area = _PIECE**2 * abs(np.linalg.det(np.stack([right - origin, down - origin])))
+        places = put(self.places)
+        inside = ((places >= 0) & (places < np.array(image_size[::-1]))).all(1)
+        places, vectors = places[inside], (put(self.sources)[inside] - places[inside])
+        x, y = (places // cell_size).astype(int).T
+        weights = np.stack([*vectors.T, np.ones(len(places))])
+        sums = np.stack([np.bincount(y * columns + x, w, rows * columns) for w in weights])
+        # Cells at the border are cut.
+        heights = np.minimum(np.arange(1, rows + 1) * cell_size, image_size[0])
+        widths = np.minimum(np.arange(1, columns + 1) * cell_size, image_size[1])
+        area = np.diff(heights, prepend=0)[:, None] * np.diff(widths, prepend=0)
+        pieces = area.flatten() / piece_area
+        known = sums[2] >= np.maximum(0.5 * pieces, 0.5)
+        field = np.where(known, sums[:2] / np.maximum(sums[2], 1), np.nan)
+        return field.reshape(2, rows, columns).astype(np.float32)
 
 
 @MOTION_REGISTRY.register()
 class CodecVectors(MotionEstimator):
     """
-    The vectors of :class:`CodecReader`, where moving by them explains the pixels better than
+    The vectors of :class:`FrameVectors`, where moving by them explains the pixels better than
     staying. Frames that came without any are estimated by another estimator; in other frames
     cells without a vector stay where they are.
     """
+
+    reads_vectors = True
 
     @configurable
     def __init__(self, *, cell_size=16, fallback):

@@ -152,7 +152,8 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
     known = [n for n in (video.num_frames, max_frames) if n]
     # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
     # source it does not know which ones are taken.
-    frames = itertools.islice(video.timed(), None if video.live else max_frames)
+    frames = video.read(vectors=predictor.reads_vectors)
+    frames = itertools.islice(frames, None if video.live else max_frames)
     with (
         contextlib.closing(read_ahead(frames, latest=video.live)) as decoded,
         tqdm(
@@ -163,8 +164,12 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
         ) as progress,
     ):
         try:
-            for image, seconds in progress:
-                shown = recorder.step(image)
+            dropped = 0
+            for image, seconds, vectors in progress:
+                # Vectors lead to the frame before, which must not have been dropped.
+                vectors = vectors if dropped == decoded.dropped else None
+                dropped = decoded.dropped
+                shown = recorder.step(image, vectors)
                 if draw:
                     draw(image, *shown, seconds)
         except KeyboardInterrupt:
@@ -197,7 +202,7 @@ class _Recorder:
         self._measures = None
 
     @torch.no_grad()
-    def step(self, image):
+    def step(self, image, vectors=None):
         recording = self.recording
         if self._measures is None:
             self._warm_up(image)
@@ -210,7 +215,7 @@ class _Recorder:
             recording.dense_macs.setdefault(name, []).append(counter.macs)
         shown = None
         for run, predictor, measure in zip(recording.runs, self._predictors, self._measures):
-            result = self._run(run, predictor, image)
+            result = self._run(run, predictor, image, vectors)
             if recording.frames:
                 measure.add(dense, result)
             if run is recording.main:
@@ -220,10 +225,10 @@ class _Recorder:
         recording.frames += 1
         return shown
 
-    def _run(self, run, predictor, image):
+    def _run(self, run, predictor, image, vectors):
         with self._macs.count(unless=predictor.replays) as counters:
             start = _now(self._model.device)
-            result = predictor(image)
+            result = predictor(image, vectors)
             dict(result)  # Reading the output is part of a frame.
             seconds = _now(self._model.device) - start
         stages = result.seconds
@@ -279,6 +284,10 @@ def _lists(recording):
 def _at_target(predictor, target):
     """VideoPredictor: on the same network, with a policy of its own."""
     model = predictor.model
+    moved = {}
+    if model.motion is not None:
+        mover = model.cache_mover
+        moved = {"moved_maps": mover.maps, "max_moved_stride": mover.max_stride}
     policy, learner = copy.deepcopy((model.policy, model.learner))
     other = BlockCopyVideoModel(
         base=model.base,
@@ -291,6 +300,8 @@ def _at_target(predictor, target):
         dense_above=model.dense_above,
         amp=model.amp,
         cuda_graph=model.cuda_graph,
+        motion=model.motion,
+        **moved,
     )
     other.learner = learner
     other = VideoPredictor(model=other, mapper=predictor.mapper)

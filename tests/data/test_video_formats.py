@@ -185,8 +185,9 @@ def test_times_that_go_back_are_made_to_rise():
     reader = DecodedVideo("a.mp4", Fraction(25))
     reader.format = VideoFormat(fps=Fraction(25))
     image = np.zeros((4, 4, 3), np.uint8)
-    reader._decode = lambda: ((Broken(pts), image) for pts in (10, 14, 14, 3, None, 30))
-    times = [seconds for _, seconds in reader]
+    pts = (10, 14, 14, 3, None, 30)
+    reader._decode = lambda vectors: ((Broken(time), image, None) for time in pts)
+    times = [seconds for _, seconds, _ in reader.read()]
     assert np.allclose(times, [0, 0.04, 0.05, 0.06, 0.10, 0.20])
 
 

@@ -10,10 +10,12 @@ from PIL import Image
 
 import blockcopy_d2
 from blockcopy_d2.config import base_config
-from blockcopy_d2.data import FrameReadError
+from blockcopy_d2.data import FrameReadError, VideoFrames
+from blockcopy_d2.engine import predictor as predictor_module
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.resources import config_path
+from tests.motion.videos import encode, pan
 from tests.small_model import CONFIG, small_model_opts
 
 
@@ -396,3 +398,64 @@ def test_several_videos_run_together(folder, own_policies):
     assert learned != own_policies
     predictor.set_target(0.4)
     assert predictor.learner.target == 0.4
+
+
+@pytest.fixture(scope="module")
+def panned_video(folder):
+    torch.manual_seed(0)
+    file = folder / "pan.mp4"
+    encode(file, pan(6, 6, -3), bf="0", refs="1", g="4")
+    return file
+
+
+def test_motion_of_the_codec_is_read_where_the_config_asks(folder, panned_video):
+    """At the size of the network's input; a key frame is estimated from its pixels."""
+    predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
+    estimated, fallback = [], predictor.model.motion.fallback
+    estimate = fallback.estimate
+    fallback.estimate = lambda *a, **k: estimated.append(len(fields)) or estimate(*a, **k)
+    fields = []
+    for _, result in predictor.stream(panned_video):
+        fields.append(result.field)
+    assert fields[0] is None and estimated == [4]
+    assert predictor.scale == pytest.approx(128 / 192)
+    for field in fields[1:]:
+        moved = field[0][:, (field[0] != 0).any(0)]
+        assert moved.shape[1] > field[0, 0].numel() / 3
+        assert (moved.median(1).values - torch.tensor([4.0, -2.0])).abs().max() < 0.75
+
+
+@pytest.mark.parametrize("name", ["none", "DISFlow"])
+def test_other_motion_reads_no_vectors(folder, panned_video, name, monkeypatch):
+    asked = []
+    read = VideoFrames.read
+    monkeypatch.setattr(
+        VideoFrames, "read", lambda self, **options: asked.append(options) or read(self, **options)
+    )
+    predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", name)
+    assert not predictor.reads_vectors
+    assert sum(1 for _ in predictor.stream(panned_video)) == 6
+    assert asked == [{"vectors": False}]
+
+
+def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, monkeypatch):
+    """They lead to the frame that nobody saw."""
+
+    class Dropping:
+        def __init__(self, items, latest):
+            self._items, self.dropped = iter(items), 0
+
+        def __next__(self):
+            item = next(self._items)
+            if self.dropped == 0 and item[2] is not None:
+                item, self.dropped = next(self._items), 1
+            return item
+
+    monkeypatch.setattr(predictor_module, "read_ahead", Dropping)
+    monkeypatch.setattr(predictor_module, "close_all", lambda readers: None)
+    predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
+    given, mapped = [], predictor._map
+    predictor._map = lambda image, vectors: given.append(vectors) or mapped(image, vectors)
+    dropped = [result.dropped for _, result in predictor.stream(panned_video)]
+    assert dropped == [0, 1, 0, 0, 0]
+    assert [x is None for x in given] == [True, True, False, True, False]

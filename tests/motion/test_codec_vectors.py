@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from blockcopy_d2.motion import BlockMatching, CodecReader, CodecVectors
-from blockcopy_d2.motion.codec_vectors import cell_vectors
+from blockcopy_d2.motion import BlockMatching, CodecReader, CodecVectors, FrameVectors
 from tests.motion.pictures import inner, texture
+from tests.motion.videos import encode, pan
 
 NAMES = ["source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "motion_x", "motion_y"]
 NAMES += ["motion_scale"]
@@ -27,29 +27,20 @@ def vectors_of(*blocks):
     return np.array(list(blocks), dtype=[(name, "<i4") for name in NAMES])
 
 
-def encode(path, frames, **options):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "10", **options})
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
-        container.mux(stream.encode())
+def cell_vectors(blocks, frame_size, image_size, cell_size, distance=1):
+    return FrameVectors.of_blocks(blocks, frame_size, distance).field(image_size, cell_size)
+
+
+def read(reader, frame):
+    """Vectors on cells of 16 pixels, or None."""
+    vectors = reader.read(frame)
+    return None if vectors is None else vectors.field((192, 256), 16)
 
 
 def decode(path):
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.options = {"flags2": "+export_mvs"}
         yield from container.decode(video=0)
-
-
-def pan(count, dx, dy, height=192, width=256):
-    """Frames whose content was at (x + dx, y + dy) one frame ago."""
-    world = texture(height + 128, width + 128)[0].permute(1, 2, 0).to(torch.uint8).numpy()
-    return [
-        np.ascontiguousarray(world[64 + t * dy :, 64 + t * dx :][:height, :width])
-        for t in range(count)
-    ]
 
 
 def as_image(frame):
@@ -70,7 +61,7 @@ def test_vectors_lead_to_the_frame_shown_before(panned):
     reader, estimator = CodecReader(), CodecVectors(fallback=BlockMatching())
     previous, without = None, []
     for index, frame in enumerate(decode(panned)):
-        found = reader.read(frame, (192, 256))
+        found = read(reader, frame)
         if found is None:
             without.append(index)
         image = as_image(frame)
@@ -93,7 +84,7 @@ def test_a_still_video_gives_zeros(tmp_path):
     encode(tmp_path / "still.mp4", pan(5, 0, 0))
     reader, estimator = CodecReader(), CodecVectors(fallback=BlockMatching())
     frames = list(decode(tmp_path / "still.mp4"))
-    features = [estimator.features(as_image(x), codec=[reader.read(x, (192, 256))]) for x in frames]
+    features = [estimator.features(as_image(x), codec=[read(reader, x)]) for x in frames]
     for current, previous in zip(features[1:], features):
         assert (estimator.estimate(current, previous) == 0).all()
 
@@ -101,10 +92,10 @@ def test_a_still_video_gives_zeros(tmp_path):
 def test_seeking_forgets_the_order(panned):
     frames = list(decode(panned))
     reader = CodecReader()
-    found = [reader.read(frame, (192, 256)) for frame in frames[:3]]
+    found = [reader.read(frame) for frame in frames[:3]]
     assert any(x is not None for x in found)
     reader.reset()
-    assert reader.read(frames[2], (192, 256)) is None
+    assert reader.read(frames[2]) is None
 
 
 def test_blocks_are_averaged_over_cells_by_area():
