@@ -38,6 +38,8 @@ from blockcopy_d2.data.addresses import is_address, name_of
 from blockcopy_d2.engine.acceleration import build_lazy_model, load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
+    add_motion_argument,
+    drawn_cell_size,
     errors_end_the_program,
     fraction,
     positive,
@@ -102,6 +104,7 @@ def get_parser():
         action="store_true",
         help="run the dense model beside, on the same frames, and tell how far its output is",
     )
+    add_motion_argument(parser)
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames"
     )
@@ -266,6 +269,7 @@ class VideoRun:
         self.threshold = args.confidence_threshold
         self.metadata = metadata_of(cfg)
         self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
+        self.cell_size = drawn_cell_size(args, self.blockcopy and self.blockcopy.predictor.model)
         self.dense = self.agreement = None
         if args.dense or args.compare_dense:
             self.dense = Clock(dense_predictor(cfg))
@@ -336,7 +340,14 @@ class VideoRun:
             active=result.grid.active[0].cpu(),
             block_size=result.grid.block_size,
             scale=result.scale,
+            **self._motion_of(result),
         )
+
+    def _motion_of(self, result):
+        """dict: what ``draw_frame`` draws of the motion, where that is asked for."""
+        if self.cell_size is None or result.field is None:
+            return {}
+        return {"field": result.field[0].cpu(), "cell_size": self.cell_size}
 
     def _draw(self, image, output, seconds, what, **blocks):
         return draw_frame(

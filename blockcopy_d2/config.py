@@ -162,6 +162,8 @@ def _test_keys():
     _C.OVERLAY_FPS = whole(17, least=1, most=1000)
     # Detections below this score are not drawn
     _C.OVERLAY_THRESHOLD = number(0.5, most=1)
+    # Draw the motion since the last frame, too, there and in TensorBoard's pictures
+    _C.OVERLAY_MOTION = flag(False)
     return _C
 
 

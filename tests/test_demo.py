@@ -120,9 +120,9 @@ def test_dense_is_detectron2_alone(run, clip, tmp_path, capsys, monkeypatch):
 
 
 def broken_after(number, error):
-    def read(self):
+    def read(self, vectors=False):
         for index in range(number):
-            yield np.full((96, 160, 3), 90, dtype=np.uint8), index / 12
+            yield np.full((96, 160, 3), 90, dtype=np.uint8), index / 12, None
         raise error
 
     return read
@@ -138,7 +138,7 @@ def test_a_picture_of_an_address_is_written_without_its_secrets(tmp_path, capfd)
 
 
 def test_interrupt_leaves_a_playable_video(run, clip, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(3, KeyboardInterrupt()))
+    monkeypatch.setattr(demo.VideoFrames, "read", broken_after(3, KeyboardInterrupt()))
     run("--video-input", clip, "--output", tmp_path / "out.mp4")
     assert len(decode(tmp_path / "out.mp4")[1]) == 3
     assert "3 frames" in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_interrupt_leaves_a_playable_video(run, clip, tmp_path, capsys, monkeypa
 
 def test_broken_video_leaves_what_was_read(run, clip, tmp_path, capsys, monkeypatch):
     error = FrameReadError(str(clip), "clip", 3, "its size is 8x8, the video's is 160x96")
-    monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(3, error))
+    monkeypatch.setattr(demo.VideoFrames, "read", broken_after(3, error))
     with pytest.raises(SystemExit, match="Frame 3 of clip clip cannot be used"):
         run("--video-input", clip, "--output", tmp_path / "out.mp4")
     assert len(decode(tmp_path / "out.mp4")[1]) == 3
@@ -156,7 +156,7 @@ def test_broken_video_leaves_what_was_read(run, clip, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize("number, error", [(0, KeyboardInterrupt), (3, RuntimeError)])
 def test_an_earlier_video_outlives_a_failure(run, clip, tmp_path, monkeypatch, number, error):
     (tmp_path / "out.mp4").write_text("old")
-    monkeypatch.setattr(demo.VideoFrames, "timed", broken_after(number, error()))
+    monkeypatch.setattr(demo.VideoFrames, "read", broken_after(number, error()))
     with pytest.raises(error) if error is RuntimeError else contextlib.nullcontext():
         run("--video-input", clip, "--output", tmp_path / "out.mp4")
     assert (tmp_path / "out.mp4").read_text() == "old"
@@ -185,17 +185,17 @@ def test_a_live_source_gives_its_newest_frames(run, tmp_path, clip, monkeypatch,
         opened(self, source)
         self.live = True
 
-    def camera(self):
+    def camera(self, vectors=False):
         for index in itertools.count():
             time.sleep(0.01)
-            yield np.full((96, 160, 3), 90, dtype=np.uint8), index / 100
+            yield np.full((96, 160, 3), 90, dtype=np.uint8), index / 100, None
 
-    def slow_step(self, image):
+    def slow_step(self, *frame):
         time.sleep(0.05)
-        return step(self, image)
+        return step(self, *frame)
 
     monkeypatch.setattr(demo.VideoFrames, "__init__", open_camera)
-    monkeypatch.setattr(demo.VideoFrames, "timed", camera)
+    monkeypatch.setattr(demo.VideoFrames, "read", camera)
     monkeypatch.setattr(demo.VideoRun, "_step", slow_step)
     run("--video-input", clip, "--max-frames", 4, "--output", tmp_path / "out.mp4")
     report = capsys.readouterr().out
@@ -203,6 +203,20 @@ def test_a_live_source_gives_its_newest_frames(run, tmp_path, clip, monkeypatch,
     with av.open(str(tmp_path / "out.mp4")) as container:
         times = [frame.time for frame in container.decode(video=0)]
     assert len(times) == 4 and times[-1] - times[0] > 0.06
+
+
+def test_motion_is_drawn_where_asked(run, clip, tmp_path):
+    """With a legend in the corner; without an estimator there is nothing to draw."""
+    opts = ["MODEL.BLOCKCOPY.MOTION.NAME", "DISFlow"]
+    corners = []
+    for flag in ([], ["--draw-motion"]):
+        run("--video-input", clip, "--output", tmp_path / "out.mp4", *flag, opts=opts)
+        corners.append(decode(tmp_path / "out.mp4")[1][1][:40, -36:].astype(int))
+    assert np.abs(corners[1] - corners[0]).mean() > 20
+    for wrong in ({}, {"opts": opts}):
+        dense = ["--dense"] if wrong else []
+        with pytest.raises(SystemExit, match="--draw-motion has no motion to draw"):
+            run("--video-input", clip, "--draw-motion", *dense, **wrong)
 
 
 def test_folder_of_frames_is_a_video(run, tmp_path, capsys):

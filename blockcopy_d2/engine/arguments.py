@@ -8,7 +8,9 @@ from blockcopy_d2.data import FrameReadError, redact_words
 
 __all__ = [
     "add_config_arguments",
+    "add_motion_argument",
     "count",
+    "drawn_cell_size",
     "errors_end_the_program",
     "fraction",
     "points",
@@ -54,6 +56,44 @@ def without_secrets(parser):
     end = parser.error
     parser.error = lambda message: end(redact_words(message))
     return parser
+
+
+def add_motion_argument(parser):
+    """
+    Add ``--draw-motion``.
+
+    Args:
+        parser (ArgumentParser):
+    """
+    parser.add_argument(
+        "--draw-motion",
+        action="store_true",
+        help="draw how the picture moved since the last frame, in colours: by that the features of"
+        " blocks move that are not executed (MODEL.BLOCKCOPY.MOTION)",
+    )
+
+
+def drawn_cell_size(args, model):
+    """
+    Args:
+        args (Namespace): with what :func:`add_motion_argument` adds.
+        model (BlockCopyVideoModel or None): None for a dense model.
+
+    Returns:
+        int or None: side of the cells to draw, in pixels of the network's input; None where their
+        motion is not to be drawn.
+
+    Raises:
+        ValueError: it is to be drawn, and there is none.
+    """
+    if not args.draw_motion:
+        return None
+    if model is None or model.motion is None:
+        raise ValueError(
+            "--draw-motion has no motion to draw: choose an estimator with --opts"
+            " MODEL.BLOCKCOPY.MOTION.NAME auto, and leave --dense out."
+        )
+    return model.motion.cell_size
 
 
 def fraction(text):

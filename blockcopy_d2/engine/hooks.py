@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from blockcopy_d2.evaluation.gathering import gather
 from blockcopy_d2.modeling import StageTimer, StreamPool, learn
+from blockcopy_d2.motion import moved_cells
 from blockcopy_d2.sparse import BlockGrid
 
 from .loop import ModelRun
@@ -176,8 +177,8 @@ class ScoringHook(HookBase):
 
 class EfficiencyHook(HookBase):
     """
-    Records time, multiply-accumulates and executed blocks of every frame. Comes after the hooks
-    that run models or take time of a frame.
+    Records time, multiply-accumulates, executed blocks and moved cells of every frame. Comes after
+    the hooks that run models or take time of a frame.
     """
 
     def __init__(self, record):
@@ -209,6 +210,9 @@ class EfficiencyHook(HookBase):
         else:
             record.executed.append(result.grid.fraction)
             trainer.storage.put_scalar("executed_fraction", result.grid.fraction)
+        if result.field is not None:
+            moved = moved_cells(result.field).float().mean().item()
+            trainer.storage.put_scalar("moved_fraction", moved)
 
     def after_train(self):
         trainer, record = self.trainer, self._record

@@ -21,23 +21,30 @@ __all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
 
 
 class FrameDrawer:
-    """Draws a frame of a loop: detections or classes of pixels, executed blocks, and a caption."""
+    """
+    Draws a frame of a loop: detections or classes of pixels, executed blocks, a caption, and the
+    motion since the last frame where that is asked for.
+    """
 
     @configurable
-    def __init__(self, *, metadata, image_format, score_threshold):
+    def __init__(self, *, metadata, image_format, score_threshold, cell_size=None):
         """
         Args:
             metadata (Metadata): of the data set; names the classes.
             image_format (str): of the loader's images, "BGR" or "RGB".
             score_threshold (float): detections below are not drawn.
+            cell_size (int or None): of the motion; None: it is not drawn.
         """
         self._metadata = metadata
         self._image_format = image_format
         self._score_threshold = score_threshold
+        self._cell_size = cell_size
 
     @classmethod
     def from_config(cls, cfg, dataset_name):
+        motion = cfg.TEST.BLOCKCOPY.OVERLAY_MOTION
         return {
+            "cell_size": cfg.MODEL.BLOCKCOPY.MOTION.CELL_SIZE if motion else None,
             "metadata": MetadataCatalog.get(dataset_name),
             "image_format": cfg.INPUT.FORMAT,
             "score_threshold": cfg.TEST.BLOCKCOPY.OVERLAY_THRESHOLD,
@@ -61,6 +68,9 @@ class FrameDrawer:
         image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), self._image_format)
         scale = image.shape[0] / inputs["height"]
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        motion = {}
+        if self._cell_size is not None and run.result.field is not None:
+            motion = {"field": run.result.field[0].cpu(), "cell_size": self._cell_size}
         return draw_frame(
             image[:, :, ::-1],
             instances,
@@ -69,6 +79,7 @@ class FrameDrawer:
             classes=pixel_classes(run.output),
             block_size=grid.block_size,
             scale=scale,
+            **motion,
             caption=(
                 title,
                 f"{grid.fraction:.0%} executed",

@@ -31,6 +31,8 @@ from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
+    add_motion_argument,
+    drawn_cell_size,
     errors_end_the_program,
     fraction,
     points,
@@ -106,6 +108,7 @@ def get_parser():
         metavar="PIXELS",
         help="width of the clip, both results together (%(default)s)",
     )
+    add_motion_argument(parser)
     return without_secrets(parser)
 
 
@@ -146,6 +149,7 @@ def _report(args, cfg, video):
         path = os.path.join(folder, "clip.mp4")
         options = {"width": args.clip_width, "threshold": args.confidence_threshold}
         predictor = VideoPredictor(cfg)
+        options["cell_size"] = drawn_cell_size(args, predictor.model)
         options |= {"format": video.video_format, "metadata": metadata_of(cfg)}
         with ComparisonClip(path, video.fps, **options) as clip:
             recording = record_video(

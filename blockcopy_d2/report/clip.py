@@ -36,6 +36,7 @@ class ComparisonClip:
         width=1280,
         threshold=0.5,
         max_bytes=14e6,
+        cell_size=None,
     ):
         """
         Args:
@@ -46,6 +47,7 @@ class ComparisonClip:
             width (int): of the clip in pixels, at most.
             threshold (float): instances with a lower score are not drawn.
             max_bytes (float): size of the file after which frames are left out.
+            cell_size (int or None): of the motion, to be drawn on the right; None: it is not.
 
         Raises:
             OSError: the file cannot be written.
@@ -58,6 +60,7 @@ class ComparisonClip:
         self._width = width
         self._threshold = threshold
         self._max_bytes = max_bytes
+        self._cell_size = cell_size
 
     def add(self, image, dense, dense_seconds, result, seconds, scale, shown_at=None):
         """
@@ -73,6 +76,9 @@ class ComparisonClip:
         if self.frames and self._writer.size > self._max_bytes:
             return
         left = self._draw(image, dense, caption=("dense", f"{1000 * dense_seconds:.0f} ms"))
+        motion = {}
+        if self._cell_size is not None and result.field is not None:
+            motion = {"field": result.field[0].cpu(), "cell_size": self._cell_size}
         right = self._draw(
             image,
             result,
@@ -80,6 +86,7 @@ class ComparisonClip:
             active=result.grid.active[0].cpu(),
             block_size=result.grid.block_size,
             scale=scale,
+            **motion,
         )
         gap = np.full((left.shape[0], max(2, left.shape[1] // 160), 3), 24, dtype=np.uint8)
         self.poster = _fit(np.concatenate([left, gap, right], axis=1), self._width)

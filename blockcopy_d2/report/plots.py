@@ -15,7 +15,7 @@ __all__ = ["plot_age", "plot_agreement", "plot_executed", "plot_stages", "plot_s
 
 # Colours that stand for variables of the page's CSS.
 _INK, _RULE, _PAPER = "#010203", "#010204", "#010205"
-_SERIES = ("#020201", "#020202", "#020203", "#020204", "#020205")
+_SERIES = ("#020201", "#020202", "#020203", "#020204", "#020205", "#020206")
 _VARIABLES = {
     _INK: "var(--ink-soft)",
     _RULE: "var(--rule)",
@@ -68,8 +68,10 @@ def plot_stages(recording):
     """str: SVG of the milliseconds of each stage by frame, stacked, and of the dense model."""
     run = recording.main
     figure, axes = _figure("time_stages", recording)
-    times = 1000 * np.array([run.stages[name] for name in STAGES])
-    labels = [f"{name} {1000 * mean(run.stages[name]):.0f}" for name in STAGES]
+    # There is no motion by default.
+    names = [name for name in STAGES if any(run.stages[name])]
+    times = 1000 * np.array([run.stages[name] for name in names])
+    labels = [f"{name} {1000 * mean(run.stages[name]):.0f}" for name in names]
     frames = np.arange(recording.frames)
     axes.stackplot(frames, times, labels=labels, colors=_SERIES, alpha=0.85, linewidth=0)
     dense = 1000 * np.array(recording.dense_seconds)

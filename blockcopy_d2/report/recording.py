@@ -31,6 +31,7 @@ __all__ = ["Recording", "Run", "mean", "record_video"]
 # What the stages of FrameResult.seconds are called on the page.
 STAGES = {
     "input": ("preprocess",),
+    "motion": ("motion",),
     "policy": ("policy",),
     "network": ("network",),
     "heads": ("heads",),

@@ -2,6 +2,7 @@
 
 import importlib
 
+from .motion_field import draw_motion
 from .overlay import draw_frame, found_instances, pixel_classes
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "VideoWriter",
     "check_video_path",
     "draw_frame",
+    "draw_motion",
     "found_instances",
     "pixel_classes",
 ]

@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from blockcopy_d2.modeling import proposal_instances
 
+from .motion_field import draw_motion
+
 __all__ = ["draw_frame", "found_instances", "pixel_classes"]
 
 _LABEL_THRESHOLD = 0.5
@@ -47,6 +49,8 @@ def draw_frame(
     classes=None,
     block_size=128,
     scale=1.0,
+    field=None,
+    cell_size=16,
     caption=(),
 ):
     """
@@ -67,6 +71,9 @@ def draw_frame(
             image in its colour.
         block_size (int): side of a block in pixels of the network's input.
         scale (float): pixels of the network's input per pixel of ``image``.
+        field (Tensor or ndarray or None): float (2, FH, FW): the motion since the last frame, to be
+            drawn in colours, see :func:`draw_motion`.
+        cell_size (int): side of its cells in pixels of the network's input.
         caption (str or sequence[str]): text of a strip below the picture, in equal columns, so
             that they keep their place from frame to frame. Empty: no strip.
 
@@ -76,6 +83,8 @@ def draw_frame(
     picture = image if classes is None else _blend_classes(image, classes, metadata)
     if active is not None:
         picture = _tint_blocks(picture, np.asarray(active, dtype=bool), block_size / scale)
+    if field is not None:
+        picture = draw_motion(picture, field, cell_size=cell_size, scale=scale)
     if instances is not None and len(instances):
         picture = _draw_instances(picture, instances.to("cpu"), metadata)
     if caption:

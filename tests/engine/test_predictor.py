@@ -263,10 +263,10 @@ def test_frames_that_passed_are_counted(folder, monkeypatch):
         def __init__(self):
             self.wanted = threading.Semaphore(0)
 
-        def __iter__(self):
+        def read(self, vectors=False):
             for image in frames(8):
                 self.wanted.acquire(timeout=30)
-                yield image
+                yield image, None, None
 
     camera = Live()
     monkeypatch.setattr("blockcopy_d2.engine.predictor.open_frames", lambda source: source)

@@ -16,6 +16,7 @@ from blockcopy_d2.engine import (
     EvaluationLoop,
     build_video_model,
     evaluate_clips,
+    reporting,
     warm_policy,
 )
 from blockcopy_d2.engine.hooks import ComparisonHook, OnlinePolicyHook
@@ -103,6 +104,29 @@ def test_a_picture_waits_for_a_frame_that_was_decided(config):
     loop.train(max_iter=3)
     assert [len(shapes) for shapes in seen] == [0, 1, 2]
     assert seen[-1][0][0] == 3 and max(seen[-1][0]) == 40
+
+
+def test_motion_is_shown_where_asked(config, tmp_path, monkeypatch):
+    """In pictures by the key, in metrics wherever something moves."""
+    motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "DISFlow", "MODEL.BLOCKCOPY.MOTION.CELL_SIZE", "8")
+    drawn = []
+    draw = reporting.draw_frame
+    monkeypatch.setattr(
+        reporting, "draw_frame", lambda *args, **k: drawn.append(k) or draw(*args, **k)
+    )
+    for key, shown in ((), False), (("TEST.BLOCKCOPY.OVERLAY_MOTION", "True"), True):
+        drawn.clear()
+        evaluate_clips(config("TEST.BLOCKCOPY.OVERLAY_CLIPS", "1", *motion, *key))
+        assert len(drawn) == FRAMES
+        for number, options in enumerate(drawn):
+            assert ("field" in options) == (shown and number > 0)
+            if "field" in options:
+                rows, columns = options["field"].shape[1:]
+                assert options["cell_size"] == 8 and 8 * rows >= 128 and columns == 2 * rows
+    shares = [line["moved_fraction"] for line in read_metrics(tmp_path / "output")]
+    assert shares and all(0 <= share <= 1 for share in shares)
+    evaluate_clips(config("OUTPUT_DIR", str(tmp_path / "still")))
+    assert all("moved_fraction" not in line for line in read_metrics(tmp_path / "still"))
 
 
 def test_all_blocks_score_and_cost_as_dense(config, tmp_path):

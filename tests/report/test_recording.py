@@ -63,11 +63,11 @@ def test_targets_run_from_the_same_start(record):
 def test_a_broken_video_gives_what_there_was(record, monkeypatch):
     frames = [np.full((64, 96, 3), 90, dtype=np.uint8)] * 2
 
-    def broken(self):
-        yield from zip(frames, (0.0, 0.1))
+    def broken(self, vectors=False):
+        yield from zip(frames, (0.0, 0.1), (None, None))
         raise FrameReadError("clip.mp4", "clip", 2, "it is broken")
 
-    monkeypatch.setattr(VideoFrames, "timed", broken)
+    monkeypatch.setattr(VideoFrames, "read", broken)
     recording = record()
     assert recording.frames == 2 and "it is broken" in recording.failure
 
@@ -111,3 +111,13 @@ def test_stages_add_up_to_what_the_engine_counts(small_config, seed):
         in_blocks = sum(executed[name] for name in ("backbone", "FPN", "RPN"))
         assert in_blocks == pytest.approx(result.macs, rel=1e-6)
         assert executed["RoI heads"] > 0 and not math.isnan(executed["RoI heads"])
+
+
+def test_other_targets_move_as_the_first_one_does(record):
+    recording = record(
+        "MODEL.BLOCKCOPY.POLICY.NAME", "RandomBlocks", "MODEL.BLOCKCOPY.MOTION.NAME", "DISFlow",
+        targets=(0.5,), max_frames=3,
+    )  # fmt: skip
+    assert len(recording.runs) == 2
+    for run in recording.runs:
+        assert len(run.stages["motion"]) == 3 and all(x > 0 for x in run.stages["motion"])
