@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = (
     "blockcopy_d2.kernels.clock",
     "blockcopy_d2.kernels.dependent_launch",
+    "blockcopy_d2.kernels.table",
     "blockcopy_d2.kernels.tf32",
     "blockcopy_d2.modeling.fixed_shape.triton_ops.",
     "blockcopy_d2.motion.triton_",

@@ -16,10 +16,8 @@ def prefetch(ptr, num_bytes, PDL: tl.constexpr):
         line = tl.arange(0, LINES)
         for first in range(tl.program_id(0) * LINES, num_bytes // 128, tl.num_programs(0) * LINES):
             address = ptr.to(tl.int64) + tl.minimum(first + line, num_bytes // 128 - 1) * 128
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32,
-                is_pure=False, pack=1,
-            )  # fmt: skip
+            code: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+            tl.inline_asm_elementwise(code, "=r,l", [address], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

@@ -17,9 +17,7 @@ __all__ = ["paint_maximum_triton"]
 
 # The number of masks must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["n"])
-def paint_kernel(
-    masks_ptr, values_ptr, channels_ptr, out_ptr, n, pixels, BLOCK: tl.constexpr
-):  # fmt: skip
+def paint_kernel(masks_ptr, values_ptr, channels_ptr, out_ptr, n, pixels, BLOCK: tl.constexpr):
     """A program paints BLOCK pixels of one map, and reads the masks of that map only."""
     channel = tl.program_id(1)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -40,8 +38,7 @@ def paint_maximum_triton(masks, values, channels, num_channels):
     number, *size = masks.shape
     out = torch.empty(num_channels, *size, dtype=torch.float32, device=masks.device)
     pixels = out[0].numel()
-    paint_kernel[triton.cdiv(pixels, 1024), num_channels](
-        masks.view(torch.uint8), values.float().contiguous(), channels.contiguous(), out,
-        number, pixels, BLOCK=1024, num_warps=4,
-    )  # fmt: skip
+    tensors = (masks.view(torch.uint8), values.float().contiguous(), channels.contiguous(), out)
+    grid = (triton.cdiv(pixels, 1024), num_channels)
+    paint_kernel[grid](*tensors, number, pixels, BLOCK=1024, num_warps=4)
     return out

@@ -315,11 +315,9 @@ class OnlineLearner:
             # hundreds.
             before = torch.cat([_flatten(parameter) for parameter in self._parameters])
             after, square_average = before.clone(), self._square_average.clone()
-            rmsprop(
-                [after], [flat[:-1]], [square_average], [], [], [self._steps],
-                foreach=False, capturable=self._capturable, momentum=0, centered=False,
-                **{name: settings[name] for name in ("lr", "alpha", "eps", "weight_decay")},
-            )  # fmt: skip
+            options = {name: settings[name] for name in ("lr", "alpha", "eps", "weight_decay")}
+            options |= dict(foreach=False, capturable=self._capturable, momentum=0, centered=False)
+            rmsprop([after], [flat[:-1]], [square_average], [], [], [self._steps], **options)
             self._square_average.copy_(torch.where(finite, square_average, self._square_average))
             after = torch.where(finite, after, before)
             torch._foreach_copy_([_channels_last(x) for x in self._parameters], self._split(after))

@@ -79,10 +79,8 @@ def pair_convolutions(operators, reads, residuals):
     for operator in operators:
         key = None
         if isinstance(operator, Convolution) and operator not in residuals:
-            key = (
-                operator.inputs[0], operator.kernel, operator.stride, operator.padding,
-                operator.dilation, operator.weight.dtype,
-            )  # fmt: skip
+            window = operator.kernel, operator.stride, operator.padding, operator.dilation
+            key = (operator.inputs[0], window, operator.weight.dtype)
             key = key if operator.groups == 1 else None
         position = open_operators.pop(key, None)
         if position is not None:

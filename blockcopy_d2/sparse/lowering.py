@@ -241,13 +241,11 @@ def _launch_key(program, operator, lifted):
         return tuple(_launch_key(program, op, lifted) for op in (operator.first, operator.second))
     if not isinstance(operator, Convolution):
         return None
-    activation = operator.activation
-    return (
-        tuple(operator.weight.shape), operator.stride, operator.padding, operator.dilation,
-        operator.groups, activation and (activation.name, activation.arguments),
-        max(program.values[operator.output].stride // program.block_size, 1),
-        program.values[operator.output].dtype, operator.output in lifted,
-    )  # fmt: skip
+    value = program.values[operator.output]
+    window = operator.stride, operator.padding, operator.dilation, operator.groups
+    blocks = max(value.stride // program.block_size, 1)
+    written = operator.activation, value.dtype, operator.output in lifted
+    return (tuple(operator.weight.shape), window, blocks, written)
 
 
 # ------------------------------------------------------------------------ memory

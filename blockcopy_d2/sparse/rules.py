@@ -39,18 +39,15 @@ _ACTIVATIONS = {
 }
 
 # Calls whose output pixel depends on the same pixel of their inputs alone.
-_POINTWISE = set(_ACTIVATIONS) | {
-    "add", "sub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "pow", "abs", "maximum", "minimum",
-    "clamp", "clamp_min", "clamp_max", "tanh", "gelu", "softplus", "clone", "contiguous", "detach",
-    "alias", "dropout", "to",
-}  # fmt: skip
+_ARITHMETIC = {"add", "sub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "pow", "abs"}
+_LIMITS = {"maximum", "minimum", "clamp", "clamp_min", "clamp_max", "tanh", "gelu", "softplus"}
+_UNCHANGED = {"clone", "contiguous", "detach", "alias", "dropout", "to"}
+_POINTWISE = set(_ACTIVATIONS) | _ARITHMETIC | _LIMITS | _UNCHANGED
 
-# Calls that are pointwise when they work along the channels.
-_CHANNELWISE = {
-    "cat": "dim", "slice": "dim", "split": "dim", "split_with_sizes": "dim", "chunk": "dim",
-    "softmax": "dim", "log_softmax": "dim", "_softmax": "dim", "linalg_vector_norm": "dim",
-    "sum": "dim", "mean": "dim", "amax": "dim", "norm": "dim", "cumsum": "dim",
-}  # fmt: skip
+# Calls that are pointwise when they work along the channels, which their argument `dim` says.
+_PARTS = {"cat", "slice", "split", "split_with_sizes", "chunk"}
+_REDUCTIONS = {"sum", "mean", "amax", "norm", "linalg_vector_norm"}
+_CHANNELWISE = {"softmax", "log_softmax", "_softmax", "cumsum"} | _PARTS | _REDUCTIONS
 
 
 def operator_for(planner, call):
@@ -67,10 +64,10 @@ def _convolution(planner, call):
     x = a["input"].index
     if not planner.aligned(x) or a["stride"][0] != a["stride"][-1]:
         return None
+    window = [_pair(a[name]) for name in ("stride", "padding", "dilation")]
     operator = Convolution(
-        call.name, [x], call.index, a["weight"], a["bias"], _pair(a["stride"]),
-        _pair(a["padding"]), _pair(a["dilation"]), a["groups"],
-    )  # fmt: skip
+        call.name, [x], call.index, a["weight"], a["bias"], *window, groups=a["groups"]
+    )
     return planner.emit(call, planner.values[x].stride * operator.stride[0], operator)
 
 
@@ -82,10 +79,10 @@ def _transposed_convolution(planner, call):
         return None
     if planner.values[x].stride > planner.block_size or _pair(a["dilation"]) != (1, 1):
         return None
+    window = [_pair(a[name]) for name in ("stride", "padding", "output_padding", "dilation")]
     operator = TransposedConvolution(
-        call.name, [x], call.index, a["weight"], a["bias"], stride, _pair(a["padding"]),
-        _pair(a["output_padding"]), (1, 1), a["groups"],
-    )  # fmt: skip
+        call.name, [x], call.index, a["weight"], a["bias"], *window, groups=a["groups"]
+    )
     return planner.emit(call, planner.values[x].stride / stride[0], operator)
 
 
@@ -242,7 +239,7 @@ def _pointwise(planner, call):
     name = call.base_name
     indices = call.inputs()
     if name in _CHANNELWISE:
-        dims = call.arguments[_CHANNELWISE[name]]
+        dims = call.arguments["dim"]
         dims = dims if isinstance(dims, (list, tuple)) else [dims]
         if [dim % 4 for dim in dims if dim is not None] != [1]:
             return None

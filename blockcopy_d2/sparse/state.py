@@ -45,6 +45,11 @@ class FeatureMap:
         return FeatureMap.of_rows(rows, batch=len(self.pixels), size=self.size)
 
     @property
+    def operand(self):
+        """(rows, H, W, elements from a pixel to the next), as kernels take a map."""
+        return (self.rows, *self.size, self.rows.stride(0))
+
+    @property
     def wide(self):
         """Whether 32 bits do not hold the offset of every element."""
         return len(self.rows) * self.rows.stride(0) >= 2**31

@@ -34,23 +34,29 @@ def _convolution(bound, step):
     if first in bound.plan.residuals:
         residual_scale = bound.plan.residuals[first][1]
     shape = ConvolutionShape(
-        in_channels=first.weight.shape[1] * first.groups, out_channels=first.weight.shape[0],
-        groups=first.groups, kernel=first.kernel, stride=first.stride[0], padding=first.padding,
-        dilation=first.dilation, activation=first.activation, residual_scale=residual_scale,
-    )  # fmt: skip
+        out_channels=first.weight.shape[0], residual_scale=residual_scale, **_common(first)
+    )
     return _launch_convolution(bound, shape, [(op, op.weight, op.bias) for op in step.operators])
 
 
 def _convolution_pair(bound, step):
     first, second = step.operators[0].first, step.operators[0].second
     shape = ConvolutionShape(
-        in_channels=first.weight.shape[1], first_out=first.weight.shape[0],
-        out_channels=first.weight.shape[0] + second.weight.shape[0], groups=1,
-        kernel=first.kernel, stride=first.stride[0], padding=first.padding,
-        dilation=first.dilation, activation=first.activation, second_activation=second.activation,
-    )  # fmt: skip
+        first_out=len(first.weight),
+        out_channels=len(first.weight) + len(second.weight),
+        second_activation=second.activation,
+        **_common(first),
+    )
     parts = [(pair, *bound.lowered.joined(pair)) for pair in step.operators]
     return _launch_convolution(bound, shape, parts)
+
+
+def _common(operator):
+    """What the ConvolutionShapes of a Convolution, and of a pair that starts with it, share."""
+    names = ("kernel", "padding", "dilation", "groups", "activation")
+    in_channels = operator.weight.shape[1] * operator.groups
+    fields = {name: getattr(operator, name) for name in names}
+    return {"in_channels": in_channels, "stride": operator.stride[0], **fields}
 
 
 def _launch_convolution(bound, shape, parts, tiled_as=None):
@@ -68,10 +74,9 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
         (bound.maps[operator.inputs[0]], tiling.tile)
         for (operator, _, _), tiling in zip(parts, tilings)
     ]
-    config = convolution_config(
-        shape, sum(tiling.num_pixels for tiling in tilings), out.rows.dtype, lowered.device,
-        boxes=takes_boxes(shape, tiles, lowered.device), tile=tilings[0].tile,
-    )  # fmt: skip
+    num_pixels = sum(tiling.num_pixels for tiling in tilings)
+    options = dict(boxes=takes_boxes(shape, tiles, lowered.device), tile=tilings[0].tile)
+    config = convolution_config(shape, num_pixels, out.rows.dtype, lowered.device, **options)
     levels = []
     for (operator, weight, bias), tiling in zip(parts, tilings):
         residual = bound.plan.residuals.get(operator)
@@ -86,10 +91,9 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
             )
         )
     kind = BoxConvolutionLaunch if isinstance(config, BoxConfig) else ConvolutionLaunch
-    launch = kind(
-        shape, config, levels, precision=lowered.precision,
-        workspace=lowered.workspace(config, out.rows.device), device=lowered.device,
-    )  # fmt: skip
+    options = dict(precision=lowered.precision, device=lowered.device)
+    options["workspace"] = lowered.workspace(config, out.rows.device)
+    launch = kind(shape, config, levels, **options)
     bound.convolutions.append(launch)
     return launch
 
@@ -98,13 +102,17 @@ def _bottleneck(bound, step):
     (block,) = step.operators
     middle, last, following = block.middle, block.last, block.following
     shape = BottleneckShape(
-        in_channels=middle.weight.shape[1], middle=len(middle.weight),
-        out_channels=len(last.weight), next_channels=len(following.weight) if following else 0,
-        kernel=middle.kernel, stride=middle.stride[0], padding=middle.padding,
-        dilation=middle.dilation, middle_relu=middle.activation is not None,
-        relu=last.activation is not None, residual=last in bound.plan.residuals,
+        in_channels=middle.weight.shape[1],
+        middle=len(middle.weight),
+        out_channels=len(last.weight),
+        next_channels=len(following.weight) if following else 0,
+        **dict(kernel=middle.kernel, stride=middle.stride[0], padding=middle.padding),
+        dilation=middle.dilation,
+        middle_relu=middle.activation is not None,
+        relu=last.activation is not None,
         next_relu=following is not None and following.activation is not None,
-    )  # fmt: skip
+        residual=last in bound.plan.residuals,
+    )
     lowered, tiling = bound.lowered, bound.tiling(last.output)
     out = bound.maps[last.output]
     launch = BottleneckLaunch(
@@ -125,10 +133,8 @@ def _bottleneck(bound, step):
 
 def _transposed_convolution(bound, step):
     (op,) = step.operators
-    phases = transposed_phases(
-        op.weight, groups=op.groups, stride=op.stride[0], padding=op.padding,
-        activation=op.activation,
-    )  # fmt: skip
+    options = dict(padding=op.padding, activation=op.activation)
+    phases = transposed_phases(op.weight, groups=op.groups, stride=op.stride[0], **options)
     launches = [
         _launch_convolution(bound, shape, [(op, weight, op.bias)], tiled_as=op.inputs[0])
         for shape, weight in phases
@@ -143,28 +149,23 @@ def _transposed_convolution(bound, step):
 
 def _pool(bound, step):
     (op,) = step.operators
-    return PoolLaunch(
-        bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), kind=op.kind,
-        kernel=op.kernel, stride=op.stride[0], padding=op.padding, dilation=op.dilation,
-        device=bound.lowered.device,
-    )  # fmt: skip
+    window = dict(kernel=op.kernel, padding=op.padding, dilation=op.dilation, stride=op.stride[0])
+    maps = bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output)
+    return PoolLaunch(*maps, kind=op.kind, device=bound.lowered.device, **window)
 
 
 def _upsample(bound, step):
     (op,) = step.operators
-    return UpsampleLaunch(
-        bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output), scale=op.scale,
-        mode=op.mode, device=bound.lowered.device,
-    )  # fmt: skip
+    maps = bound.maps[op.inputs[0]], bound.maps[op.output], bound.tiling(op.output)
+    return UpsampleLaunch(*maps, scale=op.scale, mode=op.mode, device=bound.lowered.device)
 
 
 def _group_norm(bound, step):
     (op,) = step.operators
     x = bound.maps[op.inputs[0]]
-    statistics = StatisticsLaunch(
-        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=op.groups,
-        normalize=(op.weight, op.bias, op.eps), device=bound.lowered.device,
-    )  # fmt: skip
+    options = dict(groups=op.groups, normalize=(op.weight, op.bias, op.eps))
+    options["device"] = bound.lowered.device
+    statistics = StatisticsLaunch(x, bound.tiling(op.inputs[0]), bound.statistics(op), **options)
     apply = bound.copy(
         op.output, scale=statistics.scale, shift=statistics.shift, activation=op.activation
     )
@@ -179,10 +180,8 @@ def _group_norm(bound, step):
 def _global_mean(bound, step):
     (op,) = step.operators
     x = bound.maps[op.inputs[0]]
-    statistics = StatisticsLaunch(
-        x, bound.tiling(op.inputs[0]), bound.statistics(op), groups=x.rows.shape[1],
-        device=bound.lowered.device,
-    )  # fmt: skip
+    options = dict(groups=x.rows.shape[1], device=bound.lowered.device)
+    statistics = StatisticsLaunch(x, bound.tiling(op.inputs[0]), bound.statistics(op), **options)
     result = statistics.scale.view(op.shape)
     bound.objects[op.output] = bound.caches.whole[op.output] = result
     return statistics

@@ -16,11 +16,10 @@ from blockcopy_d2.kernels.tf32 import round_tf32_reference
 
 from .capture import Ref
 from .lowering import lower, scratch_map
-from .program import (
-    GlobalMean,
-)
+from .program import GlobalMean
 from .state import FeatureMap
 from .triton_binding import BINDERS
+from .triton_ops.block_launch import BlockLaunch
 from .triton_ops.bottleneck import pack_bottleneck, widest_bottleneck
 from .triton_ops.conv_shape import pack_weight
 from .triton_ops.copy import CopyLaunch
@@ -90,9 +89,9 @@ class LoweredForTriton:
         key = tuple(operator.weight.data_ptr() for operator in operators)
         if key not in self._joined:
             biases = [
-                operator.weight.new_zeros(len(operator.weight)) if operator.bias is None
-                else operator.bias for operator in operators
-            ]  # fmt: skip
+                op.weight.new_zeros(len(op.weight)) if op.bias is None else op.bias
+                for op in operators
+            ]
             weight = torch.cat([operator.weight for operator in operators])
             self._joined[key] = (weight, torch.cat(biases))
         return self._joined[key]
@@ -153,7 +152,7 @@ class Bound:
             if launch is not None:
                 self.steps.append((self.factor(self.step_stride(step)), launch))
         # From here on another launch has come after those that list the blocks.
-        kernels = [hasattr(launch, "kernel") for _, launch in self.steps]
+        kernels = [isinstance(launch, BlockLaunch) for _, launch in self.steps]
         first = kernels.index(True) + 1 if True in kernels else len(kernels)
         self.first_settled = 0 if self.inputs else first
 
@@ -249,7 +248,5 @@ class Bound:
     # ---------------------------------------------------------------- binding
 
     def copy(self, index, **options):
-        return CopyLaunch(
-            self.maps[index], self.tiling(index), precision=self.lowered.precision,
-            device=self.lowered.device, **options
-        )  # fmt: skip
+        options |= {"precision": self.lowered.precision, "device": self.lowered.device}
+        return CopyLaunch(self.maps[index], self.tiling(index), **options)

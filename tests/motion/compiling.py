@@ -1,21 +1,18 @@
 """Compiles the launches of block matching, without a GPU: to run in a process that does not
 interpret."""
 
-import json
 import sys
 from unittest import mock
 
 import torch
 
-from blockcopy_d2.kernels.device import Device
 from blockcopy_d2.motion import BlockMatching, MotionFeatures, triton_matching
-from tests.sparse.triton_ops.compiling import compiling
+from tests.kernels.compiling import compiling, gpu, report
 
 
 def main(capability):
-    """Prints what was compiled for frames of 1024 x 2048, as JSON."""
-    device = Device("cpu")
-    device.num_sms, device.pdl = 132, capability >= 90
+    """Reports what was compiled for frames of 1024 x 2048."""
+    device = gpu(capability)
     size = (1024, 2048)
     features = MotionFeatures.empty(size)
     sizes = torch.tensor([size], dtype=torch.int32)
@@ -32,15 +29,7 @@ def main(capability):
             out = torch.zeros(workspace[0].shape)
             levels = features.levels
             triton_matching.match_launch(levels, levels, cell_size // 2, workspace, out)
-    found = [
-        {
-            "name": kernel.metadata.name,
-            "shared_memory": kernel.metadata.shared,
-            "bytes": len(kernel.asm["cubin"]),
-        }
-        for kernel in compiled.values()
-    ]
-    print(json.dumps(found))
+    report(compiled)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,20 @@
 """Compiles the launches that move maps, without a GPU: to run in a process that does not
 interpret."""
 
-import json
 import sys
 
 import torch
 
-from blockcopy_d2.kernels.device import Device
 from blockcopy_d2.motion.caches import MovedMap
 from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes
-from tests.sparse.triton_ops.compiling import compiling
+from tests.kernels.compiling import compiling, gpu, report
 
 
 def main(capability):
-    """Prints what was compiled for a frame of 1024 x 2048, as JSON."""
-    device = Device("cpu")
-    device.num_sms, device.pdl = 132, capability >= 90
+    """Reports what was compiled for a frame of 1024 x 2048."""
+    device = gpu(capability)
     field, active = torch.zeros(1, 2, 64, 128), torch.zeros(1, 8, 16, dtype=torch.bool)
-    found = []
+    found = {}
     for dtype, precision in (
         (torch.float16, "ieee"),
         (torch.bfloat16, "ieee"),
@@ -36,17 +33,8 @@ def main(capability):
             MoveLaunch(
                 maps, staging, cell_size=16, block_size=128, precision=precision, device=device
             )(field, active)
-        found += [
-            {
-                "name": kernel.metadata.name,
-                "dtype": str(dtype),
-                "bytes": len(kernel.asm["cubin"]),
-                "spills": kernel.asm["ptx"].count("st.local"),
-                "wide": "ld.global.v4" in kernel.asm["ptx"] or "ld.global.v2" in kernel.asm["ptx"],
-            }
-            for kernel in compiled.values()
-        ]
-    print(json.dumps(found))
+        found |= {(dtype, precision, key): kernel for key, kernel in compiled.items()}
+    report(found)
 
 
 if __name__ == "__main__":

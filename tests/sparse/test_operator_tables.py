@@ -35,6 +35,13 @@ def test_triton_binds_every_operator():
     assert BINDERS.keys() == OPERATORS | FUSED
 
 
+def test_triton_computes_every_activation_that_is_fused():
+    pytest.importorskip("triton")
+    from blockcopy_d2.sparse.triton_ops.activation import SUPPORTED
+
+    assert rules._ACTIVATIONS.keys() == SUPPORTED
+
+
 @pytest.fixture(scope="module")
 def programs():
     """The program of every case, and names of the rules that were asked."""

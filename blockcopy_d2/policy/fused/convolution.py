@@ -38,17 +38,32 @@ _SHARED_MEMORY = 96 << 10
 
 
 # The size of a map must not make a new variant of the kernel.
-@triton.jit(do_not_specialize=["H", "W", "OH", "OW", "tiles_x", "tiles"])
+@triton.jit(do_not_specialize=["size", "out_size", "tiles_x", "tiles"])
 def policy_convolution_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, H, W, OH, OW, tiles_x, tiles,
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    partial_ptr,
+    count_ptr,
+    size,
+    out_size,
+    tiles_x,
+    tiles,
     C: tl.constexpr,
-    OUT: tl.constexpr, SHORTCUT: tl.constexpr,  # channels that it and a shortcut beside it write
+    OUT: tl.constexpr,  # channels that it writes
+    SHORTCUT: tl.constexpr,  # those that a shortcut beside it writes
     STRIDE: tl.constexpr,
     STATISTICS: tl.constexpr,  # whether a normalization follows; if not, a bias
     MASKED: tl.constexpr,  # whether tiles reach beyond the map, or its channels
-    PACK: tl.constexpr, WINDOW: tl.constexpr,  # as Packing has them
-    TH: tl.constexpr, TW: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    PACK: tl.constexpr,  # as Packing has it, and the next
+    WINDOW: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    BO: tl.constexpr,
+    BK: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """out = conv3x3(x), and the mean and the squared deviations of the pixels of each program.
 
     A program computes some tiles of TH x TW pixels and BO channels. Weights are the first factor of
@@ -60,6 +75,8 @@ def policy_convolution_kernel(
     ROW: tl.constexpr = OUT + SHORTCUT
     STEPS: tl.constexpr = (WINDOW * C + BK - 1) // BK  # of a row of the kernel
     begin(PDL)
+    H, W = size
+    OH, OW = out_size
     n_tile, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first, last = 0, 3 * STEPS
     if SHORTCUT > 0:
@@ -185,16 +202,16 @@ def convolve(conv, value, packed, weight, *, device, shortcut=None):
         result.partials = new(num_streams, programs, 2, row, dtype=torch.float32)
         result.counts = new(num_streams, programs, dtype=torch.float32)
     unused = result.values
-    policy_convolution_kernel[programs, triton.cdiv(row, bo), num_streams](
-        value.values, weight, unused if conv.bias is None else conv.bias, result.values,
-        result.partials if has_norm else unused, result.counts if has_norm else unused,
-        height, width, *size, tiles_x, tiles,
-        C=channels, OUT=out_channels, SHORTCUT=beside, STRIDE=packed.stride, STATISTICS=has_norm,
-        MASKED=size[0] % tile_height + size[1] % tile_width + row % bo > 0,
-        PACK=packed.pixels, WINDOW=packed.window,
-        TH=tile_height, TW=tile_width, BO=bo, BK=packed.step,
-        num_warps=num_warps, num_stages=num_stages, **device.launch_options,
-    )  # fmt: skip
+    tensors = [value.values, weight, unused if conv.bias is None else conv.bias, result.values]
+    tensors += [result.partials, result.counts] if has_norm else [unused, unused]
+    sizes = (height, width), tuple(size), tiles_x, tiles
+    masked = size[0] % tile_height + size[1] % tile_width + row % bo > 0
+    constants = dict(C=channels, OUT=out_channels, SHORTCUT=beside, STRIDE=packed.stride)
+    constants |= dict(PACK=packed.pixels, WINDOW=packed.window, STATISTICS=has_norm, MASKED=masked)
+    constants |= dict(TH=tile_height, TW=tile_width, BO=bo, BK=packed.step)
+    options = dict(num_warps=num_warps, num_stages=num_stages, **device.launch_options)
+    grid = (programs, triton.cdiv(row, bo), num_streams)
+    policy_convolution_kernel[grid](*tensors, *sizes, **constants, **options)
     return result
 
 

@@ -50,8 +50,7 @@ def draw(logits, uniform):
         Tensor: bool (N, GH, GW), as :func:`blockcopy_d2.policy.learned.draw`.
     """
     active = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
-    draw_kernel[(len(logits),)](
-        logits.contiguous(), uniform, active.view(torch.uint8), logits[0].numel(), BLOCK=1024,
-        num_warps=4, **device_of(logits.device).launch_options,
-    )  # fmt: skip
+    blocks, options = logits[0].numel(), device_of(logits.device).launch_options
+    arguments = (logits.contiguous(), uniform, active.view(torch.uint8), blocks)
+    draw_kernel[(len(logits),)](*arguments, BLOCK=1024, num_warps=4, **options)
     return active

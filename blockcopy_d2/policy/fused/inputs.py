@@ -10,112 +10,153 @@ Shape shorthand in this module:
     C, O: channels that a layer reads and writes
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.table import column_numbers, read_int, table_of
 
 from .packing import CHANNELS, packing, padded_channels
 from .padded_map import PaddedMap, padded_pixels, place_of
 
 __all__ = ["Inputs"]
 
-# Columns of the table of weights, see _pack().
-_FIELDS = 13
+
+class WeightRow(NamedTuple):
+    """A row of the table of weights: where those of a convolution start and go to, in elements, and
+    how they are packed, as in a Packing."""
+
+    source: int
+    target: int
+    rows: int
+    kernel: int
+    channels: int
+    padded_channels: int
+    pack: int
+    stride: int
+    length: int
+    stride_o: int
+    stride_c: int
+    stride_y: int
+    stride_x: int
+
+
+_COLUMNS = column_numbers(WeightRow)
 
 
 @triton.jit
 def inputs_kernel(
-    weight_ptr, table_ptr, packed_ptr, packers, num_weights,
-    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P, tiles,
-    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
-    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
-    FIELDS: tl.constexpr, BLOCK: tl.constexpr, FRAME: tl.constexpr, C: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    weight_ptr,
+    table_ptr,
+    packed_ptr,
+    packers,
+    num_weights,
+    frame,  # a pointer, and strides of stream, channel, row and column, as of all four maps
+    state,
+    output,
+    grid,
+    pixel_scale_ptr,
+    out_ptr,
+    size,
+    K,
+    P,
+    tiles,
+    COLUMN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FRAME: tl.constexpr,
+    C: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """The first programs pack the weights, `packers` of them each, the others stack the input."""
     begin(PDL)
     program = tl.program_id(0)
     if program < packers * num_weights:
-        _pack(
-            weight_ptr, table_ptr, packed_ptr, program % packers, packers, program // packers,
-            FIELDS, BLOCK,
-        )  # fmt: skip
+        row = table_ptr + program // packers * len(COLUMN)
+        _pack(weight_ptr, row, packed_ptr, program % packers, packers, COLUMN, BLOCK)
     else:
         program -= packers * num_weights
         parts: tl.constexpr = C // BC
-        _stack(
-            frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
-            frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
-            output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x,
-            program % tiles, program // tiles % parts, (program // tiles // parts).to(tl.int64),
-            FRAME, C, BM, BC,
-        )  # fmt: skip
+        stream = (program // tiles // parts).to(tl.int64)
+        pixel = program % tiles * BM + tl.arange(0, BM)
+        channel = program // tiles % parts * BC + tl.arange(0, BC)[None, :]
+        maps = (frame, state, output, grid)
+        _stack(maps, pixel_scale_ptr, out_ptr, size, K, P, stream, pixel, channel, FRAME, C)
 
 
 @triton.jit
-def _pack(
-    weight_ptr, table_ptr, out_ptr, part, parts, weight,
-    FIELDS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _pack(weight_ptr, row, out_ptr, part, parts, COLUMN: tl.constexpr, BLOCK: tl.constexpr):
     """Spreads weights of one convolution to (O, PACK, 3, row): those of the i-th pixel of a pack
     start i strides after the start of its window."""
-    fields = table_ptr + weight * FIELDS
-    source, target = weight_ptr + tl.load(fields), out_ptr + tl.load(fields + 1)
-    rows, kernel = tl.load(fields + 2).to(tl.int32), tl.load(fields + 3).to(tl.int32)
-    channels, padded = tl.load(fields + 4).to(tl.int32), tl.load(fields + 5).to(tl.int32)
-    pack, stride = tl.load(fields + 6).to(tl.int32), tl.load(fields + 7).to(tl.int32)
-    length = tl.load(fields + 8).to(tl.int32)
-    stride_o, stride_c = tl.load(fields + 9).to(tl.int32), tl.load(fields + 10).to(tl.int32)
-    stride_y, stride_x = tl.load(fields + 11).to(tl.int32), tl.load(fields + 12).to(tl.int32)
+    source = weight_ptr + tl.load(row + COLUMN.source)
+    target = out_ptr + tl.load(row + COLUMN.target)
+    rows = read_int(row + COLUMN.rows)
+    kernel = read_int(row + COLUMN.kernel)
+    channels = read_int(row + COLUMN.channels)
+    padded = read_int(row + COLUMN.padded_channels)
+    pack = read_int(row + COLUMN.pack)
+    stride = read_int(row + COLUMN.stride)
+    length = read_int(row + COLUMN.length)
+    stride_o = read_int(row + COLUMN.stride_o)
+    stride_c = read_int(row + COLUMN.stride_c)
+    stride_y = read_int(row + COLUMN.stride_y)
+    stride_x = read_int(row + COLUMN.stride_x)
     border = (3 - kernel) // 2  # a 1x1 convolution is the tap in the centre
     WIDTH: tl.constexpr = 128
     HEIGHT: tl.constexpr = BLOCK // WIDTH
     for first in range(part * HEIGHT, rows, parts * HEIGHT):
-        row = (first + tl.arange(0, HEIGHT))[:, None]
-        y, column = row % 3 - border, row // 3
+        out_row = (first + tl.arange(0, HEIGHT))[:, None]
+        y, column = out_row % 3 - border, out_row // 3
         o, shift = column // pack, column % pack * stride + border
         for start in range(0, length, WIDTH):
             e = (start + tl.arange(0, WIDTH))[None, :]
             x, c = e // padded - shift, e % padded
-            inside = (row < rows) & (e < length)
+            inside = (out_row < rows) & (e < length)
             exists = inside & (c < channels) & (y >= 0) & (y < kernel) & (x >= 0) & (x < kernel)
             place = o * stride_o + c * stride_c + y * stride_y + x * stride_x
             value = tl.load(source + place, mask=exists, other=0.0)
-            place = row * length + e
+            place = out_row * length + e
             tl.store(target + place, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
+def _read(map_, stream, y, x, channel, mask):
+    ptr, stride_n, stride_c, stride_y, stride_x = map_
+    source = ptr + stream * stride_n + y * stride_y + x * stride_x + channel * stride_c
+    return tl.load(source, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _stack(
-    frame_ptr, state_ptr, output_ptr, grid_ptr, pixel_scale_ptr, out_ptr, h, w, K, P,
-    frame_n, frame_c, frame_y, frame_x, state_n, state_c, state_y, state_x,
-    output_n, output_c, output_y, output_x, grid_n, grid_y, grid_x, tile, part, stream,
+    maps,
+    pixel_scale_ptr,
+    out_ptr,
+    size,
+    K,
+    P,
+    stream,
+    pixel,
+    channel,
     FRAME: tl.constexpr,  # channels of a frame
-    C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """Writes BC channels of BM pixels: frame, frame state, output, grid, zeros. Around the map,
-    zeros as well."""
-    pixel = tile * BM + tl.arange(0, BM)
+    C: tl.constexpr,
+):
+    """Writes channels (1, BC) of pixels (BM,): frame, frame state, output, grid, zeros. Around the
+    map, zeros as well."""
+    frame, state, output, grid = maps
+    h, w = size
     y, x, exists = place_of(pixel, h, w)
     pixel, y, x, exists = pixel[:, None], y[:, None], x[:, None], exists[:, None]
-    channel = part * BC + tl.arange(0, BC)[None, :]
-
-    mask = exists & (channel < FRAME)
-    source = frame_ptr + stream * frame_n + y * frame_y + x * frame_x + channel * frame_c
-    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    value = _read(frame, stream, y, x, channel, exists & (channel < FRAME))
     mask = exists & (channel >= FRAME) & (channel < 2 * FRAME)
-    source = state_ptr + stream * state_n + y * state_y + x * state_x + (channel - FRAME) * state_c
-    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    value += _read(state, stream, y, x, channel - FRAME, mask)
     factor = tl.load(pixel_scale_ptr + channel % FRAME, mask=channel < 2 * FRAME, other=1.0)
     value = value * factor
     c = channel - 2 * FRAME
-    mask = exists & (c >= 0) & (c < K)
-    source = output_ptr + stream * output_n + y * output_y + x * output_x + c * output_c
-    value += tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    source = grid_ptr + stream * grid_n + y // P * grid_y + x // P * grid_x
-    value += tl.load(source, mask=exists & (c == K), other=0.0).to(tl.float32)
+    value += _read(output, stream, y, x, c, exists & (c >= 0) & (c < K))
+    value += _read(grid, stream, y // P, x // P, 0, exists & (c == K))
     pixels = padded_pixels(h, w)
     target = out_ptr + (stream * pixels + pixel) * C + channel
     tl.store(target, value.to(out_ptr.dtype.element_ty), mask=pixel < pixels)
@@ -160,14 +201,14 @@ class Inputs:
         packers = triton.cdiv(4 * device.num_sms, len(weights))
         tiles = triton.cdiv(stacked.num_pixels, 128)
         programs = packers * len(weights) + tiles * (channels // CHANNELS) * num_streams
+        weights = (base, self._table, packed, packers, len(weights))
+        maps = [(x, *x.stride()) for x in (*maps, grid)]
+        sizes = ((height, width), num_classes, height // grid.shape[2], tiles)
+        constants = dict(FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, BLOCK=2048)
+        options = dict(num_warps=4, **device.launch_options)
         inputs_kernel[(programs,)](
-            base, self._table, packed, packers, len(weights),
-            *maps, grid, scale, stacked.values, height, width, num_classes, height // grid.shape[2],
-            tiles, *(stride for x in maps for stride in x.stride()),
-            grid.stride(0), grid.stride(2), grid.stride(3), FIELDS=_FIELDS, BLOCK=2048,
-            FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, num_warps=4,
-            **device.launch_options,
-        )  # fmt: skip
+            *weights, *maps, scale, stacked.values, *sizes, COLUMN=_COLUMNS, **constants, **options
+        )
         places = self._places.items()
         return stacked, {conv: (how, packed[start:]) for conv, (how, start) in places}
 
@@ -175,9 +216,9 @@ class Inputs:
 def _weight_table(network):
     """
     Returns:
-        tuple[Tensor, int, dict[Conv2d, tuple[Packing, int]]]: int64 (weights, _FIELDS) as _pack()
-        reads it, the size of what it writes, and of a 3x3 convolution how its product is packed and
-        where in there its weights start.
+        tuple[Tensor, int, dict[Conv2d, tuple[Packing, int]]]: a WeightRow per layer, the size of
+        what _pack() writes, and of a 3x3 convolution how its product is packed and where in there
+        its weights start.
     """
     table, places, size = [], {}, 0
     first = network.head[-1].weight
@@ -194,9 +235,7 @@ def _weight_table(network):
             num_out, channels, kernel, _ = weight.shape
             source = (weight.data_ptr() - first.data_ptr()) // weight.element_size()
             rows = num_out * packed.pixels * 3
-            table.append([
-                source, size, rows, kernel, channels, packed.channels, packed.pixels,
-                packed.stride, packed.row, *weight.stride(),
-            ])  # fmt: skip
+            how = packed.channels, packed.pixels, packed.stride, packed.row
+            table.append(WeightRow(source, size, rows, kernel, channels, *how, *weight.stride()))
             size += rows * packed.row
-    return torch.tensor(table, dtype=torch.int64, device=first.device), size, places
+    return table_of(table, first.device), size, places

@@ -27,29 +27,35 @@ _PIXELS, _CHANNELS, _PARTS, _WARPS = 256, 32, 256, 16
 
 
 # The size of a map must not make a new variant of the kernel.
-@triton.jit(do_not_specialize=["H", "W", "parts", "other_parts"])
+@triton.jit(do_not_specialize=["parts", "other_parts", "size"])
 def policy_normalization_kernel(
-    x_ptr, partial_ptr, count_ptr, weight_ptr, bias_ptr, eps, parts,
-    other_ptr, other_partial_ptr, other_count_ptr, other_weight_ptr, other_bias_ptr, other_eps,
-    other_parts, out_ptr, H, W,
-    C: tl.constexpr, ROW: tl.constexpr,  # channels, and those that the rows of x have
+    x_ptr,
+    norm,  # partials, counts, weight, bias, eps
+    parts,
+    other_ptr,
+    other_norm,
+    other_parts,
+    out_ptr,
+    size,
+    C: tl.constexpr,
+    ROW: tl.constexpr,  # channels that the rows of x have
     RESIDUAL: tl.constexpr,  # none: 0, a padded map: 1, sums with a norm of their own: 2
     OTHER_ROW: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    PARTS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """out = relu(norm(x) + residual), with zeros around it."""
     begin(PDL)
+    H, W = size
     stream = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    center, scale, shift = _affine(
-        partial_ptr, count_ptr, weight_ptr, bias_ptr, eps, parts, stream, channel, H * W,
-        ROW, BC, PARTS,
-    )  # fmt: skip
+    center, scale, shift = _affine(norm, parts, stream, channel, H * W, ROW, BC, PARTS)
     if RESIDUAL == 2:
         other_center, other_scale, other_shift = _affine(
-            other_partial_ptr, other_count_ptr, other_weight_ptr, other_bias_ptr, other_eps,
-            other_parts, stream, channel, H * W, OTHER_ROW, BC, PARTS,
-        )  # fmt: skip
+            other_norm, other_parts, stream, channel, H * W, OTHER_ROW, BC, PARTS
+        )
     pixels = padded_pixels(H, W)
     for first in range(tl.program_id(0) * BM, pixels, tl.num_programs(0) * BM):
         pixel = first + tl.arange(0, BM)
@@ -79,10 +85,17 @@ def policy_normalization_kernel(
 
 @triton.jit
 def _affine(
-    partial_ptr, count_ptr, weight_ptr, bias_ptr, eps, parts, stream, channel, size,
-    ROW: tl.constexpr, BC: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+    norm,
+    parts,
+    stream,
+    channel,
+    size,
+    ROW: tl.constexpr,
+    BC: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """(center, scale, shift) of some channels, (1, BC) each."""
+    partial_ptr, count_ptr, weight_ptr, bias_ptr, eps = norm
     weight, bias = tl.load(weight_ptr + channel), tl.load(bias_ptr + channel)
     partials = partial_ptr + stream * parts * 2 * ROW + channel
     counts = count_ptr + stream * parts
@@ -113,12 +126,17 @@ def normalize(sums, norm, *, device, residual=None):
     tiles = triton.cdiv(out.num_pixels, _PIXELS)
     programs = min(tiles, max(device.num_sms // (groups * num_streams), 1))
     parts = sums.counts.shape[1], other.counts.shape[1]
+    norms = [
+        (part.partials, part.counts, layer.weight, layer.bias, layer.eps)
+        for part, layer in ((sums, norm), (other, other_norm))
+    ]
+    first = (sums.values, norms[0], parts[0])
+    second = (other.values, norms[1], parts[1])
+    rows = dict(ROW=sums.values.stride(2), OTHER_ROW=other.values.stride(2))
+    constants = dict(C=channels, RESIDUAL=kind, BM=_PIXELS, BC=_CHANNELS, **rows)
+    constants["PARTS"] = min(_PARTS, triton.next_power_of_2(max(parts)))
+    options = dict(num_warps=_WARPS, **device.launch_options)
     policy_normalization_kernel[programs, groups, num_streams](
-        sums.values, sums.partials, sums.counts, norm.weight, norm.bias, norm.eps, parts[0],
-        other.values, other.partials, other.counts, other_norm.weight, other_norm.bias,
-        other_norm.eps, parts[1], out.values, height, width, C=channels,
-        ROW=sums.values.stride(2), RESIDUAL=kind, OTHER_ROW=other.values.stride(2),
-        BM=_PIXELS, BC=_CHANNELS, PARTS=min(_PARTS, triton.next_power_of_2(max(parts))),
-        num_warps=_WARPS, **device.launch_options,
-    )  # fmt: skip
+        *first, *second, out.values, (height, width), **constants, **options
+    )
     return out

@@ -41,7 +41,7 @@ def add_tile(count, mean, deviation, tile, mask, area, MASKED: tl.constexpr):
 @triton.jit
 def combine(
     partials, counts, number, size, ROW: tl.constexpr, BO: tl.constexpr, PARTS: tl.constexpr
-):  # fmt: skip
+):
     """
     Distances are taken from the mean of the first part. Its own distance to the mean of all is
     part of the variance, so that no more digits cancel than there are parts.

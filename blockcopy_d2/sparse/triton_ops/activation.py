@@ -9,13 +9,11 @@ _PARAMETERS = {
     "leaky_relu": (0.01,),
     "elu": (1.0,),
 }
-SUPPORTED = {
-    "relu", "relu6", "sigmoid", "hardtanh", "leaky_relu", "silu", "hardswish", "hardsigmoid", "elu",
-}  # fmt: skip
+SUPPORTED = {"relu", "relu6", "sigmoid", "silu", "hardswish", "hardsigmoid"} | set(_PARAMETERS)
 
 
 def parameters(activation):
-    """(name, first, second parameter) of a program.Activation, or of None."""
+    """(name, first, second parameter) of a program.Activation or None, as activate() takes it."""
     if activation is None:
         return "none", 0.0, 0.0
     arguments = list(activation.arguments)
@@ -27,18 +25,22 @@ def parameters(activation):
 
 
 @triton.jit
-def activate(y, first, second, NAME: tl.constexpr):
-    """NaN stays NaN, as in PyTorch: a stale or missing feature must not hide."""
+def activate(y, ACTIVATION: tl.constexpr):
+    """As parameters() has it. NaN stays NaN, as in PyTorch: a stale or missing feature must not
+    hide."""
+    NAME: tl.constexpr = ACTIVATION[0]
+    FIRST: tl.constexpr = ACTIVATION[1]
+    SECOND: tl.constexpr = ACTIVATION[2]
     if NAME == "relu":
         y = tl.where(y < 0, 0.0, y)
     elif NAME == "relu6":
         y = tl.where(y < 0, 0.0, tl.where(y > 6, 6.0, y))
     elif NAME == "hardtanh":
-        y = tl.where(y < first, first, tl.where(y > second, second, y))
+        y = tl.where(y < FIRST, FIRST, tl.where(y > SECOND, SECOND, y))
     elif NAME == "leaky_relu":
-        y = tl.where(y < 0, y * first, y)
+        y = tl.where(y < 0, y * FIRST, y)
     elif NAME == "elu":
-        y = tl.where(y < 0, (tl.exp(tl.where(y < 0, y, 0.0)) - 1) * first, y)
+        y = tl.where(y < 0, (tl.exp(tl.where(y < 0, y, 0.0)) - 1) * FIRST, y)
     elif NAME == "sigmoid":
         y = 1 / (1 + tl.exp(-y))
     elif NAME == "silu":

@@ -18,35 +18,53 @@ import triton.language as tl
 from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks
 from blockcopy_d2.kernels.tf32 import round_tf32
 
-from .geometry import BlockList, locate
+from .block_launch import BlockLaunch
+from .geometry import locate
 
 
 @triton.jit
 def bottleneck_kernel(
-    x_ptr, middle_weight_ptr, middle_bias_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr,
-    next_weight_ptr, next_bias_ptr, next_ptr, blocks_ptr, count_ptr,
-    T, GH, GW, H, W, OH, OW, x_row, residual_row, out_row, next_row, pad_y, pad_x,
-    C_IN: tl.constexpr, MIDDLE: tl.constexpr, C_OUT: tl.constexpr, NEXT: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
-    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
-    RESIDUAL: tl.constexpr, MIDDLE_RELU: tl.constexpr, RELU: tl.constexpr,
-    NEXT_RELU: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SETTLED: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    blocks_ptr,
+    count_ptr,
+    tiling,
+    x_map,
+    out_map,
+    residual,  # and elements from one of its pixels to the next
+    following,  # the same for what the next block opens with
+    weights,  # weight and bias of the three convolutions
+    SHAPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SETTLED: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """BM active pixels: middle = relu(conv(x)), out = relu(conv1x1(middle) + residual),
     next = relu(conv1x1(out)), out and next BN output channels at a time."""
-    STEPS_PER_TAP: tl.constexpr = C_IN // BK
-    STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
+    C_OUT: tl.constexpr = SHAPE.out_channels
+    MIDDLE: tl.constexpr = SHAPE.middle
+    NEXT: tl.constexpr = SHAPE.next_channels
+    KW: tl.constexpr = SHAPE.kernel[1]
+    STEPS_PER_TAP: tl.constexpr = SHAPE.in_channels // BK
+    STEPS: tl.constexpr = SHAPE.kernel[0] * KW * STEPS_PER_TAP
+    T = tiling[0]
+    x_ptr, H, W, x_row = x_map
+    out_ptr, OH, OW, out_row = out_map
+    residual_ptr, residual_row = residual
+    next_ptr, next_row = following
+    (middle_weight_ptr, middle_bias_ptr), (weight_ptr, bias_ptr) = weights[0], weights[1]
+    next_weight_ptr, next_bias_ptr = weights[2]
     num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
     tiles = tl.cdiv(num_pixels, BM)
     begin_with(tl.program_id(0) < tiles, SETTLED, PDL)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tile * BM
-        stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, tiling)
         valid = valid & (oy < OH) & (ox < OW)
-        iy0 = oy * STRIDE - pad_y
-        ix0 = ox * STRIDE - pad_x
+        iy0 = oy * SHAPE.stride - SHAPE.padding[0]
+        ix0 = ox * SHAPE.stride - SHAPE.padding[1]
         k = tl.arange(0, BK)
         middle = tl.arange(0, MIDDLE)
         dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -55,8 +73,8 @@ def bottleneck_kernel(
         middle_weight = middle_weight_ptr + middle[:, None] * (STEPS * BK) + k[None, :]
         for step in range(STEPS):
             tap = step // STEPS_PER_TAP
-            iy = iy0 + tap // KW * DILATION_Y
-            ix = ix0 + tap % KW * DILATION_X
+            iy = iy0 + tap // KW * SHAPE.dilation[0]
+            ix = ix0 + tap % KW * SHAPE.dilation[1]
             inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
             pixel = (stream * H + iy) * W + ix
             if WIDE:
@@ -67,7 +85,7 @@ def bottleneck_kernel(
             b = tl.load(middle_weight + step * BK)
             acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
         acc += tl.load(middle_bias_ptr + middle)[None, :]
-        if MIDDLE_RELU:
+        if SHAPE.middle_relu:
             acc = tl.where(acc < 0, 0.0, acc)
         hidden = _stored(acc, dtype, PRECISION)
 
@@ -75,29 +93,29 @@ def bottleneck_kernel(
         if WIDE:
             pixel = pixel.to(tl.int64)
         if NEXT > 0:
-            following = tl.arange(0, NEXT)
+            next_channel = tl.arange(0, NEXT)
             next_acc = tl.zeros((BM, NEXT), tl.float32)
         for start in range(0, C_OUT, BN):
             channel = start + tl.arange(0, BN)
             weight = tl.load(weight_ptr + channel[:, None] * MIDDLE + middle[None, :])
             y = tl.dot(hidden, weight.T, input_precision=PRECISION)
             y += tl.load(bias_ptr + channel)[None, :]
-            if RESIDUAL:
-                residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
-                y += tl.load(residual, mask=valid[:, None], other=0.0).to(tl.float32)
-            if RELU:
+            if SHAPE.residual:
+                source = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
+                y += tl.load(source, mask=valid[:, None], other=0.0).to(tl.float32)
+            if SHAPE.relu:
                 y = tl.where(y < 0, 0.0, y)
             out = _stored(y, dtype, PRECISION)
             target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
             tl.store(target, out, mask=valid[:, None])
             if NEXT > 0:
-                weight = tl.load(next_weight_ptr + following[:, None] * C_OUT + channel[None, :])
+                weight = tl.load(next_weight_ptr + next_channel[:, None] * C_OUT + channel[None, :])
                 next_acc = tl.dot(out, weight.T, next_acc, input_precision=PRECISION)
         if NEXT > 0:
-            next_acc += tl.load(next_bias_ptr + following)[None, :]
-            if NEXT_RELU:
+            next_acc += tl.load(next_bias_ptr + next_channel)[None, :]
+            if SHAPE.next_relu:
                 next_acc = tl.where(next_acc < 0, 0.0, next_acc)
-            target = next_ptr + (pixel * next_row)[:, None] + following[None, :]
+            target = next_ptr + (pixel * next_row)[:, None] + next_channel[None, :]
             tl.store(target, _stored(next_acc, dtype, PRECISION), mask=valid[:, None])
 
 
@@ -165,6 +183,13 @@ class BottleneckWeights:
     next: torch.Tensor | None = None
     next_bias: torch.Tensor | None = None
 
+    @property
+    def operand(self):
+        """What the kernel takes; of a third convolution that is not part, anything."""
+        out = self.out, self.out_bias
+        following = out if self.next is None else (self.next, self.next_bias)
+        return (self.middle, self.middle_bias), out, following
+
 
 def widest_bottleneck(device, dtype):
     """Middle channels up to which the rest of a residual block is one launch: those that a program
@@ -183,15 +208,23 @@ def pack_bottleneck(*convolutions):
     return BottleneckWeights(*packed)
 
 
-class BottleneckLaunch:
+class BottleneckLaunch(BlockLaunch):
     """The launch bound to its operands; calling it with a BlockList runs the active blocks."""
 
-    kernel = bottleneck_kernel
-
     def __init__(
-        self, shape, config, *, x, weights, out, tiling, residual=None, following=None,
-        precision="tf32", device,
-    ):  # fmt: skip
+        self,
+        shape,
+        config,
+        *,
+        x,
+        weights,
+        out,
+        tiling,
+        residual=None,
+        following=None,
+        precision="tf32",
+        device,
+    ):
         """
         Args:
             shape: BottleneckShape.
@@ -204,43 +237,20 @@ class BottleneckLaunch:
             device: Device.
         """
         self.shape, self.config = shape, config
-        self.operands = dict(x=x, weights=weights, out=out, tiling=tiling, residual=residual,
-                             following=following)  # fmt: skip
-        self.grid = (device.programs(tiling.num_pixels, config.bm, config.per_sm),)
-        residual = out if residual is None else residual
-        following = out if following is None else following
-        next_weight = weights.out if weights.next is None else weights.next
-        next_bias = weights.out_bias if weights.next_bias is None else weights.next_bias
-        self.tensors = (
-            x.rows, weights.middle, weights.middle_bias, weights.out, weights.out_bias,
-            residual.rows, out.rows, next_weight, next_bias, following.rows,
-        )  # fmt: skip
-        self.sizes = (
-            tiling.tile, tiling.rows, tiling.columns, *x.size, *out.size, x.rows.stride(0),
-            residual.rows.stride(0), out.rows.stride(0), following.rows.stride(0), *shape.padding,
-        )  # fmt: skip
-        self.constants = dict(
-            C_IN=shape.in_channels, MIDDLE=shape.middle, C_OUT=shape.out_channels,
-            NEXT=shape.next_channels, KH=shape.kernel[0], KW=shape.kernel[1], STRIDE=shape.stride,
-            DILATION_Y=shape.dilation[0], DILATION_X=shape.dilation[1], RESIDUAL=shape.residual,
-            MIDDLE_RELU=shape.middle_relu, RELU=shape.relu, NEXT_RELU=shape.next_relu,
-            PRECISION=precision, WIDE=any(map_.wide for map_ in (x, out, residual, following)),
-            BM=config.bm, BN=config.bn, BK=config.bk, num_warps=config.num_warps,
-            num_stages=config.num_stages, **device.launch_options,
-        )  # fmt: skip
-
-    def __call__(self, blocks):
-        self.kernel[self.grid](*self._arguments(blocks), **self.constants, SETTLED=blocks.settled)
-
-    def signature(self):
-        """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
-        integer = torch.empty(0, dtype=torch.int32)
-        arguments = self._arguments(BlockList(integer, integer))
-        types = [x.dtype if isinstance(x, torch.Tensor) else x for x in arguments]
-        return types, {**self.constants, "SETTLED": True}
-
-    def _arguments(self, blocks):
-        return (*self.tensors, blocks.blocks, blocks.count, *self.sizes)
+        maps = dict(x=x, out=out, residual=residual, following=following)
+        self.operands = dict(maps, weights=weights, tiling=tiling)
+        others = [(out if map_ is None else map_).rows for map_ in (residual, following)]
+        tile = dict(BM=config.bm, BN=config.bn, BK=config.bk)
+        launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
+        wide = any(map_.wide for map_ in maps.values() if map_ is not None)
+        rows = [(rows, rows.stride(0)) for rows in others]
+        super().__init__(
+            bottleneck_kernel,
+            (device.programs(tiling.num_pixels, config.bm, config.per_sm),),
+            (tiling.sides, x.operand, out.operand, *rows, weights.operand),
+            dict(SHAPE=shape, PRECISION=precision, WIDE=wide, **tile, **launch)
+            | device.launch_options,
+        )
 
 
 def bottleneck_reference(x, shape, convolutions, residual=None):

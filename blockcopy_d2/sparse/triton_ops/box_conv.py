@@ -14,29 +14,16 @@ taps.
 import dataclasses
 import math
 
-import torch
 import triton
 import triton.language as tl
-from triton.runtime.jit import MockTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks, prefetch
+from blockcopy_d2.kernels.table import read_int
 
-from .activation import parameters
-from .conv_levels import (
-    BIAS_OFFSET,
-    NUM_COLUMNS,
-    OUT_HEIGHT,
-    OUT_OFFSET,
-    OUT_ROW,
-    OUT_WIDTH,
-    SECOND_OFFSET,
-    SECOND_ROW,
-    aligned,
-    level_table,
-)
-from .conv_output import write_tile
-from .geometry import BlockList
+from .block_launch import BlockLaunch
+from .conv_levels import LEVEL_COLUMNS, level_table, outputs_aligned
+from .conv_output import Epilogue, write_tile
 from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5
@@ -46,64 +33,78 @@ _FEWEST_PIXELS = 16
 
 @triton.jit
 def box_convolution_kernel(
-    x0_desc, x1_desc, x2_desc, x3_desc, x4_desc,
-    weight0_desc, weight1_desc, weight2_desc, weight3_desc, weight4_desc,
-    weight_ptr, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count_ptr, levels_ptr,
-    workspace_ptr, arrivals_ptr, weight_bytes, max_splits, split_programs,
-    GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
-    activation_first, activation_second, second_activation_first, second_activation_second,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr,
-    RESIDUAL_SCALE: tl.constexpr,  # output pixels per residual pixel along an axis, 0 for none
-    FIRST_OUT: tl.constexpr,  # output channels that go to out, the others go to second
-    ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr, RESIDUAL_LIFTED: tl.constexpr,
+    blocks_ptr,
+    count_ptr,
+    x0_desc,
+    x1_desc,
+    x2_desc,
+    x3_desc,
+    x4_desc,
+    weight0_desc,
+    weight1_desc,
+    weight2_desc,
+    weight3_desc,
+    weight4_desc,
+    grid,
+    size,  # of the output
+    maps,  # see Epilogue
+    weights,
+    levels_ptr,
+    workspace,
+    splitting,  # most splits, and programs that share them
+    SHAPE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    LEVEL: tl.constexpr,  # columns of the table
     SIDES: tl.constexpr,  # T of each level
     BOXES: tl.constexpr,  # (TH, TW) of each level
-    OUT_ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr,  # pixels of the largest box
-    BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr,
-    SPLIT: tl.constexpr,  # reductions may be split, so that split_programs are busy
-    SETTLED: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    OUT_ALIGNED: tl.constexpr,
+    TILE: tl.constexpr,  # pixels of the largest box, channels, reduction
+    FLATTEN: tl.constexpr,
+    SPLIT: tl.constexpr,  # reductions may be split, so that as many programs are busy
+    SETTLED: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """out[active] = activation(conv(x) + bias + residual), on one or several levels.
 
     Programs take the tiles of all levels in strides of the launch grid, level after level.
     """
+    BN: tl.constexpr = TILE[1]
+    weight_ptr, bias_ptr, weight_bytes = weights
+    residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row = maps
     prefetch(weight_ptr, weight_bytes, PDL)
     count = count_blocks(count_ptr, SETTLED, PDL)
     LEVELS: tl.constexpr = len(SIDES)
-    N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
+    N_TILES: tl.constexpr = (SHAPE.out_channels + BN - 1) // BN
     tiles = 0
     for i in tl.static_range(LEVELS):
         tiles += count * (_boxes_of_a_block(SIDES[i], BOXES[i][0], BOXES[i][1]) * N_TILES)
     splits = 1
     if SPLIT:
-        splits = number_of_splits(tiles, max_splits, split_programs)
+        splits = number_of_splits(tiles, splitting[0], splitting[1])
     begin_with(tl.program_id(0) < tiles * splits, SETTLED, PDL)
     # Tiles of the levels before.
     start = 0
     for i in tl.static_range(LEVELS):
         if LEVELS > 1:
-            level = levels_ptr + i * NUM_COLUMNS
-            out_offset, bias_offset = tl.load(level + OUT_OFFSET), tl.load(level + BIAS_OFFSET)
-            oh = tl.load(level + OUT_HEIGHT).to(tl.int32)
-            ow = tl.load(level + OUT_WIDTH).to(tl.int32)
-            row = tl.load(level + OUT_ROW).to(tl.int32)
-            other_row = tl.load(level + SECOND_ROW).to(tl.int32)
-            other_offset = tl.load(level + SECOND_OFFSET)
+            level = levels_ptr + i * len(LEVEL)
+            out_offset, bias_offset = (
+                tl.load(level + LEVEL.out_offset),
+                tl.load(level + LEVEL.bias_offset),
+            )
+            oh = read_int(level + LEVEL.out_height)
+            ow = read_int(level + LEVEL.out_width)
+            row = read_int(level + LEVEL.out_row)
+            other_row = read_int(level + LEVEL.second_row)
+            other_offset = tl.load(level + LEVEL.second_offset)
             if OUT_ALIGNED:
                 out_offset, row = tl.multiple_of(out_offset, 16), tl.multiple_of(row, 16)
                 other_offset = tl.multiple_of(other_offset, 16)
                 other_row = tl.multiple_of(other_row, 16)
-            out, second, bias = (
-                out_ptr + out_offset,
-                second_ptr + other_offset,
-                bias_ptr + bias_offset,
-            )
+            out, second = out_ptr + out_offset, second_ptr + other_offset
+            bias = bias_ptr + bias_offset
         else:
-            out, second, bias, oh, ow = out_ptr, second_ptr, bias_ptr, OH, OW
-            row, other_row = out_row, second_row
+            out, second, bias, row, other_row = out_ptr, second_ptr, bias_ptr, out_row, second_row
+            oh, ow = size
         if i == 0:
             x_desc, weight_desc = x0_desc, weight0_desc
         elif i == 1:
@@ -115,15 +116,23 @@ def box_convolution_kernel(
         else:
             x_desc, weight_desc = x4_desc, weight4_desc
         start = _level(
-            x_desc, weight_desc, bias, residual_ptr, out, second, blocks_ptr, count, start,
-            workspace_ptr, arrivals_ptr, splits,
-            GH, GW, oh, ow, row, other_row, residual_row, pad_y, pad_x,
-            activation_first, activation_second, second_activation_first,
-            second_activation_second, C_IN, C_OUT, KH, KW, DILATION_Y, DILATION_X,
-            RESIDUAL_SCALE, FIRST_OUT, ACTIVATION, SECOND_ACTIVATION, PRECISION,
-            OUT_LIFTED, SECOND_LIFTED, RESIDUAL_LIFTED, SIDES[i], BOXES[i][0], BOXES[i][1],
-            WIDE, BM, BN, BK, FLATTEN, SPLIT,
-        )  # fmt: skip
+            (blocks_ptr, count, start, splits),
+            grid,
+            x_desc,
+            weight_desc,
+            bias,
+            (oh, ow),
+            (residual_ptr, residual_row, out, row, second, other_row),
+            workspace,
+            SHAPE,
+            EPILOGUE,
+            SIDES,
+            BOXES,
+            i,
+            TILE,
+            FLATTEN,
+            SPLIT,
+        )
 
 
 @triton.constexpr_function
@@ -133,25 +142,40 @@ def _boxes_of_a_block(side, rows, columns):
 
 @triton.jit
 def _level(
-    x_desc, weight_desc, bias_ptr, residual_ptr, out_ptr, second_ptr, blocks_ptr, count, start,
-    workspace_ptr, arrivals_ptr, splits,
-    GH, GW, OH, OW, out_row, second_row, residual_row, pad_y, pad_x,
-    activation_first, activation_second, second_activation_first, second_activation_second,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    DILATION_Y: tl.constexpr, DILATION_X: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
-    FIRST_OUT: tl.constexpr, ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr,
-    RESIDUAL_LIFTED: tl.constexpr, T: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FLATTEN: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
+    work,  # blocks_ptr, count, start, splits
+    grid,
+    x_desc,
+    weight_desc,
+    bias_ptr,
+    size,
+    maps,
+    workspace,
+    SHAPE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    SIDES: tl.constexpr,
+    BOXES: tl.constexpr,
+    INDEX: tl.constexpr,  # of the level
+    TILE: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     """This program's tiles of one level, or parts of them; returns `start` and the number of all
     of its tiles."""
+    T: tl.constexpr = SIDES[INDEX]
+    TH: tl.constexpr = BOXES[INDEX][0]
+    TW: tl.constexpr = BOXES[INDEX][1]
+    BM: tl.constexpr = TILE[0]
+    BN: tl.constexpr = TILE[1]
+    BK: tl.constexpr = TILE[2]
+    KW: tl.constexpr = SHAPE.kernel[1]
+    PRECISION: tl.constexpr = EPILOGUE.precision
+    blocks_ptr, count, start, splits = work
+    GH, GW = grid
     ACROSS: tl.constexpr = (T + TW - 1) // TW
     PER_BLOCK: tl.constexpr = _boxes_of_a_block(T, TH, TW)
-    N_TILES: tl.constexpr = (C_OUT + BN - 1) // BN
-    STEPS_PER_TAP: tl.constexpr = C_IN // BK
-    STEPS: tl.constexpr = KH * KW * STEPS_PER_TAP
+    N_TILES: tl.constexpr = (SHAPE.out_channels + BN - 1) // BN
+    STEPS_PER_TAP: tl.constexpr = SHAPE.in_channels // BK
+    STEPS: tl.constexpr = SHAPE.kernel[0] * KW * STEPS_PER_TAP
     programs = tl.num_programs(0)
     tiles = count * (PER_BLOCK * N_TILES)
     first = (tl.program_id(0) + programs - start * splits % programs) % programs
@@ -172,33 +196,34 @@ def _level(
         acc = tl.zeros((BN, TH * TW), tl.float32)
         for step in range(split * STEPS // splits, (split + 1) * STEPS // splits):
             tap = step // STEPS_PER_TAP
-            iy = y0 - pad_y + tap // KW * DILATION_Y
-            ix = x0 - pad_x + tap % KW * DILATION_X
+            iy = y0 - SHAPE.padding[0] + tap // KW * SHAPE.dilation[0]
+            ix = x0 - SHAPE.padding[1] + tap % KW * SHAPE.dilation[1]
             x = x_desc.load([stream, iy, ix, (step % STEPS_PER_TAP) * BK])
             weight = weight_desc.load([n_tile * BN, step * BK])
             acc = tl.dot(weight, x.reshape(TH * TW, BK).T, acc, input_precision=PRECISION)
         complete = True
         if SPLIT:
-            complete, acc = add_parts(
-                acc, workspace_ptr, arrivals_ptr, start + tile, split, splits, BN, TH * TW,
-                BN * BM,
-            )  # fmt: skip
+            complete, acc = add_parts(acc, workspace, start + tile, split, splits, BN * BM)
         if complete:
             m = tl.arange(0, TH * TW)
             oy = y0 + m // TW
             ox = x0 + m % TW
-            valid = (oy < OH) & (ox < OW)
+            valid = (oy < size[0]) & (ox < size[1])
             if T < TH:  # the box is larger than the block
                 valid = valid & (m // TW < T) & (m % TW < T)
             column = n_tile * BN + tl.arange(0, BN)
             write_tile(
-                acc.T, stream, oy, ox, valid, n_tile * BN, column, column, OH, OW,
-                bias_ptr + column, residual_ptr, residual_row, out_ptr, out_row, second_ptr,
-                second_row,
-                activation_first, activation_second, second_activation_first,
-                second_activation_second, C_OUT, FIRST_OUT, RESIDUAL_SCALE, ACTIVATION,
-                SECOND_ACTIVATION, BN, PRECISION, OUT_LIFTED, SECOND_LIFTED, RESIDUAL_LIFTED, WIDE,
-            )  # fmt: skip
+                acc.T,
+                (stream, oy, ox, valid),
+                n_tile * BN,
+                (column, column),
+                size,
+                bias_ptr + column,
+                maps,
+                SHAPE,
+                EPILOGUE,
+                BN,
+            )
     return start + tiles
 
 
@@ -232,10 +257,8 @@ class BoxConfig:
         return min(self.bm // columns, tile), columns
 
 
-class BoxConvolutionLaunch:
+class BoxConvolutionLaunch(BlockLaunch):
     """A convolution bound to its operands; calling it with a BlockList runs the active blocks."""
-
-    kernel = box_convolution_kernel
 
     def __init__(self, shape, config, levels, *, precision, workspace, device):
         """
@@ -249,18 +272,9 @@ class BoxConvolutionLaunch:
             device: Device.
         """
         first = levels[0]
-        residual = first.residual if first.residual is not None else first.x
-        second = first.second if first.second is not None else first.out
-        name, *activation = parameters(shape.activation)
-        second_name, *second_activation = parameters(shape.second_activation)
-        maps = [
-            map_ for level in levels for map_ in (level.x, level.out, level.second or level.out)
-        ]
         self.shape, self.config, self.levels = shape, config, levels
         taps, length = shape.reduction(config.bk)
         splits = min(config.max_splits, taps * length // config.bk)
-        self.grid = (self._programs(device, splits),)
-        self.workspace = workspace
         boxes = tuple(config.box(level.tiling.tile) for level in levels)
         pixels = [
             TensorDescriptor.from_tensor(level.x.pixels, [1, *box, config.bk])
@@ -271,55 +285,29 @@ class BoxConvolutionLaunch:
             for level in levels
         ]
         missing = MAX_LEVELS - len(levels)
-        self.descriptors = (*pixels, *pixels[:1] * missing, *weights, *weights[:1] * missing)
-        self.tensors = (
-            first.packed.matrix,
-            first.packed.bias,
-            residual.rows,
-            first.out.rows,
-            second.rows,
-        )
-        self.table = level_table(levels)
-        tiling = first.tiling
-        self.sizes = (
-            first.packed.matrix.nbytes, splits, split_programs(config, device.num_sms),
-            tiling.rows, tiling.columns, *first.out.size, first.out.rows.stride(0),
-            second.rows.stride(0), residual.rows.stride(0), *shape.padding, *activation,
-            *second_activation,
-        )  # fmt: skip
-        self.constants = dict(
-            C_IN=shape.in_channels, C_OUT=shape.out_channels, KH=shape.kernel[0],
-            KW=shape.kernel[1], DILATION_Y=shape.dilation[0], DILATION_X=shape.dilation[1],
-            RESIDUAL_SCALE=shape.residual_scale, FIRST_OUT=shape.first_out or shape.out_channels,
-            ACTIVATION=name, SECOND_ACTIVATION=second_name, PRECISION=precision,
-            OUT_LIFTED=first.out.lifted, SECOND_LIFTED=second.lifted,
-            RESIDUAL_LIFTED=residual.lifted,
-            SIDES=tuple(level.tiling.tile for level in levels), BOXES=boxes,
-            OUT_ALIGNED=all(
-                aligned(level.out.rows, first.out.rows)
-                and (level.second is None or aligned(level.second.rows, second.rows))
-                for level in levels
+        descriptors = (*pixels, *pixels[:1] * missing, *weights, *weights[:1] * missing)
+        maps, epilogue = Epilogue.of(levels, precision)
+        operands = (first.tiling.sides[1:], first.out.size, maps, first.packed.operand)
+        splitting = splits, split_programs(config, device.num_sms)
+        flatten = config.flatten and splits == 1 and can_flatten(shape, config.bk, len(levels))
+        super().__init__(
+            box_convolution_kernel,
+            (self._programs(device, splits),),
+            (*descriptors, *operands, level_table(levels), workspace.operand, splitting),
+            dict(
+                SHAPE=shape,
+                EPILOGUE=epilogue,
+                LEVEL=LEVEL_COLUMNS,
+                SIDES=tuple(level.tiling.tile for level in levels),
+                BOXES=boxes,
+                OUT_ALIGNED=outputs_aligned(levels),
+                TILE=(max(map(math.prod, boxes)), config.bn, config.bk),
+                FLATTEN=flatten,
+                SPLIT=splits > 1,
+                **dict(num_warps=config.num_warps, num_stages=config.num_stages),
+                **device.launch_options,
             ),
-            WIDE=any(map_.wide for map_ in [*maps, residual]),
-            BM=max(map(math.prod, boxes)), BN=config.bn, BK=config.bk, SPLIT=splits > 1,
-            FLATTEN=config.flatten and splits == 1 and can_flatten(shape, config.bk, len(levels)),
-            num_warps=config.num_warps, num_stages=config.num_stages,
-            **device.launch_options,
-        )  # fmt: skip
-
-    def __call__(self, blocks):
-        self.kernel[self.grid](*self._arguments(blocks), **self.constants, SETTLED=blocks.settled)
-
-    def signature(self):
-        """Positional and keyword arguments with dtypes for tensors, as Triton's warmup takes."""
-        integer = torch.empty(0, dtype=torch.int32)
-        descriptors = [
-            dataclasses.replace(descriptor, base=MockTensor(descriptor.base.dtype))
-            for descriptor in self.descriptors
-        ]
-        others = self._arguments(BlockList(integer, integer))[len(descriptors) :]
-        others = [x.dtype if isinstance(x, torch.Tensor) else x for x in others]
-        return [*descriptors, *others], {**self.constants, "SETTLED": True}
+        )
 
     def _programs(self, device, splits):
         tiles = 0
@@ -331,10 +319,6 @@ class BoxConvolutionLaunch:
         if splits > 1:
             tiles = max(tiles, split_programs(self.config, device.num_sms))
         return min(tiles, self.config.per_sm * device.num_sms) if self.config.per_sm else tiles
-
-    def _arguments(self, blocks):
-        return (*self.descriptors, *self.tensors, blocks.blocks, blocks.count, self.table,
-                self.workspace.sums, self.workspace.arrivals, *self.sizes)  # fmt: skip
 
 
 def can_flatten(shape, bk, num_levels):
@@ -356,10 +340,9 @@ def takes_boxes(shape, levels, device):
     plain = shape.stride == 1 and shape.groups == 1 and shape.out_step == 1
     # A product takes 16 channels at a time, a box at least 32 bytes per pixel.
     channels = shape.in_channels % 16 == 0
-    return (
-        device.bulk_copies and plain and channels and len(levels) <= MAX_LEVELS
-        and all(_describable(x) and tile & (tile - 1) == 0 for x, tile in levels)
-    )  # fmt: skip
+    if not (device.bulk_copies and plain and channels and len(levels) <= MAX_LEVELS):
+        return False
+    return all(_describable(x) and tile & (tile - 1) == 0 for x, tile in levels)
 
 
 def _describable(x):

@@ -15,11 +15,20 @@ from .geometry import BlockList
 
 @triton.jit
 def compact_kernel(
-    active_ptr, blocks_ptr, count_ptr, total, GH, GW, ROWS, COLUMNS,
-    F: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    active_ptr,
+    blocks_ptr,
+    count_ptr,
+    total,
+    grid,
+    pooled,
+    F: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """One program: a running count over chunks of the (N, ROWS, COLUMNS) pooled blocks."""
     begin(PDL)
+    GH, GW = grid
+    ROWS, COLUMNS = pooled
     count = 0
     for first in range(0, total, CHUNK):
         block = first + tl.arange(0, CHUNK)
@@ -59,12 +68,11 @@ def compact(active, factor, out):
     """
     _, rows, columns = active.shape
     total = out.blocks.numel()
-    compact_kernel[(1,)](
-        active.view(torch.uint8), out.blocks, out.count, total, rows, columns,
-        -(-rows // factor), -(-columns // factor), F=factor,
-        CHUNK=min(max(triton.next_power_of_2(total), 32), 1024), num_warps=4,
-        **device_of(active.device).launch_options,
-    )  # fmt: skip
+    pooled = -(-rows // factor), -(-columns // factor)
+    chunk = min(max(triton.next_power_of_2(total), 32), 1024)
+    arguments = (active.view(torch.uint8), out.blocks, out.count, total, (rows, columns), pooled)
+    options = device_of(active.device).launch_options
+    compact_kernel[(1,)](*arguments, F=factor, CHUNK=chunk, num_warps=4, **options)
 
 
 def compact_reference(active, factor):

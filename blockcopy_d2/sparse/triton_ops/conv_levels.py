@@ -4,32 +4,34 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-import triton.language as tl
+from blockcopy_d2.kernels.table import column_numbers, table_of
 
 from .conv_shape import PackedWeight
 from .geometry import Tiling
 
-# Columns of the table of levels, int64 each: where the operands of a level start, in elements from
-# those of the first level, and what differs between levels.
-(
-    X_OFFSET,
-    OUT_OFFSET,
-    WEIGHT_OFFSET,
-    BIAS_OFFSET,
-    SECOND_OFFSET,
-    TILE,  # T
-    X_HEIGHT,
-    X_WIDTH,
-    OUT_HEIGHT,
-    OUT_WIDTH,
-    X_ROW,  # elements from a pixel to the next one
-    OUT_ROW,
-    SECOND_ROW,
-    NUM_COLUMNS,
-) = map(tl.constexpr, range(14))
+
+class LevelRow(NamedTuple):
+    """A row of the table of levels: where operands start, in elements from those of the first
+    level, and what differs between levels. An `x_row` is the elements from a pixel to the next."""
+
+    x_offset: int
+    out_offset: int
+    weight_offset: int
+    bias_offset: int
+    tile: int
+    x_height: int
+    x_width: int
+    out_height: int
+    out_width: int
+    x_row: int
+    out_row: int
+    second_offset: int
+    second_row: int
+
+
+LEVEL_COLUMNS = column_numbers(LevelRow)
 
 
 @dataclasses.dataclass
@@ -57,29 +59,36 @@ def aligned(rows, base):
     return _distance(rows, base) % 16 == 0 and rows.stride(0) % 16 == 0
 
 
-def level_table(levels):
-    """int64 (levels, NUM_COLUMNS) as the kernels read it; zeros where there is no `second`."""
-    table = torch.zeros(len(levels), NUM_COLUMNS.value, dtype=torch.int64)
+def outputs_aligned(levels):
+    """Whether that holds for all maps that levels write, and those of the first."""
     first = levels[0]
-    for level, row in zip(levels, table):
-        columns = [
-            (X_OFFSET, _distance(level.x.rows, first.x.rows)),
-            (OUT_OFFSET, _distance(level.out.rows, first.out.rows)),
-            (WEIGHT_OFFSET, _distance(level.packed.matrix, first.packed.matrix)),
-            (BIAS_OFFSET, _distance(level.packed.bias, first.packed.bias)),
-            (TILE, level.tiling.tile),
-            (X_HEIGHT, level.x.size[0]),
-            (X_WIDTH, level.x.size[1]),
-            (OUT_HEIGHT, level.out.size[0]),
-            (OUT_WIDTH, level.out.size[1]),
-            (X_ROW, level.x.rows.stride(0)),
-            (OUT_ROW, level.out.rows.stride(0)),
-        ]
-        if level.second is not None:
-            columns += [
-                (SECOND_OFFSET, _distance(level.second.rows, first.second.rows)),
-                (SECOND_ROW, level.second.rows.stride(0)),
-            ]
-        for column, value in columns:
-            row[column.value] = value
-    return table.to(first.x.rows.device)
+    return all(aligned(level.out.rows, first.out.rows) for level in levels) and all(
+        aligned(level.second.rows, first.second.rows) for level in levels if level.second
+    )
+
+
+def level_table(levels):
+    """int64 (levels, columns of a LevelRow)."""
+    first = levels[0]
+    rows = [
+        LevelRow(
+            _distance(level.x.rows, first.x.rows),
+            _distance(level.out.rows, first.out.rows),
+            _distance(level.packed.matrix, first.packed.matrix),
+            _distance(level.packed.bias, first.packed.bias),
+            level.tiling.tile,
+            *level.x.size,
+            *level.out.size,
+            level.x.rows.stride(0),
+            level.out.rows.stride(0),
+            *_second(level, first),
+        )
+        for level in levels
+    ]
+    return table_of(rows, first.x.rows.device)
+
+
+def _second(level, first):
+    if level.second is None:
+        return 0, 0
+    return _distance(level.second.rows, first.second.rows), level.second.rows.stride(0)

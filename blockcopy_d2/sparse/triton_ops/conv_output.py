@@ -3,6 +3,8 @@
 Shape shorthand: BM pixels and BN channels of a tile.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -11,74 +13,108 @@ from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 from .activation import activate
 
 
+class Epilogue(NamedTuple):
+    """What the writes of a launch have in common.
+
+    Attributes:
+        precision: of float32 products, "tf32" or "ieee".
+        out_lifted, second_lifted, residual_lifted: which maps are lifted, see kernels/tf32.py.
+        wide: whether 32 bits do not hold the offset of every element of the maps.
+    """
+
+    precision: str
+    out_lifted: bool
+    second_lifted: bool
+    residual_lifted: bool
+    wide: bool
+
+    @classmethod
+    def of(cls, levels, precision):
+        """(what kernels take of the maps of the first of some ConvolutionLevels, Epilogue)."""
+        first = levels[0]
+        # A launch without a residual or a second map takes another in its place.
+        residual, second = first.residual or first.x, first.second or first.out
+        written = [x for level in levels for x in (level.x, level.out, level.second or level.out)]
+        maps = (residual, first.out, second)
+        operands = tuple(x for map_ in maps for x in (map_.rows, map_.rows.stride(0)))
+        lifted = first.out.lifted, second.lifted, residual.lifted
+        return operands, cls(precision, *lifted, any(x.wide for x in (*written, residual)))
+
+
 @triton.jit
 def write_tile(
-    acc, stream, oy, ox, valid, first_packed, column, channel, oh, ow, bias_ptrs, residual_ptr,
-    residual_row, out_ptr, out_row, second_ptr, second_row,
-    activation_first, activation_second, second_activation_first, second_activation_second,
-    UNIT_OUT: tl.constexpr, FIRST_OUT: tl.constexpr, RESIDUAL_SCALE: tl.constexpr,
-    ACTIVATION: tl.constexpr, SECOND_ACTIVATION: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr, OUT_LIFTED: tl.constexpr, SECOND_LIFTED: tl.constexpr,
-    RESIDUAL_LIFTED: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
+    acc,
+    place,
+    first_packed,
+    columns,
+    size,
+    bias_ptrs,
+    maps,
+    SHAPE: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    BN: tl.constexpr,
+):
     """out = activation(acc + bias + residual), the sums of a tile (BM, BN) in float32.
 
-    `stream`, `oy`, `ox`, `valid` (BM,) tell the output pixels in maps of `oh` x `ow`; `column`
-    (BN,) the channels among the UNIT_OUT of their unit, `channel` among all. Of two convolutions
-    that run as one, channels from FIRST_OUT on go to the map `second`. Which maps are LIFTED: see
-    kernels/tf32.py.
+    `place` is (stream, oy, ox, valid), (BM,) each, of output pixels in maps of `size`; `columns`
+    the (BN,) channels among those of their unit, from `first_packed` on as weights are packed, and
+    among all. Of two convolutions that run as one, some channels go to the second map.
     """
+    FIRST_OUT: tl.constexpr = SHAPE.first_outputs
+    UNIT_OUT: tl.constexpr = SHAPE.units[2]
+    SCALE: tl.constexpr = SHAPE.residual_scale
+    FIRST: tl.constexpr = SHAPE.activations[0]
+    SECOND: tl.constexpr = SHAPE.activations[1]
+    stream, oy, ox, valid = place
+    column, channel = columns
+    oh, ow = size
+    residual_ptr, residual_row, out_ptr, out_row, second_ptr, second_row = maps
     mask = valid[:, None]
     if UNIT_OUT % BN != 0:
         mask = mask & (column < UNIT_OUT)[None, :]
-    out = acc + tl.load(bias_ptrs)[None, :]
-    if RESIDUAL_SCALE > 0:
-        pixel = stream * (oh // RESIDUAL_SCALE) + oy // RESIDUAL_SCALE
-        pixel = pixel * (ow // RESIDUAL_SCALE) + ox // RESIDUAL_SCALE
-        if WIDE:
+    y = acc + tl.load(bias_ptrs)[None, :]
+    if SCALE > 0:
+        pixel = stream * (oh // SCALE) + oy // SCALE
+        pixel = pixel * (ow // SCALE) + ox // SCALE
+        if EPILOGUE.wide:
             pixel = pixel.to(tl.int64)
         residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
         value = tl.load(residual, mask=mask, other=0.0).to(tl.float32)
-        out += unlift_tf32(value) if RESIDUAL_LIFTED else value
+        y += unlift_tf32(value) if EPILOGUE.residual_lifted else value
     pixel = (stream * oh + oy) * ow + ox
-    if WIDE:
+    if EPILOGUE.wide:
         pixel = pixel.to(tl.int64)
-    second_base = second_ptr - FIRST_OUT
+    place = (pixel, channel)
+    out, second = (out_ptr, out_row), (second_ptr - FIRST_OUT, second_row)
     if FIRST_OUT == UNIT_OUT:
-        _activate_and_store(
-            out, out_ptr, pixel, out_row, channel, mask, activation_first, activation_second,
-            ACTIVATION, PRECISION, OUT_LIFTED,
-        )  # fmt: skip
+        _activate_and_store(y, out, place, mask, FIRST, EPILOGUE.out_lifted, EPILOGUE)
     elif FIRST_OUT % BN == 0:  # a tile belongs to one of the two
         if first_packed < FIRST_OUT:
-            _activate_and_store(
-                out, out_ptr, pixel, out_row, channel, mask, activation_first, activation_second,
-                ACTIVATION, PRECISION, OUT_LIFTED,
-            )  # fmt: skip
+            _activate_and_store(y, out, place, mask, FIRST, EPILOGUE.out_lifted, EPILOGUE)
         else:
-            _activate_and_store(
-                out, second_base, pixel, second_row, channel, mask, second_activation_first,
-                second_activation_second, SECOND_ACTIVATION, PRECISION, SECOND_LIFTED,
-            )  # fmt: skip
+            _activate_and_store(y, second, place, mask, SECOND, EPILOGUE.second_lifted, EPILOGUE)
     else:
-        _activate_and_store(
-            out, out_ptr, pixel, out_row, channel, mask & (column < FIRST_OUT)[None, :],
-            activation_first, activation_second, ACTIVATION, PRECISION, OUT_LIFTED,
-        )  # fmt: skip
-        _activate_and_store(
-            out, second_base, pixel, second_row, channel, mask & (column >= FIRST_OUT)[None, :],
-            second_activation_first, second_activation_second, SECOND_ACTIVATION, PRECISION,
-            SECOND_LIFTED,
-        )  # fmt: skip
+        first_mask = mask & (column < FIRST_OUT)[None, :]
+        _activate_and_store(y, out, place, first_mask, FIRST, EPILOGUE.out_lifted, EPILOGUE)
+        mask = mask & (column >= FIRST_OUT)[None, :]
+        _activate_and_store(y, second, place, mask, SECOND, EPILOGUE.second_lifted, EPILOGUE)
 
 
 @triton.jit
 def _activate_and_store(
-    out, out_ptr, pixel, row, channel, mask, activation_first, activation_second,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, LIFTED: tl.constexpr,
-):  # fmt: skip
-    out = activate(out, activation_first, activation_second, ACTIVATION)
-    if PRECISION == "tf32" and out_ptr.dtype.element_ty == tl.float32:
-        out = lift_tf32(out) if LIFTED else round_tf32(out)
+    y,
+    out,
+    place,
+    mask,
+    ACTIVATION: tl.constexpr,
+    LIFTED: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+):
+    out_ptr, row = out
+    pixel, channel = place
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    y = activate(y, ACTIVATION)
+    if EPILOGUE.precision == "tf32" and dtype == tl.float32:
+        y = lift_tf32(y) if LIFTED else round_tf32(y)
     target = out_ptr + (pixel * row)[:, None] + channel[None, :]
-    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(target, y.to(dtype), mask=mask)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import triton
 
+from .activation import parameters
+
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionConfig:
@@ -75,6 +77,16 @@ class ConvolutionShape:
         return units, self.in_channels // units, self.out_channels // units
 
     @property
+    def first_outputs(self):
+        """Output channels of a unit that go to the first of two maps."""
+        return self.first_out or self.units[2]
+
+    @property
+    def activations(self):
+        """Those of both, as activate() takes them."""
+        return parameters(self.activation), parameters(self.second_activation)
+
+    @property
     def reads_beyond_border(self):
         """Whether taps may fall outside of the input."""
         padded = tuple(self.kernel) != (1, 1) or tuple(self.padding) != (0, 0)
@@ -102,6 +114,11 @@ class PackedWeight:
 
     matrix: torch.Tensor
     bias: torch.Tensor
+
+    @property
+    def operand(self):
+        """What kernels take of it; the last is the size of the weight in bytes."""
+        return self.matrix, self.bias, self.matrix.nbytes
 
 
 def pack_weight(weight, bias, shape, config):
@@ -159,14 +176,12 @@ def transposed_phases(weight, *, groups, stride, padding, activation=None):
                 shape = list(part.shape)
                 shape[2 + axis] = 1
                 part = part.new_zeros(shape)
-        yield (
-            ConvolutionShape(
-                in_channels=in_channels, out_channels=len(grouped), groups=groups,
-                kernel=tuple(part.shape[2:]), stride=1, padding=tuple(before), dilation=(1, 1),
-                out_step=stride, out_offset=phase, activation=activation,
-            ),
-            part,
-        )  # fmt: skip
+        channels = dict(in_channels=in_channels, out_channels=len(grouped), groups=groups)
+        window = dict(
+            kernel=tuple(part.shape[2:]), padding=tuple(before), stride=1, dilation=(1, 1)
+        )
+        place = dict(out_step=stride, out_offset=phase)
+        yield ConvolutionShape(**channels, **window, **place, activation=activation), part
 
 
 def convolution_reference(x, weight, bias, shape, residual=None):

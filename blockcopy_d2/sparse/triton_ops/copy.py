@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from blockcopy_d2.kernels.dependent_launch import begin
-from blockcopy_d2.kernels.tf32 import round_tf32
+from blockcopy_d2.kernels.launch import Launch
+from blockcopy_d2.kernels.tf32 import round_tf32, round_tf32_reference
 
 from .activation import activate, parameters
 from .geometry import locate
@@ -15,18 +16,31 @@ from .geometry import locate
 
 @triton.jit
 def copy_kernel(
-    x_ptr, scale_ptr, shift_ptr, out_ptr, blocks_ptr, count_ptr, T, GH, GW, H, W, C,
-    stride_n, stride_c, stride_y, stride_x, out_row, affine_row,
-    activation_first, activation_second,
-    AFFINE: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    strides,
+    affine,  # scale and shift, and elements from those of a stream to the next
+    blocks_ptr,
+    count_ptr,
+    tiling,
+    out_map,
+    C,
+    ACTIVATION: tl.constexpr,
+    AFFINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """out[active] = activation(x * scale + shift); a program copies BM pixels of BC channels."""
     begin(PDL)
-    num_pixels = tl.load(count_ptr) * T * T
+    out_ptr, H, W, out_row = out_map
+    stride_n, stride_c, stride_y, stride_x = strides
+    scale_ptr, shift_ptr, affine_row = affine
+    num_pixels = tl.load(count_ptr) * tiling[0] * tiling[0]
     for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
         first = tile * BM
-        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, tiling)
         valid = valid & (y < H) & (x < W)
         channel = tl.program_id(1) * BC + tl.arange(0, BC)
         mask = valid[:, None] & (channel < C)[None, :]
@@ -38,7 +52,7 @@ def copy_kernel(
             factor = (stream * affine_row)[:, None] + channel[None, :]
             value = value * tl.load(scale_ptr + factor, mask=mask, other=0.0)
             value += tl.load(shift_ptr + factor, mask=mask, other=0.0)
-        value = activate(value, activation_first, activation_second, ACTIVATION)
+        value = activate(value, ACTIVATION)
         if PRECISION == "tf32" and out_ptr.dtype.element_ty == tl.float32:
             value = round_tf32(value)
         target = out_ptr + (((stream * H + y) * W + x) * out_row)[:, None] + channel[None, :]
@@ -63,9 +77,22 @@ class CopyLaunch:
             precision: "tf32" where convolutions that read float32 maps multiply so, or "ieee".
             device: Device.
         """
-        self.out, self.tiling, self.device = out, tiling, device
-        self.scale, self.shift, self.precision = scale, shift, precision
-        self.activation, *self.parameters = parameters(activation)
+        channels = out.rows.shape[1]
+        bc = min(triton.next_power_of_2(channels), 64)
+        bm = 64 if bc > 8 else 256
+        grid = (device.programs(tiling.num_pixels, bm), triton.cdiv(channels, bc))
+        arguments = (tiling.sides, out.operand, channels)
+        constants = dict(ACTIVATION=parameters(activation), AFFINE=scale is not None)
+        constants |= dict(PRECISION=precision, BM=bm, BC=bc, num_warps=4, **device.launch_options)
+        # Whether 32 bits hold offsets is for the tensor to say.
+        self._launches = [
+            Launch(copy_kernel, grid, arguments, {**constants, "WIDE": wide})
+            for wide in (False, True)
+        ]
+        self._wide = out.wide
+        self._affine = None
+        if scale is not None:
+            self._affine = (scale, shift, scale.shape[1] if scale.dim() > 1 else 0)
 
     def __call__(self, x, blocks):
         """
@@ -73,20 +100,15 @@ class CopyLaunch:
             x: (N, C, H, W) of any strides.
             blocks: BlockList.
         """
-        out, tiling = self.out, self.tiling
-        rows = out.rows
-        channels = rows.shape[1]
-        bc = min(triton.next_power_of_2(channels), 64)
-        bm = 64 if bc > 8 else 256
-        affine = self.scale is not None
-        wide = out.wide or sum(n * s for n, s in zip(x.shape, x.stride())) >= 2**31
-        programs = self.device.programs(tiling.num_pixels, bm)
-        copy_kernel[programs, triton.cdiv(channels, bc)](
-            x, self.scale if affine else x, self.shift if affine else x, rows,
-            blocks.blocks, blocks.count, tiling.tile, tiling.rows, tiling.columns, *out.size,
-            channels, *x.stride(), rows.stride(0),
-            self.scale.shape[1] if affine and self.scale.dim() > 1 else 0,
-            *self.parameters, AFFINE=affine,
-            ACTIVATION=self.activation, PRECISION=self.precision, WIDE=wide, BM=bm, BC=bc,
-            num_warps=4, **self.device.launch_options,
-        )  # fmt: skip
+        strides = x.stride()
+        wide = self._wide or sum(n * s for n, s in zip(x.shape, strides)) >= 2**31
+        affine = self._affine or (x, x, 0)
+        self._launches[wide](x, strides, affine, blocks.blocks, blocks.count)
+
+
+def copy_reference(x, *, scale=None, shift=None, activation=None, precision="ieee"):
+    """The whole map that the kernel copies in parts, (N, C, H, W), in plain PyTorch."""
+    if scale is not None:
+        x = x.float() * scale[..., None, None] + shift[..., None, None]
+    x = x.clone() if activation is None else activation(x.clone())
+    return round_tf32_reference(x) if precision == "tf32" else x

@@ -44,17 +44,23 @@ class Tiling:
     num_blocks: int
 
     @property
+    def sides(self):
+        """(T, GH, GW), as kernels take it."""
+        return self.tile, self.rows, self.columns
+
+    @property
     def num_pixels(self):
         """Pixels of all blocks, those beyond the border included."""
         return self.num_blocks * self.tile**2
 
 
 @triton.jit
-def locate(m, blocks_ptr, num_pixels, T, GH, GW):
+def locate(m, blocks_ptr, num_pixels, tiling):
     """(stream, y, x, valid) of the m-th active pixels, counted block by block, row by row.
 
     `num_pixels` is the number of active ones; y and x may lie beyond the border of the map.
     """
+    T, GH, GW = tiling
     valid = m < num_pixels
     block = tl.load(blocks_ptr + m // (T * T), mask=valid, other=0)
     inside = m % (T * T)

@@ -12,31 +12,43 @@ import triton
 import triton.language as tl
 
 from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.launch import Launch
 
+from .block_launch import BlockLaunch
 from .geometry import locate
 
 
 @triton.jit
 def statistics_kernel(
-    x_ptr, mean_ptr, deviation_ptr, blocks_ptr, count_ptr, T, GH, GW, H, W, C, x_row,
-    DEVIATION: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    blocks_ptr,
+    count_ptr,
+    tiling,
+    x_map,
+    statistics,
+    C,
+    DEVIATION: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
     PDL: tl.constexpr,
-):  # fmt: skip
+):
     """A program renews BC channels of one active block: its mean, then its deviations."""
     begin(PDL)
     place = tl.program_id(0)
     count = tl.load(count_ptr)
     if place >= count:
         return
+    T = tiling[0]
+    mean_ptr, deviation_ptr = statistics
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     within = channel < C
     total = tl.zeros((BC,), tl.float32)
     area = 0.0
     for first in range(0, T * T, BM):
-        x, valid = _block_pixels(
-            x_ptr, blocks_ptr, place, first, T, GH, GW, H, W, x_row, channel, within, WIDE, BM
+        value, valid = _block_pixels(
+            blocks_ptr, place, tiling, x_map, first, channel, within, WIDE, BM
         )
-        total += tl.sum(tl.where(valid[:, None], x, 0.0), 0)
+        total += tl.sum(tl.where(valid[:, None], value, 0.0), 0)
         area += tl.sum(valid.to(tl.float32), 0)
     mean = total / area
     target = tl.load(blocks_ptr + place) * C + channel
@@ -44,23 +56,23 @@ def statistics_kernel(
     if DEVIATION:
         deviation = tl.zeros((BC,), tl.float32)
         for first in range(0, T * T, BM):
-            x, valid = _block_pixels(
-                x_ptr, blocks_ptr, place, first, T, GH, GW, H, W, x_row, channel, within, WIDE, BM
+            value, valid = _block_pixels(
+                blocks_ptr, place, tiling, x_map, first, channel, within, WIDE, BM
             )
-            x = tl.where(valid[:, None], x - mean[None, :], 0.0)
-            deviation += tl.sum(x * x, 0)
+            value = tl.where(valid[:, None], value - mean[None, :], 0.0)
+            deviation += tl.sum(value * value, 0)
         tl.store(deviation_ptr + target, deviation, mask=within)
 
 
 @triton.jit
 def _block_pixels(
-    x_ptr, blocks_ptr, place, first, T, GH, GW, H, W, x_row, channel, within,
-    WIDE: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
+    blocks_ptr, place, tiling, x_map, first, channel, within, WIDE: tl.constexpr, BM: tl.constexpr
+):
     """BM pixels of the block at `place` in the list, from its pixel `first` on, and which exist."""
-    inside = first + tl.arange(0, BM)
-    m = place * T * T + inside
-    stream, y, x, valid = locate(m, blocks_ptr, (place + 1) * T * T, T, GH, GW)
+    T = tiling[0]
+    x_ptr, H, W, x_row = x_map
+    m = place * T * T + first + tl.arange(0, BM)
+    stream, y, x, valid = locate(m, blocks_ptr, (place + 1) * T * T, tiling)
     valid = valid & (y < H) & (x < W)
     pixel = (stream * H + y) * W + x
     if WIDE:
@@ -72,13 +84,27 @@ def _block_pixels(
 
 @triton.jit
 def combine_kernel(
-    mean_ptr, deviation_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
-    T, GH, GW, H, W, C, eps,
-    PER_GROUP: tl.constexpr, NORMALIZE: tl.constexpr, AFFINE: tl.constexpr,
-    BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    tiling,
+    size,
+    C,
+    statistics,
+    affine,
+    results,  # scale and shift; the mean for the first, where there is no normalization
+    eps,
+    PER_GROUP: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    AFFINE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """One group of channels of one stream: its mean, or the scale and shift that normalize it."""
     begin(PDL)
+    T, GH, GW = tiling
+    H, W = size
+    mean_ptr, deviation_ptr = statistics
+    weight_ptr, bias_ptr = affine
+    scale_ptr, shift_ptr = results
     stream, group = tl.program_id(0), tl.program_id(1)
     inside = tl.arange(0, CHANNELS)
     channel = group * PER_GROUP + inside
@@ -86,21 +112,21 @@ def combine_kernel(
     total = 0.0
     for first in range(0, GH * GW, BLOCKS):
         mean, area, source, mask = _load_means(
-            mean_ptr, stream, first, T, GH, GW, H, W, C, channel, within, BLOCKS
+            mean_ptr, stream, first, tiling, size, C, channel, within, BLOCKS
         )
         total += tl.sum(tl.sum(mean * area, 1), 0)
-    size = (PER_GROUP * H * W).to(tl.float32)
-    center = total / size
+    num_values = (PER_GROUP * H * W).to(tl.float32)
+    center = total / num_values
     if NORMALIZE:
         spread = 0.0
         for first in range(0, GH * GW, BLOCKS):
             mean, area, source, mask = _load_means(
-                mean_ptr, stream, first, T, GH, GW, H, W, C, channel, within, BLOCKS
+                mean_ptr, stream, first, tiling, size, C, channel, within, BLOCKS
             )
             deviation = tl.load(deviation_ptr + source, mask=mask, other=0.0)
             distance = tl.where(mask, mean - center, 0.0)
             spread += tl.sum(tl.sum(deviation + distance * distance * area, 1), 0)
-        scale = tl.zeros((CHANNELS,), tl.float32) + tl.rsqrt(spread / size + eps)
+        scale = tl.zeros((CHANNELS,), tl.float32) + tl.rsqrt(spread / num_values + eps)
         if AFFINE:
             scale = scale * tl.load(weight_ptr + channel, mask=within, other=0.0)
         shift = -center * scale
@@ -114,9 +140,11 @@ def combine_kernel(
 
 
 @triton.jit
-def _load_means(mean_ptr, stream, first, T, GH, GW, H, W, C, channel, within, BLOCKS: tl.constexpr):
+def _load_means(mean_ptr, stream, first, tiling, size, C, channel, within, BLOCKS: tl.constexpr):
     """Means (BLOCKS, CHANNELS) of some blocks of a stream, their pixels inside the map, where
     they stand, and which exist."""
+    T, GH, GW = tiling
+    H, W = size
     block = first + tl.arange(0, BLOCKS)
     rows = tl.minimum(T, H - block // GW * T)
     columns = tl.minimum(T, W - block % GW * T)
@@ -144,33 +172,45 @@ class StatisticsLaunch:
             device: Device.
         """
         streams, _, channels = statistics[0].shape
-        self.tiling, self.statistics, self.x = tiling, statistics, x
         weight, bias, eps = normalize or (None, None, 0.0)
         dtype = torch.float32 if normalize else x.rows.dtype
         self.scale = x.rows.new_empty(streams, channels, dtype=dtype)
         self.shift = torch.empty_like(self.scale)
-        self.affine = [
+        affine = tuple(
             self.scale if part is None else part.float().contiguous() for part in (weight, bias)
-        ]
-        self.sizes = (tiling.tile, tiling.rows, tiling.columns, *x.size, channels)
-        bc = min(triton.next_power_of_2(channels), 64)
+        )
+        bc, per_group = min(triton.next_power_of_2(channels), 64), channels // groups
         options = dict(num_warps=4, **device.launch_options)
-        self.grid = (tiling.num_blocks, triton.cdiv(channels, bc))
-        self.constants = dict(DEVIATION=normalize is not None, WIDE=x.wide, BM=64, BC=bc, **options)
-        self.combine_grid = (streams, groups)
-        per_group = channels // groups
-        self.combine_constants = dict(
-            PER_GROUP=per_group, NORMALIZE=normalize is not None, AFFINE=weight is not None,
-            BLOCKS=64, CHANNELS=triton.next_power_of_2(per_group), **options,
-        )  # fmt: skip
-        self.eps = eps
+        self._renew = BlockLaunch(
+            statistics_kernel,
+            (tiling.num_blocks, triton.cdiv(channels, bc)),
+            (tiling.sides, x.operand, statistics, channels),
+            dict(DEVIATION=normalize is not None, WIDE=x.wide, BM=64, BC=bc, **options),
+        )
+        constants = dict(NORMALIZE=normalize is not None, AFFINE=weight is not None, BLOCKS=64)
+        constants |= dict(PER_GROUP=per_group, CHANNELS=triton.next_power_of_2(per_group))
+        results = (self.scale, self.shift)
+        self._combine = Launch(
+            combine_kernel,
+            (streams, groups),
+            (tiling.sides, x.size, channels, statistics, affine, results, eps),
+            constants | options,
+        )
 
     def __call__(self, blocks):
-        statistics_kernel[self.grid](
-            self.x.rows, *self.statistics, blocks.blocks, blocks.count, *self.sizes,
-            self.x.rows.stride(0), **self.constants,
-        )  # fmt: skip
-        combine_kernel[self.combine_grid](
-            *self.statistics, *self.affine, self.scale, self.shift, *self.sizes, self.eps,
-            **self.combine_constants,
-        )  # fmt: skip
+        self._renew(blocks)
+        self._combine()
+
+
+def statistics_reference(x, *, groups, normalize=None):
+    """(scale, shift) that a group norm applies to a whole map (N, C, H, W), float32 (N, C) each;
+    the means (N, C) and None where it is not normalized."""
+    streams, channels = x.shape[:2]
+    values = x.float().reshape(streams, groups, -1)
+    mean = values.mean(2, keepdim=True).expand(-1, -1, channels // groups).flatten(1)
+    if normalize is None:
+        return mean.to(x.dtype), None
+    weight, bias, eps = normalize
+    variance = values.var(2, keepdim=True, correction=0).expand(-1, -1, channels // groups)
+    scale = torch.rsqrt(variance.flatten(1) + eps) * (1 if weight is None else weight.float())
+    return scale, (0 if bias is None else bias.float()) - mean * scale

@@ -20,14 +20,14 @@ def number_of_splits(tiles, max_splits, programs):
 
 
 @triton.jit
-def add_parts(
-    acc, workspace_ptr, arrivals_ptr, tile, split, splits, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
+def add_parts(acc, workspace, tile, split, splits, SIZE: tl.constexpr):
     """(whether this is the last part of a tile to arrive, then with the sum of all its parts).
 
     `acc` (ROWS, COLUMNS) is part `split` of `splits`; no part of the launch is larger than SIZE.
     """
+    ROWS: tl.constexpr = acc.shape[0]
+    COLUMNS: tl.constexpr = acc.shape[1]
+    workspace_ptr, arrivals_ptr = workspace
     complete = True
     if splits > 1:
         part = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -51,6 +51,11 @@ class Workspace:
     def __init__(self, size, num_sms, device):
         self.sums = torch.empty(size, dtype=torch.float32, device=device)
         self.arrivals = torch.zeros(_TILES_PER_SM * num_sms, dtype=torch.int32, device=device)
+
+    @property
+    def operand(self):
+        """What kernels take of it."""
+        return self.sums, self.arrivals
 
 
 def split_programs(config, num_sms):

@@ -3,27 +3,40 @@
 Shape shorthand: C channels, H x W pixels of a map, T x T pixels of a block.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from blockcopy_d2.kernels.dependent_launch import begin
 
+from .block_launch import BlockLaunch
 from .geometry import locate
 
 
 @triton.jit
 def upsample_kernel(
-    x_ptr, out_ptr, blocks_ptr, count_ptr, T, GH, GW, H, W, OH, OW, C, x_row, out_row,
-    SCALE: tl.constexpr, BILINEAR: tl.constexpr, WIDE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    blocks_ptr,
+    count_ptr,
+    tiling,
+    x_map,
+    out_map,
+    C,
+    SCALE: tl.constexpr,
+    BILINEAR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """A program computes BM pixels of BC channels. Bilinear as in PyTorch with align_corners=False:
     output o samples the input at (o + 1/2) / SCALE - 1/2, clamped to the map."""
     begin(PDL)
-    num_pixels = tl.load(count_ptr) * T * T
+    x_ptr, H, W, x_row = x_map
+    out_ptr, OH, OW, out_row = out_map
+    num_pixels = tl.load(count_ptr) * tiling[0] * tiling[0]
     for tile in range(tl.program_id(0), tl.cdiv(num_pixels, BM), tl.num_programs(0)):
         first = tile * BM
-        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, T, GH, GW)
+        stream, y, x, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, tiling)
         valid = valid & (y < OH) & (x < OW)
         channel = tl.program_id(1) * BC + tl.arange(0, BC)
         mask = valid[:, None] & (channel < C)[None, :]
@@ -39,19 +52,17 @@ def upsample_kernel(
                 pixel = (stream * H + iy) * W + ix
                 if WIDE:
                     pixel = pixel.to(tl.int64)
-                value = tl.load(
-                    x_ptr + (pixel * x_row)[:, None] + channel[None, :], mask=mask, other=0
-                )
+                source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
+                value = tl.load(source, mask=mask, other=0).to(tl.float32)
                 share_y = weight_y if corner // 2 == 1 else 1 - weight_y
                 share_x = weight_x if corner % 2 == 1 else 1 - weight_x
-                result += value.to(tl.float32) * (share_y * share_x)[:, None]
+                result += value * (share_y * share_x)[:, None]
         else:
             pixel = (stream * H + y // SCALE) * W + x // SCALE
             if WIDE:
                 pixel = pixel.to(tl.int64)
-            result = tl.load(
-                x_ptr + (pixel * x_row)[:, None] + channel[None, :], mask=mask, other=0
-            )
+            source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
+            result = tl.load(source, mask=mask, other=0)
         pixel = (stream * OH + y) * OW + x
         if WIDE:
             pixel = pixel.to(tl.int64)
@@ -59,7 +70,7 @@ def upsample_kernel(
         tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-class UpsampleLaunch:
+class UpsampleLaunch(BlockLaunch):
     """An upsampling bound to its maps; calling it with a BlockList runs the active blocks."""
 
     def __init__(self, x, out, tiling, *, scale, mode, device):
@@ -71,21 +82,17 @@ class UpsampleLaunch:
             mode: "nearest" or "bilinear".
             device: Device.
         """
-        channels = x.rows.shape[1]
-        bc = min(triton.next_power_of_2(channels), 64)
-        bm = 64
-        self.grid = (device.programs(tiling.num_pixels, bm), triton.cdiv(channels, bc))
-        self.maps = (x.rows, out.rows)
-        self.sizes = (
-            tiling.tile, tiling.rows, tiling.columns, *x.size, *out.size, channels,
-            x.rows.stride(0), out.rows.stride(0),
-        )  # fmt: skip
-        self.constants = dict(
-            SCALE=scale, BILINEAR=mode == "bilinear", WIDE=x.wide or out.wide, BM=bm, BC=bc,
-            num_warps=4, **device.launch_options,
-        )  # fmt: skip
-
-    def __call__(self, blocks):
-        upsample_kernel[self.grid](
-            *self.maps, blocks.blocks, blocks.count, *self.sizes, **self.constants
+        channels, bm = x.rows.shape[1], 64
+        bc, wide = min(triton.next_power_of_2(channels), 64), x.wide or out.wide
+        super().__init__(
+            upsample_kernel,
+            (device.programs(tiling.num_pixels, bm), triton.cdiv(channels, bc)),
+            (tiling.sides, x.operand, out.operand, channels),
+            dict(SCALE=scale, BILINEAR=mode == "bilinear", WIDE=wide, BM=bm, BC=bc, num_warps=4)
+            | device.launch_options,
         )
+
+
+def upsample_reference(x, *, scale, mode):
+    """The whole map that the kernel computes in parts, (N, C, H, W), in plain PyTorch."""
+    return torch.nn.functional.interpolate(x, scale_factor=scale, mode=mode)

@@ -18,11 +18,18 @@ from tqdm import tqdm
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.kernels.device import Device
+from blockcopy_d2.kernels.launch import compile_launch
 
-from .bottleneck import BottleneckConfig, BottleneckLaunch
-from .box_conv import BoxConfig, BoxConvolutionLaunch, can_flatten, takes_boxes
+from .bottleneck import BottleneckConfig, BottleneckLaunch, bottleneck_kernel
+from .box_conv import (
+    BoxConfig,
+    BoxConvolutionLaunch,
+    box_convolution_kernel,
+    can_flatten,
+    takes_boxes,
+)
 from .compact import allocate_list, compact
-from .conv import ConvolutionLaunch
+from .conv import ConvolutionLaunch, convolution_kernel
 from .conv_shape import ConvolutionConfig, pack_weight
 from .partial_sums import Workspace
 from .tuning import PIXELS_OF_A_BOX, bottleneck_key, layer_key, pixel_bucket, table_path, to_entry
@@ -30,20 +37,21 @@ from .tuning import PIXELS_OF_A_BOX, bottleneck_key, layer_key, pixel_bucket, ta
 logger = logging.getLogger(__name__)
 
 # (pixels, channels, warps, weights first) of a tile.
+_SMALL_TILES = ((64, 16, 4), (128, 16, 4), (128, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4))
+_LARGE_TILES = ((128, 64, 8), (128, 128, 8), (128, 256, 8), (256, 128, 8))
+_SWAPPED_TILES = ((16, 64, 4), (32, 64, 4), (32, 128, 4), (128, 128, 8))
 _TILES = (
-    (64, 16, 4, False), (128, 16, 4, False), (128, 32, 4, False), (64, 64, 4, False),
-    (64, 128, 4, False), (128, 64, 4, False), (128, 64, 8, False), (128, 128, 8, False),
-    (128, 256, 8, False), (256, 128, 8, False), (16, 64, 4, True), (32, 64, 4, True),
-    (32, 128, 4, True), (128, 128, 8, True),
-)  # fmt: skip
+    *((*tile, False) for tile in (*_SMALL_TILES, *_LARGE_TILES)),
+    *((*tile, True) for tile in _SWAPPED_TILES),
+)
 # (bytes of the reduction per row, stages of the pipeline).
 _PIPELINES = ((64, 4), (128, 3), (128, 5), (256, 3))
 # (pixels, channels, warps, stages) of a tile of box_conv.py.
-_BOXES = (
-    (256, 128, 8, 3), (128, 256, 8, 4), (128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6),
-    (128, 64, 4, 4), (256, 64, 4, 3), (256, 64, 8, 3), (64, 256, 8, 4), (64, 128, 4, 4),
-    (64, 64, 4, 4), (64, 64, 4, 6), (16, 128, 4, 6),
-)  # fmt: skip
+_WIDE_BOXES = ((256, 128, 8, 3), (128, 256, 8, 4), (64, 256, 8, 4), (64, 128, 4, 4))
+_SQUARE_BOXES = ((128, 128, 4, 4), (128, 128, 8, 4), (128, 128, 8, 6))
+_SMALL_BOXES = ((64, 64, 4, 4), (64, 64, 4, 6))
+_TALL_BOXES = ((128, 64, 4, 4), (256, 64, 4, 3), (256, 64, 8, 3), (16, 128, 4, 6))
+_BOXES = (*_WIDE_BOXES, *_SQUARE_BOXES, *_SMALL_BOXES, *_TALL_BOXES)
 _SPLITS = (1, 2, 4, 16)
 _PER_SM = (0, 1, 2, 4)
 # Configurations per share of which variants are measured.
@@ -115,9 +123,8 @@ class _Convolution:
     """The layer of a ConvolutionLaunch or BoxConvolutionLaunch."""
 
     def __init__(self, launch, gpu, workspace):
-        self.shape, self.levels, self.gpu, self.workspace = (
-            launch.shape, launch.levels, gpu, workspace,
-        )  # fmt: skip
+        self.shape, self.levels = launch.shape, launch.levels
+        self.gpu, self.workspace = gpu, workspace
         self.num_levels = len(launch.levels)
         self.tiling = launch.levels[0].tiling
         self.dtype = launch.levels[0].x.rows.dtype
@@ -194,9 +201,8 @@ class _Convolution:
         packed = pack_weight(weight, None, shape, config)
         levels = [dataclasses.replace(level, packed=packed) for level in self.levels]
         kind = BoxConvolutionLaunch if isinstance(config, BoxConfig) else ConvolutionLaunch
-        return kind(
-            shape, config, levels, precision=_PRECISION, workspace=self.workspace, device=self.gpu,
-        )  # fmt: skip
+        options = dict(precision=_PRECISION, workspace=self.workspace, device=self.gpu)
+        return kind(shape, config, levels, **options)
 
 
 class _Bottleneck:
@@ -289,10 +295,8 @@ class _Compiler:
     def compile(self, launches):
         jobs = {_key(job): job for job in map(self._job, launches)}
         jobs = {key: job for key, job in jobs.items() if key not in self._compiled}
-        results = tqdm(
-            self._pool.map(_compile_one, jobs.values()), total=len(jobs), desc="compiling",
-            unit="kernel", leave=False,
-        )  # fmt: skip
+        results = self._pool.map(_compile_one, jobs.values())
+        results = tqdm(results, total=len(jobs), desc="compiling", unit="kernel", leave=False)
         self._compiled.update(zip(jobs, results))
 
     def has(self, launch):
@@ -311,10 +315,10 @@ def _key(job):
 
 def _compile_one(job):
     name, arguments, constants = job
-    kernels = (kind.kernel for kind in (ConvolutionLaunch, BoxConvolutionLaunch, BottleneckLaunch))
+    kernels = (convolution_kernel, box_convolution_kernel, bottleneck_kernel)
     kernel = next(kernel for kernel in kernels if kernel.__name__ == name)
     try:
-        kernel.warmup(*arguments, grid=(1,), **constants)
+        compile_launch(kernel, arguments, constants)
     except triton.runtime.errors.OutOfResources:
         return False
     except RuntimeError as error:  # of the compiler: there is no launch

@@ -163,11 +163,10 @@ def default_box_config(shape, num_active, dtype, device):
     """The largest tiles that still fill the GPU; those of 64 x 64 where nothing does."""
     bk = math.gcd(shape.in_channels, 128 // dtype.itemsize)
     widest = max(triton.next_power_of_2(shape.out_channels), 64)
-    for bm, bn, warps, stages, waves in (  # noqa: B007
-        (256, 128, 8, 3, 6), (128, 128, 8, 4, 1), (64, 128, 4, 4, 1), (64, 64, 4, 6, 0),
-    ):  # fmt: skip
+    tiles = ((256, 128, 8, 3, 6), (128, 128, 8, 4, 1), (64, 128, 4, 4, 1), (64, 64, 4, 6, 0))
+    for bm, bn, warps, stages, waves in tiles:  # noqa: B007
         bn = min(bn, widest)
-        tiles = triton.cdiv(int(num_active), bm) * triton.cdiv(shape.out_channels, bn)
-        if tiles >= waves * device.num_sms:
+        num_tiles = triton.cdiv(int(num_active), bm) * triton.cdiv(shape.out_channels, bn)
+        if num_tiles >= waves * device.num_sms:
             break
     return BoxConfig(bm, bn, bk, 4 if bn < 128 else warps, stages, per_sm=1 if bm > 64 else 2)

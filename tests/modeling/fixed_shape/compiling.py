@@ -1,16 +1,11 @@
 """Compiles every Triton kernel of the second stage and of the policy as a call on a GPU would: run
-by test_compile.py in a process of its own, that does not interpret. Prints the kernels' names."""
+by test_compile.py in a process of its own, that does not interpret."""
 
 import sys
-from unittest import mock
 
 import torch
-import triton
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
 from blockcopy_d2.kernels.clock import DeviceClock
 from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (
@@ -30,48 +25,7 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (
 from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import best_values_triton
 from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton
 from blockcopy_d2.policy.painting import paint_maximum_triton
-
-TYPES = {
-    torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
-    torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
-}  # fmt: skip
-
-
-class Compiler:
-    """Stands in for a launch: compiles the kernel for a compute capability such as 90."""
-
-    def __init__(self, capability):
-        self.target = GPUTarget("cuda", capability, 32)
-        self.signature, self.constants, self.attributes = {}, {}, {}
-        self.compiled = set()
-
-    def __call__(self, function, *args, grid, warmup, **kwargs):
-        self.signature, self.constants, self.attributes = {}, {}, {}
-        values = dict(zip(function.arg_names, args))
-        values.update(
-            {name: kwargs.pop(name) for name in list(kwargs) if name in function.arg_names}
-        )
-        for position, parameter in enumerate(function.params):
-            name, value = parameter.name, values[parameter.name]
-            self.signature[name] = self.describe(value, (position,), parameter)
-        source = ASTSource(function, self.signature, self.constants, self.attributes)
-        assert triton.compile(source, target=self.target, options=kwargs).asm["cubin"]
-        self.compiled.add(function.__name__)
-
-    def describe(self, value, path, parameter):
-        if isinstance(value, tuple):
-            return tuple(self.describe(x, (*path, i), parameter) for i, x in enumerate(value))
-        if isinstance(value, torch.Tensor):
-            if value.data_ptr() % 16 == 0:
-                self.attributes[path] = [["tt.divisibility", 16]]
-            return TYPES[value.dtype]
-        specialized = not parameter.do_not_specialize and isinstance(value, int)
-        if parameter.is_constexpr or (specialized and value == 1):
-            self.constants[path] = value
-            return "constexpr"
-        if specialized and value % 16 == 0:
-            self.attributes[path] = [["tt.divisibility", 16]]
-        return "fp32" if isinstance(value, float) else "i32"
+from tests.kernels.compiling import compiling, report
 
 
 def launch_all(dtype):
@@ -110,8 +64,7 @@ def launch_all(dtype):
 
 
 if __name__ == "__main__":
-    compiler = Compiler(int(sys.argv[1]))
-    with mock.patch.object(JITFunction, "run", lambda *args, **kwargs: compiler(*args, **kwargs)):
+    with compiling(int(sys.argv[1])) as compiled:
         for name in sys.argv[2:]:
             launch_all(getattr(torch, name))
-    print(*sorted(compiler.compiled))
+    report(compiled)

@@ -1,0 +1,33 @@
+"""Asks another process, that does not interpret, what a module's launches compile to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["SHARED_MEMORY", "compiled_by"]
+
+ROOT = Path(__file__).resolve().parents[2]
+# Bytes that a program may use, by compute capability.
+SHARED_MEMORY = {90: 227 << 10, 80: 163 << 10}
+
+
+def compiled_by(module, *arguments):
+    """
+    Args:
+        module (str): with a ``main`` that prints compiling.report().
+        *arguments: of its command line; the first is a compute capability, such as 90.
+
+    Returns:
+        list[dict]: of each variant of a kernel, "name" and what there is to know of it.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = json.loads(done.stdout.strip().splitlines()[-1])
+    for kernel in kernels:
+        assert kernel["bytes"] > 0
+        assert kernel["shared_memory"] <= SHARED_MEMORY[int(arguments[0])]
+    return kernels
