@@ -54,7 +54,8 @@ def bottleneck_kernel(
     out_ptr, OH, OW, out_row = out_map
     residual_ptr, residual_row = residual
     next_ptr, next_row = following
-    (middle_weight_ptr, middle_bias_ptr), (weight_ptr, bias_ptr) = weights[0], weights[1]
+    middle_weight_ptr, middle_bias_ptr = weights[0]
+    weight_ptr, bias_ptr = weights[1]
     next_weight_ptr, next_bias_ptr = weights[2]
     num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
     tiles = tl.cdiv(num_pixels, BM)
