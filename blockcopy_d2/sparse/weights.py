@@ -9,15 +9,18 @@ from torch import nn
 # Versions are numbers that no other module has had.
 _versions = itertools.count(1)
 _version = operator.attrgetter("_version")
+# Values of each tensor in main memory that are looked at, evenly spaced.
+_SAMPLES = 256
 
 
 class WeightsWatch:
     """Notices other weights of a module: modules, parameters or buffers replaced or written to.
 
-    What is compared are identities, addresses and PyTorch's version counters, so that the device
-    is never waited for and nothing is copied. `weight.mul_(2)` under torch.no_grad() is noticed,
-    and so is `weight.data = ...`. What is written through the alias `.data`, as by
-    `weight.data.mul_(2)`, counts nowhere in PyTorch and goes unnoticed.
+    What is compared are identities, addresses and PyTorch's version counters, so that no device is
+    waited for. `weight.mul_(2)` under torch.no_grad() is noticed, and so is
+    `weight.data = ...`. What is written through an alias such as `.data` or `.numpy()`, as by
+    `weight.data.mul_(2)`, counts nowhere in PyTorch. In main memory it is noticed by 256 values of
+    each tensor, evenly spaced, that are compared as well; on other devices it is not.
 
     Attributes:
         version: a number that stands for the weights of the last call; 0 before the first one.
@@ -32,6 +35,7 @@ class WeightsWatch:
         self.version = 0
         self._module = module
         self._children = self._owners = self._state = None
+        self._samples = ()
 
     def changed(self):
         """Whether anything is other than at the last call; True at the first one."""
@@ -41,7 +45,9 @@ class WeightsWatch:
         make_writable(self._module)
         modules = list(self._module.modules())
         self._children = [module._modules for module in modules if module._modules]
-        self._owners = [d for m in modules for d in (m._parameters, m._buffers) if d]
+        self._owners = [d for m in modules for d in (m._parameters, m._buffers)]
+        samples = map(_sample, self._tensors())
+        self._samples = [sample for sample in samples if sample is not None]
         self._state = self._now()
         self.version = next(_versions)
         return True
@@ -55,17 +61,22 @@ class WeightsWatch:
         return WeightsWatch, (self._module,)
 
     def _now(self):
-        """(modules, tensors, versions, addresses); None before the first call."""
+        """(modules, tensors, counts, versions, addresses, samples); None before the first call."""
         if self._owners is None:
             return None
         children = [module for part in self._children for module in part.values()]
-        tensors = [x for part in self._owners for x in part.values() if x is not None]
+        tensors, counts = self._tensors(), list(map(len, self._owners))
         try:
             versions = list(map(_version, tensors))
         except RuntimeError:
             # An inference tensor has come, which is a change.
             return None
-        return children, tensors, versions, list(map(torch.Tensor.data_ptr, tensors))
+        addresses = list(map(torch.Tensor.data_ptr, tensors))
+        samples = [sample.tobytes() for sample in self._samples]
+        return children, tensors, counts, versions, addresses, samples
+
+    def _tensors(self):
+        return [x for part in self._owners for x in part.values() if x is not None]
 
 
 def _same(state, other):
@@ -78,6 +89,18 @@ def _same(state, other):
         and all(map(operator.is_, modules, old_modules))
         and all(map(operator.is_, tensors, old_tensors))
     )
+
+
+def _sample(tensor):
+    """ndarray or None: some of the values of a tensor in main memory, as they are when read."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return None
+    values = tensor.detach().as_strided((tensor.numel(),), (1,))
+    # NumPy does not know bfloat16; bytes are what is compared.
+    values = values.view(torch.uint8).numpy().view(f"V{values.element_size()}")
+    return values[:: -(-len(values) // _SAMPLES)]
 
 
 @torch.inference_mode(False)
