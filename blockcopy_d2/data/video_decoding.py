@@ -176,9 +176,16 @@ def _video_stream(container, shown):
 
 
 def _announced_frames(container, stream):
-    """Frames to come by the header, less those that an edit list cuts; None: it does not tell."""
+    """
+    Frames to come by the header, less those that an edit list cuts, or that AVI leaves empty where
+    the last one stays; None: it does not tell.
+    """
     if not stream.frames:
         return None
+    if container.format.name == "avi":
+        entries = list(stream.index_entries)
+        is_whole = entries and entries[-1].timestamp == stream.frames - 1
+        return len(entries) if is_whole else stream.frames
     if "mp4" not in container.format.name:
         return stream.frames
     shown = sum(not entry.is_discard for entry in stream.index_entries)

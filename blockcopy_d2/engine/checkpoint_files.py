@@ -69,6 +69,11 @@ def check_parameters(parameters, path):
                 f"The model in {path} has a {type(value).__name__} named {name!r}; expected"
                 " parameters by name."
             )
+        if isinstance(value, torch.Tensor) and (value.is_complex() or value.is_sparse):
+            kind = "complex" if value.is_complex() else "sparse"
+            raise UnreadableCheckpointError(
+                f"The parameter {name} in {path} is {kind}; expected real numbers, all of them."
+            )
 
 
 def not_finite(parameters):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from blockcopy_d2.data import VideoFormat, VideoFrames
 from blockcopy_d2.data.video_decoding import DecodedVideo
+from blockcopy_d2.visualization import VideoWriter
 
 av = pytest.importorskip("av")
 HEIGHT, WIDTH = 48, 80
@@ -230,3 +231,18 @@ def test_a_video_of_one_frame(tmp_path):
     Image.new("RGB", (8, 6), (200, 0, 0)).save(tmp_path / "a.png")
     video = VideoFrames(tmp_path / "a.png")
     assert video.name == "a" and [image[0, 0, 2] for image in video] == [200]
+
+
+def test_an_avi_with_pauses_is_not_taken_for_a_truncated_one(tmp_path, caplog):
+    """AVI has no times, but empty places where a picture stays."""
+    rng = np.random.default_rng(0)
+    with VideoWriter(tmp_path / "whole.avi", fps=25) as video:
+        for seconds in (0, 0.04, 0.6, 0.64, 0.68, 0.72):
+            video.write(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8), seconds)
+    frames = VideoFrames(tmp_path / "whole.avi")
+    assert frames.num_frames == len(list(frames)) == 6 and not caplog.records
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "part.avi").write_bytes(content[: len(content) * 2 // 3])
+    frames = VideoFrames(tmp_path / "part.avi")
+    assert len(list(frames)) < 6
+    assert "Is it truncated?" in caplog.text

@@ -161,6 +161,16 @@ def test_what_has_no_parameters_by_name_is_told(tmp_path, content):
         WeightsCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "odd.pth"))
 
 
+@pytest.mark.parametrize(
+    "weight, kind", [(torch.ones(2, 2) + 1j, "complex"), (torch.eye(2).to_sparse(), "sparse")]
+)
+def test_parameters_are_real_numbers(tmp_path, weight, kind):
+    """PyTorch would leave out the imaginary part."""
+    torch.save({"model": {"weight": weight, "bias": torch.ones(2)}}, tmp_path / "odd.pth")
+    with pytest.raises(UnreadableCheckpointError, match=f"weight in .*odd.pth is {kind}"):
+        WeightsCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "odd.pth"))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_parameters_that_are_not_finite_are_named(tmp_path, value, dtype):
