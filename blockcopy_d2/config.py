@@ -10,12 +10,11 @@ from types import SimpleNamespace
 from detectron2.config import CfgNode as CN
 
 from .config_key import choice, flag, list_of, number, power_of_two, text, whole
+from .networks import NETWORKS
 
 _META_ARCHITECTURE = "BlockCopyVideoModel"
 _BACKBONE = "BlockCopyBackbone"
 _RPN_HEAD = "BlockCopyRPNHead"
-
-_MOST_CHANNELS = 2**16
 
 
 def _model_keys():
@@ -106,35 +105,9 @@ def _model_keys():
     # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
     _C.LEARNER.COST_FORM = choice("paper", "code")
 
-    # The pedestrian detector META_ARCHITECTURE "CSP"
-    _C.CSP = SimpleNamespace()
-    # Channels of each upsampled feature map, and of each branch of the head
-    _C.CSP.NECK_CHANNELS = whole(256, least=1, most=_MOST_CHANNELS)
-    _C.CSP.HEAD_CHANNELS = whole(256, least=1, most=_MOST_CHANNELS)
-    # Width / height of every box
-    _C.CSP.ASPECT_RATIO = number(0.41, most=100, open_ends=True)
-    # Detections: the pixels of highest score, those above the threshold, NMS by IoU
-    _C.CSP.TOPK_CANDIDATES_TEST = whole(1000, least=1)
-    _C.CSP.SCORE_THRESH_TEST = number(0.1, most=1)
-    _C.CSP.NMS_THRESH_TEST = number(0.5, most=1)
-    # As in the paper of CSP
-    _C.CSP.CENTER_LOSS_WEIGHT = number(0.01)
-    _C.CSP.HEIGHT_LOSS_WEIGHT = number(1.0)
-    _C.CSP.OFFSET_LOSS_WEIGHT = number(0.1)
-
-    # The backbone build_vgg16_backbone; its first BACKBONE.FREEZE_AT stages are not trained
-    _C.VGG = SimpleNamespace()
-    # Channels of its five stages
-    _C.VGG.STAGE_CHANNELS = list_of(
-        [64, 128, 256, 512, 512], whole(64, least=1, most=_MOST_CHANNELS), length=5
-    )
-    # Normalization after each convolution. VGG-16 has none; trained from scratch it needs "BN"
-    _C.VGG.NORM = choice("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "LN")
-
-    # The pedestrian detector MGAN (ROI_HEADS.NAME "MGANROIHeads")
-    _C.MGAN = SimpleNamespace()
-    # Weight of the loss that learns attention from what is visible of each pedestrian
-    _C.MGAN.MASK_LOSS_WEIGHT = number(0.5)
+    # Of the networks that have keys of their own, in blockcopy_d2/networks/<network>/config.py
+    for network in NETWORKS.values():
+        vars(_C).update(network.KEYS)
     return _C
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "Key",
+    "channels",
     "check_registered",
     "choice",
     "flag",
@@ -110,6 +111,11 @@ def text(default, *, allowed="a text"):
     return Key(
         default, allowed, _as_str, lambda x: "\0" not in x and bool(may_be_empty or x.strip())
     )
+
+
+def channels(default):
+    """An int, of channels of a layer."""
+    return whole(default, least=1, most=2**16)
 
 
 def list_of(default, element, *, length=None):

@@ -24,25 +24,25 @@ ALLOWED = {
     "sparse": {"kernels", "atomic"},
     "motion": {"kernels", "sparse"} | FOUNDATION,
     "policy": {"kernels", "sparse", "motion"} | FOUNDATION,
-    "modeling": {"kernels", "sparse", "motion", "policy"} | FOUNDATION,
+    "modeling": {"kernels", "sparse", "motion", "policy", "networks"} | FOUNDATION,
     "data": CORE | FOUNDATION,
     "evaluation": CORE | {"data"} | FOUNDATION,
     "visualization": CORE | {"data"} | FOUNDATION,
     "engine": CORE | {"kernels", "data", "evaluation", "visualization"} | FOUNDATION,
     "report": CORE | {"data", "evaluation", "visualization", "engine"} | FOUNDATION,
-    "checkpoint_conversion": set(),
-    "config": {"config_key"},
+    "checkpoint_conversion": {"networks"},
+    "networks": {"config_key"},
+    "config": {"config_key", "networks"},
     "config_key": set(),
     "resources": set(),
     "__init__": FOUNDATION,
 }
 
-# The same within modeling. A task does not know how frames are run, nor a network that it may be.
+# The same within modeling. A task does not know how frames are run.
 ROOMS = {
-    "networks": set(),
     "conversion": set(),
     "tasks": set(),
-    "fixed_shape": {"networks"},
+    "fixed_shape": set(),
     "running": {"fixed_shape"},
 }
 

@@ -1,3 +1,10 @@
+from blockcopy_d2.networks.registration import (
+    CSP,
+    MGANROIHeads,
+    SwiftNetBackbone,
+    SwiftNetHead,
+)
+
 from .conversion import (
     BlockCopyBackbone,
     BlockCopyDenseHead,
@@ -6,7 +13,6 @@ from .conversion import (
     convert_model,
 )
 from .meta_arch import BlockCopyVideoModel
-from .networks import CSP, MGANROIHeads, SwiftNetBackbone, SwiftNetHead
 from .running import (
     FrameGraph,
     FrameResult,

@@ -6,7 +6,8 @@ Shape shorthand: H x W pixels of the feature map, D slots for detections.
 
 import torch
 
-from ..networks.csp import CSP
+from blockcopy_d2.networks.csp.meta_arch import CSP
+
 from .base import StaticHeads
 from .box_inference import NO_SCORE, fill_slots
 from .detections import StaticDetections

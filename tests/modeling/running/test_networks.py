@@ -5,9 +5,9 @@ import torch
 from detectron2.modeling import SemanticSegmentor
 
 from blockcopy_d2.modeling.fixed_shape import StaticCSP, StaticSegmentor, find_static_heads
-from tests.modeling.networks.csp.small import OPTS as SMALL_CSP
-from tests.modeling.networks.test_semantic_networks import NETWORKS as SEMANTIC
 from tests.modeling.running.sides import assert_same_output, both, clip, sides
+from tests.networks.csp.small import OPTS as SMALL_CSP
+from tests.networks.test_semantic_networks import NETWORKS as SEMANTIC
 
 BLOCKS = ("MODEL.BLOCKCOPY.BLOCK_SIZE", 64)
 CSP = ("CityPersons/csp_R_50.yaml", *SMALL_CSP, "TEST.DETECTIONS_PER_IMAGE", 10, *BLOCKS)

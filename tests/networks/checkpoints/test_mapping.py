@@ -15,10 +15,10 @@ from blockcopy_d2.checkpoint_conversion import (
     load_public_state_dict,
 )
 from blockcopy_d2.resources import shipped_configs
-from tests.checkpoint_conversion.published import PublishedCSP
-from tests.modeling.networks.csp.small import OPTS, small_csp
+from tests.networks.checkpoints.published import PublishedCSP
+from tests.networks.csp.small import OPTS, small_csp
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 MAPPING = Mapping(
     source="a network",

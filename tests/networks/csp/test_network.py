@@ -6,10 +6,10 @@ from detectron2.modeling import build_model
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
-from blockcopy_d2.modeling.networks.csp import ChannelL2Norm
+from blockcopy_d2.networks.csp.backbone import ChannelL2Norm
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
-from tests.modeling.networks.csp.small import CONFIG, small_csp
+from tests.networks.csp.small import CONFIG, small_csp
 from tests.sparse.test_networks import check_model
 
 

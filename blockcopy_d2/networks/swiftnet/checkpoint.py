@@ -1,11 +1,11 @@
 """SwiftNet of the BlockCopy authors (``semantic_segmentation`` in their release)."""
 
-from .mapping import Mapping
-from .resnet import torchvision_resnet_names
+from ..mapping import Mapping
+from ..resnet_names import torchvision_resnet_names
 
-__all__ = ["SWIFTNET"]
+__all__ = ["CHECKPOINT"]
 
-SWIFTNET = Mapping(
+CHECKPOINT = Mapping(
     source="the BlockCopy authors' SwiftNet",
     config_file="Cityscapes/swiftnet_R_50.yaml",
     names=(

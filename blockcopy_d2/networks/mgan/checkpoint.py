@@ -5,9 +5,9 @@ Boxes of that code base end on their last pixel and count one more than x2 - x1;
 the next pixel starts. The numbers that the network predicts mean the same in both.
 """
 
-from .mapping import Mapping
+from ..mapping import Mapping
 
-__all__ = ["MGAN"]
+__all__ = ["CHECKPOINT"]
 
 # The place of each convolution in torchvision's VGG-16; its fourth pool keeps its place there.
 _VGG_16 = {
@@ -17,7 +17,7 @@ _VGG_16 = {
     "conv5_1": 24, "conv5_2": 26, "conv5_3": 28,
 }  # fmt: skip
 
-MGAN = Mapping(
+CHECKPOINT = Mapping(
     source="Pedestron's MGAN",
     config_file="CityPersons/mgan_VGG_16.yaml",
     names=(

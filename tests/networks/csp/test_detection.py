@@ -6,8 +6,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
 
-from blockcopy_d2.modeling.networks.csp import center_targets, decode_boxes
-from tests.modeling.networks.csp.small import small_csp
+from blockcopy_d2.networks.csp.meta_arch import decode_boxes
+from blockcopy_d2.networks.csp.targets import center_targets
+from tests.networks.csp.small import small_csp
 
 
 def test_boxes_by_hand():

@@ -10,12 +10,12 @@ from torch import nn
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.modeling import (
+    CSP,
     BlockCopyBackbone,
     BlockCopyDenseHead,
     BlockCopyRPNHead,
     VideoStream,
 )
-from blockcopy_d2.modeling.networks.csp import CSP
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import (
     BlockGrid,
@@ -24,9 +24,9 @@ from blockcopy_d2.sparse import (
     StreamState,
     block_sparse,
 )
-from tests.modeling.networks.csp.small import OPTS as SMALL_CSP
-from tests.modeling.networks.mgan.small import OPTS as SMALL_MGAN
 from tests.modeling.test_meta_arch import assert_same, frames
+from tests.networks.csp.small import OPTS as SMALL_CSP
+from tests.networks.mgan.small import OPTS as SMALL_MGAN
 from tests.sparse.networks import randomize
 from tests.sparse.test_networks import assert_equal
 

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from blockcopy_d2.checkpoint_conversion import MAPPINGS, ConversionError, convert_state_dict
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.resources import config_path
-from tests.checkpoint_conversion.published_swiftnet import PublishedSwiftNet
+from tests.networks.checkpoints.published_swiftnet import PublishedSwiftNet
 from tests.sparse.networks import randomize
 
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16"]

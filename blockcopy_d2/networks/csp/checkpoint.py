@@ -1,11 +1,11 @@
 """Pedestron's CSP with ResNet-50 (``configs/elephant/cityperson/csp_r50.py`` there)."""
 
-from .mapping import Mapping
-from .resnet import torchvision_resnet_names
+from ..mapping import Mapping
+from ..resnet_names import torchvision_resnet_names
 
-__all__ = ["CSP"]
+__all__ = ["CHECKPOINT"]
 
-CSP = Mapping(
+CHECKPOINT = Mapping(
     source="Pedestron's CSP",
     config_file="CityPersons/csp_R_50.yaml",
     names=(

@@ -6,10 +6,10 @@ from detectron2.modeling import build_model
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
-from blockcopy_d2.modeling.networks.mgan import VGG16
+from blockcopy_d2.networks.mgan.vgg import VGG16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
-from tests.modeling.networks.mgan.small import CONFIG, small_mgan
+from tests.networks.mgan.small import CONFIG, small_mgan
 from tests.sparse.test_networks import check_model
 
 

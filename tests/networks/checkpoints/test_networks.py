@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from blockcopy_d2.checkpoint_conversion import MAPPINGS, convert_state_dict
-from tests.checkpoint_conversion.published import PublishedCSP, PublishedMGAN
-from tests.modeling.networks.csp.small import small_csp
-from tests.modeling.networks.mgan.small import small_mgan
+from tests.networks.checkpoints.published import PublishedCSP, PublishedMGAN
+from tests.networks.csp.small import small_csp
+from tests.networks.mgan.small import small_mgan
 from tests.sparse.networks import randomize
 
 

@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from blockcopy_d2.modeling.networks.mgan import visible_masks
-from tests.modeling.networks.mgan.small import small_mgan
+from blockcopy_d2.networks.mgan.roi_heads import visible_masks
+from tests.networks.mgan.small import small_mgan
 
 SCALES = (4, 5.4, 7.2, 9.8, 13.2, 17.9, 24.2, 33, 44.1, 59.6, 80)
 
