@@ -8,8 +8,6 @@ have a model and a video, are imported when they are asked for.
 
 import importlib
 
-from .config import add_blockcopy_config, base_config, check_blockcopy_config, enable_blockcopy
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -32,3 +30,14 @@ def __getattr__(name):
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# Imports $DETECTRON2_ENV_MODULE, which may import from here: before a module of ours is half done.
+import detectron2  # noqa: E402, F401, I001
+
+from .config import (  # noqa: E402
+    add_blockcopy_config,
+    base_config,
+    check_blockcopy_config,
+    enable_blockcopy,
+)

@@ -3,6 +3,8 @@
 from .grid import BlockGrid, num_blocks
 from .module import BlockSparseModule, SparseFrame, block_sparse, counts_itself
 from .oracle import MaskedDenseOracle
+from .program import Pointwise
+from .rules import register_rule
 from .state import MissingFeatures, StreamState
 from .weights import WeightsWatch, make_writable
 
@@ -11,6 +13,7 @@ __all__ = [
     "BlockSparseModule",
     "MaskedDenseOracle",
     "MissingFeatures",
+    "Pointwise",
     "SparseFrame",
     "StreamState",
     "WeightsWatch",
@@ -18,4 +21,5 @@ __all__ = [
     "counts_itself",
     "make_writable",
     "num_blocks",
+    "register_rule",
 ]

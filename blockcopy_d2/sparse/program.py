@@ -177,7 +177,8 @@ class Affine(Operator):
 
 @dataclasses.dataclass(eq=False)
 class Pointwise(Operator):
-    """A captured call that works pixel by pixel: arithmetic, concatenation of channels …"""
+    """A captured call whose pixels in a block depend on the same block of its inputs alone:
+    arithmetic, concatenation of channels …"""
 
     call: Any
 

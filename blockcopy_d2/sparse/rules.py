@@ -3,6 +3,8 @@
 A rule takes the planner and a Call and gives the operator, new or one that the call is fused into;
 None if the call is none that runs in blocks.
 
+``docs/extending.md`` shows how to add one.
+
 Shape shorthand: N streams, C channels, H x W pixels of a map at stride s, B block size.
 """
 
@@ -262,6 +264,23 @@ def _pointwise(planner, call):
         return operator
     nonnegative = _ACTIVATIONS.get(name, False)
     return planner.emit(call, stride, operator, nonnegative)
+
+
+def register_rule(name):
+    """
+    Decorates a rule, which counts for the calls of a name from then on.
+
+    Args:
+        name (str): ATen's, such as "pixel_shuffle".
+    """
+
+    def register(rule):
+        if name in _RULES:
+            raise ValueError(f"There is a rule for {name} already.")
+        _RULES[name] = rule
+        return rule
+
+    return register
 
 
 _RULES = {

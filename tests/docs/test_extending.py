@@ -1,0 +1,90 @@
+"""Every walk of docs/extending.md, run as it is written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from blockcopy_d2.modeling import TASK_REGISTRY
+from blockcopy_d2.policy import POLICY_REGISTRY
+from blockcopy_d2.sparse import rules
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+WALKS = {
+    section.splitlines()[0]: re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
+    for section in PAGE.split("\n## ")[1:]
+}
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """What a walk adds is gone after it; the names of all of it."""
+    tables = {
+        "policy": POLICY_REGISTRY._obj_map,
+        "task": TASK_REGISTRY._obj_map,
+        "backbone": BACKBONE_REGISTRY._obj_map,
+        "rule": rules._RULES,
+        "data set": DatasetCatalog.data,
+        "metadata": MetadataCatalog.data,
+    }
+    before = {kind: dict(table) for kind, table in tables.items()}
+    yield lambda: {kind: set(table) - set(before[kind]) for kind, table in tables.items()}
+    for kind, table in tables.items():
+        for name in set(table) - set(before[kind]):
+            table.pop(name)
+
+
+def test_every_kind_has_a_walk():
+    assert list(WALKS) == [
+        "A policy", "An information gain", "A network", "A data set", "An operator"
+    ]  # fmt: skip
+    assert all(len(blocks) == 1 for blocks in WALKS.values())
+
+
+@pytest.mark.parametrize(
+    "walk, kind, name",
+    [
+        ("A policy", "policy", "Checkerboard"),
+        ("An information gain", "task", "TotalVariation"),
+        ("A network", "backbone", "TwoConvolutions"),
+        ("A data set", "data set", "squares_val"),
+        ("An operator", "rule", "pixel_shuffle"),
+    ],
+)
+def test_a_walk(walk, kind, name, registries, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    torch.manual_seed(0)
+    (code,) = WALKS[walk]
+    exec(compile(code, f"docs/extending.md: {walk}", "exec"), {"__name__": "__main__"})
+    assert registries()[kind] == {name}
+
+
+@pytest.mark.parametrize("first", ["detectron2", "blockcopy_d2"])
+def test_a_file_of_ones_own_is_seen_by_the_scripts(first, tmp_path):
+    (code,) = WALKS["A policy"]
+    assert "DETECTRON2_ENV_MODULE=checkerboard.py" in PAGE
+    definition = code[: code.index("\nnetwork = ")]
+    file = tmp_path / "checkerboard.py"
+    file.write_text(f"{definition}\n\ndef setup_environment():\n    pass\n")
+    script = f"""
+import sys, {first}
+from blockcopy_d2.engine import load_config
+load_config(opts=sys.argv[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "MODEL.BLOCKCOPY.POLICY.NAME", "Checkerboard"],
+        cwd=ROOT,
+        env={**os.environ, "DETECTRON2_ENV_MODULE": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
