@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import functools
 import json
 import pathlib
 import statistics
@@ -101,7 +102,9 @@ def matrix_product(dtype, size=8192):
     return lambda: first @ second, 2 * size**3
 
 
-def interleaved(variants, *, rounds=30, repeats=5, before=None, device="cuda"):
+def interleaved(
+    variants, *, rounds=30, repeats=5, before=None, device="cuda", clock=time.perf_counter
+):
     """
     Time several functions in turns, so that what changes on the machine meanwhile hits all alike.
 
@@ -110,12 +113,15 @@ def interleaved(variants, *, rounds=30, repeats=5, before=None, device="cuda"):
         rounds (int): measurements of each.
         repeats (int): calls per measurement.
         before (dict[str, callable]): called before a measurement of that variant, not timed.
-        device (str or torch.device): that they run on. A CPU's time is that of the host.
+        device (str or torch.device): that they run on.
+        clock (callable): gives seconds, for what runs on a CPU.
 
     Returns:
         dict[str, dict]: "median", "lower" and "upper" quartile, in milliseconds per call.
     """
-    measure = _device_time if torch.device(device).type == "cuda" else _host_time
+    measure = functools.partial(_host_time, clock)
+    if torch.device(device).type == "cuda":
+        measure = _device_time
     times = {name: [] for name in variants}
     for _ in tqdm(range(rounds), desc="timing", unit="round"):
         for name, function in variants.items():
@@ -140,12 +146,12 @@ def _device_time(function, repeats):
     return start.elapsed_time(end) / repeats
 
 
-def _host_time(function, repeats):
+def _host_time(clock, function, repeats):
     """float: milliseconds per call."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         function()
-    return 1000 * (time.perf_counter() - start) / repeats
+    return 1000 * (clock() - start) / repeats
 
 
 def captured(function, *, generators=()):

@@ -14,6 +14,7 @@ CUDA graph is one. Writes benchmarks/results/DEVICE_motion_CONFIG_DTYPE.json.
 """
 
 import argparse
+import time
 
 import numpy as np
 import torch
@@ -65,13 +66,19 @@ def main():
         stream = Stream(cfg, images, DTYPES[args.dtype])
         variants = stream.variants()
         repeats = 5 if device.type == "cuda" else 1
-        times = interleaved(variants, rounds=args.rounds, repeats=repeats, device=device)
-    medians = {name: time["median"] for name, time in times.items()}
+        times = interleaved(
+            variants,
+            rounds=args.rounds,
+            repeats=repeats,
+            device=device,
+            clock=time.process_time if args.processor_time else time.perf_counter,
+        )
+    medians = {name: quartiles["median"] for name, quartiles in times.items()}
     results = {
         "shared": {
-            **environment(device), "dtype": args.dtype, "config": args.config_file,
-            "opts": args.opts, "size": args.size, "block_size": stream.model.block_size,
-            "cell_size": stream.model.motion.cell_size,
+            **environment(device), "processor_time": args.processor_time, "dtype": args.dtype,
+            "config": args.config_file, "opts": args.opts, "size": args.size,
+            "block_size": stream.model.block_size, "cell_size": stream.model.motion.cell_size,
         },
         "moved_mb": stream.moved_mb,
         "median_ms": medians,
@@ -80,8 +87,9 @@ def main():
     }  # fmt: skip
     path = results_path(f"motion_{args.name}", args.dtype, device)
     write_results(path, "motion", results)
-    for name, time in times.items():
-        print(f"{name:>42} {time['lower']:9.3f} {time['median']:9.3f} {time['upper']:9.3f} ms")
+    for name, quartiles in times.items():
+        values = (quartiles[key] for key in ("lower", "median", "upper"))
+        print(f"{name:>42}" + "".join(f" {value:9.3f}" for value in values) + " ms")
     for name, milliseconds in results["all_cells_moving_ms"].items():
         print(f"{name:>42} {milliseconds:19.3f} ms in all, all cells moving")
     print(f"results in {path}")
@@ -221,6 +229,12 @@ def _parser():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of the feature maps (%(default)s)"
+    )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="on a CPU that does other things, too: the time of its cores, all together, instead of"
+        " the clock's",
     )
     parser.add_argument(
         "--rounds", type=positive, default=30, help="measurements of each (%(default)s)"

@@ -13,6 +13,8 @@ __all__ = ["draw_motion"]
 
 # Opacity of cells that hardly moved, and of those that went as far as the legend's rim.
 _LEAST_ALPHA, _MOST_ALPHA = 0.25, 0.7
+# That of the shortest vectors, whose direction is to be seen, too.
+_LEAST_SATURATION = 0.4
 # Of the cells that moved, the share that is within the legend's rim.
 _WITHIN = 0.95
 _LEGEND_BACKGROUND, _LEGEND_TEXT = (24, 24, 24), (235, 235, 235)
@@ -58,7 +60,7 @@ def _rim(length):
 def _colors(right, down):
     """float (..., 3) in [0, 255], BGR; vectors of length 1 and more have full colours."""
     hue = np.arctan2(down, right) / (2 * np.pi) % 1
-    saturation = np.minimum(np.hypot(right, down), 1)
+    saturation = _LEAST_SATURATION + (1 - _LEAST_SATURATION) * np.minimum(np.hypot(right, down), 1)
     return 255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1))[..., ::-1]
 
 
