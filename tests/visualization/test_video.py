@@ -271,7 +271,7 @@ for limit in (3_000, 60_000):
     for path in sys.argv[1:]:
         try:
             with VideoWriter(path, 25) as video:
-                for _ in range(20):
+                for _ in range(8):
                     video.write(noise.integers(0, 255, (96, 160, 3), dtype=np.uint8))
         except VideoWriteError as error:
             print(error)

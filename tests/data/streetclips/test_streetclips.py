@@ -69,17 +69,17 @@ def test_an_object_paints_exactly_its_annotated_pixels(monkeypatch):
 
 def test_frames_can_be_drawn_alone_and_again():
     whole = Clip(5, "train", 3, **SIZE)
-    frames = [whole.render(frame)[0] for frame in (0, 10, 11, 19)]
+    frames = [whole.render(frame)[0] for frame in (0, 10, 11)]
     image, _ = Clip(5, "train", 3, **SIZE).render(11)
     assert (image == frames[2]).all()
     assert (frames[1] != frames[2]).any()
 
 
-@pytest.mark.parametrize("other", [(6, "train", 3), (5, "val", 3), (5, "train", 4)])
-def test_seed_split_and_index_each_make_another_clip(other):
+def test_seed_split_and_index_each_make_another_clip():
     ours = Clip(5, "train", 3, **SIZE).render(0)[0].astype(int)
-    theirs = Clip(*other, **SIZE).render(0)[0].astype(int)
-    assert np.abs(ours - theirs).mean() > 5
+    for other in [(6, "train", 3), (5, "val", 3), (5, "train", 4)]:
+        theirs = Clip(*other, **SIZE).render(0)[0].astype(int)
+        assert np.abs(ours - theirs).mean() > 5, other
 
 
 def test_size_changes_the_resolution_not_the_scene():
@@ -93,10 +93,10 @@ def test_size_changes_the_resolution_not_the_scene():
 def test_every_class_occurs_in_a_small_split():
     counts = dict.fromkeys(THINGS, 0)
     for index in range(8):
-        annotation = Clip(1, "val", index, 256, 512).render(LABELLED)[1]
+        annotation = Clip(1, "val", index, **SIZE).render(LABELLED)[1]
         seen = np.bincount(annotation.index.ravel(), minlength=len(annotation.labels))
         for label, pixels in zip(annotation.labels, seen):
-            if label in counts and pixels >= 20:
+            if label in counts and pixels >= 5:
                 counts[label] += 1
     assert min(counts.values()) >= 6, counts
 
