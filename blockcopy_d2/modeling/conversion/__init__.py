@@ -4,10 +4,4 @@ from .compiled_operators import check_compiled_operators
 from .convert import convert_model
 from .modules import BlockCopyBackbone, BlockCopyDenseHead, BlockCopyRPNHead
 
-__all__ = [
-    "BlockCopyBackbone",
-    "BlockCopyDenseHead",
-    "BlockCopyRPNHead",
-    "check_compiled_operators",
-    "convert_model",
-]
+__all__ = [k for k in globals().keys() if not k.startswith("_")]

@@ -11,18 +11,4 @@ from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream
 from .timing import StageTimer
 
-__all__ = [
-    "FrameGraph",
-    "FrameLock",
-    "FrameResult",
-    "RecordedFrameResult",
-    "StageTimer",
-    "StreamBatch",
-    "StreamPool",
-    "VideoStream",
-    "due_for_refresh",
-    "inference_autocast",
-    "learn",
-    "run_frame",
-    "scene_cuts",
-]
+__all__ = [k for k in globals().keys() if not k.startswith("_")]

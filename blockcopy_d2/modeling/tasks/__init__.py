@@ -7,14 +7,4 @@ from .panoptic import PanopticTask
 from .proposals import ProposalTask, proposal_instances
 from .semantic import SemanticTask
 
-__all__ = [
-    "TASK_REGISTRY",
-    "InstanceTask",
-    "PanopticTask",
-    "ProposalTask",
-    "SemanticTask",
-    "Task",
-    "build_task",
-    "infer_task",
-    "proposal_instances",
-]
+__all__ = [k for k in globals().keys() if not k.startswith("_")]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+from detectron2.config import configurable
 from detectron2.utils.registry import Registry
 
 __all__ = ["TASK_REGISTRY", "Task"]
@@ -37,18 +38,38 @@ class Task(ABC):
             a Tensor or DetectionMasks. Where not, frames are run operator by operator.
     """
 
-    num_classes: int
-    pixels_per_block: int
     capturable = False
+
+    @configurable
+    def __init__(self, num_classes, pixels_per_block=32):
+        """
+        Args:
+            num_classes (int): K.
+            pixels_per_block (int): P.
+        """
+        self.num_classes = num_classes
+        self.pixels_per_block = pixels_per_block
 
     @classmethod
     def from_config(cls, cfg, base):
+        return {
+            "num_classes": cls.count_classes(base),
+            "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,
+        }
+
+    @staticmethod
+    def count_classes(base):
         """
         Args:
-            cfg (CfgNode): with the keys of BlockCopy; others are not read.
-            base (nn.Module): the task network, which tells the number of classes.
+            base (nn.Module): the task network.
+
+        Returns:
+            int: K.
+
+        Raises:
+            ValueError: it does not tell.
         """
-        return {"pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK}
+        raise NotImplementedError
 
     @abstractmethod
     def observe(self, output, *, image_size, canvas_size, grid_shape):

@@ -1,6 +1,5 @@
 """Outputs with "instances". Shape shorthand: see :class:`Task`."""
 
-from detectron2.config import configurable
 from detectron2.structures import RotatedBoxes
 
 from blockcopy_d2.policy import (
@@ -22,19 +21,16 @@ class InstanceTask(Task):
 
     capturable = True
 
-    @configurable
-    def __init__(self, num_classes, pixels_per_block=32):
-        """
-        Args:
-            num_classes (int): K.
-            pixels_per_block (int): P.
-        """
-        self.num_classes = num_classes
-        self.pixels_per_block = pixels_per_block
-
-    @classmethod
-    def from_config(cls, cfg, base):
-        return {"num_classes": num_instance_classes(base), **super().from_config(cfg, base)}
+    @staticmethod
+    def count_classes(base):
+        for part in (getattr(base, "roi_heads", None), base):
+            if hasattr(part, "num_classes"):
+                return part.num_classes
+        raise ValueError(
+            f"{type(base).__name__} does not tell how many classes it detects: expected an"
+            " attribute num_classes of it or of its roi_heads. Set it, or give"
+            " BlockCopyVideoModel a task."
+        )
 
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
@@ -75,24 +71,3 @@ class InstanceTask(Task):
 
     def block_gain(self, current, previous, grid_shape):
         return instance_block_gain(current, previous, grid_shape)
-
-
-def num_instance_classes(base):
-    """
-    Args:
-        base (nn.Module): a meta-architecture of Detectron2, or one that tells the number of classes
-            alike: in its "roi_heads", or itself.
-
-    Returns:
-        int: classes of its detections.
-
-    Raises:
-        ValueError: it tells of none.
-    """
-    for part in (getattr(base, "roi_heads", None), base):
-        if hasattr(part, "num_classes"):
-            return part.num_classes
-    raise ValueError(
-        f"{type(base).__name__} does not tell how many classes it detects: expected an attribute"
-        " num_classes of it or of its roi_heads. Set it, or give BlockCopyVideoModel a task."
-    )

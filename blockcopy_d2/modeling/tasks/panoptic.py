@@ -4,8 +4,8 @@ import torch
 from detectron2.config import configurable
 
 from .base import TASK_REGISTRY, Task
-from .instances import InstanceTask, num_instance_classes
-from .semantic import SemanticTask, num_semantic_classes
+from .instances import InstanceTask
+from .semantic import SemanticTask
 
 __all__ = ["PanopticTask"]
 
@@ -22,17 +22,18 @@ class PanopticTask(Task):
             num_stuff (int): classes of the semantic segmentation.
             pixels_per_block (int): P.
         """
-        self.instances = InstanceTask(num_things, pixels_per_block)
-        self.semantic = SemanticTask(num_stuff, pixels_per_block)
-        self.num_classes = num_things + num_stuff
-        self.pixels_per_block = pixels_per_block
+        super().__init__(num_things + num_stuff, pixels_per_block)
+        self._tasks = (
+            InstanceTask(num_things, pixels_per_block),
+            SemanticTask(num_stuff, pixels_per_block),
+        )
 
     @classmethod
     def from_config(cls, cfg, base):
         return {
-            "num_things": num_instance_classes(base),
-            "num_stuff": num_semantic_classes(base.sem_seg_head),
-            **super().from_config(cfg, base),
+            "num_things": InstanceTask.count_classes(base),
+            "num_stuff": SemanticTask.count_classes(base),
+            "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,
         }
 
     def observe(self, output, **geometry):
@@ -61,7 +62,3 @@ class PanopticTask(Task):
             for task, now, before in zip(self._tasks, current, previous)
         )
         return torch.maximum(instances, semantic.clamp(max=1))
-
-    @property
-    def _tasks(self):
-        return self.instances, self.semantic

@@ -1,10 +1,10 @@
-"""Outputs with "proposals". Shape shorthand: n proposals."""
+"""Outputs with "proposals". Shape shorthand: see :class:`Task`."""
 
 import torch
 from detectron2.config import configurable
 from detectron2.structures import Instances
 
-from .base import TASK_REGISTRY, Task
+from .base import TASK_REGISTRY
 from .instances import InstanceTask
 
 __all__ = ["ProposalTask", "proposal_instances"]
@@ -20,13 +20,13 @@ class ProposalTask(InstanceTask):
     def __init__(self, pixels_per_block=32):
         """
         Args:
-            pixels_per_block (int): policy pixels along the side of a block.
+            pixels_per_block (int): P.
         """
         super().__init__(1, pixels_per_block)
 
     @classmethod
     def from_config(cls, cfg, base):
-        return Task.from_config(cfg, base)
+        return {"pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK}
 
     def observe(self, output, **geometry):
         instances = proposal_instances(output["proposals"])

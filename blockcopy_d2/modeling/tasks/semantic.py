@@ -1,7 +1,6 @@
 """Outputs with "sem_seg". Shape shorthand: see :class:`Task`."""
 
 import torch
-from detectron2.config import configurable
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,20 +21,11 @@ class SemanticTask(Task):
 
     capturable = True
 
-    @configurable
-    def __init__(self, num_classes, pixels_per_block=32):
-        """
-        Args:
-            num_classes (int): K.
-            pixels_per_block (int): P.
-        """
-        self.num_classes = num_classes
-        self.pixels_per_block = pixels_per_block
-
-    @classmethod
-    def from_config(cls, cfg, base):
-        num_classes = num_semantic_classes(base.sem_seg_head)
-        return {"num_classes": num_classes, **super().from_config(cfg, base)}
+    @staticmethod
+    def count_classes(base):
+        """As :meth:`Task.count_classes`: channels of the last convolution, which gives logits."""
+        modules = base.sem_seg_head.modules()
+        return [m for m in modules if isinstance(m, nn.Conv1d | nn.Conv2d)][-1].out_channels
 
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
@@ -67,15 +57,3 @@ class SemanticTask(Task):
 
     def block_gain(self, current, previous, grid_shape):
         return block_information_gain(semantic_information_gain(current, previous), grid_shape)
-
-
-def num_semantic_classes(head):
-    """
-    Args:
-        head (nn.Module): of semantic segmentation.
-
-    Returns:
-        int: channels of its last convolution, which gives the logits.
-    """
-    convolutions = [m for m in head.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
-    return convolutions[-1].out_channels
