@@ -17,9 +17,11 @@ from blockcopy_d2.sparse import rules
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
+SECTIONS = {section.splitlines()[0]: section for section in PAGE.split("\n## ")[1:]}
+ROOMS = SECTIONS.pop("The package, room by room")
 WALKS = {
-    section.splitlines()[0]: re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
-    for section in PAGE.split("\n## ")[1:]
+    title: re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)
+    for title, section in SECTIONS.items()
 }
 
 
@@ -46,6 +48,12 @@ def test_every_kind_has_a_walk():
         "A policy", "An information gain", "A network", "A data set", "An operator"
     ]  # fmt: skip
     assert all(len(blocks) == 1 for blocks in WALKS.values())
+
+
+def test_every_room_is_listed():
+    inits = [*ROOT.glob("blockcopy_d2/*/__init__.py"), *ROOT.glob("blockcopy_d2/*/*/__init__.py")]
+    listed = re.findall(r"(\w+)/(?=\s)", ROOMS.split("blockcopy_d2/\n")[1])
+    assert sorted(listed) == sorted(path.parent.name for path in inits)
 
 
 @pytest.mark.parametrize(
