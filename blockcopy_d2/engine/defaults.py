@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
 from blockcopy_d2.config_key import check_registered
+from blockcopy_d2.evaluation.summary import remove_summary
 from blockcopy_d2.modeling import TASK_REGISTRY
 from blockcopy_d2.motion import MOTION_REGISTRY
 from blockcopy_d2.policy import POLICY_REGISTRY
@@ -56,7 +57,8 @@ def default_argument_parser(epilog=None):
 
 def setup(args):
     """
-    Build the config of a job and set up logging, the output folder and the seed.
+    Build the config of a job and set up logging, the output folder and the seed. The summary of an
+    earlier job is removed from the folder.
 
     Args:
         args (Namespace): of Detectron2's ``default_argument_parser``. ``config_file`` is a file
@@ -72,6 +74,8 @@ def setup(args):
     cfg.freeze()
     # Before Detectron2 sets up its loggers, and logs the config and the command line.
     set_up_logs(cfg.OUTPUT_DIR, rank=comm.get_rank(), detectron2=True)
+    # Whatever the job: its config goes to the folder, where no summary of another one may be.
+    remove_summary(cfg.OUTPUT_DIR)
     default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
 

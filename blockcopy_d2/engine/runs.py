@@ -7,13 +7,12 @@ from detectron2.engine import hooks as d2_hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from detectron2.utils.file_io import PathManager
 
 import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.evaluation import build_evaluator
-from blockcopy_d2.evaluation.summary import RunRecord
+from blockcopy_d2.evaluation.summary import RunRecord, remove_summary
 from blockcopy_d2.policy import OnlineLearner
 
 from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
@@ -98,7 +97,7 @@ def warm_policy(cfg, *, resume=False):
         raise ValueError(
             f"A policy is warmed on one data set of clips; DATASETS.TRAIN is {cfg.DATASETS.TRAIN}."
         )
-    _remove_summary(cfg.OUTPUT_DIR)
+    remove_summary(cfg.OUTPUT_DIR)
     model, learner = build_video_model(cfg)
     if learner is None:
         raise ValueError(
@@ -151,7 +150,7 @@ def evaluate_clips(cfg, *, resume=False):
     """
     output_dirs = _output_dirs(cfg)
     for output_dir in {cfg.OUTPUT_DIR, *output_dirs.values()}:
-        _remove_summary(output_dir)
+        remove_summary(output_dir)
     for output_dir in output_dirs.values():
         _set_metrics_aside(output_dir)
     model, learner = build_video_model(cfg)
@@ -205,14 +204,6 @@ def _output_dirs(cfg):
     if len(names) == 1:
         return {names[0]: cfg.OUTPUT_DIR}
     return {name: os.path.join(cfg.OUTPUT_DIR, name) for name in names}
-
-
-def _remove_summary(output_dir):
-    """Makes the folder. A summary that an earlier run left there is of another config."""
-    PathManager.mkdirs(output_dir)
-    path = os.path.join(output_dir, "blockcopy_summary.json")
-    if comm.is_main_process() and os.path.lexists(path):
-        os.remove(path)
 
 
 def _set_metrics_aside(output_dir):

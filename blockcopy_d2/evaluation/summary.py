@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
@@ -11,7 +14,7 @@ from blockcopy_d2.atomic import atomic_write
 from .efficiency import EfficiencyMeter
 from .gain_share import GainShare
 
-__all__ = ["RunRecord", "headline", "summarize", "summary_table", "write_summary"]
+__all__ = ["RunRecord", "headline", "remove_summary", "summarize", "summary_table", "write_summary"]
 
 
 @dataclass
@@ -101,6 +104,20 @@ def write_summary(summary, path):
     """
     with atomic_write(path) as temporary, open(temporary, "w") as f:
         json.dump(summary, f, indent=2)
+
+
+def remove_summary(output_dir):
+    """
+    Remove the summary that an earlier run left, for it is of another config. The main process does
+    so.
+
+    Args:
+        output_dir (str): made if need be.
+    """
+    PathManager.mkdirs(output_dir)
+    path = os.path.join(output_dir, "blockcopy_summary.json")
+    if comm.is_main_process() and os.path.lexists(path):
+        os.remove(path)
 
 
 def summary_table(summary, record):

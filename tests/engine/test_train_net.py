@@ -75,8 +75,11 @@ def test_training_a_detector_and_evaluating_it(run, tmp_path):
     assert torch.isfinite(state["model"][key]).all()
     assert (tmp_path / "output" / "config.yaml").exists()
 
+    summary = tmp_path / "output" / "blockcopy_summary.json"
+    summary.write_text("of another config")
     results = run("MODEL.WEIGHTS", str(weights), flags=["--eval-only"])
     assert set(results["segm"]) == {"AP", "AP50"}
+    assert not summary.exists(), "with BlockCopy off, too"
 
 
 def test_warming_then_evaluating_with_the_policy(run, tmp_path):

@@ -131,7 +131,7 @@ def test_follows_the_weights_and_copies():
 
 
 def test_what_is_not_finite_reaches_the_logits_of_its_stream():
-    network, seen = make(1, 8), observe((1, 2), 1, 8, streams=2)
+    network, seen = make(1, 8), observe((1, 1), 1, 8, streams=2)
     seen.frame[0, 1, 3, 3] = torch.nan
     logits = fuse(network, torch.float16)(seen)
     assert logits[0].isnan().all() and logits[1].isfinite().all()
