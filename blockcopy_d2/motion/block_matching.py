@@ -3,6 +3,8 @@
 import torch
 from detectron2.config import configurable
 
+from blockcopy_d2.kernels import triton_runs_on
+
 from .build import MOTION_REGISTRY, MotionEstimator
 from .field import field_size
 from .matching import keep_still, match
@@ -39,7 +41,7 @@ class BlockMatching(MotionEstimator):
     def estimate(self, current, previous, *, out=None, workspace=None):
         out = self._output(current, previous, out)
         cell = self.cell_size // 2
-        if out.is_cuda:
+        if triton_runs_on(out.device):
             from .triton_matching import match_launch
 
             workspace = self.workspace(current) if workspace is None else workspace

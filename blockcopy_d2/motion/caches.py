@@ -213,10 +213,9 @@ class CacheMover:
             # float type: what is read unwritten shows.
             staging = torch.full((size,), 0xFF, dtype=torch.uint8, device=device)
             self._staging[device] = staging
-        launch = MoveLaunch(
-            maps, staging, cell_size=self.cell_size, block_size=grid.block_size,
-            precision=lowered.precision, device=lowered.device,
-        )  # fmt: skip
+        sizes = dict(cell_size=self.cell_size, block_size=grid.block_size)
+        options = dict(precision=lowered.precision, device=lowered.device)
+        launch = MoveLaunch(maps, staging, **sizes, **options)
         return lambda field, grid: launch(field.contiguous(), grid.active.contiguous())
 
 

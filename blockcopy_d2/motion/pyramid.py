@@ -18,6 +18,8 @@ import dataclasses
 import torch
 from torch.nn import functional as F
 
+from blockcopy_d2.kernels import triton_runs_on
+
 __all__ = ["NOT_FINITE", "NUM_LEVELS", "OUTSIDE", "MotionFeatures", "luma_pyramid"]
 
 NUM_LEVELS = 4
@@ -109,7 +111,7 @@ def luma_pyramid(images, image_sizes=None, *, out=None):
             f"{len(images)} of {size}"
         )
     out.codec = out.without_codec = None
-    if images.is_cuda:
+    if triton_runs_on(images.device):
         from .triton_matching import pyramid_launch
 
         pyramid_launch(images, image_sizes, out.levels)

@@ -13,30 +13,64 @@ Shape shorthand in this module:
     BM: pixels of a tile; BC: channels that a program moves at a time
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from blockcopy_d2.kernels.dependent_launch import begin
+from blockcopy_d2.kernels.launch import Launch
+from blockcopy_d2.kernels.table import column_numbers, read_int, table_of
 from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 
 __all__ = ["MoveLaunch", "staging_bytes"]
 
-# Columns of the table of maps, int64 each, see _table().
-_FIELDS = 13
 # How float32 values are kept for TF32 products, see kernels/tf32.py.
 _AS_IS, _ROUNDED, _LIFTED = range(3)
 _ALIGNMENT = 16
 _BM, _BC = 64, 32
 
 
+class MapRow(NamedTuple):
+    """A row of the table of maps.
+
+    Attributes:
+        offset, row: where the map starts, in elements from the first map, and from one of its
+            pixels to the next.
+        staged: where what moves is kept meanwhile, in elements.
+        channels, height, width, stride, num_pixels: of the map.
+        cells, blocks: that a pixel covers along an axis, at least 1.
+        first_tile: of the map, among those of all maps.
+        kept: how float32 values are kept.
+        aligned: whether 16 bytes are read at a time.
+    """
+
+    offset: int
+    row: int
+    staged: int
+    channels: int
+    height: int
+    width: int
+    stride: int
+    cells: int
+    blocks: int
+    num_pixels: int
+    first_tile: int
+    kept: int
+    aligned: int
+
+
+_COLUMNS = column_numbers(MapRow)
+
+
 @triton.jit
-def _motion(
-    stream, y, x, valid, field_ptr, active_ptr, stride, cells, blocks, FH, FW, GH, GW,
-    CELL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _motion(place, field, active, stride, cells, blocks, CELL: tl.constexpr, BLOCK: tl.constexpr):
     """(moves, dy, dx) of pixels (BM,), in pixels of their map: the mean over `cells` x `cells`
     cells. Pixels of blocks that run do not move; a pixel may cover `blocks` x `blocks` of them."""
+    stream, y, x, valid = place
+    field_ptr, FH, FW = field
+    active_ptr, GH, GW = active
     dx = tl.zeros(y.shape, tl.float32)
     dy = tl.zeros(y.shape, tl.float32)
     number = tl.zeros(y.shape, tl.float32)
@@ -58,15 +92,20 @@ def _motion(
         row = y * stride // BLOCK + i // blocks
         column = x * stride // BLOCK + i % blocks
         exists = valid & (row < GH) & (column < GW)
-        active = tl.load(active_ptr + (stream * GH + row) * GW + column, mask=exists, other=0)
-        runs = runs | active.to(tl.int32)
+        is_active = tl.load(active_ptr + (stream * GH + row) * GW + column, mask=exists, other=0)
+        runs = runs | is_active.to(tl.int32)
     moves = valid & (runs == 0) & ((dx != 0) | (dy != 0))
     return moves, dy, dx
 
 
 @triton.jit
-def _interpolate(source, first, second, third, fourth, wy, wx, mask, kept):
-    """The values (BM, BC) of a map at `source` plus four offsets (BM, 1) to rows of it."""
+def _interpolate(source, offsets, map_row, weights, mask, kept):
+    """The values (BM, BC) of a map at `source` plus four offsets (BM,) in rows of it."""
+    first, second, third, fourth = offsets
+    first, second = (first * map_row)[:, None], (second * map_row)[:, None]
+    third, fourth = (third * map_row)[:, None], (fourth * map_row)[:, None]
+    wy, wx = weights
+    wy, wx = wy[:, None], wx[:, None]
     a = tl.load(source + first, mask=mask, other=0.0)
     # A shift by whole pixels copies bits. For all others, what is kept is no value as it stands.
     whole = (wy == 0) & (wx == 0)
@@ -89,10 +128,18 @@ def _interpolate(source, first, second, third, fourth, wy, wx, mask, kept):
 
 @triton.jit
 def _move_tile(
-    maps_ptr, staging_ptr, pixel, staged, moves, first, second, third, fourth, wy, wx, map_offset,
-    map_row, C, kept, GATHER: tl.constexpr, ALIGNED: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
+    source_map,  # a pointer, and of a MapRow: offset, row, staged, channels, kept
+    staging_ptr,
+    pixel,
+    moves,
+    offsets,
+    weights,
+    GATHER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BC: tl.constexpr,
+):
     """All channels of the pixels (BM,) of a tile that move, to the staging memory or back."""
+    maps_ptr, map_offset, map_row, staged, C, kept = source_map
     if ALIGNED:
         # tl.multiple_of() would be lost with the call, or hold for other tiles, too.
         map_offset, map_row = map_offset // 16 * 16, map_row // 16 * 16
@@ -103,11 +150,7 @@ def _move_tile(
         source = maps_ptr + map_offset + channel[None, :]
         staging = staging_ptr + staged + (pixel * C)[:, None] + channel[None, :]
         if GATHER:
-            value = _interpolate(
-                source, (first * map_row)[:, None], (second * map_row)[:, None],
-                (third * map_row)[:, None], (fourth * map_row)[:, None], wy[:, None], wx[:, None],
-                mask, kept,
-            )  # fmt: skip
+            value = _interpolate(source, offsets, map_row, weights, mask, kept)
             tl.store(staging, value, mask=mask)
         else:
             tl.store(source + (pixel * map_row)[:, None], tl.load(staging, mask=mask), mask=mask)
@@ -115,10 +158,21 @@ def _move_tile(
 
 @triton.jit
 def move_kernel(
-    maps_ptr, staging_ptr, table_ptr, map_of_tile_ptr, field_ptr, active_ptr, num_tiles,
-    FH, FW, GH, GW, CELL: tl.constexpr, BLOCK: tl.constexpr, GATHER: tl.constexpr,
-    FIELDS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    field,
+    active,
+    maps_ptr,
+    staging_ptr,
+    table_ptr,
+    map_of_tile_ptr,
+    num_tiles,
+    COLUMN: tl.constexpr,
+    CELL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GATHER: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """
     GATHER: staging = what moves, from where it was. Otherwise: map = staging, for what moves. A
     tile is BM pixels of one map with all of its channels; one without motion ends after it has
@@ -130,28 +184,23 @@ def move_kernel(
     """
     begin(PDL)
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
-        row = table_ptr + tl.load(map_of_tile_ptr + tile) * FIELDS
-        map_offset = tl.load(row)
-        map_row = tl.load(row + 1)
-        staged = tl.load(row + 2)
-        C = tl.load(row + 3).to(tl.int32)
-        H = tl.load(row + 4).to(tl.int32)
-        W = tl.load(row + 5).to(tl.int32)
-        stride = tl.load(row + 6).to(tl.int32)
-        cells = tl.load(row + 7).to(tl.int32)
-        blocks = tl.load(row + 8).to(tl.int32)
-        num_pixels = tl.load(row + 9).to(tl.int32)
-        first_tile = tl.load(row + 10).to(tl.int32)
-        kept = tl.load(row + 11).to(tl.int32)
-        is_aligned = tl.load(row + 12)
+        row = table_ptr + tl.load(map_of_tile_ptr + tile) * len(COLUMN)
+        map_offset, map_row = tl.load(row + COLUMN.offset), tl.load(row + COLUMN.row)
+        staged, C = tl.load(row + COLUMN.staged), read_int(row + COLUMN.channels)
+        H, W = read_int(row + COLUMN.height), read_int(row + COLUMN.width)
+        stride, kept = read_int(row + COLUMN.stride), read_int(row + COLUMN.kept)
+        cells, blocks = read_int(row + COLUMN.cells), read_int(row + COLUMN.blocks)
+        num_pixels, first_tile = (
+            read_int(row + COLUMN.num_pixels),
+            read_int(row + COLUMN.first_tile),
+        )
+        is_aligned = tl.load(row + COLUMN.aligned)
         pixel = (tile - first_tile) * BM + tl.arange(0, BM)
         stream = pixel // (H * W)
         y = pixel // W % H
         x = pixel % W
-        moves, dy, dx = _motion(
-            stream, y, x, pixel < num_pixels, field_ptr, active_ptr, stride, cells, blocks,
-            FH, FW, GH, GW, CELL, BLOCK,
-        )  # fmt: skip
+        place = (stream, y, x, pixel < num_pixels)
+        moves, dy, dx = _motion(place, field, active, stride, cells, blocks, CELL, BLOCK)
         if tl.max(moves.to(tl.int32), 0) > 0:
             position_y = tl.minimum(tl.maximum(y + dy, 0.0), (H - 1).to(tl.float32))
             position_x = tl.minimum(tl.maximum(x + dx, 0.0), (W - 1).to(tl.float32))
@@ -162,16 +211,13 @@ def move_kernel(
             target = pixel.to(tl.int64)
             first, second = (top + left).to(tl.int64), (top + right).to(tl.int64)
             third, fourth = (bottom + left).to(tl.int64), (bottom + right).to(tl.int64)
+            source = (maps_ptr, map_offset, map_row, staged, C, kept)
+            offsets = (first, second, third, fourth)
+            weights = (wy, wx)
             if is_aligned != 0:
-                _move_tile(
-                    maps_ptr, staging_ptr, target, staged, moves, first, second, third, fourth,
-                    wy, wx, map_offset, map_row, C, kept, GATHER, True, BC,
-                )  # fmt: skip
+                _move_tile(source, staging_ptr, target, moves, offsets, weights, GATHER, True, BC)
             else:
-                _move_tile(
-                    maps_ptr, staging_ptr, target, staged, moves, first, second, third, fourth,
-                    wy, wx, map_offset, map_row, C, kept, GATHER, False, BC,
-                )  # fmt: skip
+                _move_tile(source, staging_ptr, target, moves, offsets, weights, GATHER, False, BC)
 
 
 def staging_bytes(maps):
@@ -203,15 +249,17 @@ class MoveLaunch:
         """
         self._maps = [moved.rows for moved in maps]  # the table holds addresses only
         first = self._maps[0]
-        self._staging = staging[: staging_bytes(maps)].view(first.dtype)
         table, map_of_tile = _table(maps, cell_size, block_size, precision)
-        self._table = torch.tensor(table, dtype=torch.int64, device=first.device)
-        self._map_of_tile = torch.tensor(map_of_tile, dtype=torch.int32, device=first.device)
-        self._programs = device.programs(len(map_of_tile), 1)
-        self._options = dict(
-            CELL=cell_size, BLOCK=block_size, FIELDS=_FIELDS, BM=_BM, BC=_BC, num_warps=4,
-            **device.launch_options,
-        )  # fmt: skip
+        num_tiles, staging = len(map_of_tile), staging[: staging_bytes(maps)].view(first.dtype)
+        map_of_tile = torch.tensor(map_of_tile, dtype=torch.int32, device=first.device)
+        arguments = (first, staging, table_of(table, first.device), map_of_tile, num_tiles)
+        constants = dict(COLUMN=_COLUMNS, CELL=cell_size, BLOCK=block_size, BM=_BM, BC=_BC)
+        constants |= dict(num_warps=4, **device.launch_options)
+        grid = (device.programs(num_tiles, 1),)
+        self._launches = [
+            Launch(move_kernel, grid, arguments, {**constants, "GATHER": gather})
+            for gather in (True, False)
+        ]
 
     def __call__(self, field, active):
         """
@@ -219,18 +267,16 @@ class MoveLaunch:
             field (Tensor): float32 (N, 2, FH, FW), contiguous.
             active (Tensor): bool (N, GH, GW), contiguous: the blocks that will run.
         """
-        for gather in (True, False):
-            move_kernel[(self._programs,)](
-                self._maps[0], self._staging, self._table, self._map_of_tile, field,
-                active.view(torch.uint8), len(self._map_of_tile), *field.shape[-2:],
-                *active.shape[-2:], GATHER=gather, **self._options,
-            )  # fmt: skip
+        field = (field, *field.shape[-2:])
+        active = (active.view(torch.uint8), *active.shape[-2:])
+        for launch in self._launches:
+            launch(field, active)
 
 
 def _table(maps, cell_size, block_size, precision):
     """
     Returns:
-        tuple[list, list]: a row of _FIELDS numbers per map, and the map of every tile.
+        tuple[list[MapRow], list]: a row per map, and the map of every tile.
     """
     table, map_of_tile, staged = [], [], 0
     base = maps[0].rows
@@ -242,13 +288,10 @@ def _table(maps, cell_size, block_size, precision):
         if precision == "tf32" and rows.dtype == torch.float32:
             kept = _LIFTED if moved.lifted else _ROUNDED
         aligned = not any(x % _ALIGNMENT for x in (offset, rows.stride(0), channels))
-        table.append(
-            [
-                offset, rows.stride(0), staged, channels, *moved.size, moved.stride,
-                max(moved.stride // cell_size, 1), max(moved.stride // block_size, 1),
-                moved.num_pixels, len(map_of_tile), kept, aligned,
-            ]
-        )  # fmt: skip
+        where = offset, rows.stride(0), staged, channels, *moved.size, moved.stride
+        covered = max(moved.stride // cell_size, 1), max(moved.stride // block_size, 1)
+        others = moved.num_pixels, len(map_of_tile), kept, int(aligned)
+        table.append(MapRow(*where, *covered, *others))
         map_of_tile += [number] * triton.cdiv(moved.num_pixels, _BM)
         staged += _staged_elements(moved)
     return table, map_of_tile

@@ -56,8 +56,9 @@ def plot_executed(recording):
     axes.plot(100 * np.array(run.executed), color=_SERIES[0], drawstyle="steps-mid")
     if run.target is not None:
         axes.axhline(100 * run.target, color=_INK, linestyle=":", linewidth=1.1)
-        axes.annotate(f"τ {run.target:g}", (1, 100 * run.target), xytext=(4, 0), va="center",
-                      xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+        beside = dict(xytext=(4, 0), va="center", textcoords="offset points")
+        place, units = (1, 100 * run.target), ("axes fraction", "data")
+        axes.annotate(f"τ {run.target:g}", place, xycoords=units, **beside)
     axes.set_ylabel("blocks executed (%)")
     axes.set_ylim(0, 104)
     return _svg(figure, "Executed share of the blocks by frame")
@@ -135,12 +136,13 @@ def plot_sweep(recording, points, recommended, margin):
     for index, point in enumerate(shown):
         name = "" if point.target is None else f"τ {point.target:g}"
         # In turns above and below: neighbours may be close.
-        axes.annotate(name, (point.milliseconds, point.scores[metric]), ha="center",
-                      xytext=(0, 8 if index % 2 else -17), textcoords="offset points")  # fmt: skip
+        place = (point.milliseconds, point.scores[metric])
+        beside = dict(xytext=(0, 8 if index % 2 else -17), textcoords="offset points")
+        axes.annotate(name, place, ha="center", **beside)
         if point is recommended:
-            axes.plot(point.milliseconds, point.scores[metric], marker="o", markersize=13,
-                      markerfacecolor="none", markeredgecolor=_SERIES[1], markeredgewidth=1.8,
-                      linestyle="none", label="recommended")  # fmt: skip
+            ring = dict(markerfacecolor="none", markeredgecolor=_SERIES[1], markeredgewidth=1.8)
+            ring |= dict(marker="o", markersize=13, linestyle="none", label="recommended")
+            axes.plot(*place, **ring)
     axes.plot(dense, 100, color=_INK, marker="D", markersize=6, linestyle="none", label="dense")
     axes.set_xlabel("milliseconds per frame")
     axes.set_ylabel(f"{metric} against dense (%)")

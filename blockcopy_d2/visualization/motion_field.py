@@ -77,8 +77,6 @@ def _add_legend(picture, rim):
     inside = np.hypot(x, y) <= 1
     box[4 : 5 + 2 * radius, 3 : 4 + 2 * radius][inside] = _colors(x, y)[inside].round()
     drawn = Image.fromarray(box)
-    ImageDraw.Draw(drawn).text(
-        (width / 2, height - 3), f"{rim} px", anchor="mb", fill=_LEGEND_TEXT,
-        font=ImageFont.load_default(text_height),
-    )  # fmt: skip
+    style = dict(anchor="mb", fill=_LEGEND_TEXT, font=ImageFont.load_default(text_height))
+    ImageDraw.Draw(drawn).text((width / 2, height - 3), f"{rim} px", **style)
     picture[:height, -width:] = np.asarray(drawn)

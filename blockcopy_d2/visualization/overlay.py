@@ -33,9 +33,9 @@ _SKIPPED_BRIGHTNESS = 0.82
 # Class colours, matplotlib's notation, clear of the tint. Neighbours in Cityscapes' order of
 # classes (person, rider, car, truck, bus, train, motorcycle, bicycle) are far apart
 _PALETTE = (
-    "#ff3b5c", "#e64bff", "#3d8bff", "#9b5cff", "#2ecc71",
-    "#00b3a4", "#ff8fab", "#35e0f0", "#b8e04a", "#c97b63",
-)  # fmt: skip
+    *("#ff3b5c", "#e64bff", "#3d8bff", "#9b5cff", "#2ecc71"),
+    *("#00b3a4", "#ff8fab", "#35e0f0", "#b8e04a", "#c97b63"),
+)
 _CAPTION_BACKGROUND = (24, 24, 24)
 _CAPTION_COLOR = (235, 235, 235)
 

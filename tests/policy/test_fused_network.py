@@ -13,7 +13,7 @@ from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
 from blockcopy_d2.policy.fused import FusedNetwork, draw, packing  # noqa: E402
 from blockcopy_d2.policy.fused.padded_map import PaddedMap  # noqa: E402
-from blockcopy_d2.policy.learned import draw as draw_reference  # noqa: E402
+from blockcopy_d2.policy.learned import draw_reference  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +200,8 @@ def test_a_recorded_graph_follows_the_weights():
 @pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
 def test_compiles(capability):
     kernels = compiled_by("tests.policy.compiling", capability)
+    layers = {"policy_convolution_kernel", "policy_normalization_kernel"}
+    assert {kernel["name"] for kernel in kernels} == layers | {"inputs_kernel", "draw_kernel"}
     convolutions = [k for k in kernels if k["name"] == "policy_convolution_kernel"]
     normalizations = [k for k in kernels if k["name"] == "policy_normalization_kernel"]
     # Two of the ten convolutions share a kernel, and two of the nine normalizations.

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from blockcopy_d2.policy.information_gain import _count_in_half  # noqa: E402
-from blockcopy_d2.policy.observation import paint_maximum  # noqa: E402
+from blockcopy_d2.policy.observation import paint_maximum_reference  # noqa: E402
 from blockcopy_d2.policy.painting import paint_maximum_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,7 +19,7 @@ def test_painting(number, num_channels):
     values = torch.rand(number)
     values[number // 2 :][:1] = 0
     channels = torch.randint(num_channels, (number,))
-    want = paint_maximum(masks, values, channels, num_channels)
+    want = paint_maximum_reference(masks, values, channels, num_channels)
     arguments = (x.to(DEVICE) for x in (masks, values, channels))
     assert paint_maximum_triton(*arguments, num_channels).cpu().equal(want)
 

@@ -40,10 +40,9 @@ def parser():
         metavar="DIR",
         help="folder of the data set (%(default)s)",
     )
-    result.add_argument(
-        "--quality", type=int, choices=range(1, 96), default=90, metavar="Q",
-        help="of the JPEG images, 1 to 95; 90 takes 83 MiB, 30 takes 23 MiB (%(default)s)",
-    )  # fmt: skip
+    quality = "of the JPEG images, 1 to 95; 90 takes 83 MiB, 30 takes 23 MiB (%(default)s)"
+    qualities = dict(type=int, choices=range(1, 96), default=90, metavar="Q")
+    result.add_argument("--quality", help=quality, **qualities)
     return result
 
 

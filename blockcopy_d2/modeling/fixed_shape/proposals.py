@@ -23,9 +23,17 @@ __all__ = ["find_proposals"]
 
 
 def find_proposals(
-    logits, deltas, anchors, *, transform, image_size, nms_threshold, pre_nms_topk, post_nms_topk,
+    logits,
+    deltas,
+    anchors,
+    *,
+    transform,
+    image_size,
+    nms_threshold,
+    pre_nms_topk,
+    post_nms_topk,
     least_side,
-):  # fmt: skip
+):
     """
     Detectron2's ``find_top_rpn_proposals`` for inference. Which of several anchors of the same
     logit are taken is undefined, as there.

@@ -10,12 +10,12 @@ from ..mapping import Mapping
 __all__ = ["CHECKPOINT"]
 
 # The place of each convolution in torchvision's VGG-16; its fourth pool keeps its place there.
+_PLACES = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
 _VGG_16 = {
-    "conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7,
-    "conv3_1": 10, "conv3_2": 12, "conv3_3": 14,
-    "conv4_1": 17, "conv4_2": 19, "conv4_3": 21,
-    "conv5_1": 24, "conv5_2": 26, "conv5_3": 28,
-}  # fmt: skip
+    f"conv{stage}_{number}": place
+    for stage, places in _PLACES.items()
+    for number, place in enumerate(places, start=1)
+}
 
 CHECKPOINT = Mapping(
     source="Pedestron's MGAN",

@@ -4,14 +4,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .boxes import store_boxes
+from .boxes import load_boxes, store_boxes
 
 
 @triton.jit
 def score_kernel(
-    logits_ptr, usable_ptr, finite_ptr, scores_ptr, logits_row, num_classes, num_boxes, threshold,
-    SIGMOID: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    usable_ptr,
+    finite_ptr,
+    scores_ptr,
+    logits_row,
+    num_classes,
+    num_boxes,
+    threshold,
+    SIGMOID: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program scores a proposal: a softmax over its classes, background last."""
     proposal = tl.program_id(0)
     column = tl.arange(0, BLOCK)
@@ -33,21 +41,27 @@ def score_kernel(
 
 @triton.jit
 def fill_kernel(
-    keep_ptr, boxes_ptr, scores_ptr, classes_ptr,
-    out_boxes_ptr, out_scaled_ptr, out_scores_ptr, out_classes_ptr, count_ptr,
-    T, D, scale_x, scale_y, height, width, BLOCK: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+    candidates,
+    slots,
+    T,
+    D,
+    scale,
+    size,
+    BLOCK: tl.constexpr,
+    BD: tl.constexpr,
+):
     """One program per image moves the candidates that stay to the front."""
+    keep_ptr, boxes_ptr, scores_ptr, classes_ptr = candidates
+    out_boxes_ptr, out_scaled_ptr, out_scores_ptr, out_classes_ptr, count_ptr = slots
+    scale_x, scale_y = scale
+    height, width = size
     image = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     exists = column < T
     source = image * T + column
     keep = tl.load(keep_ptr + source, mask=exists, other=0).to(tl.int32)
     keep = tl.where(tl.cumsum(keep, 0) <= D, keep, 0)
-    x0 = tl.load(boxes_ptr + source * 4, mask=exists, other=0.0)
-    y0 = tl.load(boxes_ptr + source * 4 + 1, mask=exists, other=0.0)
-    x1 = tl.load(boxes_ptr + source * 4 + 2, mask=exists, other=0.0)
-    y1 = tl.load(boxes_ptr + source * 4 + 3, mask=exists, other=0.0)
+    x0, y0, x1, y1 = load_boxes(boxes_ptr + source * 4, exists)
     scaled_x0 = tl.minimum(tl.maximum(x0 * scale_x, 0.0), width)
     scaled_y0 = tl.minimum(tl.maximum(y0 * scale_y, 0.0), height)
     scaled_x1 = tl.minimum(tl.maximum(x1 * scale_x, 0.0), width)
@@ -76,11 +90,10 @@ def candidate_scores_triton(logits, usable, finite, threshold, *, sigmoid=False)
     images, proposals, num_classes = *logits.shape[:2], logits.shape[2] - 1
     scores = torch.empty(images, proposals * num_classes, dtype=torch.float32, device=logits.device)
     logits = logits.flatten(0, 1)
-    score_kernel[(len(logits),)](
-        logits, usable.contiguous().view(torch.uint8), finite.contiguous().view(torch.uint8),
-        scores, logits.stride(0), num_classes, finite.shape[2], threshold,
-        SIGMOID=sigmoid, BLOCK=triton.next_power_of_2(num_classes + 1), num_warps=1,
-    )  # fmt: skip
+    masks = [mask.contiguous().view(torch.uint8) for mask in (usable, finite)]
+    sizes = (logits.stride(0), num_classes, finite.shape[2])
+    constants = dict(SIGMOID=sigmoid, BLOCK=triton.next_power_of_2(num_classes + 1), num_warps=1)
+    score_kernel[(len(logits),)](logits, *masks, scores, *sizes, threshold, **constants)
     return scores
 
 
@@ -93,10 +106,9 @@ def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
     out_scores = torch.empty(slots, dtype=torch.float32, device=device)
     out_classes = torch.empty(slots, dtype=torch.int64, device=device)
     count = torch.empty(images, dtype=torch.int32, device=device)
-    fill_kernel[(images,)](
-        keep.view(torch.uint8), boxes, scores, classes,
-        out_boxes, out_scaled, out_scores, out_classes, count,
-        candidates, num_slots, *map(float, scale), *map(float, size),
-        BLOCK=triton.next_power_of_2(candidates), BD=triton.next_power_of_2(num_slots), num_warps=8,
-    )  # fmt: skip
-    return out_boxes, out_scaled, out_scores, out_classes, count
+    out = (out_boxes, out_scaled, out_scores, out_classes, count)
+    scale, size = (tuple(map(float, pair)) for pair in (scale, size))
+    kept = (keep.view(torch.uint8), boxes, scores, classes)
+    blocks = dict(BLOCK=triton.next_power_of_2(candidates), BD=triton.next_power_of_2(num_slots))
+    fill_kernel[(images,)](kept, out, candidates, num_slots, scale, size, **blocks, num_warps=8)
+    return out

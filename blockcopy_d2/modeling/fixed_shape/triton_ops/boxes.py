@@ -6,11 +6,22 @@ import triton.language as tl
 
 
 @triton.jit
-def decode(
-    dx, dy, dw, dh, x0, y0, x1, y1, weight_x, weight_y, weight_w, weight_h, scale_clamp,
-    image_height, image_width,
-):  # fmt: skip
+def load_boxes(boxes_ptr, mask):
+    """Four columns of the rows that pointers lead to; zeros where they are masked out."""
+    x0 = tl.load(boxes_ptr, mask=mask, other=0.0)
+    y0 = tl.load(boxes_ptr + 1, mask=mask, other=0.0)
+    x1 = tl.load(boxes_ptr + 2, mask=mask, other=0.0)
+    y1 = tl.load(boxes_ptr + 3, mask=mask, other=0.0)
+    return x0, y0, x1, y1
+
+
+@triton.jit
+def decode(deltas, boxes, transform, image_size):
     """Box2BoxTransform.apply_deltas, then Boxes.clip: (x0, y0, x1, y1, whether all was finite)."""
+    dx, dy, dw, dh = deltas
+    x0, y0, x1, y1 = boxes
+    weight_x, weight_y, weight_w, weight_h, scale_clamp = transform
+    image_height, image_width = image_size
     dx = tl.math.div_rn(dx.to(tl.float32), weight_x)
     dy = tl.math.div_rn(dy.to(tl.float32), weight_y)
     dw = tl.math.div_rn(dw.to(tl.float32), weight_w)
@@ -44,26 +55,31 @@ def store_boxes(boxes_ptr, index, x0, y0, x1, y1, mask):
 
 @triton.jit
 def decode_kernel(
-    deltas_ptr, boxes_ptr, out_ptr, finite_ptr, total, num_sets, deltas_row,
-    weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
+    deltas_ptr,
+    boxes_ptr,
+    out_ptr,
+    finite_ptr,
+    total,
+    num_sets,
+    deltas_row,
+    transform,
+    image_size,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """A program decodes BLOCK of the `total` sets of deltas of all boxes."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < total
     box = index // num_sets
     delta = deltas_ptr + box * deltas_row + index % num_sets * 4
-    x0, y0, x1, y1, finite = decode(
-        tl.load(delta, mask=mask, other=0.0), tl.load(delta + 1, mask=mask, other=0.0),
-        tl.load(delta + 2, mask=mask, other=0.0), tl.load(delta + 3, mask=mask, other=0.0),
-        tl.load(boxes_ptr + box * 4, mask=mask, other=0.0),
-        tl.load(boxes_ptr + box * 4 + 1, mask=mask, other=0.0),
-        tl.load(boxes_ptr + box * 4 + 2, mask=mask, other=0.0),
-        tl.load(boxes_ptr + box * 4 + 3, mask=mask, other=0.0),
-        weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
-    )  # fmt: skip
+    deltas, boxes = load_boxes(delta, mask), load_boxes(boxes_ptr + box * 4, mask)
+    x0, y0, x1, y1, finite = decode(deltas, boxes, transform, image_size)
     store_boxes(out_ptr, index, x0, y0, x1, y1, mask)
     tl.store(finite_ptr + index, finite.to(tl.uint8), mask=mask)
+
+
+def transform_numbers(transform):
+    """What decode() takes of a Box2BoxTransform."""
+    return (*map(float, transform.weights), transform.scale_clamp)
 
 
 def decode_boxes_triton(deltas, boxes, transform, image_size):
@@ -74,9 +90,7 @@ def decode_boxes_triton(deltas, boxes, transform, image_size):
     out = torch.empty(*shape, 4, dtype=torch.float32, device=boxes.device)
     finite = torch.empty(shape, dtype=torch.uint8, device=boxes.device)
     total = num_boxes * num_sets
-    decode_kernel[(triton.cdiv(total, 128),)](
-        deltas, boxes, out, finite, total, num_sets, deltas.stride(0),
-        *map(float, transform.weights), transform.scale_clamp, *map(float, image_size),
-        BLOCK=128, num_warps=4,
-    )  # fmt: skip
+    arguments = (deltas, boxes, out, finite, total, num_sets, deltas.stride(0))
+    numbers = transform_numbers(transform), tuple(map(float, image_size))
+    decode_kernel[(triton.cdiv(total, 128),)](*arguments, *numbers, BLOCK=128, num_warps=4)
     return out, finite.view(torch.bool)

@@ -4,12 +4,22 @@ import torch
 import triton
 import triton.language as tl
 
+from .boxes import load_boxes
+
 
 @triton.jit
 def overlap_kernel(
-    boxes_ptr, valid_ptr, labels_ptr, bits_ptr, M, W, threshold,
-    LABELS: tl.constexpr, BJ: tl.constexpr, BW: tl.constexpr,
-):  # fmt: skip
+    boxes_ptr,
+    valid_ptr,
+    labels_ptr,
+    bits_ptr,
+    M,
+    W,
+    threshold,
+    LABELS: tl.constexpr,
+    BJ: tl.constexpr,
+    BW: tl.constexpr,
+):
     """bits[g, j, w]: which boxes of word w come before j and overlap it by more than threshold."""
     group = tl.program_id(2)
     boxes_ptr += group * M * 4
@@ -21,18 +31,14 @@ def overlap_kernel(
     word = tl.program_id(1) * BW + tl.arange(0, BW)
     bits = tl.zeros((BJ, BW), tl.int32)
     if tl.program_id(1) * BW * 32 < tl.program_id(0) * BJ + BJ:
-        x0 = tl.load(boxes_ptr + j * 4, mask=exists, other=0.0)[:, None]
-        y0 = tl.load(boxes_ptr + j * 4 + 1, mask=exists, other=0.0)[:, None]
-        x1 = tl.load(boxes_ptr + j * 4 + 2, mask=exists, other=0.0)[:, None]
-        y1 = tl.load(boxes_ptr + j * 4 + 3, mask=exists, other=0.0)[:, None]
+        x0, y0, x1, y1 = load_boxes(boxes_ptr + j * 4, exists)
+        x0, y0, x1, y1 = x0[:, None], y0[:, None], x1[:, None], y1[:, None]
         area = (x1 - x0) * (y1 - y0)
         for bit in range(32):
             i = word * 32 + bit
             other_exists = i < M
-            ox0 = tl.load(boxes_ptr + i * 4, mask=other_exists, other=0.0)[None, :]
-            oy0 = tl.load(boxes_ptr + i * 4 + 1, mask=other_exists, other=0.0)[None, :]
-            ox1 = tl.load(boxes_ptr + i * 4 + 2, mask=other_exists, other=0.0)[None, :]
-            oy1 = tl.load(boxes_ptr + i * 4 + 3, mask=other_exists, other=0.0)[None, :]
+            ox0, oy0, ox1, oy1 = load_boxes(boxes_ptr + i * 4, other_exists)
+            ox0, oy0, ox1, oy1 = ox0[None, :], oy0[None, :], ox1[None, :], oy1[None, :]
             width = tl.maximum(tl.minimum(x1, ox1) - tl.maximum(x0, ox0), 0.0)
             height = tl.maximum(tl.minimum(y1, oy1) - tl.maximum(y0, oy0), 0.0)
             common = width * height
@@ -100,11 +106,11 @@ def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=512):
     labels = None if labels is None else labels.contiguous()
     bits = torch.empty(groups, words * 32, words, dtype=torch.int32, device=boxes.device)
     keep = torch.empty(groups, size, dtype=torch.uint8, device=boxes.device)
-    bj, bw = 64, 8
+    bj, bw, labelled = 64, 8, labels is not None
+    tensors = (boxes, valid, labels if labelled else valid, bits)
     overlap_kernel[triton.cdiv(words * 32, bj), triton.cdiv(words, bw), groups](
-        boxes, valid, valid if labels is None else labels, bits, size, words, threshold,
-        LABELS=labels is not None, BJ=bj, BW=bw, num_warps=4,
-    )  # fmt: skip
+        *tensors, size, words, threshold, LABELS=labelled, BJ=bj, BW=bw, num_warps=4
+    )
     keep_kernel[(groups,)](
         valid, bits, keep, size, words, BLOCK=block, num_warps=max(block // 32, 1)
     )

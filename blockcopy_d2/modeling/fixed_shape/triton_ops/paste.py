@@ -18,9 +18,21 @@ def mask_coordinate(pixel, low, high, M):
 # The number of detections must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["D"])
 def paste_kernel(
-    masks_ptr, boxes_ptr, count_ptr, rows_ptr, columns_ptr, out_ptr, D, H, W, M, threshold,
-    SAMPLED: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
-):  # fmt: skip
+    masks_ptr,
+    boxes_ptr,
+    count_ptr,
+    rows_ptr,
+    columns_ptr,
+    out_ptr,
+    D,
+    H,
+    W,
+    M,
+    threshold,
+    SAMPLED: tl.constexpr,
+    BY: tl.constexpr,
+    BX: tl.constexpr,
+):
     """A program writes BY x BX pixels of a mask; with SAMPLED these are pixels of the output that
     rows and columns name, -1 for one beyond it."""
     slot = tl.program_id(2)
@@ -79,9 +91,9 @@ def sample_masks_triton(masks, boxes, count, rows, columns):
 def _launch(masks, boxes, count, rows, columns, out, block):
     images, detections, height, width = out.shape
     grid = (triton.cdiv(width, block[1]), triton.cdiv(height, block[0]), images * detections)
-    paste_kernel[grid](
-        masks.contiguous(), boxes.contiguous(), count,
-        count if rows is None else rows, count if columns is None else columns,
-        out.view(torch.uint8), detections, height, width, masks.shape[-1], THRESHOLD,
-        SAMPLED=rows is not None, BY=block[0], BX=block[1], num_warps=4,
-    )  # fmt: skip
+    masks, boxes, sampled = masks.contiguous(), boxes.contiguous(), rows is not None
+    pixels = (rows, columns) if sampled else (count, count)
+    sizes = (detections, height, width, masks.shape[-1])
+    blocks = dict(BY=block[0], BX=block[1], num_warps=4)
+    tensors = (masks, boxes, count, *pixels, out.view(torch.uint8))
+    paste_kernel[grid](*tensors, *sizes, THRESHOLD, SAMPLED=sampled, **blocks)

@@ -4,14 +4,21 @@ import torch
 import triton
 import triton.language as tl
 
-from .boxes import decode, store_boxes
+from .boxes import decode, load_boxes, store_boxes, transform_numbers
 
 
 @triton.jit
 def align_levels_kernel(
-    logits, sizes, pixel_strides, image_strides, out_ptr, A, width,
-    L: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits,
+    sizes,
+    pixel_strides,
+    image_strides,
+    out_ptr,
+    A,
+    width,
+    L: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """out[n, l] = logits of level l, then -inf."""
     row = tl.program_id(1)
     level = row % L
@@ -29,11 +36,23 @@ def align_levels_kernel(
 
 @triton.jit
 def decode_proposals_kernel(
-    deltas, anchors, sizes, pixel_strides, image_strides, index_ptr, logits_ptr, out_ptr, valid_ptr,
-    A, k,
-    weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width, least_side,
-    L: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    deltas,
+    anchors,
+    sizes,
+    pixel_strides,
+    image_strides,
+    index_ptr,
+    logits_ptr,
+    out_ptr,
+    valid_ptr,
+    A,
+    k,
+    transform,
+    image_size,
+    least_side,
+    L: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A program decodes BLOCK of the k candidates of a level of an image."""
     row = tl.program_id(1)
     level = row % L
@@ -52,13 +71,8 @@ def decode_proposals_kernel(
     exists = mask & (index < size)
     delta += row // L * image + index // A * pixel + index % A * 4
     anchor += index * 4
-    x0, y0, x1, y1, finite = decode(
-        tl.load(delta, mask=exists, other=0.0), tl.load(delta + 1, mask=exists, other=0.0),
-        tl.load(delta + 2, mask=exists, other=0.0), tl.load(delta + 3, mask=exists, other=0.0),
-        tl.load(anchor, mask=exists, other=0.0), tl.load(anchor + 1, mask=exists, other=0.0),
-        tl.load(anchor + 2, mask=exists, other=0.0), tl.load(anchor + 3, mask=exists, other=0.0),
-        weight_x, weight_y, weight_w, weight_h, scale_clamp, image_height, image_width,
-    )  # fmt: skip
+    found = load_boxes(delta, exists)
+    x0, y0, x1, y1, finite = decode(found, load_boxes(anchor, exists), transform, image_size)
     logit = tl.load(logits_ptr + candidate, mask=mask, other=0.0).to(tl.float32)
     valid = exists & finite & (tl.abs(logit) < float("inf"))
     valid &= (x1 - x0 > least_side) & (y1 - y0 > least_side)
@@ -86,10 +100,9 @@ def align_levels_triton(logits):
     sizes = tuple(x[0].numel() for x in logits)
     (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
     out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
-    align_levels_kernel[triton.cdiv(width, 2048), images * levels](
-        tuple(logits), sizes, *_layout(logits), out, num_anchors, width,
-        L=levels, BLOCK=2048, num_warps=4,
-    )  # fmt: skip
+    maps, constants = (tuple(logits), sizes, *_layout(logits)), dict(L=levels, BLOCK=2048)
+    grid = (triton.cdiv(width, 2048), images * levels)
+    align_levels_kernel[grid](*maps, out, num_anchors, width, **constants, num_warps=4)
     return out
 
 
@@ -100,9 +113,10 @@ def decode_candidates_triton(deltas, anchors, index, logits, transform, image_si
     images, levels, k = index.shape
     boxes = torch.empty(images, levels, k, 4, dtype=torch.float32, device=index.device)
     valid = torch.empty(images, levels, k, dtype=torch.uint8, device=index.device)
+    maps = (tuple(deltas), tuple(anchors), sizes, *_layout(deltas))
+    tensors, num_anchors = (index, logits, boxes, valid), deltas[0].shape[1] // 4
+    numbers = transform_numbers(transform), tuple(map(float, image_size)), float(least_side)
     decode_proposals_kernel[triton.cdiv(k, 128), images * levels](
-        tuple(deltas), tuple(anchors), sizes, *_layout(deltas), index, logits, boxes, valid,
-        deltas[0].shape[1] // 4, k, *map(float, transform.weights), transform.scale_clamp,
-        *map(float, image_size), float(least_side), L=levels, BLOCK=128, num_warps=4,
-    )  # fmt: skip
+        *maps, *tensors, num_anchors, k, *numbers, L=levels, BLOCK=128, num_warps=4
+    )
     return boxes, valid.view(torch.bool)

@@ -6,9 +6,7 @@ import triton.language as tl
 
 
 @triton.jit
-def rank_kernel(
-    values_ptr, best_ptr, index_ptr, M, K, BI: tl.constexpr, BJ: tl.constexpr
-):  # fmt: skip
+def rank_kernel(values_ptr, best_ptr, index_ptr, M, K, BI: tl.constexpr, BJ: tl.constexpr):
     """A program places BI values."""
     image = tl.program_id(1)
     values_ptr += image * M

@@ -17,14 +17,26 @@ import triton.language as tl
 
 @triton.jit
 def taps_kernel(
-    boxes_ptr, levels_ptr, first_ptr, count_ptr, weights_ptr, heights, widths,
-    min_level, canonical_level, canonical_size, sampling_ratio, T,
-    ALIGNED: tl.constexpr, L: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BT: tl.constexpr,
-):  # fmt: skip
+    boxes_ptr,
+    levels_ptr,
+    taps,
+    heights,
+    widths,
+    pyramid,  # min_level, canonical_level, canonical_size
+    sampling_ratio,
+    T,
+    ALIGNED: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    BP: tl.constexpr,
+    BT: tl.constexpr,
+):
     """
     One program per region and axis (0: y, 1: x): its level, and for each bin the first pixel it
     touches, how many, and their weights, the sum of which is 1 for a bin inside the map.
     """
+    first_ptr, count_ptr, weights_ptr = taps
+    min_level, canonical_level, canonical_size = pyramid
     region = tl.program_id(0)
     axis = tl.program_id(1)
     x0, y0 = tl.load(boxes_ptr + region * 4), tl.load(boxes_ptr + region * 4 + 1)
@@ -75,10 +87,22 @@ def taps_kernel(
 
 @triton.jit
 def roi_align_kernel(
-    maps, heights, widths, levels_ptr, first_ptr, count_ptr, weights_ptr, out_ptr, R, C, T,
-    L: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
+    maps,
+    heights,
+    widths,
+    levels_ptr,
+    taps,
+    out_ptr,
+    R,
+    C,
+    T,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
     """A program computes a row of bins of a region, BC channels."""
+    first_ptr, count_ptr, weights_ptr = taps
     region = tl.program_id(0) // P
     row = tl.program_id(0) % P
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -101,10 +125,9 @@ def roi_align_kernel(
         for tap_x in range(0, columns):
             weight = weight_y * tl.load(weights_x + tap_x, mask=bins < P, other=0.0)
             # Pixels of no weight are not read: they may lie beyond the map.
-            value = tl.load(
-                source + ((x + tap_x) * C)[:, None] + channel[None, :],
-                mask=(weight > 0)[:, None] & (channel < C)[None, :], other=0.0,
-            )  # fmt: skip
+            pixel = source + ((x + tap_x) * C)[:, None] + channel[None, :]
+            seen = (weight > 0)[:, None] & (channel < C)[None, :]
+            value = tl.load(pixel, mask=seen, other=0.0)
             result += weight[:, None] * value.to(tl.float32)
         source += width * C
     target = out_ptr + ((region * P + row) * P + bins)[:, None] * C + channel[None, :]
@@ -128,19 +151,15 @@ def pool_regions_triton(pooler, features, boxes):
     count = torch.empty(num_regions, 2, dtype=torch.int32, device=device)
     weights = torch.empty(num_regions, 2, side, taps, dtype=torch.float32, device=device)
     constants = dict(L=len(features), P=side, BP=triton.next_power_of_2(side))
-    taps_kernel[num_regions, 2](
-        boxes.contiguous(), levels, first, count, weights, heights, widths,
-        float(pooler.min_level), float(pooler.canonical_level), float(pooler.canonical_box_size),
-        align.sampling_ratio, taps, ALIGNED=align.aligned, BT=triton.next_power_of_2(taps),
-        num_warps=2, **constants,
-    )  # fmt: skip
-    out = torch.empty(
-        num_regions, channels, side, side, dtype=features[0].dtype, device=device,
-        memory_format=torch.channels_last,
-    )  # fmt: skip
+    pyramid = pooler.min_level, pooler.canonical_level, pooler.canonical_box_size
+    found, sizes = (first, count, weights), (heights, widths)
+    bins = dict(ALIGNED=align.aligned, BT=triton.next_power_of_2(taps), num_warps=2)
+    arguments = (boxes.contiguous(), levels, found, *sizes, tuple(map(float, pyramid)))
+    taps_kernel[num_regions, 2](*arguments, align.sampling_ratio, taps, **constants, **bins)
+    # Channels last, without a copy.
+    out = features[0].new_empty(num_regions, side, side, channels).permute(0, 3, 1, 2)
     bc = min(triton.next_power_of_2(channels), 256)
-    roi_align_kernel[num_regions * side, triton.cdiv(channels, bc)](
-        tuple(features), heights, widths, levels, first, count, weights, out,
-        boxes.shape[1], channels, taps, BC=bc, num_warps=4, **constants,
-    )  # fmt: skip
+    arguments = (tuple(features), *sizes, levels, found, out, boxes.shape[1], channels, taps)
+    grid = (num_regions * side, triton.cdiv(channels, bc))
+    roi_align_kernel[grid](*arguments, BC=bc, num_warps=4, **constants)
     return out
