@@ -1,9 +1,13 @@
 """The interface of a task, and tasks by name."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from detectron2.config import configurable
 from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from blockcopy_d2.motion import PolicyMotion
 
 __all__ = ["TASK_REGISTRY", "Task"]
 
@@ -41,7 +45,7 @@ class Task(ABC):
     capturable = False
 
     @configurable
-    def __init__(self, num_classes, pixels_per_block=32):
+    def __init__(self, num_classes: int, pixels_per_block: int = 32):
         """
         Args:
             num_classes (int): K.
@@ -58,7 +62,7 @@ class Task(ABC):
         }
 
     @staticmethod
-    def count_classes(base):
+    def count_classes(base: nn.Module) -> int:
         """
         Args:
             base (nn.Module): the task network.
@@ -72,7 +76,14 @@ class Task(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def observe(self, output, *, image_size, canvas_size, grid_shape):
+    def observe(
+        self,
+        output: dict,
+        *,
+        image_size: tuple[int, int],
+        canvas_size: tuple[int, int],
+        grid_shape: tuple[int, int],
+    ) -> Any:
         """
         Args:
             output (dict): one frame's, in Detectron2's format; its "instances" may be
@@ -86,7 +97,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def move(self, seen, motion):
+    def move(self, seen: Any, motion: PolicyMotion) -> Any:
         """
         Args:
             seen: of a frame, as :meth:`observe` returns it.
@@ -97,7 +108,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def paint(self, seen):
+    def paint(self, seen: Any) -> Tensor:
         """
         Args:
             seen: of a frame, as :meth:`observe` returns it.
@@ -107,7 +118,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def block_gain(self, current, previous, grid_shape):
+    def block_gain(self, current: Any, previous: Any, grid_shape: tuple[int, int]) -> Tensor:
         """
         Args:
             current, previous: of two frames, as :meth:`observe` returns them.

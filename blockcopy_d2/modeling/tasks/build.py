@@ -3,10 +3,11 @@
 import warnings
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from blockcopy_d2.config import add_blockcopy_config
 
-from .base import TASK_REGISTRY
+from .base import TASK_REGISTRY, Task
 
 __all__ = ["build_task", "infer_task"]
 
@@ -23,7 +24,7 @@ _PARTS = (
 )
 
 
-def build_task(cfg, base):
+def build_task(cfg: CfgNode, base: nn.Module) -> Task:
     """
     Build the task that ``cfg.MODEL.BLOCKCOPY.TASK`` names. "auto" is the task for what a model with
     these parts gives: "roi_heads", "sem_seg_head", both of them, "head" for a one-stage detector,
