@@ -170,8 +170,10 @@ def test_pixels_that_are_not_finite_give_zeros(estimator, value, where):
     c = estimator.cell_size
     assert field.isfinite().all()
     assert (field[0, :, 70 // c, 101 // c] == 0).all()
-    same = (field == clean).all(1).float().mean()
-    assert same > (0.9 if isinstance(estimator, BlockMatching) and c < 32 else 0)
+    # DIS spreads what it reads, but thinly.
+    near = 0 if isinstance(estimator, BlockMatching) else 0.25
+    same = ((field - clean).abs().amax(1) <= near).float().mean()
+    assert same > (0.9 if c < 32 else 0)
     frame.fill_(value)
     assert (field_of(estimator, current, previous) == 0).all()
 
