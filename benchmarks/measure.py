@@ -19,6 +19,7 @@ from .dense import COMPILE_MODES
 
 __all__ = [
     "DTYPES",
+    "RESULTS",
     "SHARES",
     "argument_parser",
     "captured",
@@ -34,7 +35,7 @@ __all__ = [
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
 # Of the blocks, that are executed.
 SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
-_RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def argument_parser(module, description, *, config, name, rounds):
@@ -240,7 +241,7 @@ def results_path(config_name, dtype, device="cuda"):
         words = torch.cuda.get_device_name().lower().split()
         numbered = (word for word in words if word[0].isalpha() and any(map(str.isdigit, word)))
         name = next(numbered, "gpu")
-    return _RESULTS / f"{name}_{config_name}_{dtype}.json"
+    return RESULTS / f"{name}_{config_name}_{dtype}.json"
 
 
 def write_results(path, section, values):
