@@ -45,6 +45,28 @@ class SafeCheckpointer(DetectionCheckpointer):
         super().__init__(*args, **kwargs)
         self.path_manager = _AtomicPathManager()
 
+    def save(self, name, **kwargs):
+        """
+        Args:
+            name (str): of the file, without ".pth".
+            kwargs: further values to save.
+
+        Raises:
+            OSError: names the file, which cannot be written, as on a full disk.
+        """
+        try:
+            super().save(name, **kwargs)
+        except (OSError, RuntimeError) as error:
+            # torch.save tells of a full disk by an error of its own, raised in the place of it.
+            causes = [error, error.__context__]
+            reason = next((x.strerror for x in causes if isinstance(x, OSError)), None)
+            if reason is None:
+                raise
+            path = os.path.join(self.save_dir, f"{name}.pth")
+            raise OSError(
+                f"The checkpoint {path} cannot be written: {reason}. Earlier ones are as they were."
+            ) from error
+
     def load(self, path, *args, **kwargs):
         self._path = redact(path)
         try:

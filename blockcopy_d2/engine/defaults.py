@@ -1,8 +1,10 @@
 """What train_net.py and demo.py share: from command line arguments to a checked config."""
 
 import argparse
+import contextlib
 import functools
 import logging
+import os
 
 import torch
 from detectron2.config import get_cfg
@@ -12,6 +14,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
 
+from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
 from blockcopy_d2.config_key import check_registered
 from blockcopy_d2.evaluation.summary import remove_summary
@@ -76,8 +79,25 @@ def setup(args):
     set_up_logs(cfg.OUTPUT_DIR, rank=comm.get_rank(), detectron2=True)
     # Whatever the job: its config goes to the folder, where no summary of another one may be.
     remove_summary(cfg.OUTPUT_DIR)
-    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
+    with _restored_on_failure(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
+        default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg
+
+
+@contextlib.contextmanager
+def _restored_on_failure(path):
+    """A file that Detectron2 writes in place, and that may be the very config of the job."""
+    before = None
+    if os.path.isfile(path):
+        with open(path, "rb") as f:
+            before = f.read()
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            with atomic_write(path) as temporary, open(temporary, "wb") as f:
+                f.write(before)
+        raise
 
 
 def load_config(path="", opts=()):

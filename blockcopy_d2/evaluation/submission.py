@@ -37,7 +37,8 @@ class _Submission:
         Args:
             dataset_name (str): in Cityscapes' layout.
             output_dir (str): where ``<name>.zip`` goes. That of an earlier run is replaced once
-                the new one is whole.
+                the new one is whole. Where frames are missing, ``<name>.incomplete.zip`` goes
+                there instead, and nothing where none was run.
         """
         super().__init__(dataset_name)
         self._dataset_name = dataset_name
@@ -77,16 +78,18 @@ class _Submission:
         """
         found = sum(gather(self._num_frames))
         if comm.is_main_process():
-            path = os.path.join(self._output_dir, f"{self.name}.zip")
-            with atomic_write(path) as temporary:
-                shutil.make_archive(temporary.removesuffix(".zip"), "zip", self._temp_dir)
-            self._working_dir.cleanup()
             expected = sum(map(_is_last, DatasetCatalog.get(self._dataset_name)))
-            self._logger.info("%d frames of %s are in %s", found, self._dataset_name, path)
+            suffix = ".zip" if found == expected else ".incomplete.zip"
+            path = os.path.join(self._output_dir, self.name + suffix)
+            if found:
+                with atomic_write(path) as temporary:
+                    shutil.make_archive(temporary.removesuffix(".zip"), "zip", self._temp_dir)
+                self._logger.info("%d frames of %s are in %s", found, self._dataset_name, path)
+            self._working_dir.cleanup()
             if found != expected:
                 self._logger.warning(
                     "%s has %d frames to submit, and %d of them were run. The benchmark takes"
-                    " complete results only.",
+                    " complete results only; a submission of an earlier run stays.",
                     self._dataset_name,
                     expected,
                     found,

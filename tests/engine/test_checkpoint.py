@@ -3,6 +3,8 @@ import errno
 import math
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -206,6 +208,34 @@ def test_a_flipped_bit_of_the_weights_is_noticed(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UnreadableCheckpointError, match="model.pth .*CRC"):
             WeightsCheckpointer(nn.Linear(64, 64)).load(str(path))
+
+
+def test_a_full_disk_is_named_and_leaves_earlier_checkpoints(tmp_path):
+    """A limit on the size of files fails as a full disk does: in the middle of a write."""
+    program = """
+import resource, signal, sys
+from torch import nn
+from blockcopy_d2.engine import PolicyCheckpointer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+saver = PolicyCheckpointer(nn.Linear(64, 64), sys.argv[1])
+saver.save("policy_0000001")
+saver.save("policy_final")
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, resource.RLIM_INFINITY))
+for name in ("policy_0000002", "policy_final"):
+    try:
+        saver.save(name)
+    except OSError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", program, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    names = [tmp_path / f"{name}.pth" for name in ("policy_0000002", "policy_final")]
+    expected = [f"The checkpoint {path} cannot be written: File too large." for path in names]
+    assert [line.partition(" Earlier")[0] for line in done.stdout.splitlines()] == expected
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["last_checkpoint", "policy_0000001.pth", "policy_final.pth"]
+    model = nn.Linear(64, 64)
+    assert PolicyCheckpointer(model, str(tmp_path)).resume() is not None
 
 
 def test_a_checkpoint_without_sums_loads(tmp_path):

@@ -1,5 +1,6 @@
 """train_net.py as a user calls it."""
 
+import errno
 import json
 import logging
 
@@ -9,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
 from blockcopy_d2.data import register_cityscapes_video, register_labelled_frames
-from blockcopy_d2.engine import default_argument_parser
+from blockcopy_d2.engine import default_argument_parser, defaults
 from tests.data.cityscapes_tree import write_clip
 from tests.small_model import CONFIG, small_model_opts
 
@@ -110,6 +111,23 @@ def test_weights_that_do_not_fit_stop_an_evaluation(run):
         run("MODEL.ROI_HEADS.NUM_CLASSES", "5", flags=["--eval-only"])
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         run(*ON, "MODEL.WEIGHTS", "", flags=["--eval-only"])
+
+
+def test_the_config_of_a_job_outlives_a_full_disk(tmp_path, monkeypatch):
+    """Where a job goes on, its config is the file that Detectron2 writes anew."""
+    file = tmp_path / "output" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text("# mine\nVERSION: 2\n")
+
+    def full(cfg, args):
+        file.write_text("VER")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(defaults, "default_setup", full)
+    args = ["--config-file", str(file), "OUTPUT_DIR", str(file.parent)]
+    with pytest.raises(OSError, match="No space left"):
+        defaults.setup(default_argument_parser().parse_args(args))
+    assert file.read_text() == "# mine\nVERSION: 2\n"
 
 
 def test_logs_show_no_secrets_of_addresses(run, tmp_path, capfd):

@@ -175,6 +175,17 @@ def test_the_test_split_is_written_and_not_scored(root, tmp_path):
 def test_an_incomplete_submission_is_told(root, tmp_path, caplog):
     run(root, TYPES["instance"], tmp_path, lambda *_: nothing(), split="test", frames=3)
     assert "has 2 frames to submit, and 1 of them were run" in caplog.text
+    assert (tmp_path / "submission_instance.incomplete.zip").exists()
+
+
+@pytest.mark.parametrize("frames, written", [(0, 1), (3, 2)])
+def test_an_incomplete_submission_replaces_no_complete_one(root, tmp_path, frames, written):
+    output, options = tmp_path / "out", {"split": "test", "predict": lambda *_: nothing()}
+    run(root, TYPES["instance"], output, **options)
+    before = (output / "submission_instance.zip").read_bytes()
+    run(root, TYPES["instance"], output, **options, frames=frames)
+    assert (output / "submission_instance.zip").read_bytes() == before
+    assert len(list(output.iterdir())) == written
 
 
 def test_a_second_run_leaves_nothing_of_the_first(root, tmp_path):
