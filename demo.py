@@ -127,7 +127,7 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - start
-        # The first call of a network warms up caches and captures it.
+        # The first call of a network warms up caches and traces it.
         self._total += self.seconds if self._calls else 0.0
         self._calls += 1
         return result

@@ -147,7 +147,7 @@ class Video:
         return result
 
     def warm_up(self, inputs):
-        """Capturing the network, and a library's first calls, are no cost of a frame."""
+        """Tracing the network, and a library's first calls, are no cost of a frame."""
         self._stream = VideoStream()
         for _ in range(3):
             self._model.step(inputs, self._stream)

@@ -193,7 +193,7 @@ class EvaluationLoop(TrainerBase):
         self.runs["blockcopy"] = ModelRun.of(self.model, self.inputs, stream, learning=learning)
 
     def _warm_up(self):
-        """Capturing the network, and a library's first calls, are no cost of a frame."""
+        """Tracing the network, and a library's first calls, are no cost of a frame."""
         stream = self.streams.get(self.inputs["video_id"], 0)
         for _ in range(2):
             self.model.step(self.inputs, stream)

@@ -46,7 +46,7 @@ class MacCounter:
 
     def _counting(self, macs):
         def hook(module, inputs, output):
-            # Capturing a network for later runs its modules on example tensors.
+            # Tracing a network for later runs its modules on example tensors.
             if not torch.compiler.is_compiling() and not counts_itself():
                 self.macs += macs(module, inputs[0], output)
 

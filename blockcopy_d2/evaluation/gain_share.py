@@ -27,7 +27,7 @@ class GainShare:
 
     def __init__(self):
         self._total = 0.0
-        self._captured = dict.fromkeys(self.NAMES, 0.0)
+        self._gained = dict.fromkeys(self.NAMES, 0.0)
         self._frame_state = None
 
     def start(self, frame):
@@ -62,16 +62,16 @@ class GainShare:
         if not torch.isfinite(gain).all():
             return
         self._total += float(gain.sum())
-        self._captured["policy"] += float(gain[active].sum())
-        self._captured["random"] += float(gain.sum()) * count / active.numel()
-        self._captured["frame_difference"] += float(gain[by_difference].sum())
-        self._captured["oracle"] += float(gain[_largest(gain, count)].sum())
+        self._gained["policy"] += float(gain[active].sum())
+        self._gained["random"] += float(gain.sum()) * count / active.numel()
+        self._gained["frame_difference"] += float(gain[by_difference].sum())
+        self._gained["oracle"] += float(gain[_largest(gain, count)].sum())
 
     def merge(self, other):
         """Add what another process saw."""
         self._total += other._total
         for name in self.NAMES:
-            self._captured[name] += other._captured[name]
+            self._gained[name] += other._gained[name]
 
     def shares(self):
         """
@@ -80,7 +80,7 @@ class GainShare:
         """
         if self._total == 0:
             return dict.fromkeys(self.NAMES)
-        return {name: value / self._total for name, value in self._captured.items()}
+        return {name: value / self._total for name, value in self._gained.items()}
 
 
 def _largest(values, count):

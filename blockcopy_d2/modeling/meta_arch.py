@@ -387,7 +387,7 @@ class BlockCopyVideoModel(ModuleProxy):
                 # Features may be of two frames, and memory that graphs work on may be gone.
                 streams.lose()
                 raise
-            # A module that could not be captured now may be later, with a whole frame.
+            # A module that could not be traced now may be later, with a whole frame.
             streams.lost = any(x.work.may_improve for x in results if x is not None)
             return results
 

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from blockcopy_d2.sparse.capture import Ref
 from blockcopy_d2.sparse.lowering import lower
+from blockcopy_d2.sparse.tracing import Ref
 
 from .field import field_size, moved_cells
 from .torch_moving import MovedPixels
@@ -268,5 +268,5 @@ def _roots(program):
     Returns:
         dict[int, int]: number of a value -> that of the one it is a part of, or its own.
     """
-    plan = lower(program) if program.lowered is None else program.lowered.plan
-    return {index: root for index, (root, _) in plan.places.items()}
+    schedule = lower(program) if program.lowered is None else program.lowered.schedule
+    return {index: root for index, (root, _) in schedule.places.items()}

@@ -89,7 +89,7 @@ class OnlineLearner:
         make_writable(policy)
         self._parameters = list(policy.parameters())
         device = self._parameters[0].device
-        # Where a recorded graph reads it.
+        # Where a captured graph reads it.
         self._target_on_device = torch.tensor(0.0, device=device)
         self.target = target
         self.cost_weight = cost_weight

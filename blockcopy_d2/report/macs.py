@@ -102,7 +102,7 @@ class StageMacs:
         """
         others = {_STAGES.get(name, name): x for name, x in (others or {}).items()}
         return {
-            # A network that could not be captured ran as modules after all.
+            # A network that could not be traced ran as modules after all.
             name: counter.macs or others.get(name) or self._macs_of_blocks(self._layers[name], grid)
             for name, counter in counters.items()
         }

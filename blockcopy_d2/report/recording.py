@@ -249,7 +249,7 @@ class _Recorder:
         return result
 
     def _warm_up(self, image):
-        """The first call of a network captures it, and prepares what a library keeps of it."""
+        """The first call of a network traces it, and prepares what a library keeps of it."""
         inputs = self._mapper(image)
         self._macs.measure_layers(inputs)
         output = self._model([inputs])[0]

@@ -1,4 +1,4 @@
-"""The block-sparse engine: runs a captured network on the active blocks of a video stream."""
+"""The block-sparse engine: runs a traced network on the active blocks of a video stream."""
 
 from .grid import BlockGrid, num_blocks
 from .module import BlockSparseModule, SparseFrame, block_sparse, counts_itself

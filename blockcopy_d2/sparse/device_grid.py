@@ -20,7 +20,7 @@ class DeviceGrid(BlockGrid):
                 outputs = network(image)
 
     What asks for the number of active blocks on the host (num_active, a SparseFrame's macs …)
-    waits for the device and cannot be recorded; take a snapshot() for later instead.
+    waits for the device and cannot be captured; take a snapshot() for later instead.
     """
 
     def compact(self):

@@ -5,8 +5,8 @@ Shape shorthand: C channels.
 
 import dataclasses
 
-from .capture import Ref
 from .program import Convolution, Upsample
+from .tracing import Ref
 
 
 @dataclasses.dataclass(eq=False)

@@ -5,7 +5,6 @@ Shape shorthand: N streams, C channels, H x W pixels of a map, B block size.
 
 import dataclasses
 
-from .capture import Ref
 from .fusion import (
     ConvolutionPair,
     fold_upsampling,
@@ -14,8 +13,9 @@ from .fusion import (
     pair_convolutions,
 )
 from .program import Convolution, Densified, Pointwise
+from .tracing import Ref
 
-# Captured calls whose result is their input, or channels of it: no work, the same memory.
+# Traced calls whose result is their input, or channels of it: no work, the same memory.
 _SAME = {"clone", "contiguous", "detach", "alias", "dropout"}
 _SLICES = {"slice", "split", "split_with_sizes", "chunk"}
 # Rows of scratch buffers start at multiples of this, so that wide loads stay aligned.
@@ -60,7 +60,7 @@ class Buffer:
 
 
 @dataclasses.dataclass
-class Lowered:
+class Schedule:
     """
     Attributes:
         steps: Steps in order of execution.
@@ -80,7 +80,7 @@ class Lowered:
 
 
 def lower(program, widest_bottleneck=0):
-    """Plans launches and memory of a program: a Lowered.
+    """Decides on launches and memory of a program: its Schedule.
 
     Args:
         program: Program.
@@ -94,7 +94,7 @@ def lower(program, widest_bottleneck=0):
     operators = pair_convolutions([op for op in operators if not _is_view(op)], reads, residuals)
     operators = fuse_bottlenecks(program, operators, reads, residuals, widest_bottleneck)
     lifted = _lifted_values(program, operators, reads, residuals, parents)
-    steps = _schedule(program, operators, reads, residuals, lifted)
+    steps = _order(program, operators, reads, residuals, lifted)
     used = {index for step in steps for index in [*step.reads, *step.writes]}
     used |= {output.index for output in program.outputs if isinstance(output, Ref)}
     places = {
@@ -102,9 +102,9 @@ def lower(program, widest_bottleneck=0):
         for index in used
         if program.values[index].stride is not None and program.values[index].shape is not None
     }
-    buffers = _plan_buffers(program, places)
+    buffers = _assign_buffers(program, places)
     scratch_bytes = _place_scratch(buffers, steps, places)
-    return Lowered(steps, places, buffers, scratch_bytes, residuals, lifted)
+    return Schedule(steps, places, buffers, scratch_bytes, residuals, lifted)
 
 
 # ------------------------------------------------------------------------ views
@@ -189,7 +189,7 @@ def _lifted_values(program, operators, reads, residuals, parents):
 # ------------------------------------------------------------------------ order
 
 
-def _schedule(program, operators, reads, residuals, lifted):
+def _order(program, operators, reads, residuals, lifted):
     """Operators as Steps; equal convolutions on several levels share one where they can."""
     steps, open_steps, producers, needs = [], {}, {}, {}
     views = {operator.output: operator for operator in program.operators if _is_view(operator)}
@@ -251,7 +251,7 @@ def _launch_key(program, operator, lifted):
 # ------------------------------------------------------------------------ memory
 
 
-def _plan_buffers(program, places):
+def _assign_buffers(program, places):
     buffers = {}
     for index, (root, _) in places.items():
         buffer = buffers.setdefault(root, Buffer(program.values[root]))

@@ -12,19 +12,19 @@ import torch.utils._pytree as pytree
 from blockcopy_d2.kernels import has_triton, triton_runs_on
 
 from . import torch_ops
-from .capture import CAPTURING, CaptureError, capture
 from .grid import BlockGrid
 from .macs import MacCount
 from .planning import plan
 from .precision import autocast_dtype, example_inputs
 from .program_cache import ProgramCache
 from .proxy import ModuleProxy
+from .tracing import TRACING, TraceError, trace
 from .weights import WeightsWatch
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "torch")
-# Failed captures after which a network is taken for one that cannot be captured. A failure may be
+# Failed traces after which a network is taken for one that cannot be traced. A failure may be
 # of the moment, such as another thread that traces or compiles.
 _MAX_FAILURES = 3
 # BlockSparseModule -> SparseFrame that the thread or task at hand runs. The state of a call is not
@@ -40,8 +40,8 @@ class BlockSparseModule(ModuleProxy):
     all others as the stream's state holds them. Anywhere else, and in training mode, the module
     behaves as the one it holds: dense and stateless.
 
-    The network is captured when it first sees an input size. A network that torch.export cannot
-    capture runs densely, and says so once. When its weights change, however they do, its programs
+    The network is traced when it first sees an input size. A network that torch.export cannot
+    trace runs densely, and says so once. When its weights change, however they do, its programs
     are compiled anew and streams have to run all blocks again, see WeightsWatch.
 
     Threads may call one module at the same time. Frames of one module take turns, though: Triton's
@@ -70,7 +70,7 @@ class BlockSparseModule(ModuleProxy):
         self._weights = WeightsWatch(module)
         self._failures = 0
         self._dense_macs = {}
-        self._uncapturable = False
+        self._untraceable = False
         self._wrap(module)
 
     @property
@@ -104,10 +104,10 @@ class BlockSparseModule(ModuleProxy):
 
     def _run(self, frame, args, kwargs):
         program = None
-        if not self._uncapturable:
+        if not self._untraceable:
             try:
                 program = self.program(args, kwargs, frame.grid)
-            except CaptureError as error:
+            except TraceError as error:
                 self._note_failure(frame, error)
         if program is None:
             return self._run_densely(frame, args, kwargs)
@@ -122,7 +122,7 @@ class BlockSparseModule(ModuleProxy):
         """The Program for inputs of these shapes, compiled on first use.
 
         Raises:
-            CaptureError: if the network cannot be captured.
+            TraceError: if the network cannot be traced.
             ValueError: if the block size does not align with the network's strides.
         """
         device = _tensors(args, kwargs)[0].device
@@ -130,7 +130,7 @@ class BlockSparseModule(ModuleProxy):
         key = (_shapes(args, kwargs), grid.block_size, grid.image_size, dtype)
         program = self._programs.get(key)
         if program is None:
-            with CAPTURING:
+            with TRACING:
                 program = self._programs.get(key)
                 if program is None:
                     program = self._compile(args, kwargs, grid, dtype)
@@ -141,9 +141,9 @@ class BlockSparseModule(ModuleProxy):
         if dtype is not None:
             args, kwargs = example_inputs(self.dense_module, args, kwargs)
         with torch.autocast(_tensors(args, kwargs)[0].device.type, enabled=False):
-            captured = capture(self.dense_module, args, kwargs)
+            traced = trace(self.dense_module, args, kwargs)
         return plan(
-            captured,
+            traced,
             block_size=grid.block_size,
             image_size=grid.image_size,
             dtype=dtype,
@@ -155,8 +155,8 @@ class BlockSparseModule(ModuleProxy):
             name = type(self.dense_module).__name__
             logger.warning("%s runs densely: %s", name, error)
         self._failures += 1
-        self._uncapturable = self._failures >= _MAX_FAILURES
-        frame.may_improve |= not self._uncapturable
+        self._untraceable = self._failures >= _MAX_FAILURES
+        frame.may_improve |= not self._untraceable
 
     def _run_densely(self, frame, args, kwargs):
         shapes = _shapes(args, kwargs)
@@ -236,7 +236,7 @@ class SparseFrame:
         grid: BlockGrid that was asked for.
         programs: Programs that ran, in order.
         dense_module_macs: multiply-accumulates of every module that ran densely instead.
-        may_improve: whether some module ran densely that will be captured once more.
+        may_improve: whether some module ran densely that will be traced once more.
         timed: gives a context manager to be open while a module runs.
     """
 

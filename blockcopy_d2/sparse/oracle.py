@@ -1,6 +1,6 @@
 """The masked-dense definition of block-sparse execution: slow, plain, and what tests compare with.
 
-Every operator of the unfused, captured network runs densely on full maps, and
+Every operator of the unfused, traced network runs densely on full maps, and
 y = where(active, op(x), y_previous). With motion, the maps that move are
 y = where(active, op(x), move(y_previous)). Group normalization and means over the whole map are of
 maps as they were executed, in place: a block adds what it added when it last ran, wherever its
@@ -13,7 +13,7 @@ Shape shorthand: N streams, C channels, H x W pixels.
 import torch
 import torch.utils._pytree as pytree
 
-from .capture import Ref, capture
+from .tracing import Ref, trace
 
 
 class MaskedDenseOracle:
@@ -22,13 +22,13 @@ class MaskedDenseOracle:
     def __init__(self, module, args, *, unmasked=(), moved=(), in_place=(), kwargs=None):
         """
         Args:
-            module, args, kwargs: as for capture().
+            module, args, kwargs: as for trace().
             unmasked: names of the calls that run on the full maps and replace all of their
                 output, because they have no block-sparse rule.
             moved: numbers of the values that move.
             in_place: names of the calls that read maps as they were executed: statistics.
         """
-        self._captured = capture(module, args, kwargs)
+        self._traced = trace(module, args, kwargs)
         self._unmasked = set(unmasked)
         self._moved = set(moved)
         self._in_place = set(in_place)
@@ -47,11 +47,11 @@ class MaskedDenseOracle:
         """
         values, executed = {}, {}
         tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-        results = dict(zip(self._captured.inputs, tensors))
+        results = dict(zip(self._traced.inputs, tensors))
         for index, tensor in results.items():
             executed[index] = _masked(self._executed, index, tensor, grid)
             values[index] = _masked(self._previous, index, tensor, grid, self._move_of(index, move))
-        for call in self._captured.calls:
+        for call in self._traced.calls:
             result = call.evaluate(executed if call.name in self._in_place else values)
             executed[call.index] = values[call.index] = result
             if call.name not in self._unmasked:
@@ -62,9 +62,9 @@ class MaskedDenseOracle:
                 )
         outputs = [
             values[output.index] if isinstance(output, Ref) else output
-            for output in self._captured.outputs
+            for output in self._traced.outputs
         ]
-        return pytree.tree_unflatten(outputs, self._captured.output_spec)
+        return pytree.tree_unflatten(outputs, self._traced.output_spec)
 
     def _move_of(self, index, move):
         return move if index in self._moved else None

@@ -1,4 +1,4 @@
-"""CapturedModule -> Program: strides, fusion, and which feature maps must persist.
+"""TracedModule -> Program: strides, fusion, and which feature maps must persist.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map at stride s, B block size.
 """
@@ -7,11 +7,11 @@ import logging
 
 import torch
 
-from .capture import Ref
 from .grid import check_stride
 from .precision import cast_values, pack_weights
 from .program import Densified, Program, Value
 from .rules import operator_for
+from .tracing import Ref
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 _UNALIGNED = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "sliding_mean"}
 
 
-def plan(captured, *, block_size, image_size, dtype=None, module_name="module"):
-    """Compiles a captured module.
+def plan(traced, *, block_size, image_size, dtype=None, module_name="module"):
+    """Compiles a traced module.
 
     Args:
-        captured: CapturedModule.
+        traced: TracedModule.
         block_size: B in input pixels.
         image_size: (H, W) of the frame, which the strides refer to.
-        dtype: what to compute in; None for the precision of the captured module.
+        dtype: what to compute in; None for the precision of the traced module.
         module_name: for the log line that names operators without a block-sparse rule.
 
     Returns:
@@ -35,7 +35,7 @@ def plan(captured, *, block_size, image_size, dtype=None, module_name="module"):
     Raises:
         ValueError: if B does not align with the stride of a feature map.
     """
-    program = _Planner(captured, block_size, image_size, dtype).program()
+    program = _Planner(traced, block_size, image_size, dtype).program()
     if program.densified:
         logger.info(
             "%s: no block-sparse rule for %s; run on full feature maps.",
@@ -46,8 +46,8 @@ def plan(captured, *, block_size, image_size, dtype=None, module_name="module"):
 
 
 class _Planner:
-    def __init__(self, captured, block_size, image_size, dtype):
-        self.captured = captured
+    def __init__(self, traced, block_size, image_size, dtype):
+        self.traced = traced
         self.block_size = block_size
         self.image_size = image_size
         self.dtype = dtype
@@ -57,17 +57,17 @@ class _Planner:
         self.users = {}
 
     def program(self):
-        captured = self.captured
-        for call in captured.calls:
+        traced = self.traced
+        for call in traced.calls:
             for index in call.inputs():
                 self.users[index] = self.users.get(index, 0) + 1
-        outputs = [output.index for output in captured.outputs if isinstance(output, Ref)]
+        outputs = [output.index for output in traced.outputs if isinstance(output, Ref)]
         for index in outputs:
             self.users[index] = self.users.get(index, 0) + 1
-        for index, shape in captured.shapes.items():
-            dtype = captured.dtypes[index]
+        for index, shape in traced.shapes.items():
+            dtype = traced.dtypes[index]
             self.values[index] = Value(index, shape, dtype, self.stride_of(shape))
-        for call in captured.calls:
+        for call in traced.calls:
             self.add(call)
         self.mark_persistent(outputs)
         for value in self.values.values():
@@ -81,11 +81,11 @@ class _Planner:
         cast_values(self.values.values(), self.dtype)
         densified = [op.name for op in self.operators if isinstance(op, Densified)]
         return Program(
-            captured.inputs,
+            traced.inputs,
             self.values,
             self.operators,
-            captured.outputs,
-            captured.output_spec,
+            traced.outputs,
+            traced.output_spec,
             last_use,
             densified,
             self.block_size,

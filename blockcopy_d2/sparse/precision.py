@@ -5,8 +5,8 @@ import dataclasses
 import torch
 import torch.utils._pytree as pytree
 
-from .capture import Ref
 from .program import Convolution, Densified, Pointwise, TransposedConvolution
+from .tracing import Ref
 
 
 def autocast_dtype(device):
@@ -17,7 +17,7 @@ def autocast_dtype(device):
 
 
 def example_inputs(module, args, kwargs):
-    """The arguments in the precision of the module's weights, for a capture outside autocast."""
+    """The arguments in the precision of the module's weights, for a trace outside autocast."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     return pytree.tree_map(lambda leaf: _cast(leaf, dtype), (args, kwargs))
 

@@ -177,7 +177,7 @@ class Affine(Operator):
 
 @dataclasses.dataclass(eq=False)
 class Pointwise(Operator):
-    """A captured call whose pixels in a block depend on the same block of its inputs alone:
+    """A traced call whose pixels in a block depend on the same block of its inputs alone:
     arithmetic, concatenation of channels …"""
 
     call: Any
@@ -185,7 +185,7 @@ class Pointwise(Operator):
 
 @dataclasses.dataclass(eq=False)
 class Densified(Operator):
-    """A captured call without a block-sparse rule: runs on full maps, replaces the full output."""
+    """A traced call without a block-sparse rule: runs on full maps, replaces the full output."""
 
     call: Any
     macs_per_pixel: int = 0

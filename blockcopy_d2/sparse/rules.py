@@ -12,7 +12,6 @@ import dataclasses
 
 import torch
 
-from .capture import Ref
 from .program import (
     Activation,
     Affine,
@@ -25,6 +24,7 @@ from .program import (
     Upsample,
 )
 from .sliding_mean import sliding_mean
+from .tracing import Ref
 
 # Activations that fuse into the operator before them, as far as their result is concerned
 # (in place), and whether the result is never negative.

@@ -11,7 +11,6 @@ channels, H x W pixels of a map. Tiles are (A, C, T, T), or (N, C, H, W) when al
 import torch
 import torch.nn.functional as F
 
-from .capture import Ref
 from .program import (
     Affine,
     Convolution,
@@ -24,6 +23,7 @@ from .program import (
     Upsample,
 )
 from .state import FeatureMap
+from .tracing import Ref
 
 
 class Execution:

@@ -31,8 +31,8 @@ from .triton_ops.tuning import bottleneck_config, convolution_config
 
 def _convolution(bound, step):
     first, residual_scale = step.operators[0], 0
-    if first in bound.plan.residuals:
-        residual_scale = bound.plan.residuals[first][1]
+    if first in bound.schedule.residuals:
+        residual_scale = bound.schedule.residuals[first][1]
     shape = ConvolutionShape(
         out_channels=first.weight.shape[0], residual_scale=residual_scale, **_common(first)
     )
@@ -79,7 +79,7 @@ def _launch_convolution(bound, shape, parts, tiled_as=None):
     config = convolution_config(shape, num_pixels, out.rows.dtype, lowered.device, **options)
     levels = []
     for (operator, weight, bias), tiling in zip(parts, tilings):
-        residual = bound.plan.residuals.get(operator)
+        residual = bound.schedule.residuals.get(operator)
         levels.append(
             ConvolutionLevel(
                 x=bound.maps[operator.inputs[0]],
@@ -111,7 +111,7 @@ def _bottleneck(bound, step):
         middle_relu=middle.activation is not None,
         relu=last.activation is not None,
         next_relu=following is not None and following.activation is not None,
-        residual=last in bound.plan.residuals,
+        residual=last in bound.schedule.residuals,
     )
     lowered, tiling = bound.lowered, bound.tiling(last.output)
     out = bound.maps[last.output]
@@ -122,7 +122,7 @@ def _bottleneck(bound, step):
         weights=lowered.bottleneck(block),
         out=out,
         tiling=tiling,
-        residual=bound.maps[bound.plan.residuals[last][0]] if shape.residual else None,
+        residual=bound.maps[bound.schedule.residuals[last][0]] if shape.residual else None,
         following=bound.maps[following.output] if following else None,
         precision=lowered.precision,
         device=lowered.device,

@@ -1,7 +1,7 @@
 """The operators of a Program as Triton kernels, on buffers that stay in place.
 
 The first frame of a stream allocates its maps and binds every launch to them; a later frame only
-launches. Nothing on the host depends on which blocks are active, so a frame can be recorded in a
+launches. Nothing on the host depends on which blocks are active, so a frame can be captured in a
 CUDA graph: read the inputs from the same tensors and the blocks from a DeviceGrid.
 
 Shape shorthand: N streams, GH x GW blocks, C channels, H x W pixels of a map.
@@ -14,10 +14,10 @@ import torch
 from blockcopy_d2.kernels.device import Device
 from blockcopy_d2.kernels.tf32 import round_tf32_reference
 
-from .capture import Ref
 from .lowering import lower, scratch_map
 from .program import GlobalMean
 from .state import FeatureMap
+from .tracing import Ref
 from .triton_binding import BINDERS
 from .triton_ops.block_launch import BlockLaunch
 from .triton_ops.bottleneck import pack_bottleneck, widest_bottleneck
@@ -59,15 +59,15 @@ class TritonExecution:
 
 
 class LoweredForTriton:
-    """What all streams share: the plan, packed weights, scratch memory."""
+    """What all streams share: the schedule, packed weights, scratch memory."""
 
     def __init__(self, program, tensors):
         tensor = next(iter(tensors.values()))
         self.device = Device(tensor.device)
-        self.plan = lower(program, widest_bottleneck(self.device, tensor.dtype))
+        self.schedule = lower(program, widest_bottleneck(self.device, tensor.dtype))
         # 0xFF bytes are NaN in every float type: what is read unwritten shows.
         self.scratch = torch.full(
-            (self.plan.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device
+            (self.schedule.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device
         )
         tf32 = tensor.is_cuda and torch.backends.cudnn.allow_tf32
         self.precision = "tf32" if tf32 else "ieee"
@@ -129,17 +129,17 @@ class Bound:
         self.caches = caches
         self.shared = shared
         self.lowered = program.lowered
-        self.plan = self.lowered.plan
+        self.schedule = self.lowered.schedule
         self.batch = len(grid.active)
         self.block_size = grid.block_size
         self.grid_shape = grid.shape
         self.torch_device = grid.active.device
         self.objects = {}  # results of this frame that are no maps
         self.maps = {}
-        for index in self.plan.places:
+        for index in self.schedule.places:
             self.maps[index] = self._map(index)
             self.maps[index].lifted = self._is_lifted(index)
-        self.factors = {self.factor(program.values[index].stride) for index in self.plan.places}
+        self.factors = {self.factor(program.values[index].stride) for index in self.schedule.places}
         self.inputs = [
             (index, self.factor(program.values[index].stride), self.copy(index))
             for index in program.inputs
@@ -147,7 +147,7 @@ class Bound:
         ]
         self.convolutions = []
         self.steps = []
-        for step in self.plan.steps:
+        for step in self.schedule.steps:
             launch = BINDERS[type(step.operators[0])](self, step)
             if launch is not None:
                 self.steps.append((self.factor(self.step_stride(step)), launch))
@@ -193,7 +193,7 @@ class Bound:
 
     def _map(self, index):
         """The FeatureMap of an aligned value."""
-        root, start = self.plan.places[index]
+        root, start = self.schedule.places[index]
         value, caches = self.program.values[index], self.caches
         if self.shared.get(index) is not None:
             caches.maps[index] = self.shared[index]
@@ -203,17 +203,19 @@ class Bound:
             caches.maps[index] = self.maps[root].channels(start, value.shape[1])
         elif index in self.maps:
             return self.maps[index]
-        elif self.plan.buffers[index].persistent:
+        elif self.schedule.buffers[index].persistent:
             if index not in caches.maps or index in self.shared:
                 caches.maps[index] = self._persistent_map(value)
         else:
-            rows = scratch_map(self.plan.buffers[index], self.lowered.scratch)
+            rows = scratch_map(self.schedule.buffers[index], self.lowered.scratch)
             return FeatureMap.of_rows(rows, batch=self.batch, size=value.size)
         return caches.maps[index]
 
     def _is_lifted(self, index):
         tf32 = self.lowered.precision == "tf32"
-        return tf32 and self.maps[index].rows.dtype == torch.float32 and index in self.plan.lifted
+        return (
+            tf32 and self.maps[index].rows.dtype == torch.float32 and index in self.schedule.lifted
+        )
 
     def _persistent_map(self, value):
         batch, channels, *size = value.shape

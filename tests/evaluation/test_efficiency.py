@@ -32,7 +32,7 @@ def test_macs_add_up_over_calls():
     assert counter.macs == 3 * 24
 
 
-def test_block_sparse_modules_count_themselves_even_when_captured():
+def test_block_sparse_modules_count_themselves_even_when_traced():
     inside = BlockSparseModule(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval())
     model = nn.ModuleList([inside, nn.Conv2d(4, 2, 1)])
     grid = BlockGrid.full(block_size=32, image_size=(64, 64))

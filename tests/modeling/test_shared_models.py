@@ -78,7 +78,7 @@ def test_a_camera_in_one_thread_and_pictures_in_another(model, pair):
     alone, stream = [], model.init_state()
     for inputs in camera:
         alone.append(model.step(inputs, stream))
-    model.backbone._programs.clear()  # A first frame is captured while the pictures run.
+    model.backbone._programs.clear()  # A first frame is traced while the pictures run.
     found, seen, stream = [], [], model.init_state()
 
     def run_camera():
@@ -344,14 +344,14 @@ def _interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-# ---------------------------------------------------------------- networks that are not captured
+# ---------------------------------------------------------------- networks that are not traced
 
 
 def test_a_network_that_runs_densely_says_so(ways, device, monkeypatch):
     for side in ways:
         network = side.model.base.backbone
         expected = side.frame(next(iter(clip(device, 1))))[0].dense_macs
-        monkeypatch.setattr(network, "_uncapturable", True)
+        monkeypatch.setattr(network, "_untraceable", True)
         side.stream = side.model.init_state()
         for image in clip(device, 4):
             result, _ = side.frame(image)
@@ -362,15 +362,15 @@ def test_a_network_that_runs_densely_says_so(ways, device, monkeypatch):
 
 
 def test_a_failure_of_the_moment_is_made_good(ways, device, monkeypatch):
-    original, calls = module.capture, []
+    original, calls = module.trace, []
 
     def fail(*args):
         calls.append(None)
         if len(calls) <= 2:
-            raise module.CaptureError("another thread traces")
+            raise module.TraceError("another thread traces")
         return original(*args)
 
-    monkeypatch.setattr(module, "capture", fail)
+    monkeypatch.setattr(module, "trace", fail)
     for side in ways:
         calls.clear()
         side.model.base.backbone._programs.clear()

@@ -1,4 +1,4 @@
-"""What belongs to a call stays with it: threads, weights that change, captures that fail."""
+"""What belongs to a call stays with it: threads, weights that change, traces that fail."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from blockcopy_d2.evaluation.efficiency import MacCounter
-from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse, capture
+from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, StreamState, block_sparse, tracing
 from blockcopy_d2.sparse.program_cache import _MAX_IDLE
 from blockcopy_d2.sparse.weights import WeightsWatch
 
@@ -93,7 +93,7 @@ def test_pictures_of_another_thread_are_dense_while_a_frame_runs(sparse):
 
 @pytest.mark.parametrize("attempt", range(3))
 def test_a_camera_and_pictures_in_two_threads(sparse, attempt):
-    # The network of the camera is captured while pictures are run.
+    # The network of the camera is traced while pictures are run.
     frames, stills = images(12), images(60)
     camera, pictures = [], []
 
@@ -181,7 +181,7 @@ def test_frames_of_two_models_nest(sparse):
         assert torch.equal(other(later), other.dense_module(later))
 
 
-# ---------------------------------------------------------------- captures that fail
+# ---------------------------------------------------------------- traces that fail
 
 
 def failing(monkeypatch, error, times):
@@ -440,9 +440,9 @@ def test_inference_mode_at_any_time():
 
 def test_programs_are_compiled_once(sparse, monkeypatch):
     compiled = []
-    original = capture.capture
+    original = tracing.trace
     monkeypatch.setattr(
-        "blockcopy_d2.sparse.module.capture",
+        "blockcopy_d2.sparse.module.trace",
         lambda *args: compiled.append(None) or original(*args),
     )
     (image,) = images(1)

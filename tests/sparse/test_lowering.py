@@ -29,32 +29,32 @@ def backbone():
 
 
 def test_buffers_alive_at_the_same_time_do_not_overlap(backbone):
-    program, plan = lowered(backbone)
+    program, schedule = lowered(backbone)
     lives = {}
-    for position, step in enumerate(plan.steps):
+    for position, step in enumerate(schedule.steps):
         for index in {*step.reads, *step.writes}:
-            first, _ = lives.get(plan.places[index][0], (position, position))
-            lives[plan.places[index][0]] = (first, position)
-    scratch = [root for root in lives if plan.buffers[root].offset is not None]
+            first, _ = lives.get(schedule.places[index][0], (position, position))
+            lives[schedule.places[index][0]] = (first, position)
+    scratch = [root for root in lives if schedule.buffers[root].offset is not None]
     assert len(scratch) > 10
     together = 0
     for one, other in itertools.combinations(scratch, 2):
         if lives[one][0] <= lives[other][1] and lives[other][0] <= lives[one][1]:
             together += 1
-            a, b = plan.buffers[one], plan.buffers[other]
+            a, b = schedule.buffers[one], schedule.buffers[other]
             assert a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
     assert together
-    assert plan.scratch_bytes < 0.5 * sum(plan.buffers[root].nbytes for root in scratch)
-    persistent = {root for root in plan.buffers if plan.buffers[root].persistent}
-    needed = {plan.places[i][0] for i in plan.places if program.values[i].persistent}
+    assert schedule.scratch_bytes < 0.5 * sum(schedule.buffers[root].nbytes for root in scratch)
+    persistent = {root for root in schedule.buffers if schedule.buffers[root].persistent}
+    needed = {schedule.places[i][0] for i in schedule.places if program.values[i].persistent}
     assert needed <= persistent
 
 
 def test_every_value_is_written_before_it_is_read(backbone):
     for widest in (0, 128):
-        program, plan = lowered(backbone, widest_bottleneck=widest)
+        program, schedule = lowered(backbone, widest_bottleneck=widest)
         written = set(program.inputs)
-        for step in plan.steps:
+        for step in schedule.steps:
             assert set(step.reads) <= written
             written |= set(step.writes)
         assert {output.index for output in program.outputs if hasattr(output, "index")} <= written
@@ -63,12 +63,12 @@ def test_every_value_is_written_before_it_is_read(backbone):
 def test_levels_of_a_head_share_a_launch():
     model = build("R50-FPN")
     features = [torch.zeros(1, 16, 64 // s, -(-96 // s)) for s in (4, 8, 16, 32, 64)]
-    _, plan = lowered(_Flat(model.proposal_generator.rpn_head), *features)
-    assert [len(step.operators) for step in plan.steps] == [5, 5]
-    assert isinstance(plan.steps[1].operators[0], ConvolutionPair)
+    _, schedule = lowered(_Flat(model.proposal_generator.rpn_head), *features)
+    assert [len(step.operators) for step in schedule.steps] == [5, 5]
+    assert isinstance(schedule.steps[1].operators[0], ConvolutionPair)
     # At a stride above the block size the active blocks are other ones.
-    _, plan = lowered(_Flat(model.proposal_generator.rpn_head), *features, block_size=32)
-    assert sorted(len(step.operators) for step in plan.steps) == [1, 1, 4, 4]
+    _, schedule = lowered(_Flat(model.proposal_generator.rpn_head), *features, block_size=32)
+    assert sorted(len(step.operators) for step in schedule.steps) == [1, 1, 4, 4]
 
 
 class _Flat(nn.Module):
@@ -83,20 +83,20 @@ class _Flat(nn.Module):
 
 
 def test_shortcut_shares_a_launch_and_top_down_upsampling_needs_none(backbone):
-    _, plan = lowered(backbone)
-    pairs = [step for step in plan.steps if isinstance(step.operators[0], ConvolutionPair)]
+    _, schedule = lowered(backbone)
+    pairs = [step for step in schedule.steps if isinstance(step.operators[0], ConvolutionPair)]
     assert len(pairs) == 3  # res3, res4, res5: at this width, res2 needs no shortcut
-    assert not any(isinstance(op, Upsample) for step in plan.steps for op in step.operators)
-    assert [scale for _, scale in plan.residuals.values()].count(2) == 3
+    assert not any(isinstance(op, Upsample) for step in schedule.steps for op in step.operators)
+    assert [scale for _, scale in schedule.residuals.values()].count(2) == 3
 
 
 def test_residual_blocks_of_fitting_width_run_as_one(backbone):
-    _, plan = lowered(backbone, widest_bottleneck=128)
-    blocks = [op for step in plan.steps for op in step.operators if isinstance(op, Bottleneck)]
+    _, schedule = lowered(backbone, widest_bottleneck=128)
+    blocks = [op for step in schedule.steps for op in step.operators if isinstance(op, Bottleneck)]
     assert blocks and all(len(block.middle.weight) <= 128 for block in blocks)
     assert any(block.following is not None for block in blocks)
-    _, plan = lowered(backbone, widest_bottleneck=32)
-    assert not any(isinstance(op, Bottleneck) for step in plan.steps for op in step.operators)
+    _, schedule = lowered(backbone, widest_bottleneck=32)
+    assert not any(isinstance(op, Bottleneck) for step in schedule.steps for op in step.operators)
 
 
 class _Chain(nn.Module):
@@ -113,8 +113,8 @@ def test_a_middle_that_others_read_is_written():
             middle = F.relu(self.middle(F.relu(self.stem(x))))
             return self.last(middle), middle
 
-    program, plan = lowered(Net(), widest_bottleneck=128)
-    assert [type(op) for step in plan.steps for op in step.operators] == [Convolution] * 3
+    program, schedule = lowered(Net(), widest_bottleneck=128)
+    assert [type(op) for step in schedule.steps for op in step.operators] == [Convolution] * 3
 
 
 def test_dependent_convolutions_of_one_shape_keep_their_order():
@@ -123,8 +123,8 @@ def test_dependent_convolutions_of_one_shape_keep_their_order():
             x = self.middle(F.relu(self.stem(x)))
             return self.middle(F.relu(x)) + x
 
-    program, plan = lowered(Net())
-    assert all(len(step.operators) == 1 for step in plan.steps)
+    program, schedule = lowered(Net())
+    assert all(len(step.operators) == 1 for step in schedule.steps)
 
 
 def test_parts_of_a_concatenation_are_written_in_place():
@@ -134,24 +134,24 @@ def test_parts_of_a_concatenation_are_written_in_place():
             parts = torch.cat([self.middle(x), F.max_pool2d(x, 3, 1, 1), x], 1)
             return parts[:, 32:160]
 
-    program, plan = lowered(Net())
-    whole = plan.places[program.outputs[0].index][0]
-    starts = {start for index, (root, start) in plan.places.items() if root == whole}
+    program, schedule = lowered(Net())
+    whole = schedule.places[program.outputs[0].index][0]
+    starts = {start for index, (root, start) in schedule.places.items() if root == whole}
     assert starts == {0, 32, 64, 128}
-    assert len(plan.buffers) == 2  # the image and the concatenation
+    assert len(schedule.buffers) == 2  # the image and the concatenation
 
 
 def test_residuals_are_lifted_where_only_convolutions_see_them(backbone):
-    program, plan = lowered(backbone)
-    residuals = {index for index, _ in plan.residuals.values()}
+    program, schedule = lowered(backbone)
+    residuals = {index for index, _ in schedule.residuals.values()}
     outputs = {output.index for output in program.outputs if hasattr(output, "index")}
-    pooled = {op.output for step in plan.steps for op in step.operators if isinstance(op, Pool)}
+    pooled = {op.output for step in schedule.steps for op in step.operators if isinstance(op, Pool)}
     # Of 16 residual blocks the shortcuts or inputs, and three steps of the pyramid.
-    assert len(residuals) == 19 and plan.lifted == residuals - outputs - pooled
-    for step in plan.steps:
-        assert len({operator.output in plan.lifted for operator in step.operators}) == 1
+    assert len(residuals) == 19 and schedule.lifted == residuals - outputs - pooled
+    for step in schedule.steps:
+        assert len({operator.output in schedule.lifted for operator in step.operators}) == 1
     _, other = lowered(backbone, widest_bottleneck=64)
-    assert other.lifted < plan.lifted
+    assert other.lifted < schedule.lifted
 
 
 def test_residuals_that_something_else_sees_are_not_lifted():

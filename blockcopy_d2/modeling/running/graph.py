@@ -175,7 +175,7 @@ class FrameGraph:
     def _prepare(self, model, inputs, stream, *, asks):
         """What the next frames need, while the first one is expected to be slow."""
         if len(self._latest.programs) < len(self._heads.sparse_modules(model.base)):
-            # One that the engine could not capture runs as it is, maybe with a host in the loop.
+            # One that the engine could not trace runs as it is, maybe with a host in the loop.
             self._capturable = False
         elif asks:
             recording = self._recording(model, inputs, stream, asks=True)

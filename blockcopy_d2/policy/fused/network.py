@@ -21,7 +21,7 @@ __all__ = ["FusedNetwork"]
 class FusedNetwork:
     """
     Runs a :class:`PolicyNetwork` in half precision. Reads its parameters as they are at the time of
-    the call, or of the replay of a CUDA graph that has recorded one. The call before a recording
+    the call, or of the replay of a CUDA graph that has captured one. The call before a capture
     has to be one of the same parameters.
     """
 

@@ -381,11 +381,11 @@ def test_a_policy_of_the_stream(folder, built, device):
     assert results[1][0].executed == 0.25
 
 
-def test_a_network_that_cannot_be_captured_is_not_recorded(folder, built, device, monkeypatch):
+def test_a_network_that_cannot_be_traced_is_not_captured(folder, built, device, monkeypatch):
     eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks")
     for side in (eager, graph):
         head = side.model.base.proposal_generator.rpn_head
-        monkeypatch.setattr(head, "_uncapturable", True)
+        monkeypatch.setattr(head, "_untraceable", True)
     for image in clip(device, 3):
         (expected, _), (found, _) = eager.frame(image), graph.frame(image)
         assert_same_output(expected, found)

@@ -39,8 +39,8 @@ def programs(model, size):
 
 
 def test_every_operator_is_block_sparse(model):
-    _, captured = programs(model, (256, 384))
-    for program in captured:
+    _, found = programs(model, (256, 384))
+    for program in found:
         assert program.operators and not program.densified
         strides = [program.values[operator.output].stride for operator in program.operators]
         assert None not in strides
@@ -48,8 +48,8 @@ def test_every_operator_is_block_sparse(model):
 
 def test_multiply_accumulates_at_full_size():
     model = build_model(base_config(load_config(config_path(CONFIG), ["MODEL.DEVICE", "cpu"])))
-    grid, captured = programs(model.eval(), (1024, 2048))
-    macs = sum(program.macs(grid)[1] for program in captured)
+    grid, found = programs(model.eval(), (1024, 2048))
+    macs = sum(program.macs(grid)[1] for program in found)
     assert macs / 1e9 == pytest.approx(1128, rel=0.01)
 
 

@@ -12,10 +12,10 @@ _VIEWS = ("slice", "select", "view", "reshape", "permute", "transpose", "split",
 
 
 # Held while a network is traced: torch.export changes what all threads share.
-CAPTURING = threading.RLock()
+TRACING = threading.RLock()
 
 
-class CaptureError(RuntimeError):
+class TraceError(RuntimeError):
     """The module cannot be expressed as one fixed list of tensor operators."""
 
 
@@ -59,7 +59,7 @@ class Call:
 
 
 @dataclasses.dataclass
-class CapturedModule:
+class TracedModule:
     """The calls of a module's forward pass, in order.
 
     `inputs` are the numbers of the tensor arguments in flattened order; `outputs` are Refs or
@@ -74,10 +74,10 @@ class CapturedModule:
     output_spec: Any
 
 
-def capture(module, args, kwargs=None):
-    """Records what `module(*args, **kwargs)` computes.
+def trace(module, args, kwargs=None):
+    """Traces what `module(*args, **kwargs)` computes.
 
-    Parameters and buffers appear as the module's own tensors, so that the captured calls follow
+    Parameters and buffers appear as the module's own tensors, so that the traced calls follow
     their values. In-place operators become functional ones.
 
     Args:
@@ -85,21 +85,21 @@ def capture(module, args, kwargs=None):
         args, kwargs: example inputs; nested lists, tuples and dicts of tensors.
 
     Returns:
-        CapturedModule
+        TracedModule
 
     Raises:
-        CaptureError: if torch.export cannot trace the module, or it writes into views. Memory that
+        TraceError: if torch.export cannot trace the module, or it writes into views. Memory that
             runs out and interrupts are raised as they are.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, _outside_inference_mode, (args, kwargs))
     try:
-        with CAPTURING, torch.inference_mode(False), torch.no_grad():
+        with TRACING, torch.inference_mode(False), torch.no_grad():
             exported = torch.export.export(_stand_in(module), tuple(args), kwargs, strict=False)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise CaptureError(
-            f"{type(module).__name__} cannot be captured by torch.export: {error}"
+        raise TraceError(
+            f"{type(module).__name__} cannot be traced by torch.export: {error}"
         ) from error
 
     state = _owned_tensors(module, exported)
@@ -123,7 +123,7 @@ def capture(module, args, kwargs=None):
                 values[node] = node.meta.get("val")
         elif node.op == "call_function":
             result = Ref(len(values))
-            calls.append(_record(node, result.index, values))
+            calls.append(_call_of(node, result.index, values))
             values[node] = result
             if _is_in_place(node):
                 written = values[node.args[0]]
@@ -136,8 +136,8 @@ def capture(module, args, kwargs=None):
             ]
         else:
             name = type(module).__name__
-            raise CaptureError(f"{name}: unexpected graph node {node.format_node()}")
-    return CapturedModule(inputs, shapes, dtypes, calls, outputs, exported.call_spec.out_spec)
+            raise TraceError(f"{name}: unexpected graph node {node.format_node()}")
+    return TracedModule(inputs, shapes, dtypes, calls, outputs, exported.call_spec.out_spec)
 
 
 def _stand_in(module):
@@ -171,7 +171,7 @@ def _is_in_place(node):
     return schema is not None and schema.is_mutable
 
 
-def _record(node, index, values):
+def _call_of(node, index, values):
     target, arguments = node.target, {}
     if not isinstance(target, torch._ops.OpOverload):
         # operator.getitem of a call with several results.
@@ -187,7 +187,7 @@ def _record(node, index, values):
         name = target._schema.name.split("::")[1]
         written = node.args[0]
         if written.op == "call_function" and any(view in written.name for view in _VIEWS):
-            raise CaptureError(f"{node.format_node()} writes into a view of another tensor.")
+            raise TraceError(f"{node.format_node()} writes into a view of another tensor.")
         target = getattr(getattr(torch.ops.aten, name[:-1]), target._overloadname)
     return Call(index, node.name, target, arguments, _shape(node), _dtype(node))
 
