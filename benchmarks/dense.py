@@ -1,5 +1,5 @@
 """
-The dense network to compare with: batch norm folded, channels last, any dtype, recorded in a CUDA
+The dense network to compare with: batch norm folded, channels last, any dtype, captured in a CUDA
 graph, and of all ways that PyTorch has to run it the fastest.
 """
 
@@ -12,7 +12,7 @@ from torch import nn
 
 __all__ = ["COMPILE_MODES", "dense_rivals", "fastest", "fold_batch_norm"]
 
-# Of torch.compile. Those that record graphs of their own do not fit into the graph of a frame.
+# Of torch.compile. Those that capture graphs of their own do not fit into the graph of a frame.
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 
 

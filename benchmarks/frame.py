@@ -27,7 +27,7 @@ from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import learn
 from blockcopy_d2.modeling.fixed_shape import FrameSizes, StaticRCNN
-from blockcopy_d2.modeling.running.recorded_learning import RecordedLearning
+from blockcopy_d2.modeling.running.captured_learning import CapturedLearning
 from blockcopy_d2.modeling.running.steps import normalize
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from blockcopy_d2.resources import config_path
@@ -236,7 +236,7 @@ class BlockCopy:
         """dict[str, callable]: the policy as a graph of its own, and the learner's update."""
         model, learner, result = self.model, self.learner, self.frame(self.images[0])
         observation = result.observation
-        lesson = RecordedLearning(learner, model.policy, pool=torch.cuda.graph_pool_handle())
+        lesson = CapturedLearning(learner, model.policy, pool=torch.cuda.graph_pool_handle())
 
         def update():
             learner.frames = learner.update_every - 1

@@ -164,7 +164,7 @@ def captured(function, *, generators=()):
 
     Returns:
         callable: replays the function as a CUDA graph, with attribute ``result``, what the function
-        returned while it was recorded.
+        returned while it was captured.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

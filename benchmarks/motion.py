@@ -157,7 +157,7 @@ class Stream:
             features = estimator.features(now, codec=codec, out=current)
             estimator.estimate(features, previous, out=out, workspace=workspace)
 
-        return self._recorded(run, capturable=estimator.capturable)
+        return self._captured(run, capturable=estimator.capturable)
 
     def _history(self, field):
         stream = self.stream
@@ -168,13 +168,13 @@ class Stream:
             stream.outputs = list(outputs)
             move_history(self.model, stream, field)
 
-        return self._recorded(run)
+        return self._captured(run)
 
     def _caches(self, maps, grid, field):
         mover, features = self.movers[maps], self.stream.features
-        return self._recorded(lambda: mover(features, grid, field))
+        return self._captured(lambda: mover(features, grid, field))
 
-    def _recorded(self, run, capturable=True):
+    def _captured(self, run, capturable=True):
         return captured(run) if capturable and self.model.device.type == "cuda" else run
 
     def _field(self, share):

@@ -7,7 +7,7 @@ backbone, FPN and RPN head of a Faster or Mask R-CNN, all of a semantic segmento
 
 All variants run interleaved on one image of the given size; each is the median of many rounds. The
 best dense network is the fastest of the libraries' kernels and of torch.compile in two modes, each
-recorded in a CUDA graph.
+captured in a CUDA graph.
 Blocks are random, and those that the demo's model chose with its policy on a StreetClips clip.
 Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "network", and a plot beside it.
 """

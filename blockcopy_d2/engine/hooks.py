@@ -88,7 +88,7 @@ class ComparisonHook(HookBase):
             trainer.runs["dense"] = self._run_dense(trainer.model, trainer.inputs, image_size)
 
     def _warm_up(self, model, inputs, image_size):
-        """A library's first calls, and recording, are no cost of a frame."""
+        """A library's first calls, and capturing graphs, are no cost of a frame."""
         if self._stock is not None:
             self._stock([inputs])
         stream = self._streams.get(inputs["video_id"], 0)

@@ -14,9 +14,9 @@ from .conversion import (
 )
 from .meta_arch import BlockCopyVideoModel
 from .running import (
+    CapturedFrameResult,
     FrameGraph,
     FrameResult,
-    RecordedFrameResult,
     StageTimer,
     StreamBatch,
     StreamPool,
@@ -38,3 +38,12 @@ from .tasks import (
 )
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]
+
+
+def __getattr__(name):
+    if name == "RecordedFrameResult":
+        import warnings
+
+        warnings.warn("RecordedFrameResult is now CapturedFrameResult", FutureWarning, stacklevel=2)
+        return CapturedFrameResult
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

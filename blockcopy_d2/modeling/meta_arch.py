@@ -340,7 +340,7 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Returns:
             FrameResult: some of which is overwritten by the next frame where frames are CUDA
-            graphs, see :class:`RecordedFrameResult`.
+            graphs, see :class:`CapturedFrameResult`.
         """
         return self.step_batch([inputs], stream, learning=learning, grid=grid)[0]
 

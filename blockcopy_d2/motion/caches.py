@@ -117,7 +117,7 @@ class CacheMover:
     def bind(self, state, grid):
         """
         Allocates what moving the maps of a stream needs, which a call does, too, when it sees these
-        maps for the first time: before a CUDA graph is recorded.
+        maps for the first time: before a CUDA graph is captured.
 
         Args:
             state (StreamState): after its first frame.

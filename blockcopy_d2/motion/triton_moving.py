@@ -234,7 +234,7 @@ def staging_bytes(maps):
 class MoveLaunch:
     """
     Maps of one dtype, to be moved together. The memory stays in place and nothing waits for the
-    host, so that a CUDA graph can record a call.
+    host, so that a CUDA graph can capture a call.
     """
 
     def __init__(self, maps, staging, *, cell_size, block_size, precision, device):

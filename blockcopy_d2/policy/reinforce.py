@@ -6,6 +6,7 @@ Shape shorthand: N streams, GH x GW blocks.
 
 import copy
 import operator
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -30,18 +31,18 @@ class OnlineLearner:
         with torch.set_grad_enabled(learner.wants_graph()):
             decision = policy(observation)
         ...  # execute decision.active, compute the information gain
-        metrics = learner.observe(decision, gain)
+        metrics = learner.learn(decision, gain)
 
     for all frames but the first of a stream, which executes all blocks whatever the policy.
     A frame with values that are not finite changes no weight. Nothing here makes the host wait
     for the device.
 
     Attributes:
-        frames (int): observed so far.
+        frames (int): learned from so far.
 
     With ``sync``, the processes of a job learn one policy together: an update takes the mean over
     the streams of all of them, as if they were one batch. Every process then has to call
-    :meth:`observe` or, where it has nothing to observe, :meth:`sit_out` equally often.
+    :meth:`learn` or, where it has nothing to learn from, :meth:`sit_out` equally often.
     """
 
     @configurable
@@ -154,7 +155,7 @@ class OnlineLearner:
         return (self.frames + 1) % self.update_every == 0
 
     @torch.inference_mode(False)
-    def observe(self, decision, gain, *, executed=None, leaves=None):
+    def learn(self, decision, gain, *, executed=None, leaves=None):
         """
         Learn from one frame.
 
@@ -211,10 +212,17 @@ class OnlineLearner:
             "skipped_updates": self._skipped_updates.clone(),
         }
 
+    def observe(self, *args, **kwargs):
+        """Deprecated: :meth:`learn`."""
+        warnings.warn(
+            "OnlineLearner.observe is now OnlineLearner.learn", FutureWarning, stacklevel=2
+        )
+        return self.learn(*args, **kwargs)
+
     @torch.inference_mode(False)
     def sit_out(self):
         """
-        Called instead of :meth:`observe` by a process that has nothing to observe, when others of
+        Called instead of :meth:`learn` by a process that has nothing to learn from, when others of
         its job may have. Does nothing unless they learn together.
         """
         if not self.sync:

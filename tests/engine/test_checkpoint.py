@@ -330,7 +330,7 @@ def taught(policy, learner, steps=5):
         )
         with torch.set_grad_enabled(learner.wants_graph()):
             decision = policy(observation)
-        learner.observe(decision, torch.rand(1, 2, 2))
+        learner.learn(decision, torch.rand(1, 2, 2))
 
 
 def test_policy_and_learner_come_back(tmp_path):

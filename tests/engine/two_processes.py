@@ -100,7 +100,7 @@ def teach(learner, policy, seeds):
     with torch.set_grad_enabled(learner.wants_graph()):
         decision = policy(batch)
     decision.active = torch.cat([actions_of(seed) for seed in seeds])
-    learner.observe(decision, torch.cat([gain_of(seed) for seed in seeds]))
+    learner.learn(decision, torch.cat([gain_of(seed) for seed in seeds]))
 
 
 def learn_together(output_dir):

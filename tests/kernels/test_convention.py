@@ -26,7 +26,7 @@ REFERENCES = {
 NOT_COMPARED = {"blockcopy_d2.kernels.clock"}
 # Asked by what runs on Triton alone, or by what asked before.
 ASKED_BEFORE = {
-    "blockcopy_d2.modeling.running.recording",
+    "blockcopy_d2.modeling.running.frame_capture",
     "blockcopy_d2.motion.caches",
     "blockcopy_d2.sparse.grid",
 }

@@ -117,7 +117,7 @@ def test_learning_never_waits_and_follows_the_cpu():
             for value in gains:
                 decision = policy(seen)
                 decision.active = fixed
-                metrics = learner.observe(decision, value)
+                metrics = learner.learn(decision, value)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert metrics["skipped_updates"].item() == 1

@@ -33,7 +33,7 @@ def run_frame(policy, learner, seed, gain=None):
         decision = policy(observation(seed))
     if gain is None:
         gain = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(seed))
-    return learner.observe(decision, gain)
+    return learner.learn(decision, gain)
 
 
 def weights(policy):
@@ -46,7 +46,7 @@ def test_reward_and_loss_are_the_papers(cost_form):
     active = torch.tensor([[[True, False, True], [True, True, False]]])
     logits = torch.tensor([[[0.5, -1.0, 2.0], [0.0, -3.0, 1.0]]])
     gain = torch.tensor([[[0.1, 0.2, 0.0], [0.9, 0.0, 0.6]]])
-    metrics = learner.observe(Decision(active, logits), gain)
+    metrics = learner.learn(Decision(active, logits), gain)
 
     cost = 4 / 6
     moving_cost = 0.9 * 0.3 + 0.1 * cost
@@ -74,7 +74,7 @@ def test_streams_of_a_batch_count_alike():
     decision = Decision(torch.tensor([[[True, False]]]), torch.tensor([[[0.3, -0.2]]]))
     gain = torch.tensor([[[0.4, 0.1]]])
     twice = Decision(decision.active.expand(2, 1, 2), decision.logits.expand(2, 1, 2))
-    metrics = make()[1].observe(decision, gain), make()[1].observe(twice, gain.expand(2, 1, 2))
+    metrics = make()[1].learn(decision, gain), make()[1].learn(twice, gain.expand(2, 1, 2))
     for name in metrics[0]:
         assert metrics[0][name].item() == pytest.approx(metrics[1][name].item())
 
@@ -142,7 +142,7 @@ def test_what_is_not_finite_never_reaches_the_weights(broken):
     decision = policy(seen)
     if broken == "decision":
         decision.logits = decision.logits / torch.zeros(())
-    metrics = learner.observe(decision, gain)
+    metrics = learner.learn(decision, gain)
     assert metrics["skipped_updates"] == 1
     assert torch.equal(weights(policy), before[0])
     state = learner.optimizer.state_dict()["state"]
@@ -183,7 +183,7 @@ def test_a_resumed_run_continues_bit_for_bit():
         active = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(frame)) > 0.5
         gain = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(frame))
         metrics = [
-            x.observe(Decision(active, z), gain)
+            x.learn(Decision(active, z), gain)
             for x, z in zip((learner, resumed_learner), logits, strict=True)
         ]
         for name in metrics[0]:
@@ -225,7 +225,7 @@ def test_a_step_takes_few_launches():
     with Count() as backward:
         torch.autograd.grad(decision.logits.sum(), learner._parameters, retain_graph=True)
     with Count() as step:
-        learner.observe(decision, torch.ones(1, *GRID))
+        learner.learn(decision, torch.ones(1, *GRID))
     assert step.calls - backward.calls < 100
 
 
@@ -243,7 +243,7 @@ def test_learns_inside_no_grad():
     with torch.no_grad():
         with torch.set_grad_enabled(learner.wants_graph()):
             decision = policy(observation())
-        learner.observe(decision, torch.ones(1, *GRID))
+        learner.learn(decision, torch.ones(1, *GRID))
     assert not torch.equal(weights(policy), before)
 
 
@@ -260,7 +260,7 @@ def test_misuse_is_named():
     with torch.no_grad():
         decision = policy(observation())
     with pytest.raises(RuntimeError, match="wants_graph"):
-        learner.observe(decision, torch.ones(1, *GRID))
+        learner.learn(decision, torch.ones(1, *GRID))
 
 
 def test_learns_where_the_output_changes():
@@ -287,7 +287,7 @@ def test_learns_where_the_output_changes():
         gain[objects] = 0.8
         with torch.set_grad_enabled(learner.wants_graph()):
             decision = policy(seen)
-        learner.observe(decision, gain.view(1, *grid_shape))
+        learner.learn(decision, gain.view(1, *grid_shape))
         executed = decision.active.flatten().float()
         fractions.append(executed.mean())
         shares.append(executed[objects].mean())
@@ -299,3 +299,10 @@ def test_learns_where_the_output_changes():
     assert abs(fraction - 0.3) < 0.05
     assert share > 2 * fraction
     assert share > 1.5 * wasted
+
+
+def test_the_old_name_still_learns():
+    policy, learner = make()
+    with pytest.warns(FutureWarning, match="OnlineLearner.learn"):
+        metrics = learner.observe(policy(observation()), torch.ones(1, *GRID))
+    assert learner.frames == 1 and metrics["gain"] == 1

@@ -6,7 +6,7 @@ from .graph import FrameGraph
 from .learning import learn
 from .precision import inference_autocast
 from .refresh import due_for_refresh
-from .result import FrameResult, RecordedFrameResult
+from .result import CapturedFrameResult, FrameResult
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, StreamPool, VideoStream
 from .timing import StageTimer

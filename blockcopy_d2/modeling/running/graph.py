@@ -13,18 +13,18 @@ from blockcopy_d2.sparse.module import SparseFrame, execution
 from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 
 from ..fixed_shape import FrameSizes, find_static_heads
+from .captured_learning import CapturedLearning
+from .frame_capture import FrameCapture
 from .memory import StreamMemory
 from .readout import Readout
-from .recorded_learning import RecordedLearning
-from .recording import FrameRecording
-from .result import RecordedFrameResult
+from .result import CapturedFrameResult
 from .steps import all_blocks, policy_of
 from .timing import StageTimer
 
 __all__ = ["FrameGraph"]
 
-# Kinds of frames whose recordings are kept; most streams have one or two.
-_MAX_RECORDINGS = 4
+# Kinds of frames whose captures are kept; most streams have one or two.
+_MAX_CAPTURES = 4
 
 
 class FrameGraph:
@@ -37,7 +37,7 @@ class FrameGraph:
     read from. The host waits only where it reads a result.
 
     It belongs to a stream, on whose features its graphs work in place. The first frame of a size
-    allocates memory and records; after it nothing is allocated but what results keep. On a device
+    allocates memory and captures; after it nothing is allocated but what results keep. On a device
     without graphs the same functions are called instead, which is for tests.
 
     Attributes:
@@ -54,7 +54,7 @@ class FrameGraph:
         self._settled = self._capturable = True
         # Of all videos: a result of an earlier frame knows by it that its memory is in use again.
         self.frames = 0
-        self._recordings = {}
+        self._captures = {}
         self._heads = self._learning = self._latest = self.memory = None
         self._pool = self._side = None
 
@@ -67,7 +67,7 @@ class FrameGraph:
 
         Returns:
             FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
-            frames cannot be recorded, and for streams that started that way. A change of the
+            frames cannot be captured, and for streams that started that way. A change of the
             model's settings holds from the next frame on.
         """
         graph = streams.graph
@@ -85,7 +85,7 @@ class FrameGraph:
         return graph if graph is not None and graph._capturable else None
 
     def _change(self, settings):
-        self._recordings.clear()
+        self._captures.clear()
         # Memory of graphs that are gone takes no new ones.
         self._pool = self._learning = None
         # A setting may change with every frame, such as a target that follows a budget.
@@ -102,32 +102,32 @@ class FrameGraph:
             learning, grid: as of :meth:`BlockCopyVideoModel.step`.
 
         Returns:
-            RecordedFrameResult:
+            CapturedFrameResult:
         """
         timer = StageTimer(model.device)
         count, is_first, is_new = stream.counts[0], not stream.started, self.memory is None
-        recording = self._recording(model, inputs, stream, asks=grid is None and not is_first)
+        capture = self._capture_of(model, inputs, stream, asks=grid is None and not is_first)
         with timer.stage("preprocess"):
-            recording.image.copy_(inputs["image"], non_blocking=True)
+            capture.image.copy_(inputs["image"], non_blocking=True)
         if is_new:
-            recording.grid = all_blocks(model, stream) if grid is None else grid
+            capture.grid = all_blocks(model, stream) if grid is None else grid
         else:
             self._place(stream, grid, is_first)
             if self._settled:
-                self._record(model, stream, recording)
+                self._capture(model, stream, capture)
         on = (model, stream, self.memory, timer)
-        if grid is None and not recording.asks:
+        if grid is None and not capture.asks:
             # Not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
-        recording.run("infer", *on)
+        capture.run("infer", *on)
         with timer.stage("inference"):
-            readout = Readout(self._heads.output_name, recording.result, self._side)
-        recording.run("observe", *on)
+            readout = Readout(self._heads.output_name, capture.result, self._side)
+        capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(stream)
         self.memory.bind(stream)
         self.frames += 1
-        self._latest, self._settled = recording, True
+        self._latest, self._settled = capture, True
         result = self._result(
             model, stream, readout, timer, learning=learning, grid=grid, is_first=is_first
         )
@@ -136,13 +136,13 @@ class FrameGraph:
         stream.counts = [count + 1]
         return result
 
-    def _recording(self, model, inputs, stream, *, asks):
+    def _capture_of(self, model, inputs, stream, *, asks):
         image = inputs["image"]
         output_size = (inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2]))
         key = (tuple(image.shape), image.dtype, output_size, asks)
-        if key not in self._recordings:
-            while len(self._recordings) >= _MAX_RECORDINGS:
-                self._recordings.pop(next(iter(self._recordings)))
+        if key not in self._captures:
+            while len(self._captures) >= _MAX_CAPTURES:
+                self._captures.pop(next(iter(self._captures)))
             sizes = FrameSizes(
                 image_size=stream.image_size,
                 canvas_size=stream.canvas_size,
@@ -154,9 +154,9 @@ class FrameGraph:
                 self._heads = find_static_heads(model.base)(model.base)
                 self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
             place = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
-            recording = FrameRecording(place, sizes, self._heads, asks=asks)
-            self._recordings[key] = recording
-        return self._recordings[key]
+            capture = FrameCapture(place, sizes, self._heads, asks=asks)
+            self._captures[key] = capture
+        return self._captures[key]
 
     def _place(self, stream, grid, is_first):
         """Puts what the frame depends on where it is read."""
@@ -178,12 +178,12 @@ class FrameGraph:
             # One that the engine could not trace runs as it is, maybe with a host in the loop.
             self._capturable = False
         elif asks:
-            recording = self._recording(model, inputs, stream, asks=True)
-            recording.image.copy_(inputs["image"], non_blocking=True)
-            self._record(model, stream, recording)
+            capture = self._capture_of(model, inputs, stream, asks=True)
+            capture.image.copy_(inputs["image"], non_blocking=True)
+            self._capture(model, stream, capture)
 
-    def _record(self, model, stream, recording):
-        recording.record(model, stream, self.memory, self._graph_pool(model))
+    def _capture(self, model, stream, capture):
+        capture.capture(model, stream, self.memory, self._graph_pool(model))
 
     def _graph_pool(self, model):
         if self._pool is None and model.device.type == "cuda":
@@ -193,23 +193,23 @@ class FrameGraph:
     # ---------------------------------------------------------------- results
 
     def _result(self, model, stream, readout, timer, *, learning, grid, is_first):
-        recording, memory = self._latest, self.memory
+        capture, memory = self._latest, self.memory
         executed = BlockGrid(
             memory.active.clone(),
             block_size=model.block_size,
-            image_size=recording.sizes.canvas_size,
+            image_size=capture.sizes.canvas_size,
         )
         work = SparseFrame(executed, state=None)
-        work.programs, work.dense_module_macs = recording.programs, recording.dense_module_macs
-        work.may_improve = recording.may_improve
+        work.programs, work.dense_module_macs = capture.programs, capture.dense_module_macs
+        work.may_improve = capture.may_improve
         decision = Decision(active=executed.active) if grid is None else None
-        if recording.asks:
-            has_logits = recording.decision.logits is not None
+        if capture.asks:
+            has_logits = capture.decision.logits is not None
             decision = Decision(memory.drawn.clone(), memory.logits.clone() if has_logits else None)
-        return RecordedFrameResult(
+        return CapturedFrameResult(
             self,
             readout=readout,
-            was_asked=recording.asks,
+            was_asked=capture.asks,
             learning=learning,
             policy=policy_of(model, stream),
             decision=decision,
@@ -220,7 +220,7 @@ class FrameGraph:
             broken=memory.broken[0].clone(),
             timer=timer,
             is_first=is_first,
-            other_macs=dict(recording.macs),
+            other_macs=dict(capture.macs),
         )
 
     @property
@@ -239,16 +239,16 @@ class FrameGraph:
             timer (StageTimer): of the frame.
 
         Returns:
-            dict[str, Tensor]: of :meth:`OnlineLearner.observe`.
+            dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
         """
         if self._learning is None or not self._learning.teaches(learner, policy):
             pool = self._graph_pool(model)
-            self._learning = RecordedLearning(learner, policy, pool=pool)
+            self._learning = CapturedLearning(learner, policy, pool=pool)
         return self._learning(model, self.memory, timer)
 
 
 def _settings(model, streams):
-    """What recordings depend on, besides the weights of the task network."""
+    """What captures depend on, besides the weights of the task network."""
     policy = policy_of(model, streams)
     return (
         model.cuda_graph,
@@ -266,7 +266,7 @@ def _settings(model, streams):
 
 
 def _addresses(policy):
-    """Of its weights, which recordings read where they are."""
+    """Of its weights, which captures read where they are."""
     return tuple(parameter.data_ptr() for parameter in policy.parameters())
 
 

@@ -4,7 +4,7 @@ import torch
 
 from blockcopy_d2.policy import Decision
 
-from .result import RecordedFrameResult
+from .result import CapturedFrameResult
 
 __all__ = ["learn"]
 
@@ -33,7 +33,7 @@ def _learn(learner, model, results):
     if not results:
         learner.sit_out()
         return {}
-    if len(results) == 1 and isinstance(results[0], RecordedFrameResult) and not learner.sync:
+    if len(results) == 1 and isinstance(results[0], CapturedFrameResult) and not learner.sync:
         return results[0].learn(model, learner)
     timer = results[0].timer
     with timer.stage("information_gain"):
@@ -45,4 +45,4 @@ def _learn(learner, model, results):
                 logits=torch.cat([result.decision.logits for result in results]),
             )
         executed = torch.cat([result.grid.active for result in results])
-        return learner.observe(decision, gain, executed=executed)
+        return learner.learn(decision, gain, executed=executed)

@@ -22,7 +22,7 @@ from blockcopy_d2.sparse.module import SparseFrame
 
 from .timing import StageTimer
 
-__all__ = ["FrameResult", "RecordedFrameResult"]
+__all__ = ["FrameResult", "CapturedFrameResult"]
 
 
 @dataclass(eq=False, repr=False)
@@ -123,7 +123,7 @@ class FrameResult(Mapping):
         return len(self.output)
 
 
-class RecordedFrameResult(FrameResult):
+class CapturedFrameResult(FrameResult):
     """
     Of a frame that was replayed as a graph, see :class:`FrameGraph`. The output is made when it is
     first read, at any time, which waits for the detections of the frame. ``frame``,
@@ -188,7 +188,7 @@ class RecordedFrameResult(FrameResult):
             learner (OnlineLearner): alone with the policy.
 
         Returns:
-            dict[str, Tensor]: of :meth:`OnlineLearner.observe`.
+            dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
         """
         return self._latest().learn(model, learner, self._policy, self.timer)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from blockcopy_d2.modeling.running import captured_learning
 from blockcopy_d2.modeling.running import graph as frame_graph
-from blockcopy_d2.modeling.running import recorded_learning
 from blockcopy_d2.policy import information_gain
 from tests.replayed_function import ReplayedFunction
 
@@ -21,10 +21,10 @@ def device(request, monkeypatch):
 
 @pytest.fixture
 def replayed_lessons(device, monkeypatch):
-    """On a CPU, what the learner does is recorded and replayed operator by operator."""
+    """On a CPU, what the learner does is captured and replayed operator by operator."""
     if device == "cpu":
         pools = {}
-        monkeypatch.setattr(recorded_learning, "CapturedFunction", ReplayedFunction)
+        monkeypatch.setattr(captured_learning, "CapturedFunction", ReplayedFunction)
         monkeypatch.setattr(
             frame_graph.FrameGraph, "_graph_pool", lambda self, model: pools.setdefault(self, [])
         )

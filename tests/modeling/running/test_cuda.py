@@ -25,7 +25,7 @@ def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built):
             torch.cuda.set_sync_debug_mode("default")
         assert len(result["instances"]) == 5 and "loss" in told
 
-    # The learner's step of every fourth frame is recorded the third time.
+    # The learner's step of every fourth frame is captured the third time.
     for image in 4 * images:
         assert graph.frame(image)[0]["instances"] is not None
     for _ in range(3):
@@ -52,8 +52,8 @@ def test_graphs_are_replayed(folder, built):
     graph = Side(folder, built, "cuda", graph=True)
     images = list(clip("cuda", 13))
     graph.frame(images[0])
-    (recording,) = (x for x in graph.stream.graph._recordings.values() if x.asks)
-    assert set(recording._functions) == {"infer", "observe"}
+    (capture,) = (x for x in graph.stream.graph._captures.values() if x.asks)
+    assert set(capture._functions) == {"infer", "observe"}
     for image in images[1:]:
         graph.frame(image)
     lessons = graph.stream.graph._learning._functions

@@ -247,9 +247,9 @@ def test_the_stages_of_a_graph_are_timed_by_its_clock(folder, built, device):
         def marks(self):
             return self
 
-    recording = graph.stream.graph._latest
-    recording._clocks = {part: Clock() for part in ("infer", "observe")}
-    recording._functions = {part: CapturedFunction() for part in recording._clocks}
+    capture = graph.stream.graph._latest
+    capture._clocks = {part: Clock() for part in ("infer", "observe")}
+    capture._functions = {part: CapturedFunction() for part in capture._clocks}
     _, (result, _) = both(eager, graph, image)
     seconds = result.seconds
     # Where frames are put and read from counts, too.

@@ -10,13 +10,13 @@ from torch.func import functional_call
 from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.policy import Decision
 
-__all__ = ["RecordedLearning"]
+__all__ = ["CapturedLearning"]
 
-# Steps before one is recorded, in which libraries choose, compile and allocate.
+# Steps before one is captured, in which libraries choose, compile and allocate.
 _WARM_STEPS = 2
 
 
-class RecordedLearning:
+class CapturedLearning:
     """Teaches one policy the frames of one stream, from the memory of a :class:`FrameGraph`."""
 
     def __init__(self, learner, policy, *, pool=None):
@@ -30,7 +30,7 @@ class RecordedLearning:
         self._settings = _settings(learner)
         self._functions = {}
         self._gain = None
-        # By whether the frame updates the weights: each recording has its own place for it.
+        # By whether the frame updates the weights: each capture has its own place for it.
         self._told = {}
 
     def teaches(self, learner, policy):
@@ -55,7 +55,7 @@ class RecordedLearning:
             timer (StageTimer): of the frame.
 
         Returns:
-            dict[str, Tensor]: of :meth:`OnlineLearner.observe`.
+            dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
         """
         learner = self._learner
         updates, frames = learner.wants_graph(), learner.frames
@@ -83,13 +83,13 @@ class RecordedLearning:
         if updates:
             logits, leaves = _logits_to_learn_from(self._policy.network, memory.observation())
         decision = Decision(active=memory.drawn, logits=logits)
-        metrics = self._learner.observe(decision, self._gain, executed=memory.active, leaves=leaves)
+        metrics = self._learner.learn(decision, self._gain, executed=memory.active, leaves=leaves)
         values = torch.stack([value.float() for value in metrics.values()])
         self._told[updates] = list(metrics), values
 
 
 def _settings(learner):
-    """What a recording of the learner's step holds for good."""
+    """What a capture of the learner's step holds for good."""
     group = learner.optimizer.param_groups[0]
     return (
         learner.cost_weight,
@@ -103,7 +103,7 @@ def _logits_to_learn_from(network, observation):
     """
     Logits in an autograd graph with ends of its own. Those of the parameters belong to the stream
     they were first used on, for as long as any graph with them is alive, such as that of a decision
-    that was kept; a recording must not depend on another stream.
+    that was kept; a capture must not depend on another stream.
 
     Returns:
         tuple[Tensor, list[Tensor]]: float (1, GH, GW), and what stands for the parameters.

@@ -1,5 +1,5 @@
 """
-The stages of a frame as functions of tensors that stay where they are, recorded as CUDA graphs.
+The stages of a frame as functions of tensors that stay where they are, captured as CUDA graphs.
 
 Shape shorthand: h x w policy resolution.
 """
@@ -23,21 +23,21 @@ from .steps import (
     remember,
 )
 
-__all__ = ["FrameRecording"]
+__all__ = ["FrameCapture"]
 
 # What is a graph each, in stages, each of them a method. The output is read from behind the first
 # graph, while the second one runs.
 _PARTS = {"infer": ("preprocess", "policy", "network", "heads"), "observe": ("observe",)}
 # What a StageTimer counts the time of a stage to, where that is not its own name alone.
 _COUNTS_TO = {"network": ("network", "inference"), "heads": ("inference",)}
-# Calls before a frame is recorded, in which libraries choose, compile and allocate.
+# Calls before a frame is captured, in which libraries choose, compile and allocate.
 _WARM_CALLS = 2
 
 
-class FrameRecording:
+class FrameCapture:
     """
     Frames of one kind, of one stream: of a size and type of image, with a policy that is asked or
-    blocks that are given. Until they are recorded, the stages run as they are.
+    blocks that are given. Until they are captured, the stages run as they are.
 
     Attributes:
         image (Tensor): (3, height, width), where a frame is put before it is run.
@@ -103,9 +103,9 @@ class FrameRecording:
             self._run_stage(stage, *on)
             clock.mark(index)
 
-    def record(self, model, stream, memory, pool):
+    def capture(self, model, stream, memory, pool):
         """
-        Record the frame in ``image``, and leave everything as if it had not been run. Does nothing
+        Capture the frame in ``image``, and leave everything as if it had not been run. Does nothing
         if that has been done, or where there are no CUDA graphs.
 
         Args:
