@@ -96,6 +96,21 @@ class Task(ABC):
             what the other methods take: Tensor, DetectionMasks, or a tuple of these.
         """
 
+    def part(self, output: dict, name: str) -> Any:
+        """
+        Returns:
+            what an output holds under a name.
+
+        Raises:
+            ValueError: the task is not for outputs like this one.
+        """
+        if name not in output:
+            raise ValueError(
+                f"{type(self).__name__} is for outputs with {name!r}; this model's have"
+                f" {', '.join(map(repr, output))}. Change MODEL.BLOCKCOPY.TASK, such as to 'auto'."
+            )
+        return output[name]
+
     @abstractmethod
     def move(self, seen: Any, motion: PolicyMotion) -> Any:
         """

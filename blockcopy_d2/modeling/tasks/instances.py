@@ -39,7 +39,7 @@ class InstanceTask(Task):
         Returns:
             DetectionMasks: n detections at policy resolution.
         """
-        instances = output["instances"]
+        instances = self.part(output, "instances")
         if isinstance(instances, DetectionMasks):
             return instances
         masks = rasterize_instances(

@@ -29,7 +29,7 @@ class ProposalTask(InstanceTask):
         return {"pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK}
 
     def observe(self, output, **geometry):
-        instances = proposal_instances(output["proposals"])
+        instances = proposal_instances(self.part(output, "proposals"))
         instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
         return super().observe({"instances": instances}, **geometry)
 

@@ -24,8 +24,15 @@ class SemanticTask(Task):
     @staticmethod
     def count_classes(base):
         """As :meth:`Task.count_classes`: channels of the last convolution, which gives logits."""
-        modules = base.sem_seg_head.modules()
-        return [m for m in modules if isinstance(m, nn.Conv1d | nn.Conv2d)][-1].out_channels
+        head = getattr(base, "sem_seg_head", None) or nn.Identity()
+        convolutions = [m for m in head.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+        if not convolutions:
+            raise ValueError(
+                f"{type(base).__name__} does not tell how many classes its segmentation has:"
+                " expected a sem_seg_head with convolutions. Change MODEL.BLOCKCOPY.TASK, or give"
+                " BlockCopyVideoModel a task."
+            )
+        return convolutions[-1].out_channels
 
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
@@ -35,7 +42,7 @@ class SemanticTask(Task):
             Tensor: float (K, h, w), probabilities of the mean logits of a policy pixel; zero in
             the padding.
         """
-        logits = output["sem_seg"][None]
+        logits = self.part(output, "sem_seg")[None]
         inside = logits.new_ones(1, 1, *image_size)
         if tuple(logits.shape[-2:]) != tuple(image_size):
             logits = F.interpolate(logits, size=image_size, mode="bilinear", align_corners=False)

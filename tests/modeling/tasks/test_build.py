@@ -80,6 +80,17 @@ def test_a_model_of_unknown_structure_is_named():
         build_task(config(), network(head=RPN))
 
 
+def test_a_task_for_other_models_is_named():
+    base = network(proposal_generator=RPN, roi_heads=roi_heads(3))
+    for name in ("SemanticTask", "PanopticTask"):
+        with pytest.raises(ValueError, match="sem_seg_head.*MODEL.BLOCKCOPY.TASK"):
+            build_task(config(name), base)
+    task = build_task(config("ProposalTask"), base)
+    geometry = {"image_size": (32, 64), "canvas_size": (32, 64), "grid_shape": (1, 2)}
+    with pytest.raises(ValueError, match="'proposals'; this model's have 'instances'.*TASK"):
+        task.observe({"instances": Instances((32, 64))}, **geometry)
+
+
 def test_detections_at_policy_resolution_are_taken_as_they_are():
     """Which is how frames that are CUDA graphs give them."""
     task = InstanceTask(2, pixels_per_block=8)
