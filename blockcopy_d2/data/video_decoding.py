@@ -131,6 +131,8 @@ class DecodedVideo:
                 if vectors:
                     stream.codec_context.options = {"flags2": "+export_mvs"}
                 for packet in container.demux(stream):
+                    if codec is not None:
+                        codec.note(packet, stream.codec_context)
                     try:
                         frames, broken = packet.decode(), False
                     except av.InvalidDataError:

@@ -243,6 +243,11 @@ class VideoPredictor:
             return None
         inputs = self.mapper(image)
         if vectors is not None and self.reads_vectors:
+            if vectors.size != image.shape[:2]:
+                raise ValueError(
+                    f"Vectors of a frame of {vectors.size} pixels for one of {image.shape[:2]}:"
+                    " expected those of the frame as VideoFrames.read() gave it."
+                )
             inputs["motion_vectors"] = vectors.field(
                 inputs["image"].shape[-2:], self.model.motion.cell_size, self.mapper.transforms
             )

@@ -12,7 +12,9 @@ Shape shorthand in this module:
     GH, GW: rows and columns of cells
 """
 
+import collections
 import dataclasses
+import re
 
 import numpy as np
 import torch
@@ -28,6 +30,10 @@ __all__ = ["CodecReader", "CodecVectors", "FrameVectors"]
 
 # FFmpeg's numbers of picture types, as PyAV hands them over.
 _INTRA, _PREDICTED, _BIDIRECTIONAL = 1, 2, 3
+# Types of units of H.264 that hold a part of a frame.
+_SLICES = (1, 2, 5)
+# Frames that a frame may refer to, at most.
+_FURTHEST = 16
 # Blocks of a codec have sides of multiples of this, in pixels of the video.
 _PIECE = 4
 
@@ -38,18 +44,36 @@ class CodecReader:
     shown. It belongs to one video.
 
     A vector must lead to the frame shown before. A decoder says only whether a block came from the
-    past or the future. A frame that others are predicted from refers to the last such frame, k
-    frames ago where k - 1 bidirectional ones are shown between: its vectors are divided by k. So
-    are those into the past of bidirectional frames. Vectors from the future are dropped. An encoder
-    may refer further back all the same; :class:`CodecVectors` drops what the pixels do not confirm.
+    past or the future, not from which frame. It is taken for the nearest one in the past that had
+    been decoded and that others may refer to. Where that was shown k frames ago, vectors are
+    divided by k. Vectors from the future are dropped. An encoder may refer further back all the
+    same; :class:`CodecVectors` drops what the pixels do not confirm.
     """
 
     def __init__(self):
+        self._packets = {}
+        self._num_packets = 0
         self.reset()
 
     def reset(self):
         """Call it where the frame to come does not follow the last one: after seeking."""
-        self._distance = None
+        self._shown = collections.deque(maxlen=_FURTHEST)
+
+    def note(self, packet, context):
+        """
+        Takes note of the order of decoding, which is not that of showing. Without it frames count
+        as decoded in the order of showing, but for bidirectional ones, to which no other refers.
+
+        Args:
+            packet (av.Packet): the next one that is decoded.
+            context (av.CodecContext): of its stream.
+        """
+        if packet.pts is None:
+            return
+        self._packets[packet.pts] = (self._num_packets, _is_reference(packet, context))
+        self._num_packets += 1
+        if len(self._packets) > 4 * _FURTHEST:  # Of some no frame ever comes.
+            del self._packets[next(iter(self._packets))]
 
     def read(self, frame):
         """
@@ -60,12 +84,12 @@ class CodecReader:
             FrameVectors or None: None where the frame has none at all: an intra frame, the first
             one, or a codec that exports none.
         """
-        distance, kind = self._distance, int(frame.pict_type)
-        # How far the last frame that others refer to will be from the next frame.
-        if kind == _BIDIRECTIONAL:
-            self._distance = None if distance is None else distance + 1
-        else:
-            self._distance = 1
+        kind = int(frame.pict_type)
+        number, is_reference = self._packets.pop(frame.pts, (None, None))
+        if is_reference is None:
+            is_reference = kind != _BIDIRECTIONAL
+        distance = self._distance(number)
+        self._shown.append((number, is_reference))
         if distance is None or kind not in (_PREDICTED, _BIDIRECTIONAL):
             return None
         try:
@@ -78,6 +102,35 @@ class CodecReader:
         vectors = exported.to_ndarray()
         past = vectors[vectors["source"] < 0]
         return FrameVectors.of_blocks(past, (frame.height, frame.width), distance)
+
+    def _distance(self, number):
+        """int or None: how many frames ago the frame was shown that a frame refers to."""
+        for distance, (other, is_reference) in enumerate(reversed(self._shown), start=1):
+            was_decoded = number is None or other is None or other < number
+            if is_reference and was_decoded:
+                return distance
+        return None
+
+
+def _is_reference(packet, context):
+    """bool or None: whether other frames may refer to an H.264 frame; None for other codecs."""
+    if context.name != "h264":
+        return None
+    data, extradata = bytes(packet), context.extradata
+    # In MP4 and Matroska each unit has its length in front, elsewhere a code that starts it.
+    if extradata and extradata[0] == 1:
+        length = (extradata[4] & 3) + 1
+        starts, start = [], length
+        while start < len(data):
+            starts.append(start)
+            start += int.from_bytes(data[start - length : start], "big") + length
+    else:
+        starts = (match.end() for match in re.finditer(b"\0\0\1(?!$)", data, re.DOTALL))
+    for start in starts:
+        kind = data[start] & 31
+        if kind in _SLICES:
+            return data[start] >> 5 & 3 > 0
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +279,11 @@ class CodecVectors(MotionEstimator):
         for target, vectors in zip(on_canvas, codec):
             if vectors is None:
                 continue
-            if any(has > room for has, room in zip(vectors.shape, shape)):
+            fits = len(vectors.shape) == 3 and vectors.shape[0] == 2
+            if not fits or any(has > room for has, room in zip(vectors.shape, shape)):
                 raise ValueError(
-                    f"vectors of shape {vectors.shape} do not fit a canvas of {shape}: were they "
-                    f"read for the size of the network's input and cells of {self.cell_size}?"
+                    f"vectors of shape {tuple(vectors.shape)} do not fit a canvas of {shape}: were "
+                    f"they read for the size of the network's input and cells of {self.cell_size}?"
                 )
             target[:, : vectors.shape[1], : vectors.shape[2]] = vectors
         features.codec = torch.from_numpy(on_canvas).to(images.device)
@@ -241,7 +295,7 @@ class CodecVectors(MotionEstimator):
         if current.codec is None:
             return self.fallback.estimate(current, previous, out=out, workspace=workspace)
         cell = self.cell_size // 2
-        field = current.codec.nan_to_num(0) / 2
+        field = current.codec.nan_to_num(0, 0, 0) / 2
         keep_still(field, current.levels[0], previous.levels[0], cell)
         if current.without_codec.any():
             self.fallback.estimate(current, previous, out=out, workspace=workspace)

@@ -95,3 +95,25 @@ def test_vectors_follow_the_transforms_of_the_input(augmentation, shown, expecte
     still = np.asarray(inputs["image"])[0, 8::16, 8::16] == 255
     assert np.allclose(field[:, still], 0)
     assert np.allclose(field[:, ~still].T, expected)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"b-adapt": "0", "bf": "3"}, {"b-adapt": "0", "bf": "2", "b-pyramid": "none"}],
+    ids=["default", "pyramid", "no pyramid"],
+)
+def test_bidirectional_frames_lead_to_the_frame_before(tmp_path, suffix, options):
+    """As encoders write them by default: some are referred to, and none is decoded in order."""
+    torch.manual_seed(0)
+    encode(tmp_path / f"pan.{suffix}", pan(12, *SHIFT), **options)
+    read = [vectors for _, _, vectors in VideoFrames(tmp_path / f"pan.{suffix}").read(vectors=True)]
+    assert len(read) == 12 and read[0] is None
+    known = 0
+    for vectors in read[1:]:
+        field = np.full((2, 1), np.nan) if vectors is None else vectors.field(SIZE, 16)
+        found = np.isfinite(field[0])
+        if found.mean() > 0.2:
+            known += 1
+            assert np.abs(np.median(field[:, found], axis=1) - SHIFT).max() <= 0.5
+    assert known >= 8

@@ -459,3 +459,18 @@ def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, m
     dropped = [result.dropped for _, result in predictor.stream(panned_video)]
     assert dropped == [0, 1, 0, 0, 0]
     assert [x is None for x in given] == [True, True, False, True, False]
+
+
+def test_streams_have_vectors_of_their_own(folder, panned_video):
+    """Of two videos in one batch, one from a file and one of arrays; vectors must fit the frame."""
+    predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
+    given, mapped = [], predictor._map
+    predictor._map = lambda image, vectors: given.append(vectors) or mapped(image, vectors)
+    still = frames(4, (192, 256))
+    ticks = list(predictor.streams([panned_video, still]))
+    with_vectors = [x is not None for x in given[::2]]
+    assert with_vectors == [False, True, True, True, False, True]
+    assert all(x is None for x in given[1::2]) and ticks[-1][1] is None
+    vectors = given[2]
+    with pytest.raises(ValueError, match="Vectors of a frame of"):
+        predictor(next(frames(1, (96, 160))), vectors)

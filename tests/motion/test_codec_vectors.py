@@ -157,7 +157,19 @@ def test_vectors_of_another_size_are_refused():
     estimator = CodecVectors(fallback=BlockMatching())
     with pytest.raises(ValueError, match="do not fit a canvas"):
         estimator.features(texture(32, 32), codec=[np.zeros((2, 3, 2), np.float32)])
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) do not fit"):
+        estimator.features(texture(32, 32), codec=[np.zeros((2, 2), np.float32)])
     with pytest.raises(ValueError, match="2 streams: expected 1"):
         estimator.features(texture(32, 32), codec=[np.zeros((2, 2, 2), np.float32), None])
     with pytest.raises(ValueError, match="fallback has cells of 8"):
         CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=8))
+
+
+def test_vectors_that_are_not_finite_count_as_none():
+    """Also where the picture changed so much that anything would be better than staying."""
+    estimator = CodecVectors(fallback=BlockMatching())
+    before = estimator.features(torch.zeros(1, 3, 64, 64))
+    codec = np.full((2, 4, 4), np.inf, np.float32)
+    codec[1, :2] = -np.inf
+    now = estimator.features(torch.full((1, 3, 64, 64), 255.0), codec=[codec])
+    assert (estimator.estimate(now, before) == 0).all()
