@@ -23,7 +23,7 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
-        "blockcopy_d2": ["**/*.html", "**/*.json", "**/*.txt"],
+        "blockcopy_d2": ["py.typed", "**/*.html", "**/*.json", "**/*.txt"],
         "blockcopy_d2.configs": ["**/*.yaml", "**/*.py"],
         "blockcopy_d2.weights": ["*.pth", "*.pkl", "*.md"],
     },

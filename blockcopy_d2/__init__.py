@@ -7,6 +7,11 @@ have a model and a video, are imported when they are asked for.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.acceleration import accelerate
+    from .engine.predictor import VideoPredictor
 
 __version__ = "0.1.0"
 
@@ -26,7 +31,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -165,7 +165,7 @@ KEYS = {
 }
 
 
-def add_blockcopy_config(cfg):
+def add_blockcopy_config(cfg: CN) -> None:
     """
     Add the config keys of BlockCopy to ``cfg``, all inert: a config that never mentions
     BlockCopy builds and trains exactly what it did before. Safe to call twice; keys already
@@ -182,7 +182,7 @@ def add_blockcopy_config(cfg):
             node[leaf] = copy.deepcopy(key.default)
 
 
-def enable_blockcopy(cfg):
+def enable_blockcopy(cfg: CN) -> None:
     """
     Where ``MODEL.BLOCKCOPY.ENABLED`` is set, make Detectron2's ``build_model`` build the
     block-sparse video model around what the config names: the meta-architecture, the backbone
@@ -203,8 +203,11 @@ def enable_blockcopy(cfg):
     cfg.MODEL.RPN.HEAD_NAME = _RPN_HEAD
 
 
-def base_config(cfg):
+def base_config(cfg: CN) -> CN:
     """
+    Args:
+        cfg (CfgNode): with the keys of BlockCopy.
+
     Returns:
         CfgNode: a copy of ``cfg`` as it was before :func:`enable_blockcopy`, switched off:
         what it builds is Detectron2's own, with no code of BlockCopy in it.
@@ -221,7 +224,7 @@ def base_config(cfg):
     return cfg
 
 
-def check_blockcopy_config(cfg):
+def check_blockcopy_config(cfg: CN) -> None:
     """
     Check the value of every key of BlockCopy.
 

@@ -51,6 +51,15 @@ def modules():
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def _walk(tree):
+    """All nodes but what only type checkers run."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        return
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        yield from _walk(child)
+
+
 def imported_names(source, module):
     """
     Yields the full dotted name of every import in ``source``, relative ones resolved, wherever in
@@ -61,7 +70,7 @@ def imported_names(source, module):
         module (Path): its path from the folder that holds the package.
     """
     package = module.parent.parts
-    for node in ast.walk(ast.parse(source)):
+    for node in _walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,3 +1,5 @@
+"""Programs: predictors, evaluation as a loop of hooks, checkpoints, configs."""
+
 from .acceleration import accelerate
 from .budget import FrameBudget
 from .checkpoint import PolicyCheckpointer, SafeCheckpointer, WeightsCheckpointer

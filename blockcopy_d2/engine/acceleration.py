@@ -1,6 +1,7 @@
 """Any Detectron2 model, accelerated in one line."""
 
 import functools
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
@@ -8,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from blockcopy_d2.config import KEYS, add_blockcopy_config
 from blockcopy_d2.modeling import BlockCopyVideoModel
@@ -37,7 +39,9 @@ _OPTIONS = {
 }
 
 
-def accelerate(model_or_cfg, target=None, **options):
+def accelerate(
+    model_or_cfg: nn.Module | CfgNode | DictConfig, target: float | None = None, **options: Any
+) -> BlockCopyVideoModel:
     """
     Make a model that runs video block by block of any model of Detectron2's.
 
@@ -93,7 +97,7 @@ def accelerate(model_or_cfg, target=None, **options):
     return model
 
 
-def video_config(cfg, target=None, **options):
+def video_config(cfg: CfgNode, target: float | None = None, **options: Any) -> CfgNode:
     """
     Args:
         cfg (CfgNode): any of Detectron2's, with or without the keys of BlockCopy.

@@ -5,19 +5,28 @@ import copy
 import os
 import statistics
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from omegaconf import DictConfig
+from PIL import Image
 
 from blockcopy_d2.config import KEYS
 from blockcopy_d2.config_key import flag, number
 from blockcopy_d2.data import FrameMapper, as_frame, close_all, open_frames, read_ahead
-from blockcopy_d2.modeling import StreamBatch, learn
+from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch, learn
+from blockcopy_d2.motion import FrameVectors
 
 from .acceleration import accelerate, video_config
 from .budget import FrameBudget
 
 __all__ = ["FrameMapper", "VideoPredictor"]
+
+# A file, a folder or an address, the number of a camera, or pictures.
+Source = str | os.PathLike | int | Iterable[np.ndarray | Image.Image]
 
 
 class VideoPredictor:
@@ -40,7 +49,13 @@ class VideoPredictor:
     """
 
     @configurable
-    def __init__(self, *, model, mapper=None, clock=time.perf_counter):
+    def __init__(
+        self,
+        *,
+        model: BlockCopyVideoModel,
+        mapper: FrameMapper | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """
         Args:
             model (BlockCopyVideoModel): with its weights loaded, see :func:`accelerate`.
@@ -59,22 +74,25 @@ class VideoPredictor:
         self._unused = []
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode | DictConfig) -> dict[str, Any]:
         """
         Args:
             cfg (CfgNode or DictConfig): any of Detectron2's. What it says of BlockCopy counts, but
                 for the switch, which is on.
+
+        Returns:
+            dict[str, Any]: arguments of a predictor.
         """
         if isinstance(cfg, CfgNode):
             cfg = video_config(cfg)
         return {"model": accelerate(cfg), "mapper": FrameMapper(cfg)}
 
     @property
-    def scale(self):
+    def scale(self) -> float:
         """float: pixels of the network's input per pixel of the last frame."""
         return self.mapper.scale
 
-    def reset(self):
+    def reset(self) -> None:
         """
         Start a new video for calls with single frames: its first frame executes all blocks. What
         was learned stays.
@@ -82,17 +100,17 @@ class VideoPredictor:
         self._stream.reset()
 
     @property
-    def replays(self):
+    def replays(self) -> bool:
         """bool: whether the next call's frame is a CUDA graph's, see :class:`FrameGraph`."""
         return self.model.replays(self._stream)
 
     @property
-    def target(self):
+    def target(self) -> float | None:
         """float or None: tau; None where the policy follows no target."""
         policy, learner = self._policies[0]
         return getattr(policy if learner is None else learner, "target", None)
 
-    def set_target(self, target):
+    def set_target(self, target: float) -> None:
         """
         Change the wished fraction of executed blocks, from the next frame on.
 
@@ -106,7 +124,7 @@ class VideoPredictor:
         for policy, learner in self._policies:
             _follower(policy, learner).target = target
 
-    def set_budget(self, milliseconds):
+    def set_budget(self, milliseconds: float | None) -> None:
         """
         Hold the median time of a frame by moving the target, see :class:`FrameBudget`. The time
         is that of a call: resizing, network and learning, but no decoding.
@@ -124,11 +142,13 @@ class VideoPredictor:
         self._budget = None if milliseconds is None else FrameBudget(milliseconds / 1000)
 
     @property
-    def reads_vectors(self):
+    def reads_vectors(self) -> bool:
         """bool: whether the motion is that of the video's codec, see :meth:`VideoFrames.read`."""
         return self.model.motion is not None and self.model.motion.reads_vectors
 
-    def __call__(self, image, vectors=None):
+    def __call__(
+        self, image: np.ndarray | Image.Image, vectors: FrameVectors | None = None
+    ) -> FrameResult:
         """
         Run the next frame of the video.
 
@@ -142,7 +162,7 @@ class VideoPredictor:
         """
         return self._tick([as_frame(image)], [vectors], self._stream, self._policies[:1])[0]
 
-    def stream(self, source):
+    def stream(self, source: Source) -> Iterator[tuple[np.ndarray, FrameResult]]:
         """
         Run a video from its first frame, decoded on a thread of its own, in constant memory. Any
         number of streams may be open at once; they learn one policy. Closing one, or an interrupt,
@@ -173,7 +193,9 @@ class VideoPredictor:
         finally:
             self._unused.append(state)
 
-    def streams(self, sources, *, own_policies=False):
+    def streams(
+        self, sources: Iterable[Source], *, own_policies: bool = False
+    ) -> Iterator[list[tuple[np.ndarray, FrameResult] | None]]:
         """
         Run several videos of one size together, a frame of each at a time.
 

@@ -28,6 +28,7 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def argument_parser():
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m blockcopy_d2.engine.tune_kernels",
         description=__doc__,
@@ -78,6 +79,7 @@ def launches(config_file, size, block_size, dtype, *, opts=(), device="cuda"):
 
 
 def main():
+    """Writes the table of the GPU at hand."""
     args = argument_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not torch.cuda.is_available():

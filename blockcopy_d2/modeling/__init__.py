@@ -1,3 +1,5 @@
+"""The video model: conversion of dense models, running of frames, tasks and heads."""
+
 from blockcopy_d2.networks.registration import (
     CSP,
     MGANROIHeads,

@@ -5,9 +5,13 @@ Shape shorthand: N streams, GH x GW blocks.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
+
+from .observation import Observation
 
 __all__ = ["Decision", "Policy", "SeededUniform"]
 
@@ -28,7 +32,7 @@ class Decision:
     active: Tensor
     logits: Tensor | None = None
 
-    def split(self):
+    def split(self) -> list["Decision"]:
         """
         Returns:
             list[Decision]: of each stream, in the same autograd graph.
@@ -42,30 +46,36 @@ class Policy(nn.Module, ABC):
     """Picks the blocks of a frame worth executing. A stream's first frame runs without asking."""
 
     # Whether an OnlineLearner can improve it.
-    learns = False
+    learns: bool = False
     # Whether forward() is safe to capture in a CUDA graph: it does the same whatever the numbers,
     # and never waits for the device. If the policy learns, it has its logits from a module
     # ``network``.
-    capturable = False
+    capturable: bool = False
 
     @classmethod
-    def from_config(cls, cfg, num_classes):
+    def from_config(cls, cfg: CfgNode, num_classes: int) -> dict[str, Any]:
         """
         Args:
             cfg (CfgNode):
             num_classes (int): classes of the task network's output.
+
+        Returns:
+            dict[str, Any]: arguments of the policy.
         """
         return {}
 
-    def generators(self, device):
+    def generators(self, device: torch.device) -> list[torch.Generator]:
         """
+        Args:
+            device (torch.device):
+
         Returns:
             list[torch.Generator]: that it draws from on a device; a CUDA graph has to know them.
         """
         return []
 
     @abstractmethod
-    def forward(self, observation):
+    def forward(self, observation: Observation) -> Decision:
         """
         Args:
             observation (Observation): of N streams.

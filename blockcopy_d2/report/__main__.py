@@ -48,6 +48,7 @@ from .recording import record_video
 
 
 def get_parser():
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m blockcopy_d2.report",
         description=__doc__,
@@ -113,6 +114,7 @@ def get_parser():
 
 
 def main():
+    """Runs the command line."""
     args = get_parser().parse_args()
     set_up_logs()
     with errors_end_the_program():

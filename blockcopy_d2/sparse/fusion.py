@@ -50,6 +50,11 @@ class Bottleneck:
 
 
 def fold_upsampling(program):
+    """Reads nearest upsampling that is only added to a convolution through that convolution.
+
+    Returns:
+        the operators that are left; what each reads; of convolutions, (value, scale) of residuals.
+    """
     outputs = {output.index for output in program.outputs if isinstance(output, Ref)}
     uses = {}
     for operator in program.operators:
@@ -94,6 +99,7 @@ def pair_convolutions(operators, reads, residuals):
 
 
 def fuse_bottlenecks(program, operators, reads, residuals, widest):
+    """Puts the rest of a residual block together, and the convolution that opens the next one."""
     readers = {}
     for operator in operators:
         for index in reads[operator]:
@@ -161,6 +167,7 @@ def _is_power_of_two(value, smallest, largest):
 
 
 def outputs_of(operator):
+    """Numbers of the values that an operator writes."""
     if isinstance(operator, Bottleneck):
         following = [] if operator.following is None else [operator.following.output]
         return [operator.output, *following]

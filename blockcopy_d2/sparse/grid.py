@@ -5,6 +5,7 @@ map at stride s, T = B / s block size at that stride, A active blocks.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 _BATCH_SIZES = 32
 
 
-def num_blocks(block_size, image_size):
+def num_blocks(block_size: int, image_size: tuple[int, int]) -> tuple[int, int]:
     """(GH, GW): how many blocks cover an image of (H, W) pixels, border blocks clipped."""
     height, width = image_size
     return -(-height // block_size), -(-width // block_size)
@@ -28,7 +29,9 @@ class BlockGrid:
     blocks, and counts as active when any of them is.
     """
 
-    def __init__(self, active, *, block_size, image_size):
+    def __init__(
+        self, active: torch.Tensor, *, block_size: int, image_size: tuple[int, int]
+    ) -> None:
         """
         Args:
             active: bool (N, GH, GW), the executed blocks of N streams.
@@ -53,44 +56,83 @@ class BlockGrid:
         self._lists = {}
 
     @classmethod
-    def full(cls, *, block_size, image_size, batch=1, device=None):
-        """Every block active."""
+    def full(
+        cls,
+        *,
+        block_size: int,
+        image_size: tuple[int, int],
+        batch: int = 1,
+        device: torch.device | str | None = None,
+    ) -> "BlockGrid":
+        """Every block active.
+
+        Args:
+            block_size, image_size: as of a BlockGrid.
+            batch: N.
+            device: of `active`.
+
+        Returns:
+            BlockGrid
+        """
         shape = (batch, *num_blocks(block_size, image_size))
         active = torch.ones(shape, dtype=torch.bool, device=device)
         return cls(active, block_size=block_size, image_size=image_size)
 
     @classmethod
-    def empty(cls, *, block_size, image_size, batch=1, device=None):
-        """No block active."""
+    def empty(
+        cls,
+        *,
+        block_size: int,
+        image_size: tuple[int, int],
+        batch: int = 1,
+        device: torch.device | str | None = None,
+    ) -> "BlockGrid":
+        """No block active.
+
+        Args:
+            block_size, image_size, batch, device: as of full().
+
+        Returns:
+            BlockGrid
+        """
         shape = (batch, *num_blocks(block_size, image_size))
         active = torch.zeros(shape, dtype=torch.bool, device=device)
         return cls(active, block_size=block_size, image_size=image_size)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
         """(GH, GW)."""
         return tuple(self.active.shape[1:])
 
     @property
-    def num_active(self):
+    def num_active(self) -> int:
         """Active blocks of all streams, on the host."""
         return self.selection(1).count
 
     @property
-    def fraction(self):
+    def fraction(self) -> float:
         """Active share of all blocks, on the host."""
         return self.num_active / self.active.numel()
 
     @property
-    def is_full(self):
+    def is_full(self) -> bool:
+        """Whether all blocks are active, on the host."""
         return self.num_active == self.active.numel()
 
     @property
-    def is_empty(self):
+    def is_empty(self) -> bool:
+        """Whether no block is active, on the host."""
         return self.num_active == 0
 
-    def selection(self, factor):
-        """The active blocks when `factor` x `factor` blocks count as one."""
+    def selection(self, factor: int) -> "BlockSelection":
+        """The active blocks when some count as one.
+
+        Args:
+            factor: blocks along an axis that count as one.
+
+        Returns:
+            BlockSelection
+        """
         if factor not in self._selections:
             active = self.active
             if factor > 1:
@@ -100,8 +142,15 @@ class BlockGrid:
             self._selections[factor] = BlockSelection(active)
         return self._selections[factor]
 
-    def block_list(self, factor):
-        """The same blocks as selection(factor), as a triton_ops BlockList: unknown to the host."""
+    def block_list(self, factor: int) -> Any:
+        """The same blocks as selection() has, unknown to the host.
+
+        Args:
+            factor: as of selection().
+
+        Returns:
+            triton_ops.geometry.BlockList
+        """
         if factor not in self._lists:
             from .triton_ops.compact import allocate_list, compact
 
@@ -109,8 +158,14 @@ class BlockGrid:
             compact(self.active.contiguous(), factor, self._lists[factor])
         return self._lists[factor]
 
-    def at_stride(self, stride):
+    def at_stride(self, stride: int) -> "Level":
         """The grid as the feature maps of one stride see it.
+
+        Args:
+            stride: s.
+
+        Returns:
+            Level
 
         Raises:
             ValueError: if neither of block size and stride divides the other.

@@ -1,3 +1,5 @@
+"""What StaticHeads of all meta-architectures share."""
+
 __all__ = ["StaticHeads"]
 
 

@@ -9,14 +9,14 @@ Shape shorthand in this module:
 
 import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from blockcopy_d2.policy import Decision, Observation
+from blockcopy_d2.policy import Decision, Observation, OnlineLearner
 from blockcopy_d2.sparse import BlockGrid
 from blockcopy_d2.sparse.module import SparseFrame
 
@@ -79,17 +79,17 @@ class FrameResult(Mapping):
     dropped: int = 0
 
     @property
-    def was_drawn(self):
+    def was_drawn(self) -> bool:
         """bool: whether the policy drew the blocks from logits, and can learn from them."""
         return self.decision is not None and self.decision.logits is not None
 
     @property
-    def executed(self):
+    def executed(self) -> float:
         """float: executed share of the blocks. Waits for the device."""
         return self.grid.fraction
 
     @property
-    def macs(self):
+    def macs(self) -> int:
         """
         int: multiply-accumulates of the block-sparse modules, for all streams of the batch. Waits
         for the device.
@@ -97,12 +97,12 @@ class FrameResult(Mapping):
         return self.work.macs
 
     @property
-    def dense_macs(self):
+    def dense_macs(self) -> int:
         """int: the same, as it would be with all blocks executed."""
         return self.work.dense_macs
 
     @property
-    def seconds(self):
+    def seconds(self) -> dict[str, float]:
         """
         dict[str, float]: seconds spent in "preprocess", "policy", "network" (the block-sparse
         modules), "heads" (the rest of the task network) and "observe"; where the policy learned
@@ -113,13 +113,13 @@ class FrameResult(Mapping):
         seconds["heads"] = seconds.pop("inference") - network
         return seconds
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         return self.output[key]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.output)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.output)
 
 
@@ -151,27 +151,27 @@ class CapturedFrameResult(FrameResult):
             setattr(self, name, value)
 
     @functools.cached_property
-    def output(self):
+    def output(self) -> dict[str, Any]:
         return self._readout.output(self.timer)
 
     @property
-    def frame(self):
+    def frame(self) -> Tensor:
         return self._latest().latest_frame
 
     @property
-    def observation(self):
+    def observation(self) -> Observation | None:
         return self._latest().memory.observation() if self._was_asked else None
 
     @property
-    def detections(self):
+    def detections(self) -> Any:
         return self._latest().memory.seen
 
     @property
-    def previous_detections(self):
+    def previous_detections(self) -> Any:
         return None if self.is_first else self._latest().memory.last_seen
 
     @functools.cached_property
-    def decision(self):
+    def decision(self) -> Decision | None:
         if not self._learning or self._decision is None or self._decision.logits is None:
             return self._decision
         with torch.inference_mode(False), torch.enable_grad():
@@ -179,7 +179,7 @@ class CapturedFrameResult(FrameResult):
                 active=self._decision.active, logits=self._policy.network(self.observation)
             )
 
-    def learn(self, model, learner):
+    def learn(self, model: nn.Module, learner: OnlineLearner) -> dict[str, Tensor]:
         """
         Teach its policy the frame, without a host in the loop.
 
@@ -193,7 +193,7 @@ class CapturedFrameResult(FrameResult):
         return self._latest().learn(model, learner, self._policy, self.timer)
 
     @property
-    def was_drawn(self):
+    def was_drawn(self) -> bool:
         """bool: whether the policy drew the blocks from logits, and can learn from them."""
         return self._decision is not None and self._decision.logits is not None
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -55,7 +55,15 @@ class Task(ABC):
         self.pixels_per_block = pixels_per_block
 
     @classmethod
-    def from_config(cls, cfg, base):
+    def from_config(cls, cfg: CfgNode, base: nn.Module) -> dict[str, Any]:
+        """
+        Args:
+            cfg (CfgNode):
+            base (nn.Module): the meta-architecture that the task is of.
+
+        Returns:
+            dict[str, Any]: arguments of the task.
+        """
         return {
             "num_classes": cls.count_classes(base),
             "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,

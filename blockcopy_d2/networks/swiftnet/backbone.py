@@ -1,3 +1,5 @@
+"""The backbone of SwiftNet."""
+
 from detectron2.config import configurable
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
 from torch import nn

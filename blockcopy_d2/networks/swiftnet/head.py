@@ -1,3 +1,5 @@
+"""The head of SwiftNet."""
+
 from detectron2.config import configurable
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn

@@ -62,4 +62,5 @@ def _pixels(channels, stride):
 
 
 def padded_channels(channels):
+    """Channels of a map that is padded to a multiple of CHANNELS."""
     return -(-channels // CHANNELS) * CHANNELS

@@ -77,6 +77,7 @@ def to_entry(config):
 
 
 def from_entry(entry):
+    """The configuration that to_entry() was given."""
     fields = dict(entry)
     return _KERNELS[fields.pop("kernel")](**fields)
 

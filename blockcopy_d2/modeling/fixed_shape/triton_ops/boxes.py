@@ -47,6 +47,7 @@ def decode(deltas, boxes, transform, image_size):
 
 @triton.jit
 def store_boxes(boxes_ptr, index, x0, y0, x1, y1, mask):
+    """Writes the boxes of some rows."""
     tl.store(boxes_ptr + index * 4, x0, mask=mask)
     tl.store(boxes_ptr + index * 4 + 1, y0, mask=mask)
     tl.store(boxes_ptr + index * 4 + 2, x1, mask=mask)
