@@ -106,8 +106,12 @@ class Task(ABC):
 
     def part(self, output: dict, name: str) -> Any:
         """
+        Args:
+            output (dict): of the task network.
+            name (str): a key of it.
+
         Returns:
-            what an output holds under a name.
+            what it holds under the name.
 
         Raises:
             ValueError: the task is not for outputs like this one.
