@@ -1,4 +1,4 @@
-"""Block matching: six Triton launches on a GPU, plain PyTorch on a CPU."""
+"""Block matching: seven Triton launches on a GPU, plain PyTorch on a CPU."""
 
 import torch
 from detectron2.config import configurable
@@ -27,6 +27,10 @@ class BlockMatching(MotionEstimator):
         return {"cell_size": cfg.MODEL.BLOCKCOPY.MOTION.CELL_SIZE}
 
     def workspace(self, features):
+        """
+        Returns:
+            list[Tensor]: int32 (N, 2, GH, GW), vectors of each level and costs of the finest.
+        """
         return [
             torch.empty(
                 len(level),
@@ -35,7 +39,7 @@ class BlockMatching(MotionEstimator):
                 dtype=torch.int32,
                 device=level.device,
             )
-            for level in features.levels
+            for level in [*features.levels, features.levels[0]]
         ]
 
     def estimate(self, current, previous, *, out=None, workspace=None):
@@ -44,8 +48,8 @@ class BlockMatching(MotionEstimator):
         if triton_runs_on(out.device):
             from .triton_matching import match_launch
 
-            workspace = self.workspace(current) if workspace is None else workspace
-            match_launch(current.levels, previous.levels, cell, workspace, out)
+            *vectors, costs = self.workspace(current) if workspace is None else workspace
+            match_launch(current.levels, previous.levels, cell, vectors, costs, out)
             return out
         field = match(current.levels, previous.levels, cell)
         # A pixel of the finest level is two of the input.

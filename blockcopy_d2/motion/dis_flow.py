@@ -18,6 +18,9 @@ _LEAST_SIDE = 64
 # Of the level that DIS is given. The faster presets stop at 2, an eighth of the input: pictures of
 # DAVIS that are moved by it differ from what they should be by 7.0 grey levels, at 1 by 5.5.
 _FINEST_SCALE = 1
+# Pixels of luma of a picture whose flow goes down to all of its resolution: there it costs little,
+# and every pixel is more of what is seen.
+_SMALL = 2**16
 
 
 @MOTION_REGISTRY.register()
@@ -77,7 +80,8 @@ class DISFlow(MotionEstimator):
             )
         # One for each call: DIS keeps buffers, which threads must not share.
         search = cv2.DISOpticalFlow_create(self.preset)
-        search.setFinestScale(min(search.getFinestScale(), _FINEST_SCALE))
+        finest = _FINEST_SCALE if now.size > _SMALL else 0
+        search.setFinestScale(min(search.getFinestScale(), finest))
         flow = search.calc(now, before, None)
         return torch.from_numpy(flow[:height, :width]).permute(2, 0, 1)
 

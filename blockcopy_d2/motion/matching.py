@@ -2,20 +2,22 @@
 Hierarchical block matching on luma pyramids, in plain PyTorch.
 
 Levels go from coarse to fine. At each of them a cell of C x C pixels of the level starts from the
-best of three vectors: the median of its parent and of the parent's neighbours, its parent's own,
-and none. It then tries all whole pixels nearby. The cost of a vector is the sum of absolute
-differences over the cell, plus a little for each pixel away from the start. A pixel that comes from
-beyond the image costs :data:`BEYOND`, so that what came into view follows its neighbours.
+best of these vectors: the median of its parent and of the parent's neighbours, its parent's own,
+none, and those of four neighbours of its parent. It then tries all whole pixels nearby. The cost of
+a vector is the sum of absolute differences over the window of 2C x 2C pixels around the cell, plus
+a little for each pixel away from the start. A pixel that comes from beyond the image costs
+:data:`BEYOND`, so that what came into view follows its neighbours.
 
 At the finest level a Lucas-Kanade step gives eighths of a pixel, 3 x 3 medians remove outliers,
-and :func:`keep_still` sets the cells to zero that staying explains about as well. All of it are
-whole numbers, or quotients of them that are rounded: triton_matching.py gives the same bits.
+and :func:`keep_still` sets the cells to zero where the picture stands still. All of it are whole
+numbers, or quotients of them that are rounded: triton_matching.py gives the same bits.
 
 Shape shorthand in this module:
 
     N: streams
     h, w: height and width of a level
     C: side of a cell, in pixels of the level
+    S: side of the window around it, 2C
     GH, GW: rows and columns of cells of the level
     K: cells of all streams, N GH GW
 """
@@ -38,6 +40,8 @@ STEPS = 8
 FURTHEST = 6
 # Added to the squares of a pixel's gradients: how sure of itself a cell must be to leave a pixel.
 DAMPING = 4
+# Cells in each direction whose savings decide with a cell's own whether it moves.
+STILL_RADIUS = 4
 # A vector of cells that lie outside of the image, for their neighbours not to look at.
 NOWHERE = -(2**15)
 
@@ -73,36 +77,38 @@ def search(current, previous, parents, cell, radius, finest=False):
     """
     streams, height, width = current.shape
     rows, columns = -(-height // cell), -(-width // cell)
-    pixels = _cells(current, cell, NO_CURRENT)
-    exists = _highest((current != OUTSIDE).to(torch.uint8), cell) > 0
-    source = _Source(previous, cell + 2 * radius)
-    y = torch.arange(rows, device=current.device).view(1, rows, 1) * cell
-    x = torch.arange(columns, device=current.device).view(1, 1, columns) * cell
     shape = (streams, rows, columns)
+    side = 2 * cell
+    y = torch.arange(rows, device=current.device).view(1, rows, 1) * cell - cell // 2
+    x = torch.arange(columns, device=current.device).view(1, 1, columns) * cell - cell // 2
+    y, x = y.expand(shape), x.expand(shape)
+    pixels = _Pixels(current, side, NO_CURRENT).windows(y, x, side)
+    source = _Pixels(previous, side + 2 * radius, NO_PREVIOUS)
     start = torch.zeros(2, *shape, dtype=torch.int32, device=current.device)
     if parents is not None:
         middle = _children(median(parents), rows, columns)
         own = _children(parents, rows, columns)
-        candidates = [middle, own, torch.zeros_like(own)]
+        near = (_children(x, rows, columns) for x in _neighbours(parents))
+        candidates = [middle, own, torch.zeros_like(own), *near]
         costs = torch.stack(
-            [_cost(pixels, source.windows(y + v[1], x + v[0], cell)) for v in candidates]
+            [_cost(pixels, source.windows(y + v[1], x + v[0], side)) for v in candidates]
         )
         # The first of equals, as everywhere in this module.
         best = costs.argmin(0).view(1, *shape)
         start = torch.stack(candidates).gather(0, best[None].expand(1, 2, *shape))[0]
-    windows = source.windows(y + start[1] - radius, x + start[0] - radius, cell + 2 * radius)
-    costs = torch.cat([_costs_of_row(pixels, windows, cell, row) for row in range(2 * radius + 1)])
+    windows = source.windows(y + start[1] - radius, x + start[0] - radius, side + 2 * radius)
+    costs = torch.cat([_costs_of_row(pixels, windows, side, row) for row in range(2 * radius + 1)])
     offset = torch.arange(-radius, radius + 1, device=current.device)
     away = (offset.abs()[:, None] + offset.abs()).view(-1, 1)
-    best = (costs + away * (cell * cell // 8)).argmin(0)
-    side = 2 * radius + 1
-    dy, dx = best // side - radius, best % side - radius
+    best = (costs + away * (side * side // 8)).argmin(0)
+    tried = 2 * radius + 1
+    dy, dx = best // tried - radius, best % tried - radius
     vectors = start + torch.stack([dx, dy]).view(2, *shape)
     if finest:
         y, x = y + vectors[1], x + vectors[0]
-        windows = source.windows(y - 1, x - 1, cell + 2)
+        windows = source.windows(y - 1, x - 1, side + 2)
         vectors = STEPS * vectors + _lucas_kanade(pixels, windows).view(2, *shape)
-    vectors = vectors.to(torch.int32).where(exists, NOWHERE)
+    vectors = vectors.to(torch.int32).where(_exists(current, cell), NOWHERE)
     return vectors.transpose(0, 1).contiguous()
 
 
@@ -128,10 +134,11 @@ def median(vectors):
 
 def keep_still(field, current, previous, cell):
     """
-    Sets vectors to zero, in place, where staying explains a cell about as well: unless moving saves
-    an eighth of the cost and 4 C grey levels. The noise of a still camera saves less, by chance: as
-    a sum over C C pixels it grows with C. Cells with pixels that are not finite, in either frame,
-    become zero, too.
+    Sets vectors to zero, in place, where the picture stands still: unless moving all cells that are
+    at most :data:`STILL_RADIUS` cells away by their vectors saves a sixteenth of what staying
+    costs, and an eighth of a grey level per pixel. A smooth cell tells nothing by itself, and moves
+    with what is around it; the noise of a still camera saves less, for vectors that are medians.
+    Cells with pixels that are not finite, in either frame, become zero, too.
 
     Args:
         field (Tensor): float32 (N, 2, GH, GW), dx and dy in pixels of the level.
@@ -142,20 +149,50 @@ def keep_still(field, current, previous, cell):
         Tensor: ``field``.
     """
     rows, columns = field.shape[-2:]
-    pixels = _cells(current, cell, NO_CURRENT)
-    staying = _cost(pixels, _cells(previous, cell, NO_PREVIOUS))
     shape = (len(field), rows, columns)
     y = torch.arange(rows, device=field.device).view(1, rows, 1) * cell
     x = torch.arange(columns, device=field.device).view(1, 1, columns) * cell
-    steps = (field * STEPS + 0.5).floor().long()
+    pixels = _cells(current, cell, NO_CURRENT)
+    staying = _cost(pixels, _cells(previous, cell, NO_PREVIOUS))
+    # Infinite and undefined vectors become zero, too.
+    finite = field.isfinite().all(1)
+    steps = (field.nan_to_num(0, 0, 0) * STEPS + 0.5).floor().long()
     whole, part = steps // STEPS, (steps % STEPS).int()
-    windows = _Source(previous, cell + 1).windows(y + whole[:, 1], x + whole[:, 0], cell + 1)
+    windows = _Pixels(previous, cell + 1, NO_PREVIOUS).windows(
+        y + whole[:, 1], x + whole[:, 0], cell + 1
+    )
     moving = _cost(pixels, _bilinear(windows, part[:, 0].flatten(), part[:, 1].flatten()))
-    moved = (8 * moving + 32 * cell < 7 * staying).view(shape)
     broken = _highest(torch.maximum(current, previous), cell) == NOT_FINITE
-    # Infinite and undefined vectors go, too.
-    keep = moved & ~broken & field.isfinite().all(1)
+    counts = _exists(current, cell) & finite & ~broken
+    sums = torch.stack([staying.view(shape), moving.view(shape), torch.ones_like(counts)], dim=1)
+    near = 2 * STILL_RADIUS + 1
+    sums = (sums * counts[:, None]).double()
+    sums = F.avg_pool2d(sums, near, 1, STILL_RADIUS, divisor_override=1)
+    staying, moving, cells = sums.unbind(1)
+    keep = counts & (16 * moving + 2 * cell**2 * cells < 15 * staying)
     return field.masked_fill_(~keep[:, None], 0)
+
+
+def _exists(current, cell):
+    """bool (N, GH, GW), whether a cell has a pixel in the image."""
+    return _highest((current != OUTSIDE).to(torch.uint8), cell) > 0
+
+
+def _neighbours(vectors):
+    """
+    Returns the vectors above, below, to the left and to the right. Where there is no cell, or none
+    in the image, the vector in the middle counts instead.
+
+    Args:
+        vectors (Tensor): int32 (N, 2, GH, GW).
+
+    Returns:
+        list[Tensor]: four of the same.
+    """
+    rows, columns = vectors.shape[-2:]
+    padded = F.pad(vectors, (1, 1, 1, 1), value=NOWHERE)
+    near = [padded[..., y : y + rows, x : x + columns] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
+    return [x.where(x != NOWHERE, vectors) for x in near]
 
 
 def _children(vectors, rows, columns):
@@ -185,16 +222,16 @@ def _highest(level, cell):
     return F.max_pool2d(level.float()[:, None], cell, ceil_mode=True)[:, 0]
 
 
-class _Source:
-    """The previous frame, to read windows of it that may lie beyond its border."""
+class _Pixels:
+    """A level, to read windows of it that may lie beyond its border."""
 
-    def __init__(self, previous, margin):
-        self.margin, (self.height, self.width) = margin, previous.shape[1:]
-        pixels = previous.to(torch.int16).masked_fill_(previous >= OUTSIDE, NO_PREVIOUS)
-        self.pixels = F.pad(pixels, (margin,) * 4, value=NO_PREVIOUS)
+    def __init__(self, level, margin, missing):
+        self.margin, (self.height, self.width) = margin, level.shape[1:]
+        pixels = level.to(torch.int16).masked_fill_(level >= OUTSIDE, missing)
+        self.pixels = F.pad(pixels, (margin,) * 4, value=missing)
 
     def windows(self, y, x, size):
-        """int16 (size, size, K), the windows with their upper left at (y, x) of (N, GH, GW)."""
+        """int16 (size, size, K): windows with their upper left at (y, x) of (N, GH, GW)."""
         margin = self.margin
         streams, rows, columns = self.pixels.shape
         y = y.clamp(-margin, self.height) + margin
@@ -234,7 +271,7 @@ def _sum(difference):
 
 
 def _bilinear(windows, dx, dy):
-    """int16 (C, C, K), of int16 (C + 1, C + 1, K): moved right and down by int32 (K,) steps."""
+    """int16 (C, C, K) of int16 (C + 1, C + 1, K), moved right and down by int32 (K,) steps."""
     windows = windows.int()
     rows = windows[:, :-1] * (STEPS - dx)
     rows += windows[:, 1:] * dx
@@ -251,8 +288,8 @@ def _lucas_kanade(pixels, windows):
     float64, without rounding.
 
     Args:
-        pixels (Tensor): int16 (C, C, K), of the current frame.
-        windows (Tensor): int16 (C + 2, C + 2, K), of the previous one with a pixel around it.
+        pixels (Tensor): int16 (S, S, K), of the current frame.
+        windows (Tensor): int16 (S + 2, S + 2, K), of the previous one with a pixel around it.
 
     Returns:
         Tensor: int64 (2, K), in steps.

@@ -1,15 +1,15 @@
 """
-Block matching as Triton kernels: pyramid.py and matching.py in six launches.
+Block matching as Triton kernels: pyramid.py and matching.py in seven launches.
 
-One launch makes all levels of a frame, one searches the cells of a level, and one takes the last
-medians and keeps still cells still. Nothing is read on the host and nothing is allocated. All costs
+One launch makes all levels of a frame, one searches the cells of a level, one takes the last medians
+and says what they cost, and one keeps still cells still. Nothing is read on the host and nothing is allocated. All costs
 are whole numbers, so the vectors are those of matching.py, bit for bit.
 
 Shape shorthand in this module:
 
     N: streams
     H, W: height and width of the canvas; h, w: of a level
-    C: side of a cell, in pixels of a level, and P = C C
+    C: side of a cell, in pixels of a level; S = 2C, of the window around it, and P = S S
     GH, GW: rows and columns of cells of a level; PH, PW: of the coarser level before
 """
 
@@ -185,6 +185,15 @@ def _cost(cell, previous_ptr, y, x, dy, dx, h, w, valid):
 
 
 @triton.jit
+def _better(pixels, previous_ptr, y, x, dy, dx, h, w, valid, start_y, start_x, least):
+    """The better one of a start and another vector; the start, if they are equal."""
+    cost = _cost(pixels, previous_ptr, y, x, dy, dx, h, w, valid)
+    start_y = tl.where(cost < least, dy, start_y)
+    start_x = tl.where(cost < least, dx, start_x)
+    return start_y, start_x, tl.minimum(cost, least)
+
+
+@triton.jit
 def _to_steps(numerator, determinant):
     steps = tl.floor(numerator / determinant * _STEPS + 0.5)
     return tl.minimum(tl.maximum(steps, -_FURTHEST), _FURTHEST).to(tl.int32)
@@ -221,23 +230,25 @@ def search_kernel(
 ):  # fmt: skip
     """A program gives the vectors of CELLS cells of one level.
 
-    Reads about (4 + (2 RADIUS + 1)^2) bytes per pixel of the level, nearly all of them from the L1
-    cache: 15 MB and 60 million operations for the finest level of 1024 x 2048 pixels.
+    Reads 4 (8 + (2 RADIUS + 1)^2) bytes per pixel of the level, nearly all of them from the L1
+    cache: 70 MB and 140 million operations for the finest level of 1024 x 2048 pixels.
     """
     begin(PDL)
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     valid = cell < num_cells
     stream = (cell // (GH * GW)).to(tl.int64)
     row, column = cell // GW % GH, cell % GW
-    pixel = tl.arange(0, C * C)
-    y = (row * C)[:, None] + (pixel // C)[None, :]
-    x = (column * C)[:, None] + (pixel % C)[None, :]
+    S: tl.constexpr = 2 * C
+    pixel = tl.arange(0, S * S)
+    dy, dx = (pixel // S - C // 2)[None, :], (pixel % S - C // 2)[None, :]
+    y, x = (row * C)[:, None] + dy, (column * C)[:, None] + dx
     level = (stream * h * w)[:, None]
     current_ptr += level
     previous_ptr += level
-    exist = valid[:, None] & (y < h) & (x < w)
+    exist = valid[:, None] & (y >= 0) & (y < h) & (x >= 0) & (x < w)
     value = tl.load(current_ptr + y * w + x, mask=exist, other=_OUTSIDE).to(tl.int32)
-    in_image = tl.max((value != _OUTSIDE).to(tl.int32), 1) != 0
+    in_cell = (dy >= 0) & (dy < C) & (dx >= 0) & (dx < C)
+    in_image = tl.max((in_cell & (value != _OUTSIDE)).to(tl.int32), 1) != 0
     pixels = tl.where(value < _OUTSIDE, value, _NO_CURRENT)
     exist = valid[:, None]
 
@@ -246,21 +257,31 @@ def search_kernel(
     if not COARSEST:
         x_plane = parents_ptr + stream * (2 * PH * PW)
         y_plane = x_plane + PH * PW
-        parent_y, parent_x = row // 2, column // 2
+        up, left = row // 2, column // 2
         # The parent of a cell outside of the image may lie outside, too.
-        own_x = _vector(x_plane, parent_y, parent_x, PH, PW, 0, valid)
-        own_y = _vector(y_plane, parent_y, parent_x, PH, PW, 0, valid)
-        start_x = 2 * _median(x_plane, parent_y, parent_x, PH, PW, own_x, valid)
-        start_y = 2 * _median(y_plane, parent_y, parent_x, PH, PW, own_y, valid)
+        own_x = _vector(x_plane, up, left, PH, PW, 0, valid)
+        own_y = _vector(y_plane, up, left, PH, PW, 0, valid)
+        start_x = 2 * _median(x_plane, up, left, PH, PW, own_x, valid)
+        start_y = 2 * _median(y_plane, up, left, PH, PW, own_y, valid)
         least = _cost(pixels, previous_ptr, y, x, start_y, start_x, h, w, exist)
-        cost = _cost(pixels, previous_ptr, y, x, 2 * own_y, 2 * own_x, h, w, exist)
-        start_x = tl.where(cost < least, 2 * own_x, start_x)
-        start_y = tl.where(cost < least, 2 * own_y, start_y)
-        least = tl.minimum(cost, least)
+        start_y, start_x, least = _better(
+            pixels, previous_ptr, y, x, 2 * own_y, 2 * own_x, h, w, exist, start_y, start_x, least
+        )
         none = tl.zeros((CELLS,), tl.int32)
-        cost = _cost(pixels, previous_ptr, y, x, none, none, h, w, exist)
-        start_x = tl.where(cost < least, 0, start_x)
-        start_y = tl.where(cost < least, 0, start_y)
+        start_y, start_x, least = _better(
+            pixels, previous_ptr, y, x, none, none, h, w, exist, start_y, start_x, least
+        )
+        for beside in tl.static_range(4):
+            near_y, near_x = up, left
+            if beside < 2:
+                near_y += 2 * beside - 1
+            else:
+                near_x += 2 * beside - 5
+            vector_y = 2 * _vector(y_plane, near_y, near_x, PH, PW, own_y, valid)
+            vector_x = 2 * _vector(x_plane, near_y, near_x, PH, PW, own_x, valid)
+            start_y, start_x, least = _better(
+                pixels, previous_ptr, y, x, vector_y, vector_x, h, w, exist, start_y, start_x, least
+            )
 
     SIDE: tl.constexpr = 2 * RADIUS + 1
     best = tl.zeros((CELLS,), tl.int32)
@@ -268,14 +289,14 @@ def search_kernel(
     for candidate in range(SIDE * SIDE):
         dy, dx = candidate // SIDE - RADIUS, candidate % SIDE - RADIUS
         cost = _cost(pixels, previous_ptr, y, x, start_y + dy, start_x + dx, h, w, exist)
-        cost += (tl.abs(dy) + tl.abs(dx)) * (C * C // 8)
+        cost += (tl.abs(dy) + tl.abs(dx)) * (S * S // 8)
         best = tl.where(cost < least, candidate, best)
         least = tl.minimum(cost, least)
     dy, dx = best // SIDE - RADIUS, best % SIDE - RADIUS
     vector_y, vector_x = start_y + dy, start_x + dx
     if FINEST:
         there_y, there_x = y + vector_y[:, None], x + vector_x[:, None]
-        step_x, step_y = _lucas_kanade(pixels, previous_ptr, there_y, there_x, h, w, exist, C * C)
+        step_x, step_y = _lucas_kanade(pixels, previous_ptr, there_y, there_x, h, w, exist, S * S)
         vector_x = vector_x * _STEPS + step_x
         vector_y = vector_y * _STEPS + step_y
     target = vectors_ptr + stream * (2 * GH * GW) + row * GW + column
@@ -285,10 +306,10 @@ def search_kernel(
 
 @triton.jit
 def field_kernel(
-    current_ptr, previous_ptr, vectors_ptr, field_ptr, num_cells, GH, GW, h, w,
+    current_ptr, previous_ptr, vectors_ptr, field_ptr, costs_ptr, num_cells, GH, GW, h, w,
     C: tl.constexpr, CELLS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A program gives CELLS cells of the field: medians, and zero where staying does as well.
+    """A program gives CELLS cells of the field, medians, and the costs of staying and of moving.
 
     Reads 6 bytes per pixel of the finest level: 3 MB for 1024 x 2048 pixels.
     """
@@ -313,7 +334,8 @@ def field_kernel(
     exist = valid[:, None] & (y < h) & (x < w)
     now = tl.load(current_ptr + y * w + x, mask=exist, other=_OUTSIDE).to(tl.int32)
     before = tl.load(previous_ptr + y * w + x, mask=exist, other=_OUTSIDE).to(tl.int32)
-    broken = tl.max(tl.maximum(now, before), 1) == _NOT_FINITE
+    broken = tl.max((exist & ((now == _NOT_FINITE) | (before == _NOT_FINITE))).to(tl.int32), 1)
+    counts = (tl.max((now != _OUTSIDE).to(tl.int32), 1) != 0) & (broken == 0)
     pixels = tl.where(now < _OUTSIDE, now, _NO_CURRENT)
     source = tl.where(before < _OUTSIDE, before, _NO_PREVIOUS)
     staying = _differences(pixels, source)
@@ -330,16 +352,48 @@ def field_kernel(
     blend = above * (_STEPS - part_y) + below * part_y
     blend = (blend + _STEPS * _STEPS // 2) // (_STEPS * _STEPS)
     moving = _differences(pixels, tl.where(blend > _BRIGHTEST, _NO_PREVIOUS, blend))
-    moved = (8 * moving + 32 * C < 7 * staying) & (broken == 0)
-    target = field_ptr + stream * (2 * GH * GW) + row * GW + column
+    plane = stream * (2 * GH * GW) + row * GW + column
+    tl.store(costs_ptr + plane, tl.where(counts, staying, -1), mask=valid)
+    tl.store(costs_ptr + plane + GH * GW, moving, mask=valid)
     # A pixel of the finest level is two of the input.
-    dx = vector_x.to(tl.float32) * 2 / _STEPS
-    dy = vector_y.to(tl.float32) * 2 / _STEPS
-    tl.store(target, tl.where(moved, dx, 0.0), mask=valid)
-    tl.store(target + GH * GW, tl.where(moved, dy, 0.0), mask=valid)
+    tl.store(field_ptr + plane, vector_x.to(tl.float32) * 2 / _STEPS, mask=valid)
+    tl.store(field_ptr + plane + GH * GW, vector_y.to(tl.float32) * 2 / _STEPS, mask=valid)
 
 
-def match_launch(current, previous, cell, vectors, out):
+@triton.jit
+def still_kernel(
+    costs_ptr, field_ptr, num_cells, GH, GW,
+    RADIUS: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A program sets those of CELLS cells to zero that :func:`matching.keep_still` does.
+
+    Reads 81 costs of each, from the L1 cache: 21 MB for 1024 x 2048 pixels and C = 4.
+    """
+    begin(PDL)
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    valid = cell < num_cells
+    stream = (cell // (GH * GW)).to(tl.int64)
+    row, column = cell // GW % GH, cell % GW
+    plane = stream * (2 * GH * GW)
+    own = tl.load(costs_ptr + plane + row * GW + column, mask=valid, other=-1)
+    SIDE: tl.constexpr = 2 * RADIUS + 1
+    # 16 times what moving costs, and 2 C C for each cell, less 15 times what staying costs.
+    excess = tl.zeros((CELLS,), tl.int64)
+    for beside in range(SIDE * SIDE):
+        y, x = row + beside // SIDE - RADIUS, column + beside % SIDE - RADIUS
+        exists = valid & (y >= 0) & (y < GH) & (x >= 0) & (x < GW)
+        costs = costs_ptr + plane + y * GW + x
+        staying = tl.load(costs, mask=exists, other=-1)
+        moving = tl.load(costs + GH * GW, mask=exists, other=0)
+        here = 16 * moving + 2 * C * C - 15 * staying
+        excess += tl.where(staying >= 0, here, 0).to(tl.int64)
+    still = valid & ((own < 0) | (excess >= 0))
+    target = field_ptr + plane + row * GW + column
+    tl.store(target, tl.zeros((CELLS,), tl.float32), mask=still)
+    tl.store(target + GH * GW, tl.zeros((CELLS,), tl.float32), mask=still)
+
+
+def match_launch(current, previous, cell, vectors, costs, out):
     """
     Fills the field of :class:`block_matching.BlockMatching`.
 
@@ -347,27 +401,29 @@ def match_launch(current, previous, cell, vectors, out):
         current, previous (list[Tensor]): levels of two frames, uint8 (N, h, w), finest first.
         cell (int): C.
         vectors (list[Tensor]): int32 (N, 2, GH, GW) of each level, overwritten.
+        costs (Tensor): int32 (N, 2, GH, GW) of the finest level, overwritten.
         out (Tensor): float32 (N, 2, GH, GW) of the finest level, contiguous, overwritten.
     """
-    options = {
-        "C": cell,
-        "CELLS": _PIXELS // cell**2,
-        "num_warps": 1,
-        **device_of(out.device).launch_options,
-    }
+    options = {"C": cell, "num_warps": 1, **device_of(out.device).launch_options}
+    cells = max(_PIXELS // (2 * cell) ** 2, 1)
     for level in reversed(range(len(current))):
         coarsest = level + 1 == len(current)
         found = vectors[level]
         parents = found if coarsest else vectors[level + 1]
         streams, _, rows, columns = found.shape
         num_cells = streams * rows * columns
-        grid = (triton.cdiv(num_cells, options["CELLS"]),)
+        grid = (triton.cdiv(num_cells, cells),)
         search_kernel[grid](
             current[level], previous[level], parents, found, num_cells, rows, columns,
             *parents.shape[2:], *current[level].shape[1:], COARSEST=coarsest, FINEST=level == 0,
-            RADIUS=matching.COARSEST_RADIUS if coarsest else matching.RADIUS, **options,
+            RADIUS=matching.COARSEST_RADIUS if coarsest else matching.RADIUS, CELLS=cells, **options,
         )  # fmt: skip
-    field_kernel[grid](
-        current[0], previous[0], found, out, num_cells, rows, columns, *current[0].shape[1:],
-        **options,
+    cells = _PIXELS // cell**2
+    field_kernel[(triton.cdiv(num_cells, cells),)](
+        current[0], previous[0], found, out, costs, num_cells, rows, columns,
+        *current[0].shape[1:], CELLS=cells, **options,
     )  # fmt: skip
+    cells = 32
+    still_kernel[(triton.cdiv(num_cells, cells),)](
+        costs, out, num_cells, rows, columns, RADIUS=matching.STILL_RADIUS, CELLS=cells, **options
+    )

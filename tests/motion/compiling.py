@@ -25,10 +25,10 @@ def main(capability):
             triton_matching.pyramid_launch(images, None, features.levels)
             triton_matching.pyramid_launch(images, sizes, features.levels)
         for cell_size in (8, 16, 32):
-            workspace = BlockMatching(cell_size=cell_size).workspace(features)
-            out = torch.zeros(workspace[0].shape)
+            *vectors, costs = BlockMatching(cell_size=cell_size).workspace(features)
+            out = torch.zeros(costs.shape)
             levels = features.levels
-            triton_matching.match_launch(levels, levels, cell_size // 2, workspace, out)
+            triton_matching.match_launch(levels, levels, cell_size // 2, vectors, costs, out)
     report(compiled)
 
 
