@@ -135,10 +135,11 @@ def median(vectors):
 def keep_still(field, current, previous, cell):
     """
     Sets vectors to zero, in place, where the picture stands still: unless moving all cells that are
-    at most :data:`STILL_RADIUS` cells away by their vectors saves a sixteenth of what staying
-    costs, and an eighth of a grey level per pixel. A smooth cell tells nothing by itself, and moves
-    with what is around it; the noise of a still camera saves less, for vectors that are medians.
-    Cells with pixels that are not finite, in either frame, become zero, too.
+    at most :data:`STILL_RADIUS` cells away by their vectors saves an eighth of what staying costs,
+    and a quarter of a grey level per pixel. A smooth cell tells nothing by itself, and moves with
+    what is around it; the noise of a still camera saves less. A cell stays, too, if that costs
+    nothing, or less than moving it by more than two grey levels per pixel, as beside an object; and
+    if a pixel of it is not finite, in either frame.
 
     Args:
         field (Tensor): float32 (N, 2, GH, GW), dx and dy in pixels of the level.
@@ -164,12 +165,14 @@ def keep_still(field, current, previous, cell):
     moving = _cost(pixels, _bilinear(windows, part[:, 0].flatten(), part[:, 1].flatten()))
     broken = _highest(torch.maximum(current, previous), cell) == NOT_FINITE
     counts = _exists(current, cell) & finite & ~broken
-    sums = torch.stack([staying.view(shape), moving.view(shape), torch.ones_like(counts)], dim=1)
+    staying, moving = staying.view(shape), moving.view(shape)
+    keep = counts & (staying > 0) & (moving <= staying + 2 * cell**2)
+    sums = torch.stack([staying, moving, torch.ones_like(counts)], dim=1)
     near = 2 * STILL_RADIUS + 1
     sums = (sums * counts[:, None]).double()
     sums = F.avg_pool2d(sums, near, 1, STILL_RADIUS, divisor_override=1)
     staying, moving, cells = sums.unbind(1)
-    keep = counts & (16 * moving + 2 * cell**2 * cells < 15 * staying)
+    keep &= 8 * moving + 2 * cell**2 * cells < 7 * staying
     return field.masked_fill_(~keep[:, None], 0)
 
 

@@ -1,9 +1,10 @@
 """
 Block matching as Triton kernels: pyramid.py and matching.py in seven launches.
 
-One launch makes all levels of a frame, one searches the cells of a level, one takes the last medians
-and says what they cost, and one keeps still cells still. Nothing is read on the host and nothing is allocated. All costs
-are whole numbers, so the vectors are those of matching.py, bit for bit.
+One launch makes all levels of a frame, one searches the cells of a level, one takes the last
+medians and says what they cost, and one keeps still cells still. Nothing is read on the host and
+nothing is allocated. All costs are whole numbers, so the vectors are those of matching.py, bit for
+bit.
 
 Shape shorthand in this module:
 
@@ -375,9 +376,11 @@ def still_kernel(
     stream = (cell // (GH * GW)).to(tl.int64)
     row, column = cell // GW % GH, cell % GW
     plane = stream * (2 * GH * GW)
-    own = tl.load(costs_ptr + plane + row * GW + column, mask=valid, other=-1)
+    own = costs_ptr + plane + row * GW + column
+    own_staying = tl.load(own, mask=valid, other=-1)
+    own_moving = tl.load(own + GH * GW, mask=valid, other=0)
     SIDE: tl.constexpr = 2 * RADIUS + 1
-    # 16 times what moving costs, and 2 C C for each cell, less 15 times what staying costs.
+    # 8 times what moving costs, and 2 C C for each cell, less 7 times what staying costs.
     excess = tl.zeros((CELLS,), tl.int64)
     for beside in range(SIDE * SIDE):
         y, x = row + beside // SIDE - RADIUS, column + beside % SIDE - RADIUS
@@ -385,12 +388,12 @@ def still_kernel(
         costs = costs_ptr + plane + y * GW + x
         staying = tl.load(costs, mask=exists, other=-1)
         moving = tl.load(costs + GH * GW, mask=exists, other=0)
-        here = 16 * moving + 2 * C * C - 15 * staying
+        here = 8 * moving + 2 * C * C - 7 * staying
         excess += tl.where(staying >= 0, here, 0).to(tl.int64)
-    still = valid & ((own < 0) | (excess >= 0))
+    still = (own_staying <= 0) | (own_moving > own_staying + 2 * C * C) | (excess >= 0)
     target = field_ptr + plane + row * GW + column
-    tl.store(target, tl.zeros((CELLS,), tl.float32), mask=still)
-    tl.store(target + GH * GW, tl.zeros((CELLS,), tl.float32), mask=still)
+    tl.store(target, tl.zeros((CELLS,), tl.float32), mask=still & valid)
+    tl.store(target + GH * GW, tl.zeros((CELLS,), tl.float32), mask=still & valid)
 
 
 def match_launch(current, previous, cell, vectors, costs, out):
@@ -416,7 +419,8 @@ def match_launch(current, previous, cell, vectors, costs, out):
         search_kernel[grid](
             current[level], previous[level], parents, found, num_cells, rows, columns,
             *parents.shape[2:], *current[level].shape[1:], COARSEST=coarsest, FINEST=level == 0,
-            RADIUS=matching.COARSEST_RADIUS if coarsest else matching.RADIUS, CELLS=cells, **options,
+            RADIUS=matching.COARSEST_RADIUS if coarsest else matching.RADIUS, CELLS=cells,
+            **options,
         )  # fmt: skip
     cells = _PIXELS // cell**2
     field_kernel[(triton.cdiv(num_cells, cells),)](
