@@ -296,7 +296,8 @@ class CodecVectors(MotionEstimator):
             return self.fallback.estimate(current, previous, out=out, workspace=workspace)
         cell = self.cell_size // 2
         field = current.codec.nan_to_num(0, 0, 0) / 2
-        keep_still(field, current.levels[0], previous.levels[0], cell)
+        # An encoder takes vectors that save bits, whatever those of their neighbours are.
+        keep_still(field, current.levels[0], previous.levels[0], cell, radius=0)
         if current.without_codec.any():
             self.fallback.estimate(current, previous, out=out, workspace=workspace)
             missing = current.without_codec.view(-1, 1, 1, 1).to(out.device)

@@ -40,7 +40,7 @@ STEPS = 8
 FURTHEST = 6
 # Added to the squares of a pixel's gradients: how sure of itself a cell must be to leave a pixel.
 DAMPING = 4
-# Cells in each direction whose savings decide with a cell's own whether it moves.
+# Cells in each direction whose savings decide whether a cell moves.
 STILL_RADIUS = 4
 # A vector of cells that lie outside of the image, for their neighbours not to look at.
 NOWHERE = -(2**15)
@@ -132,11 +132,11 @@ def median(vectors):
     return near.median(0).values.where(vectors != NOWHERE, 0)
 
 
-def keep_still(field, current, previous, cell):
+def keep_still(field, current, previous, cell, radius=STILL_RADIUS):
     """
     Sets vectors to zero, in place, where the picture stands still: unless moving all cells that are
-    at most :data:`STILL_RADIUS` cells away by their vectors saves an eighth of what staying costs,
-    and a quarter of a grey level per pixel. A smooth cell tells nothing by itself, and moves with
+    at most ``radius`` cells away by their vectors saves an eighth of what staying costs, and a
+    quarter of a grey level per pixel. A smooth cell tells nothing by itself, and moves with
     what is around it; the noise of a still camera saves less. A cell stays, too, if that costs
     nothing, or less than moving it by more than two grey levels per pixel, as beside an object; and
     if a pixel of it is not finite, in either frame.
@@ -145,6 +145,7 @@ def keep_still(field, current, previous, cell):
         field (Tensor): float32 (N, 2, GH, GW), dx and dy in pixels of the level.
         current, previous (Tensor): uint8 (N, h, w), the finest level of two frames.
         cell (int): C.
+        radius (int): 0 has every cell decide for itself.
 
     Returns:
         Tensor: ``field``.
@@ -168,9 +169,8 @@ def keep_still(field, current, previous, cell):
     staying, moving = staying.view(shape), moving.view(shape)
     keep = counts & (staying > 0) & (moving <= staying + 2 * cell**2)
     sums = torch.stack([staying, moving, torch.ones_like(counts)], dim=1)
-    near = 2 * STILL_RADIUS + 1
     sums = (sums * counts[:, None]).double()
-    sums = F.avg_pool2d(sums, near, 1, STILL_RADIUS, divisor_override=1)
+    sums = F.avg_pool2d(sums, 2 * radius + 1, 1, radius, divisor_override=1)
     staying, moving, cells = sums.unbind(1)
     keep &= 8 * moving + 2 * cell**2 * cells < 7 * staying
     return field.masked_fill_(~keep[:, None], 0)
