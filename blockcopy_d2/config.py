@@ -59,7 +59,7 @@ def _model_keys():
     # on a GPU and DISFlow on a CPU. A name in MOTION_REGISTRY
     _C.MOTION.NAME = text("none", allowed="the name of an estimator of motion")
     # Side of a cell that moves as one, in pixels of the network's input
-    _C.MOTION.CELL_SIZE = choice(16, 8, 32)
+    _C.MOTION.CELL_SIZE = choice(8, 16, 32)
     # The feature maps that move in blocks that are not executed: "outputs", which leave the
     # block-sparse modules, or "all" that outlive a frame; both up to a stride
     _C.MOTION.MAPS = choice("outputs", "all")

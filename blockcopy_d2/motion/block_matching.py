@@ -19,7 +19,7 @@ class BlockMatching(MotionEstimator):
     capturable = True
 
     @configurable
-    def __init__(self, *, cell_size=16):
+    def __init__(self, *, cell_size=8):
         super().__init__(cell_size=cell_size)
 
     @classmethod

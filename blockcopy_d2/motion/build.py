@@ -36,7 +36,7 @@ class MotionEstimator:
     capturable = False
     reads_vectors = False
 
-    def __init__(self, *, cell_size=16):
+    def __init__(self, *, cell_size=8):
         """
         Args:
             cell_size (int): side of a cell in pixels of the network's input, of ``CELL_SIZES``.

@@ -244,7 +244,7 @@ class CodecVectors(MotionEstimator):
     reads_vectors = True
 
     @configurable
-    def __init__(self, *, cell_size=16, fallback):
+    def __init__(self, *, cell_size=8, fallback):
         """
         Args:
             cell_size (int): see MotionEstimator.

@@ -29,7 +29,7 @@ class DISFlow(MotionEstimator):
     CPU and the host waits for them."""
 
     @configurable
-    def __init__(self, *, cell_size=16, preset="ultrafast"):
+    def __init__(self, *, cell_size=8, preset="ultrafast"):
         """
         Args:
             cell_size (int): see MotionEstimator.

@@ -58,7 +58,7 @@ def panned(request, tmp_path_factory):
 
 def test_vectors_lead_to_the_frame_shown_before(panned):
     """Whether frames are reordered or not; intra frames say that they have none."""
-    reader, estimator = CodecReader(), CodecVectors(fallback=BlockMatching())
+    reader, estimator = CodecReader(), CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16))
     previous, without = None, []
     for index, frame in enumerate(decode(panned)):
         found = read(reader, frame)
@@ -82,7 +82,7 @@ def test_vectors_lead_to_the_frame_shown_before(panned):
 
 def test_a_still_video_gives_zeros(tmp_path):
     encode(tmp_path / "still.mp4", pan(5, 0, 0))
-    reader, estimator = CodecReader(), CodecVectors(fallback=BlockMatching())
+    reader, estimator = CodecReader(), CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16))
     frames = list(decode(tmp_path / "still.mp4"))
     features = [estimator.features(as_image(x), codec=[read(reader, x)]) for x in frames]
     for current, previous in zip(features[1:], features):
@@ -141,8 +141,8 @@ def test_streams_without_vectors_fall_back_alone():
     codec = np.full((2, 12, 16), np.nan, np.float32)
     codec[:, :, :8] = np.array([6, 0], np.float32).reshape(2, 1, 1)
     codec[:, 2, 2] = -20, 4
-    fallback = BlockMatching()
-    estimator = CodecVectors(fallback=fallback)
+    fallback = BlockMatching(cell_size=16)
+    estimator = CodecVectors(cell_size=16, fallback=fallback)
     now = estimator.features(current, codec=[codec, None])
     before = estimator.features(previous)
     field = estimator.estimate(now, before)
@@ -154,7 +154,7 @@ def test_streams_without_vectors_fall_back_alone():
 
 
 def test_vectors_of_another_size_are_refused():
-    estimator = CodecVectors(fallback=BlockMatching())
+    estimator = CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16))
     with pytest.raises(ValueError, match="do not fit a canvas"):
         estimator.features(texture(32, 32), codec=[np.zeros((2, 3, 2), np.float32)])
     with pytest.raises(ValueError, match=r"shape \(2, 2\) do not fit"):

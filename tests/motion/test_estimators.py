@@ -22,7 +22,7 @@ ESTIMATORS = {
     "BlockMatching 32": BlockMatching(cell_size=32),
     "DISFlow": DISFlow(cell_size=16),
     "DISFlow fast": DISFlow(cell_size=8, preset="fast"),
-    "CodecVectors without vectors": CodecVectors(cell_size=16, fallback=DISFlow()),
+    "CodecVectors without vectors": CodecVectors(cell_size=16, fallback=DISFlow(cell_size=16)),
 }
 MATCHERS = [name for name in ESTIMATORS if name.startswith("BlockMatching")]
 

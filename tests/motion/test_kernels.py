@@ -142,7 +142,7 @@ def test_compiles_without_a_gpu():
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_recorded_as_a_graph():
     """Replays give what eager frames give, of other pixels in the same memory."""
-    estimator = BlockMatching()
+    estimator = BlockMatching(cell_size=16)
     frames = [texture(256, 320).to(DEVICE), *(x.to(DEVICE) for x in moved_pair(256, 320, 6, -4))]
     image = frames[0].clone()
     now = MotionFeatures.empty((256, 320), device=DEVICE)
