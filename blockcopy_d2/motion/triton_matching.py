@@ -241,14 +241,14 @@ def search_kernel(
     row, column = cell // GW % GH, cell % GW
     S: tl.constexpr = 2 * C
     pixel = tl.arange(0, S * S)
-    dy, dx = (pixel // S - C // 2)[None, :], (pixel % S - C // 2)[None, :]
-    y, x = (row * C)[:, None] + dy, (column * C)[:, None] + dx
+    below, right = (pixel // S - C // 2)[None, :], (pixel % S - C // 2)[None, :]
+    y, x = (row * C)[:, None] + below, (column * C)[:, None] + right
     level = (stream * h * w)[:, None]
     current_ptr += level
     previous_ptr += level
     exist = valid[:, None] & (y >= 0) & (y < h) & (x >= 0) & (x < w)
     value = tl.load(current_ptr + y * w + x, mask=exist, other=_OUTSIDE).to(tl.int32)
-    in_cell = (dy >= 0) & (dy < C) & (dx >= 0) & (dx < C)
+    in_cell = (below >= 0) & (below < C) & (right >= 0) & (right < C)
     in_image = tl.max((in_cell & (value != _OUTSIDE)).to(tl.int32), 1) != 0
     pixels = tl.where(value < _OUTSIDE, value, _NO_CURRENT)
     exist = valid[:, None]

@@ -58,7 +58,10 @@ def panned(request, tmp_path_factory):
 
 def test_vectors_lead_to_the_frame_shown_before(panned):
     """Whether frames are reordered or not; intra frames say that they have none."""
-    reader, estimator = CodecReader(), CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16))
+    reader, estimator = (
+        CodecReader(),
+        CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16)),
+    )
     previous, without = None, []
     for index, frame in enumerate(decode(panned)):
         found = read(reader, frame)
@@ -82,7 +85,10 @@ def test_vectors_lead_to_the_frame_shown_before(panned):
 
 def test_a_still_video_gives_zeros(tmp_path):
     encode(tmp_path / "still.mp4", pan(5, 0, 0))
-    reader, estimator = CodecReader(), CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16))
+    reader, estimator = (
+        CodecReader(),
+        CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16)),
+    )
     frames = list(decode(tmp_path / "still.mp4"))
     features = [estimator.features(as_image(x), codec=[read(reader, x)]) for x in frames]
     for current, previous in zip(features[1:], features):

@@ -251,7 +251,7 @@ def test_built_by_name():
 
 def test_values_out_of_range_are_refused():
     check_blockcopy_config(configured())
-    with pytest.raises(ValueError, match=r"MOTION.CELL_SIZE is 12; it must be one of 16, 8, 32"):
+    with pytest.raises(ValueError, match=r"MOTION.CELL_SIZE is 12; it must be one of 8, 16, 32"):
         check_blockcopy_config(configured(CELL_SIZE=12))
     with pytest.raises(ValueError, match="MOTION.DIS_PRESET"):
         check_blockcopy_config(configured(DIS_PRESET="slow"))
