@@ -6,6 +6,8 @@ import re
 __all__ = ["is_address", "name_of", "redact", "redact_words"]
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+# What stands for a byte that is no UTF-8, see os.fsdecode.
+_BYTE = re.compile("[\udc80-\udcff]")
 # In running text an address ends with the word, a quotation or a change of colour.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>\x1b]+")
 
@@ -34,7 +36,8 @@ def redact(text):
         str: ``rtsp://admin:1234@host/door?token=x`` becomes ``rtsp://***@host/door?***``. Where
         the parts cannot be told apart, nothing is left but the protocol.
     """
-    text = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+    text = _BYTE.sub(lambda match: f"\\x{ord(match.group()) - 0xDC00:02x}", str(text))
+    text = text.encode("utf-8", "backslashreplace").decode()
     return _ADDRESS.sub(_redacted, text)
 
 

@@ -55,6 +55,7 @@ def test_a_frame_of_an_address_is_named_without_secrets():
 
 def test_bytes_that_are_no_text_can_be_printed():
     assert redact("a\udcff.mp4") == "a\\xff.mp4"
+    assert redact("http://h/\ud800\udc80") == "http://h/\\ud800\\x80"
 
 
 secret = st.text(min_size=1, max_size=8).map(lambda text: f"s3{text}cret")
