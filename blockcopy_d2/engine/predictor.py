@@ -61,7 +61,15 @@ class VideoPredictor:
             model (BlockCopyVideoModel): with its weights loaded, see :func:`accelerate`.
             mapper (FrameMapper or None): default: frames as they are, in BGR.
             clock (callable): gives the time in seconds, for :meth:`set_budget`.
+
+        Raises:
+            TypeError: ``model`` is another one.
         """
+        if not issubclass(type(model), BlockCopyVideoModel):
+            raise TypeError(
+                f"{type(model).__name__} does not run in blocks: give VideoPredictor a config, or"
+                " what blockcopy_d2.accelerate(model) returns as model=..."
+            )
         self.model = model
         self.learner = model.learner
         self.mapper = FrameMapper() if mapper is None else mapper

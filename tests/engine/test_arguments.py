@@ -142,6 +142,12 @@ def test_an_image_is_a_tensor(predictor, image):
         predictor.model([inputs])
 
 
+def test_a_predictor_needs_a_model_that_runs_in_blocks(predictor):
+    for model in (predictor.model.base, None, "model.pth"):
+        with pytest.raises(TypeError, match="does not run in blocks: .*accelerate"):
+            VideoPredictor(model=model)
+
+
 @pytest.mark.parametrize("source", [True, None, 3.5, object(), torch.nn.ReLU()])
 def test_what_is_no_video_is_named(predictor, source):
     with pytest.raises(TypeError, match="A video is a path"):
