@@ -91,10 +91,10 @@ MOTIONS = {8: (6, -10), 16: (-1.5, 2.75), 32: (0, 0)}
 )
 def test_field(cell_size, motion):
     """Vectors of all levels, and the field, are the reference's to the bit."""
-    current, previous = moved_pair(101, 134, *motion, streams=2)
+    current, previous = moved_pair(85, 102, *motion, streams=2)
     current[1, 0, 50, 70] = NAN
     previous[0, :, 30:60, 30:60] = texture(30, 30)[0]
-    sizes = torch.tensor([[101, 134], [77, 90]], dtype=torch.int32)
+    sizes = torch.tensor([[85, 102], [61, 70]], dtype=torch.int32)
     compare(current, previous, cell_size, sizes)
 
 
