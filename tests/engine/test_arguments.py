@@ -125,6 +125,14 @@ def test_an_index_of_a_frame_is_a_whole_number(predictor, index):
         predictor.model([{"image": IMAGE, "video_id": "a", "frame_index": index}])
 
 
+def test_a_time_may_be_the_index_of_a_frame(predictor):
+    start = np.int64(1_700_000_000_000_000_000)
+    for seconds in range(2):
+        inputs = {"image": IMAGE, "video_id": "clock", "frame_index": start + seconds * 10**9}
+        assert len(predictor.model([inputs])) == 1
+    assert predictor.model.streams.get("clock", None).frames == 2
+
+
 @pytest.mark.parametrize("video_id", [None, ["a"], {}])
 def test_a_video_has_a_name(predictor, video_id):
     """Pictures that a loader gives no video would share one stream."""

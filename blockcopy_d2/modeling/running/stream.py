@@ -181,6 +181,8 @@ class VideoStream(StreamBatch):
         return self.counts[0]
 
 
+# Any number that rises will do, such as a time.
+_INDEX = whole(0, least=0, most=2**63 - 1)
 # Ids of dropped videos that are remembered, to tell when one of them goes on.
 _MAX_DROPPED = 10_000
 
@@ -223,7 +225,7 @@ class StreamPool:
                 " no video_id at all for a still image."
             )
         if frame_index is not None:
-            frame_index = whole(0, least=0).check("frame_index", frame_index)
+            frame_index = _INDEX.check("frame_index", frame_index)
         stream = self._streams.get(video_id)
         if stream is None:
             if video_id in self._dropped:
