@@ -194,6 +194,8 @@ def _problem_of(annotation, categories):
     # Five numbers are a rotated box.
     if not isinstance(box, list) or len(box) not in (4, 5) or not _are_finite(box):
         return "has a 'bbox' that is not four numbers"
+    if min(box[2:4]) < 0 or annotation["area"] < 0:
+        return "has a negative size"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return "has an 'iscrowd' that is neither 0 nor 1"
     return None

@@ -157,6 +157,8 @@ def spoil(**change):
         spoil(annotations=[{**LABEL, "category_id": 8}]),
         spoil(annotations=[{**LABEL, "bbox": [1, 2, 3]}]),
         spoil(annotations=[{**LABEL, "bbox": [1, 2, 3, float("nan")]}]),
+        spoil(annotations=[{**LABEL, "bbox": [9, 9, -3, 4]}]),
+        spoil(annotations=[{**LABEL, "area": -12}]),
         spoil(annotations=[{**LABEL, "area": None}]),
         spoil(annotations=[{**LABEL, "iscrowd": "no"}]),
     ],
