@@ -155,9 +155,10 @@ class Video:
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cpu", description=__doc__,
+        prog="python -m benchmarks.cpu",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add_config_arguments(parser)
     parser.add_argument("--name", default="maskrcnn_R18_FPN", help="in the name of the results")
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips to run")

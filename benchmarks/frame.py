@@ -79,8 +79,11 @@ def main():
     stock_ms, dense_ms = times["stock"]["median"], times["best_dense"]["median"]
     results = {
         "shared": {
-            **environment(), "dtype": args.dtype, "frame_config": args.config_file,
-            "policy_ms": parts["policy"]["median"], "update_ms": parts["update"]["median"],
+            **environment(),
+            "dtype": args.dtype,
+            "frame_config": args.config_file,
+            "policy_ms": parts["policy"]["median"],
+            "update_ms": parts["update"]["median"],
             "peak_memory_mb": round(peak_memory / 1e6),
         },
         "size": list(images[0].shape[1:]),
@@ -98,7 +101,7 @@ def main():
         "stages_ms": {**stages, "second_stage": parts["second_stage"]["median"]},
         "cache_mb": round(blockcopy.stream.features.nbytes / 1e6),
         "quartiles_ms": times,
-    }  # fmt: skip
+    }
     path = results_path(args.name, args.dtype)
     write_results(path, "frame", results)
     for name, time_ in times.items():

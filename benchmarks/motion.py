@@ -76,15 +76,20 @@ def main():
     medians = {name: quartiles["median"] for name, quartiles in times.items()}
     results = {
         "shared": {
-            **environment(device), "processor_time": args.processor_time, "dtype": args.dtype,
-            "config": args.config_file, "opts": args.opts, "size": args.size,
-            "block_size": stream.model.block_size, "cell_size": stream.model.motion.cell_size,
+            **environment(device),
+            "processor_time": args.processor_time,
+            "dtype": args.dtype,
+            "config": args.config_file,
+            "opts": args.opts,
+            "size": args.size,
+            "block_size": stream.model.block_size,
+            "cell_size": stream.model.motion.cell_size,
         },
         "moved_mb": stream.moved_mb,
         "median_ms": medians,
         "all_cells_moving_ms": _sums(medians),
         "quartiles_ms": times,
-    }  # fmt: skip
+    }
     path = results_path(f"motion_{args.name}", args.dtype, device)
     write_results(path, "motion", results)
     for name, quartiles in times.items():
@@ -223,9 +228,13 @@ def _parser():
     )
     parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
     parser.add_argument(
-        "--size", type=positive, nargs=2, default=[512, 1024], metavar=("H", "W"),
+        "--size",
+        type=positive,
+        nargs=2,
+        default=[512, 1024],
+        metavar=("H", "W"),
         help="of the frames, in pixels (512 1024)",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of the feature maps (%(default)s)"

@@ -131,13 +131,20 @@ def _parser():
         "--every", type=positive, default=14, metavar="N", help="pairs of frames (%(default)s)"
     )
     parser.add_argument(
-        "--estimators", nargs="+", default=list(ESTIMATORS), metavar="NAME",
+        "--estimators",
+        nargs="+",
+        default=list(ESTIMATORS),
+        metavar="NAME",
         help="of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--cell-sizes", nargs="+", type=int, choices=CELL_SIZES, default=list(CELL_SIZES),
+        "--cell-sizes",
+        nargs="+",
+        type=int,
+        choices=CELL_SIZES,
+        default=list(CELL_SIZES),
         help="in pixels (%(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     return parser
 

@@ -78,9 +78,14 @@ def main():
     tflops = {share: 2 * network.gmacs * float(share) / t for share, t in medians.items()}
     results = {
         "shared": {
-            **environment(), "dtype": args.dtype, "config": args.config_file, "opts": args.opts,
-            "size": args.size, "block_size": args.block_size,
-            "policy_ms": times["policy"]["median"], **memory,
+            **environment(),
+            "dtype": args.dtype,
+            "config": args.config_file,
+            "opts": args.opts,
+            "size": args.size,
+            "block_size": args.block_size,
+            "policy_ms": times["policy"]["median"],
+            **memory,
         },
         "stock_ms": times["stock"]["median"],
         "stock_fp16_autocast_ms": times["stock_amp"]["median"],
@@ -97,7 +102,7 @@ def main():
         "peak_tflops": round(peak, 1),
         "fraction_of_peak": {share: round(rate / peak, 3) for share, rate in tflops.items()},
         "quartiles_ms": times,
-    }  # fmt: skip
+    }
     path = results_path(args.name, args.dtype)
     write_results(path, "network", results)
     plot_shares(path.with_suffix(".png"), medians, best_dense, title=f"{args.name}, {args.dtype}")
@@ -245,9 +250,13 @@ def _parser():
         rounds=30,
     )
     parser.add_argument(
-        "--size", type=positive, nargs=2, default=[1024, 2048], metavar=("H", "W"),
+        "--size",
+        type=positive,
+        nargs=2,
+        default=[1024, 2048],
+        metavar=("H", "W"),
         help="of the frames, in pixels (1024 2048)",
-    )  # fmt: skip
+    )
     return parser
 
 

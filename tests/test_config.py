@@ -27,9 +27,13 @@ from blockcopy_d2.resources import config_path, shipped_configs, trained_weights
 ON = ["MODEL.BLOCKCOPY.ENABLED", "True"]
 # What a yaml file or a command line may give.
 PLAIN = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
     st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=5)), max_size=6),
-)  # fmt: skip
+)
 NAMES = st.sampled_from(
     ["VERSION", "_BASE_", "MODEL", "INPUT", "BLOCKCOPY", "TARGET", "MASK_ON", "CLIP", "SOLVER"]
 )

@@ -29,9 +29,12 @@ def get_parser():
         "--frame", type=positive, default=1, metavar="N", help="from the one before (%(default)s)"
     )
     parser.add_argument(
-        "--estimators", nargs="+", default=["DISFlow", "BlockMatching", "CodecVectors"],
-        metavar="NAME", help="of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
-    )  # fmt: skip
+        "--estimators",
+        nargs="+",
+        default=["DISFlow", "BlockMatching", "CodecVectors"],
+        metavar="NAME",
+        help="of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
+    )
     parser.add_argument(
         "--cell-size", type=int, choices=CELL_SIZES, default=16, help="in pixels (%(default)s)"
     )
@@ -78,9 +81,12 @@ def draw_field(name, pair, cell_size):
     picture = draw_motion(pair[1][0], field[0], cell_size=cell_size)
     strip = Image.new("RGB", (picture.shape[1], max(20, picture.shape[0] // 16)), (24, 24, 24))
     ImageDraw.Draw(strip).text(
-        (strip.height // 2, strip.height // 2), f"{name}: {moved:.0%} of the cells moved",
-        anchor="lm", fill=(235, 235, 235), font=ImageFont.load_default(round(strip.height * 0.6)),
-    )  # fmt: skip
+        (strip.height // 2, strip.height // 2),
+        f"{name}: {moved:.0%} of the cells moved",
+        anchor="lm",
+        fill=(235, 235, 235),
+        font=ImageFont.load_default(round(strip.height * 0.6)),
+    )
     return np.concatenate([np.asarray(strip), picture])
 
 

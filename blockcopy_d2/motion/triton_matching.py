@@ -44,7 +44,8 @@ _PIXELS = 256
 
 
 @triton.jit
-def _store_level(level_ptr, value, stream, row, column, h, w, T: tl.constexpr):
+def _store_level(level, value, stream, row, column, T: tl.constexpr):
+    level_ptr, h, w = level
     y = (row * T + tl.arange(0, T))[:, None]
     x = (column * T + tl.arange(0, T))[None, :]
     target = level_ptr + stream.to(tl.int64) * h * w + y * w + x
@@ -66,10 +67,18 @@ def _halve(value, T: tl.constexpr):
 
 @triton.jit
 def pyramid_kernel(
-    images_ptr, sizes_ptr, first_ptr, second_ptr, third_ptr, fourth_ptr, H, W,
-    stride_n, stride_c, stride_y, stride_x, h1, w1, h2, w2, h3, w3, h4, w4,
-    SIZED: tl.constexpr, T: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    images_ptr,
+    strides,
+    size,
+    sizes_ptr,
+    first,  # a level: pointer, height, width
+    second,
+    third,
+    fourth,
+    SIZED: tl.constexpr,
+    T: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """A program makes T x T pixels of the first level, and what lies below them of the others.
 
     Reads the frame once, 3 H W values, and writes a third of H W bytes: 26 MB for one of
@@ -77,10 +86,11 @@ def pyramid_kernel(
     """
     begin(PDL)
     column, row, stream = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    height, width = H, W
+    stride_n, stride_c, stride_y, stride_x = strides
+    height, width = size
     if SIZED:
-        height = tl.minimum(tl.load(sizes_ptr + 2 * stream), H)
-        width = tl.minimum(tl.load(sizes_ptr + 2 * stream + 1), W)
+        height = tl.minimum(tl.load(sizes_ptr + 2 * stream), height)
+        width = tl.minimum(tl.load(sizes_ptr + 2 * stream + 1), width)
     y = 2 * (row * T + tl.arange(0, T))[:, None]
     x = 2 * (column * T + tl.arange(0, T))[None, :]
     total = tl.zeros((T, T), tl.float32)
@@ -90,22 +100,22 @@ def pyramid_kernel(
         for dx in tl.static_range(2):
             inside = (y + dy < height) & (x + dx < width)
             pixel = image_ptr + (y + dy) * stride_y + (x + dx) * stride_x
-            first = tl.load(pixel, mask=inside, other=0).to(tl.float32)
-            second = tl.load(pixel + stride_c, mask=inside, other=0).to(tl.float32)
-            third = tl.load(pixel + 2 * stride_c, mask=inside, other=0).to(tl.float32)
-            total += (first + 2 * second + third) / 4
+            red = tl.load(pixel, mask=inside, other=0).to(tl.float32)
+            green = tl.load(pixel + stride_c, mask=inside, other=0).to(tl.float32)
+            blue = tl.load(pixel + 2 * stride_c, mask=inside, other=0).to(tl.float32)
+            total += (red + 2 * green + blue) / 4
             count += inside.to(tl.int32)
     broken = total - total != 0
     mean = tl.where(broken, 0.0, total) / tl.maximum(count, 1).to(tl.float32)
     value = tl.minimum(tl.maximum(tl.floor(mean + 0.5), 0.0), _BRIGHTEST).to(tl.int32)
     value = tl.where(broken, _NOT_FINITE, tl.where(count == 0, _OUTSIDE, value))
-    _store_level(first_ptr, value, stream, row, column, h1, w1, T)
+    _store_level(first, value, stream, row, column, T)
     value = _halve(value, T)
-    _store_level(second_ptr, value, stream, row, column, h2, w2, T // 2)
+    _store_level(second, value, stream, row, column, T // 2)
     value = _halve(value, T // 2)
-    _store_level(third_ptr, value, stream, row, column, h3, w3, T // 4)
+    _store_level(third, value, stream, row, column, T // 4)
     value = _halve(value, T // 4)
-    _store_level(fourth_ptr, value, stream, row, column, h4, w4, T // 8)
+    _store_level(fourth, value, stream, row, column, T // 8)
 
 
 def pyramid_launch(images, image_sizes, levels):
@@ -118,13 +128,12 @@ def pyramid_launch(images, image_sizes, levels):
         levels (list[Tensor]): uint8 (N, h, w) each, overwritten.
     """
     streams, _, height, width = images.shape
-    sizes = [size for level in levels for size in level.shape[1:]]
-    grid = triton.cdiv(sizes[1], _TILE), triton.cdiv(sizes[0], _TILE), streams
-    pyramid_kernel[grid](
-        images, levels[0] if image_sizes is None else image_sizes, *levels, height, width,
-        *images.stride(), *sizes, SIZED=image_sizes is not None, T=_TILE, num_warps=4,
-        **device_of(images.device).launch_options,
-    )  # fmt: skip
+    rows, columns = levels[0].shape[1:]
+    grid = triton.cdiv(columns, _TILE), triton.cdiv(rows, _TILE), streams
+    sized, options = image_sizes is not None, device_of(images.device).launch_options
+    arguments = (images, images.stride(), (height, width), image_sizes if sized else images)
+    levels = [(level, *level.shape[1:]) for level in levels]
+    pyramid_kernel[grid](*arguments, *levels, SIZED=sized, T=_TILE, num_warps=4, **options)
 
 
 @triton.jit
@@ -225,16 +234,28 @@ def _lucas_kanade(cell, previous_ptr, y, x, h, w, valid, P: tl.constexpr):
 
 @triton.jit
 def search_kernel(
-    current_ptr, previous_ptr, parents_ptr, vectors_ptr, num_cells, GH, GW, PH, PW, h, w,
-    COARSEST: tl.constexpr, FINEST: tl.constexpr, RADIUS: tl.constexpr,
-    C: tl.constexpr, CELLS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    current_ptr,
+    previous_ptr,
+    size,  # of the level
+    parents,  # a pointer, rows and columns, as of the next
+    vectors,
+    num_cells,
+    COARSEST: tl.constexpr,
+    FINEST: tl.constexpr,
+    RADIUS: tl.constexpr,
+    C: tl.constexpr,
+    CELLS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """A program gives the vectors of CELLS cells of one level.
 
     Reads 4 (8 + (2 RADIUS + 1)^2) bytes per pixel of the level, nearly all of them from the L1
     cache: 70 MB and 140 million operations for the finest level of 1024 x 2048 pixels.
     """
     begin(PDL)
+    h, w = size
+    parents_ptr, PH, PW = parents
+    vectors_ptr, GH, GW = vectors
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     valid = cell < num_cells
     stream = (cell // (GH * GW)).to(tl.int64)
@@ -307,14 +328,24 @@ def search_kernel(
 
 @triton.jit
 def field_kernel(
-    current_ptr, previous_ptr, vectors_ptr, field_ptr, costs_ptr, num_cells, GH, GW, h, w,
-    C: tl.constexpr, CELLS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    current_ptr,
+    previous_ptr,
+    size,
+    vectors,
+    field_ptr,
+    costs_ptr,
+    num_cells,
+    C: tl.constexpr,
+    CELLS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """A program gives CELLS cells of the field, medians, and the costs of staying and of moving.
 
     Reads 6 bytes per pixel of the finest level: 3 MB for 1024 x 2048 pixels.
     """
     begin(PDL)
+    h, w = size
+    vectors_ptr, GH, GW = vectors
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     valid = cell < num_cells
     stream = (cell // (GH * GW)).to(tl.int64)
@@ -363,9 +394,16 @@ def field_kernel(
 
 @triton.jit
 def still_kernel(
-    costs_ptr, field_ptr, num_cells, GH, GW,
-    RADIUS: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+    costs_ptr,
+    field_ptr,
+    num_cells,
+    GH,
+    GW,
+    RADIUS: tl.constexpr,
+    C: tl.constexpr,
+    CELLS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """A program sets those of CELLS cells to zero that :func:`matching.keep_still` does.
 
     Reads 81 costs of each, from the L1 cache: 21 MB for 1024 x 2048 pixels and C = 4.
@@ -416,17 +454,15 @@ def match_launch(current, previous, cell, vectors, costs, out):
         streams, _, rows, columns = found.shape
         num_cells = streams * rows * columns
         grid = (triton.cdiv(num_cells, cells),)
-        search_kernel[grid](
-            current[level], previous[level], parents, found, num_cells, rows, columns,
-            *parents.shape[2:], *current[level].shape[1:], COARSEST=coarsest, FINEST=level == 0,
-            RADIUS=matching.COARSEST_RADIUS if coarsest else matching.RADIUS, CELLS=cells,
-            **options,
-        )  # fmt: skip
+        levels = (current[level], previous[level], tuple(current[level].shape[1:]))
+        planes = [(x, *x.shape[2:]) for x in (parents, found)]
+        kind = dict(COARSEST=coarsest, FINEST=level == 0, CELLS=cells)
+        kind["RADIUS"] = matching.COARSEST_RADIUS if coarsest else matching.RADIUS
+        search_kernel[grid](*levels, *planes, num_cells, **kind, **options)
     cells = _PIXELS // cell**2
     field_kernel[(triton.cdiv(num_cells, cells),)](
-        current[0], previous[0], found, out, costs, num_cells, rows, columns,
-        *current[0].shape[1:], CELLS=cells, **options,
-    )  # fmt: skip
+        *levels, planes[1], out, costs, num_cells, CELLS=cells, **options
+    )
     cells = 32
     still_kernel[(triton.cdiv(num_cells, cells),)](
         costs, out, num_cells, rows, columns, RADIUS=matching.STILL_RADIUS, CELLS=cells, **options

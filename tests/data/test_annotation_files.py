@@ -82,9 +82,13 @@ def test_files_are_named(tree, damaged, kind, damage):
     file = find(tree, kind)
     whole = file.read_bytes()
     content = {
-        "empty": b"", "cut": whole[:12], "binary": b"\x00\xff\xfe" * 20,
-        "null": b"null", "list": b"[1, 2]", "missing": None,
-    }[damage]  # fmt: skip
+        "empty": b"",
+        "cut": whole[:12],
+        "binary": b"\x00\xff\xfe" * 20,
+        "null": b"null",
+        "list": b"[1, 2]",
+        "missing": None,
+    }[damage]
     damaged(file, content)
     expected = "missing|No such file" if damage == "missing" else file.name
     with pytest.raises((AnnotationError, FileNotFoundError), match=expected):

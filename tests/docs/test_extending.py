@@ -45,8 +45,12 @@ def registries(monkeypatch):
 
 def test_every_kind_has_a_walk():
     assert list(WALKS) == [
-        "A policy", "An information gain", "A network", "A data set", "An operator"
-    ]  # fmt: skip
+        "A policy",
+        "An information gain",
+        "A network",
+        "A data set",
+        "An operator",
+    ]
     assert all(len(blocks) == 1 for blocks in WALKS.values())
 
 

@@ -265,15 +265,28 @@ class Mlp(nn.Sequential):
 def vit_detector():
     model = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
     vit = L(ViT)(
-        img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2,
-        drop_path_rate=0.0, window_size=2, window_block_indexes=[0], use_rel_pos=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), out_feature="last_feat",
-    )  # fmt: skip
+        img_size=64,
+        patch_size=16,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+        drop_path_rate=0.0,
+        window_size=2,
+        window_block_indexes=[0],
+        use_rel_pos=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        out_feature="last_feat",
+    )
     model.backbone = L(SimpleFeaturePyramid)(
-        net=vit, in_feature="${.net.out_feature}", out_channels=256, norm="LN",
-        scale_factors=(4.0, 2.0, 1.0, 0.5), square_pad=64,
+        net=vit,
+        in_feature="${.net.out_feature}",
+        out_channels=256,
+        norm="LN",
+        scale_factors=(4.0, 2.0, 1.0, 0.5),
+        square_pad=64,
         top_block=model.backbone.top_block,
-    )  # fmt: skip
+    )
     keep_few_regions(model)
     return model
 
@@ -281,9 +294,12 @@ def vit_detector():
 def swin_detector():
     model = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
     model.backbone.bottom_up = L(SwinTransformer)(
-        embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4,
+        embed_dim=8,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 2, 2),
+        window_size=4,
         drop_path_rate=0.0,
-    )  # fmt: skip
+    )
     model.backbone.in_features = ["p0", "p1", "p2", "p3"]
     keep_few_regions(model)
     return model

@@ -145,10 +145,15 @@ def test_an_evaluation(folder, tmp_path):
             assert stages == {
                 f"ms/{name}"
                 for name in (
-                    "preprocess", "policy", "network", "heads", "observe",
-                    "information_gain", "policy_update",
+                    "preprocess",
+                    "policy",
+                    "network",
+                    "heads",
+                    "observe",
+                    "information_gain",
+                    "policy_update",
                 )
-            }  # fmt: skip
+            }
     finally:
         DatasetCatalog.remove(DATASET)
         MetadataCatalog.remove(DATASET)

@@ -287,11 +287,16 @@ def test_a_program_that_is_stopped_with_its_workers(config, output, dataset, num
     (output / "job.yaml").write_text(cfg.dump())
     write_clip(dataset, f"aachen_{CLIPS:06d}", num_frames=600)
     program = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM.format(dataset=DATASET, root=str(dataset)),
-         "--config-file", str(output / "job.yaml")],
+        [
+            sys.executable,
+            "-c",
+            _PROGRAM.format(dataset=DATASET, root=str(dataset)),
+            "--config-file",
+            str(output / "job.yaml"),
+        ],
         start_new_session=True,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
     try:
         deadline = time.monotonic() + 120
         while not has_metrics(output) and time.monotonic() < deadline:

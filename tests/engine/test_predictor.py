@@ -389,8 +389,11 @@ def test_several_videos_run_together(folder, own_policies):
     before = {name: value.clone() for name, value in predictor.model.policy.state_dict().items()}
     ticks = list(predictor.streams([frames(4), frames(2)], own_policies=own_policies))
     assert [[entry is not None for entry in tick] for tick in ticks] == [
-        [True, True], [True, True], [True, False], [True, False],
-    ]  # fmt: skip
+        [True, True],
+        [True, True],
+        [True, False],
+        [True, False],
+    ]
     assert all(tick[0][1]["instances"].image_size == (96, 160) for tick in ticks)
     assert ticks[0][1][1].is_first and not ticks[1][1][1].is_first
     after = predictor.model.policy.state_dict()

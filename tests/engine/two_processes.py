@@ -49,9 +49,13 @@ def _process(rank, num_processes, port, tasks, step_limit):
     if step_limit is not None:
         sys.modules[launch.__module__].STEP_LIMIT = timedelta(seconds=step_limit)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        WORLD_SIZE=str(num_processes), LOCAL_WORLD_SIZE=str(num_processes),
-    )  # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(num_processes),
+        LOCAL_WORLD_SIZE=str(num_processes),
+    )
     torch.set_num_threads(1)
     launch(_main, tasks)
 

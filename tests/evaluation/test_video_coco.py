@@ -347,14 +347,18 @@ def converted():
     def fill(boxes, **more):
         frames[:] = [
             {
-                "file_name": f"{image_id}.png", "image_id": image_id, "height": HEIGHT,
-                "width": WIDTH, "video_id": "a", **more,
+                "file_name": f"{image_id}.png",
+                "image_id": image_id,
+                "height": HEIGHT,
+                "width": WIDTH,
+                "video_id": "a",
+                **more,
                 "annotations": [
                     {"bbox": box(value), "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
                 ],
             }
             for image_id, value in enumerate(boxes)
-        ]  # fmt: skip
+        ]
         return frames
 
     yield fill

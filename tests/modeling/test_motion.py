@@ -204,9 +204,13 @@ def test_cells_fit_blocks(pair):
     estimator.cell_size = 128
     with pytest.raises(ValueError, match="Cells of 128 pixels do not fit blocks of 64"):
         BlockCopyVideoModel(
-            base=model.base, policy=model.policy, task=model.task, block_size=BLOCK,
-            max_streams=1, motion=estimator,
-        )  # fmt: skip
+            base=model.base,
+            policy=model.policy,
+            task=model.task,
+            block_size=BLOCK,
+            max_streams=1,
+            motion=estimator,
+        )
 
 
 @pytest.mark.parametrize("name", ["DISFlow", "BlockMatching"])

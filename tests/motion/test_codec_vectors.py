@@ -17,9 +17,15 @@ def block(x, y, width, height, motion_x, motion_y, *, scale=4, source=-1):
     """A vector as PyAV gives it, of the block with its upper left at (x, y)."""
     values = dict.fromkeys(NAMES, 0)
     values.update(
-        source=source, w=width, h=height, dst_x=x + width // 2, dst_y=y + height // 2,
-        motion_x=motion_x, motion_y=motion_y, motion_scale=scale,
-    )  # fmt: skip
+        source=source,
+        w=width,
+        h=height,
+        dst_x=x + width // 2,
+        dst_y=y + height // 2,
+        motion_x=motion_x,
+        motion_y=motion_y,
+        motion_scale=scale,
+    )
     return tuple(values[name] for name in NAMES)
 
 
@@ -113,8 +119,10 @@ def test_blocks_are_averaged_over_cells_by_area():
             block(0, 16, 8, 8, 40, 40),  # a quarter of its cell only
             block(16, 16, 16, 8, 16, 16),  # half of it
         ),
-        (32, 32), (32, 32), 16,
-    )  # fmt: skip
+        (32, 32),
+        (32, 32),
+        16,
+    )
     assert found[:, 0, 0].tolist() == [2, -1]
     assert found[:, 0, 1].tolist() == [2, 0]
     assert np.isnan(found[:, 1, 0]).all()

@@ -236,8 +236,10 @@ def configured(**options):
 def test_built_by_name():
     assert build_motion(configured()) is None
     for name, kind in (
-        ("BlockMatching", BlockMatching), ("DISFlow", DISFlow), ("CodecVectors", CodecVectors),
-    ):  # fmt: skip
+        ("BlockMatching", BlockMatching),
+        ("DISFlow", DISFlow),
+        ("CodecVectors", CodecVectors),
+    ):
         built = build_motion(configured(NAME=name, CELL_SIZE=8))
         assert type(built) is kind and built.cell_size == 8
     cfg = configured(NAME="auto")

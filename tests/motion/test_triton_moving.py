@@ -45,9 +45,13 @@ def test_maps_of_many_shapes_move_in_one_call(dtype):
         maps.append(MovedMap(rows, (height, width), 2 * height * width, stride, False))
     staging = torch.full((staging_bytes(maps),), 0xFF, dtype=torch.uint8, device=DEVICE)
     launch = MoveLaunch(
-        maps, staging, cell_size=cell_size, block_size=block_size, precision="ieee",
+        maps,
+        staging,
+        cell_size=cell_size,
+        block_size=block_size,
+        precision="ieee",
         device=Device(DEVICE),
-    )  # fmt: skip
+    )
     beyond = [one.rows[-2:].clone() for one in maps]
     launch(field, active)
     for one, other, kept in zip(maps, expected, beyond, strict=True):

@@ -53,8 +53,10 @@ def test_rotated_boxes_are_rasterized_as_they_are_drawn(angle):
     box = torch.tensor([[100.0, 64.0, 90.0, 30.0, angle]])
     raster = rasterize_instances(
         Instances((128, 256), pred_boxes=RotatedBoxes(box)),
-        image_size=(128, 256), canvas_size=(128, 256), grid_shape=(1, 2),
-    )[0]  # fmt: skip
+        image_size=(128, 256),
+        canvas_size=(128, 256),
+        grid_shape=(1, 2),
+    )[0]
     # As Detectron2's Visualizer.draw_rotated_box_with_label does.
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     corners = [(-45, -15), (-45, 15), (45, 15), (45, -15)]

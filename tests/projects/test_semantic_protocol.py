@@ -26,8 +26,12 @@ OPTS = [
 ]  # fmt: skip
 NAME = "tiny_protocol_camvid"
 BASELINES = [
-    "random", "frame_difference", "every_second_frame", "every_third_frame", "half_resolution",
-]  # fmt: skip
+    "random",
+    "frame_difference",
+    "every_second_frame",
+    "every_third_frame",
+    "half_resolution",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -304,10 +304,22 @@ def _normalized(net):
 
 
 CHANGES = [
-    _load, _multiply, _data, _parameter, _layer, _statistics, _buffer, _without_bias,
-    _in_inference_mode, _made_in_inference_mode, _by_alias, _by_numpy, _average, _pruned,
+    _load,
+    _multiply,
+    _data,
+    _parameter,
+    _layer,
+    _statistics,
+    _buffer,
+    _without_bias,
+    _in_inference_mode,
+    _made_in_inference_mode,
+    _by_alias,
+    _by_numpy,
+    _average,
+    _pruned,
     _normalized,
-]  # fmt: skip
+]
 
 
 @torch.no_grad()

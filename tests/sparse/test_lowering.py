@@ -166,6 +166,9 @@ def test_residuals_that_something_else_sees_are_not_lifted():
             return self.second(x) + x, self.look(x)
 
     for look, number in (
-        (nn.Conv2d(3, 3, 1), 1), (nn.MaxPool2d(2), 0), (nn.Identity(), 0), (nn.GroupNorm(1, 3), 0),
-    ):  # fmt: skip
+        (nn.Conv2d(3, 3, 1), 1),
+        (nn.MaxPool2d(2), 0),
+        (nn.Identity(), 0),
+        (nn.GroupNorm(1, 3), 0),
+    ):
         assert len(lowered(Block(look))[1].lifted) == number, look

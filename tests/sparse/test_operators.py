@@ -137,8 +137,13 @@ DENSIFIED = {
 
 # What upsamples needs sizes that stay aligned.
 WHOLE_STRIDES = {
-    "nearest", "nearest_x2", "bilinear_x2", "transposed_k4s2p1", "transposed_k2s2", "pyramid_cells",
-}  # fmt: skip
+    "nearest",
+    "nearest_x2",
+    "bilinear_x2",
+    "transposed_k4s2p1",
+    "transposed_k2s2",
+    "pyramid_cells",
+}
 
 
 @torch.no_grad()

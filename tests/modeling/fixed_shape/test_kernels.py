@@ -174,8 +174,9 @@ def test_decode_candidates(row):
     logits[1, 1, 2] = torch.nan
     args = (deltas, anchors, index, logits, TRANSFORM, (120, 240), 5.0)
     (got, got_valid), (want, want_valid) = (
-        decode_candidates_triton(*args), decode_candidates_reference(*args)
-    )  # fmt: skip
+        decode_candidates_triton(*args),
+        decode_candidates_reference(*args),
+    )
     assert got_valid.equal(want_valid)
     assert want_valid.any() and not want_valid[:, :2].all() and not want_valid[:, 2].all()
     torch.testing.assert_close(got[want_valid], want[want_valid], rtol=1e-5, atol=1e-4)

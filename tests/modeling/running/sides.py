@@ -70,9 +70,14 @@ def clip(device, frames, size=SIZE, seed=0):
 
 # What the learner tells, and how far it may be off. Scores and the gain differ by their rounding.
 TOLD = {
-    "gain": 0.02, "reward": 0.02, "entropy": 0.01, "cost": 1e-6, "moving_cost": 1e-6, "loss": 0.2,
+    "gain": 0.02,
+    "reward": 0.02,
+    "entropy": 0.01,
+    "cost": 1e-6,
+    "moving_cost": 1e-6,
+    "loss": 0.2,
     "skipped_updates": 0,
-}  # fmt: skip
+}
 # What an update makes of the weights is compared by the sum of all differences: a rectifier that
 # rounding turns on or off changes a few gradients by much.
 UPDATE_SHARE = 0.1

@@ -49,11 +49,13 @@ STRUCTURES = {
     "one stage": ({"head": RPN, "num_classes": 6}, InstanceTask, 6),
     "segmentation": ({"sem_seg_head": SEGMENTOR}, SemanticTask, 5),
     "a segmentor with a part named head": (
-        {"sem_seg_head": SEGMENTOR, "head": RPN}, SemanticTask, 5
+        {"sem_seg_head": SEGMENTOR, "head": RPN},
+        SemanticTask,
+        5,
     ),
     "panoptic": ({"roi_heads": roi_heads(3), "sem_seg_head": SEGMENTOR}, PanopticTask, 8),
     "proposals": ({"proposal_generator": RPN, "roi_heads": None}, ProposalTask, 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", STRUCTURES)

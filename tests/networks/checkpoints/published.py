@@ -196,8 +196,14 @@ class PublishedMGAN(nn.Module):
         base = []
         for scale in self.SCALES:
             width, height = 8 * scale / math.sqrt(2.44), 8 * scale * math.sqrt(2.44)
-            base.append([3.5 - (width - 1) / 2, 3.5 - (height - 1) / 2,
-                         3.5 + (width - 1) / 2, 3.5 + (height - 1) / 2])  # fmt: skip
+            base.append(
+                [
+                    3.5 - (width - 1) / 2,
+                    3.5 - (height - 1) / 2,
+                    3.5 + (width - 1) / 2,
+                    3.5 + (height - 1) / 2,
+                ]
+            )
         y, x = torch.meshgrid(torch.arange(rows) * 8, torch.arange(columns) * 8, indexing="ij")
         shift = torch.stack([x, y, x, y], dim=-1)
         return (shift[:, :, None] + torch.tensor(base).round()).flatten(0, 2)

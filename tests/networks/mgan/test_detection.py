@@ -125,8 +125,12 @@ def test_training_reaches_every_weight():
     box, visible = [[40.0, 20.0, 70.0, 95.0]], [[40.0, 20.0, 70.0, 50.0]]
     losses = train(model, [labelled(box, visible), labelled([])])
     assert set(losses) == {
-        "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask_attention",
-    }  # fmt: skip
+        "loss_rpn_cls",
+        "loss_rpn_loc",
+        "loss_cls",
+        "loss_box_reg",
+        "loss_mask_attention",
+    }
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

@@ -67,6 +67,13 @@ def test_the_first_stages_can_be_frozen():
     vgg = VGG16(3, (4, 4, 4, 4, 4)).freeze(2)
     trained = {name.split(".")[0] for name, p in vgg.named_parameters() if p.requires_grad}
     assert trained == {
-        "conv3_1", "conv3_2", "conv3_3", "conv4_1", "conv4_2", "conv4_3",
-        "conv5_1", "conv5_2", "conv5_3",
-    }  # fmt: skip
+        "conv3_1",
+        "conv3_2",
+        "conv3_3",
+        "conv4_1",
+        "conv4_2",
+        "conv4_3",
+        "conv5_1",
+        "conv5_2",
+        "conv5_3",
+    }

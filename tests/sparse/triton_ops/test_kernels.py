@@ -129,15 +129,19 @@ def check_convolution(
                 pack_weight(weight, bias, shape, config),
                 tiling_of(active, tile),
                 None if other is None else feature_map(other, dtype),
-            )  # fmt: skip
+            )
         )
         expected.append(torch.where(pixels_of(active, tile, out.size), result, torch.nan))
     boxes = isinstance(config, BoxConfig)
     workspace = Workspace(workspace_size(config, NUM_SMS), NUM_SMS, DEVICE)
     launch = (BoxConvolutionLaunch if boxes else ConvolutionLaunch)(
-        shape, config, levels, precision="tf32" if boxes else "ieee", workspace=workspace,
+        shape,
+        config,
+        levels,
+        precision="tf32" if boxes else "ieee",
+        workspace=workspace,
         device=GPU,
-    )  # fmt: skip
+    )
     bound = 1e-4 if dtype == torch.float32 else 1e-2
     if boxes and dtype == torch.float32:
         # TF32: rounded results; on a GPU, sums of up to a thousand products of 10 bits.
@@ -154,9 +158,15 @@ def check_convolution(
 
 def shape_of(in_channels, out_channels, kernel, *, groups=1, stride=1, **options):
     return ConvolutionShape(
-        in_channels, out_channels, groups, (kernel,) * 2, stride, (kernel // 2,) * 2, (1, 1),
+        in_channels,
+        out_channels,
+        groups,
+        (kernel,) * 2,
+        stride,
+        (kernel // 2,) * 2,
+        (1, 1),
         **options,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,9 +296,13 @@ def test_two_convolutions_of_one_map(first_out, num_levels, boxes):
         tiling = tiling_of(active, tile)
         levels.append(ConvolutionLevel(feature_map(x), out, packed, tiling, second=second))
     launch = (BoxConvolutionLaunch if boxes else ConvolutionLaunch)(
-        shape, config, levels, precision="tf32" if boxes else "ieee",
-        workspace=Workspace(0, NUM_SMS, DEVICE), device=GPU,
-    )  # fmt: skip
+        shape,
+        config,
+        levels,
+        precision="tf32" if boxes else "ieee",
+        workspace=Workspace(0, NUM_SMS, DEVICE),
+        device=GPU,
+    )
     launch(blocks_of(active))
     bound = 1e-4
     if boxes:
@@ -314,9 +328,19 @@ def test_weights_of_units_are_those_of_the_groups():
 @pytest.mark.parametrize("stride,residual", [(1, True), (2, False)])
 def test_bottleneck(next_channels, stride, residual):
     shape = BottleneckShape(
-        16, 32, 48, next_channels, (3, 3), stride, (1, 1), (1, 1), middle_relu=True, relu=True,
-        next_relu=residual, residual=residual,
-    )  # fmt: skip
+        16,
+        32,
+        48,
+        next_channels,
+        (3, 3),
+        stride,
+        (1, 1),
+        (1, 1),
+        middle_relu=True,
+        relu=True,
+        next_relu=residual,
+        residual=residual,
+    )
     x = torch.randn(2, 16, 13, 18, device=DEVICE)
     sizes = [(32, 16, 3), (48, 32, 1), (next_channels, 48, 1)][: 3 if next_channels else 2]
     convolutions = [
@@ -332,10 +356,17 @@ def test_bottleneck(next_channels, stride, residual):
         for truth in expected
     )
     BottleneckLaunch(
-        shape, BottleneckConfig(32, 16, 16), x=feature_map(x), out=out, following=following,
-        weights=pack_bottleneck(*convolutions), tiling=tiling_of(active, 4),
-        residual=feature_map(other) if residual else None, precision="ieee", device=GPU,
-    )(blocks_of(active))  # fmt: skip
+        shape,
+        BottleneckConfig(32, 16, 16),
+        x=feature_map(x),
+        out=out,
+        following=following,
+        weights=pack_bottleneck(*convolutions),
+        tiling=tiling_of(active, 4),
+        residual=feature_map(other) if residual else None,
+        precision="ieee",
+        device=GPU,
+    )(blocks_of(active))
     mask = pixels_of(active, 4, size)
     for found, truth in zip((out, following), expected):
         if truth is not None:
@@ -423,12 +454,18 @@ def test_statistics_of_a_map_of_which_blocks_change(normalized):
 @pytest.mark.parametrize(
     "activation",
     [
-        Activation("relu"), Activation("relu6"), Activation("sigmoid"), Activation("silu"),
-        Activation("hardswish"), Activation("hardsigmoid"), Activation("elu", (0.7,)),
-        Activation("hardtanh", (-0.5, 2.0)), Activation("leaky_relu", (0.3,)),
+        Activation("relu"),
+        Activation("relu6"),
+        Activation("sigmoid"),
+        Activation("silu"),
+        Activation("hardswish"),
+        Activation("hardsigmoid"),
+        Activation("elu", (0.7,)),
+        Activation("hardtanh", (-0.5, 2.0)),
+        Activation("leaky_relu", (0.3,)),
     ],
     ids=lambda activation: activation.name,
-)  # fmt: skip
+)
 def test_activations(activation):
     x = torch.linspace(-8, 8, 4 * 6 * 5, device=DEVICE).view(1, 4, 6, 5)
     x[0, 0, 0, 0] = torch.nan
@@ -475,13 +512,20 @@ def test_what_is_added_later_keeps_all_of_its_bits(config, out_lifted):
     residual.lifted, out.lifted = True, out_lifted
     nothing = torch.zeros(32, 32, 1, 1, device=DEVICE)
     level = ConvolutionLevel(
-        feature_map(torch.zeros_like(x)), out, pack_weight(nothing, None, shape, config),
-        tiling_of(active, 8), residual,
-    )  # fmt: skip
+        feature_map(torch.zeros_like(x)),
+        out,
+        pack_weight(nothing, None, shape, config),
+        tiling_of(active, 8),
+        residual,
+    )
     launch = (BoxConvolutionLaunch if isinstance(config, BoxConfig) else ConvolutionLaunch)(
-        shape, config, [level], precision="tf32", workspace=Workspace(0, NUM_SMS, DEVICE),
+        shape,
+        config,
+        [level],
+        precision="tf32",
+        workspace=Workspace(0, NUM_SMS, DEVICE),
         device=GPU,
-    )  # fmt: skip
+    )
     launch(blocks_of(active))
     found = out.as_nchw()
     assert found[0, :2, 0, 0].isnan().all()

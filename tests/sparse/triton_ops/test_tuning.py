@@ -87,9 +87,12 @@ def test_gpus_without_a_table_take_a_relative_s(tmp_path, monkeypatch):
     by_rule = tuning.default_convolution_config(layer, 30_000, torch.float16, gpu())
     first, own, other = measured.values()
     for name, capability, expected in (
-        ("GPU B", (7, 5), own), ("GPU D", (7, 5), first), ("GPU D", (7, 2), other),
-        ("GPU D", (7, 0), by_rule), ("GPU E", (7, 5), first),
-    ):  # fmt: skip
+        ("GPU B", (7, 5), own),
+        ("GPU D", (7, 5), first),
+        ("GPU D", (7, 2), other),
+        ("GPU D", (7, 0), by_rule),
+        ("GPU E", (7, 5), first),
+    ):
         device = gpu(name, capability=capability)
         assert tuning.convolution_config(layer, 100_000, torch.float16, device) == expected
 
