@@ -56,7 +56,8 @@ class _Arguments:
             )
         if isinstance(value, float):
             return "fp32"
-        if not parameter.do_not_specialize:
+        # Triton specializes what is in tuples, whatever the parameter says.
+        if not parameter.do_not_specialize or len(path) > 1:
             if value == 1:
                 self.constants[path] = value
                 return "constexpr"

@@ -45,9 +45,12 @@ def is_jit(function):
     return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
+def functions_of(path):
+    return [node for node in tree_of(path).body if isinstance(node, ast.FunctionDef)]
+
+
 def kernels_of(path):
-    functions = [node for node in tree_of(path).body if isinstance(node, ast.FunctionDef)]
-    return {f.name for f in functions if is_jit(f) and f.name.endswith("_kernel")}
+    return {f.name for f in functions_of(path) if is_jit(f) and f.name.endswith("_kernel")}
 
 
 MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py")) if kernels_of(path)}
@@ -135,6 +138,21 @@ def test_dispatch_asks_where_triton_runs():
                 if any(origin.rpartition(".")[0] in MODULES for origin in lazy.values()):
                     asks = "triton_runs_on" in names_in(function)
                     assert asks, f"{dotted(path)}.{function.name}() does not ask triton_runs_on()"
+
+
+def test_sizes_that_make_no_variants_are_in_no_tuple():
+    """Triton specializes numbers in tuples, even of parameters that it is told not to."""
+    for module, path in MODULES.items():
+        for function in filter(is_jit, functions_of(path)):
+            kept = " ".join(map(ast.unparse, function.decorator_list))
+            taken_apart = {
+                node.value.id
+                for node in ast.walk(function)
+                if isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Tuple)
+                and isinstance(node.value, ast.Name)
+            }
+            assert not [name for name in taken_apart if repr(name) in kept], (module, function.name)
 
 
 def test_launches_are_bound_in_one_way():

@@ -38,7 +38,7 @@ _SHARED_MEMORY = 96 << 10
 
 
 # The size of a map must not make a new variant of the kernel.
-@triton.jit(do_not_specialize=["size", "out_size", "tiles_x", "tiles"])
+@triton.jit(do_not_specialize=["H", "W", "OH", "OW", "tiles_x", "tiles"])
 def policy_convolution_kernel(
     x_ptr,
     weight_ptr,
@@ -46,8 +46,10 @@ def policy_convolution_kernel(
     out_ptr,
     partial_ptr,
     count_ptr,
-    size,
-    out_size,
+    H,
+    W,
+    OH,
+    OW,
     tiles_x,
     tiles,
     C: tl.constexpr,
@@ -75,8 +77,6 @@ def policy_convolution_kernel(
     ROW: tl.constexpr = OUT + SHORTCUT
     STEPS: tl.constexpr = (WINDOW * C + BK - 1) // BK  # of a row of the kernel
     begin(PDL)
-    H, W = size
-    OH, OW = out_size
     n_tile, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first, last = 0, 3 * STEPS
     if SHORTCUT > 0:
@@ -204,7 +204,7 @@ def convolve(conv, value, packed, weight, *, device, shortcut=None):
     unused = result.values
     tensors = [value.values, weight, unused if conv.bias is None else conv.bias, result.values]
     tensors += [result.partials, result.counts] if has_norm else [unused, unused]
-    sizes = (height, width), tuple(size), tiles_x, tiles
+    sizes = height, width, *size, tiles_x, tiles
     masked = size[0] % tile_height + size[1] % tile_width + row % bo > 0
     constants = dict(C=channels, OUT=out_channels, SHORTCUT=beside, STRIDE=packed.stride)
     constants |= dict(PACK=packed.pixels, WINDOW=packed.window, STATISTICS=has_norm, MASKED=masked)

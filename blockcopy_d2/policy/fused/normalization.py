@@ -27,7 +27,7 @@ _PIXELS, _CHANNELS, _PARTS, _WARPS = 256, 32, 256, 16
 
 
 # The size of a map must not make a new variant of the kernel.
-@triton.jit(do_not_specialize=["parts", "other_parts", "size"])
+@triton.jit(do_not_specialize=["parts", "other_parts", "H", "W"])
 def policy_normalization_kernel(
     x_ptr,
     norm,  # partials, counts, weight, bias, eps
@@ -36,7 +36,8 @@ def policy_normalization_kernel(
     other_norm,
     other_parts,
     out_ptr,
-    size,
+    H,
+    W,
     C: tl.constexpr,
     ROW: tl.constexpr,  # channels that the rows of x have
     RESIDUAL: tl.constexpr,  # none: 0, a padded map: 1, sums with a norm of their own: 2
@@ -48,7 +49,6 @@ def policy_normalization_kernel(
 ):
     """out = relu(norm(x) + residual), with zeros around it."""
     begin(PDL)
-    H, W = size
     stream = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     center, scale, shift = _affine(norm, parts, stream, channel, H * W, ROW, BC, PARTS)
@@ -137,6 +137,6 @@ def normalize(sums, norm, *, device, residual=None):
     constants["PARTS"] = min(_PARTS, triton.next_power_of_2(max(parts)))
     options = dict(num_warps=_WARPS, **device.launch_options)
     policy_normalization_kernel[programs, groups, num_streams](
-        *first, *second, out.values, (height, width), **constants, **options
+        *first, *second, out.values, height, width, **constants, **options
     )
     return out
