@@ -130,6 +130,13 @@ def test_the_package_stands_alone(path):
         assert not tops & {"detectron2", "fvcore", "iopath"}
 
 
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_kernels_of_the_engine_are_its_own(path):
+    """Others find the plumbing of kernels in blockcopy_d2.kernels; tuning alone searches there."""
+    if part(path) != "sparse" and path.name != "tune_kernels.py":
+        assert not [name for name in imports_of(path) if ".sparse.triton_ops" in name]
+
+
 def test_training_and_scoring_need_no_pyav():
     """Only those who read or write videos do: machines that train may have none."""
     code = (
