@@ -26,7 +26,6 @@ from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.runs import build_video_model
 from blockcopy_d2.modeling import VideoStream
-from blockcopy_d2.modeling.running.learning import learn
 from blockcopy_d2.modeling.running.precision import cpu_has_bf16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
@@ -142,9 +141,7 @@ class Video:
                 size = self._stream.canvas_size
                 grid = BlockGrid.full(block_size=model.block_size, image_size=size)
             return model.step(inputs, self._stream, grid=grid)
-        result = model.step(inputs, self._stream, learning=self._learner.wants_graph())
-        learn(self._learner, model, [result])
-        return result
+        return model.step(inputs, self._stream, learner=self._learner)
 
     def warm_up(self, inputs):
         """Tracing the network, and a library's first calls, are no cost of a frame."""

@@ -25,7 +25,6 @@ from blockcopy_d2.config import base_config
 from blockcopy_d2.data.streetclips.writer import write_split
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling import learn
 from blockcopy_d2.modeling.fixed_shape import FrameSizes, StaticRCNN
 from blockcopy_d2.modeling.running.captured_learning import CapturedLearning
 from blockcopy_d2.modeling.running.steps import normalize
@@ -198,8 +197,6 @@ class BlockCopy:
         model.backbone.to(dtype)
         model.proposal_generator.rpn_head.to(dtype)
         self.stream = model.init_state()
-        if not model.replays(self.stream):
-            raise SystemExit(f"{type(model.base).__name__} does not run as a CUDA graph here.")
         canvas = tuple(normalize(model, images[:1]).tensor.shape[-2:])
         shape = num_blocks(model.block_size, canvas)
         self.policy.chosen = torch.ones(1, *shape, dtype=torch.bool, device="cuda")
@@ -211,14 +208,13 @@ class BlockCopy:
             for share in SHARES
         }
         self.clip(None)
+        if self.stream.graph is None:
+            raise SystemExit(f"{type(model.base).__name__} does not run as a CUDA graph here.")
 
     def frame(self, image):
         height, width = image.shape[1:]
         inputs = {"image": image, "height": height, "width": width}
-        learning = self.learner.wants_graph()
-        result = self.model.step(inputs, self.stream, learning=learning)
-        learn(self.learner, self.model, [result])
-        return result
+        return self.model.step(inputs, self.stream, learner=self.learner)
 
     def clip(self, share):
         """Runs the frames as the continuation of the stream; the policy's own blocks for None."""

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from blockcopy_d2.config import KEYS, add_blockcopy_config
-from blockcopy_d2.modeling import BlockCopyVideoModel
+from blockcopy_d2.modeling import BlockCopyVideoModel, VideoOptions
 from blockcopy_d2.resources import config_path, trained_weights
 
 from .checkpoint import WeightsCheckpointer
@@ -23,19 +23,15 @@ from .runs import build_learner, build_video_model
 __all__ = ["accelerate", "build_lazy_model", "load_video_config", "metadata_of", "video_config"]
 
 _OPTIONS = {
-    "block_size": "MODEL.BLOCKCOPY.BLOCK_SIZE",
+    **VideoOptions.keys(),
     "backend": "MODEL.BLOCKCOPY.BACKEND",
     "task": "MODEL.BLOCKCOPY.TASK",
     "policy": "MODEL.BLOCKCOPY.POLICY.NAME",
     "policy_weights": "MODEL.BLOCKCOPY.POLICY.WEIGHTS",
     "learn": "MODEL.BLOCKCOPY.LEARNER.ENABLED",
-    "scene_cut": "MODEL.BLOCKCOPY.SCENE_CUT",
-    "refresh_every": "MODEL.BLOCKCOPY.REFRESH_EVERY",
-    "dense_above": "MODEL.BLOCKCOPY.DENSE_ABOVE",
-    "cuda_graph": "MODEL.BLOCKCOPY.CUDA_GRAPH",
+    "motion": "MODEL.BLOCKCOPY.MOTION.NAME",
     "max_streams": "MODEL.BLOCKCOPY.MAX_STREAMS",
     "seed": "MODEL.BLOCKCOPY.POLICY.SEED",
-    "amp": "TEST.AMP.ENABLED",
 }
 
 
@@ -61,10 +57,9 @@ def accelerate(
             they are initialized.
         target (float or None): tau, the wished fraction of executed blocks. None: what the config
             says, 0.3 if it says nothing.
-        options: further keys of MODEL.BLOCKCOPY: ``block_size``, ``backend``, ``task`` and
-            ``policy`` (their names), ``policy_weights``, ``learn``, ``scene_cut``,
-            ``refresh_every``, ``dense_above``, ``cuda_graph``, ``max_streams``, ``seed``; and
-            ``amp``, that is TEST.AMP.ENABLED. Default: what the config says.
+        options: those of :class:`VideoOptions`, and further keys of MODEL.BLOCKCOPY: ``backend``,
+            ``task``, ``policy`` and ``motion`` (their names), ``policy_weights``, ``learn``,
+            ``max_streams``, ``seed``. Default: what the config says.
 
     Returns:
         BlockCopyVideoModel: takes and gives what the model does.

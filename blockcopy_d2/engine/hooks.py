@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from blockcopy_d2.evaluation.gathering import gather
-from blockcopy_d2.modeling import StageTimer, StreamPool, learn
+from blockcopy_d2.modeling import StageTimer, StreamPool
 from blockcopy_d2.motion import moved_cells
 from blockcopy_d2.sparse import BlockGrid
 
@@ -32,28 +32,16 @@ __all__ = [
 
 
 class OnlinePolicyHook(HookBase):
-    """
-    Teaches the policy from the information gain of every frame. Its time is part of the frame's.
-    First frames, which the policy did not decide, and frames after a cut teach nothing.
-    """
-
-    def __init__(self, learner):
-        """
-        Args:
-            learner (OnlineLearner): that of the loop.
-        """
-        self._learner = learner
+    """Records what the learner of the loop tells of every frame that the policy learns from."""
 
     def after_step(self):
         run = self.trainer.runs.get("blockcopy")
-        results = [] if run is None else [run.result]
-        metrics = learn(self._learner, self.trainer.model, results)
-        if metrics:
-            values = torch.stack([value.float() for value in metrics.values()]).tolist()
-            metrics = dict(zip(metrics, values, strict=True))
-        self.trainer.storage.put_scalars(
-            **{f"policy/{name}": value for name, value in metrics.items()}
-        )
+        if run is None or not run.result.learned:
+            return
+        learned = run.result.learned
+        values = torch.stack([value.float() for value in learned.values()]).tolist()
+        for name, value in zip(learned, values, strict=True):
+            self.trainer.storage.put_scalar(f"policy/{name}", value)
 
 
 class ComparisonHook(HookBase):
@@ -92,7 +80,7 @@ class ComparisonHook(HookBase):
         if self._stock is not None:
             self._stock([inputs])
         stream = self._streams.get(inputs["video_id"], 0)
-        if self._dense and model.replays(stream):
+        if self._dense:
             self._run_dense(model, {**inputs, "frame_index": 0}, image_size)
             stream.reset()
         self._warm = True

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 
-from blockcopy_d2.evaluation.efficiency import MacCounter
 from blockcopy_d2.evaluation.gathering import wait_for_all
 from blockcopy_d2.modeling import FrameResult, StreamPool
 
@@ -49,15 +48,10 @@ class ModelRun:
         Returns:
             ModelRun:
         """
-        with contextlib.ExitStack() as stack:
-            counter = None
-            if not model.replays(stream):
-                counter = stack.enter_context(MacCounter(model))
-            result = model.step(inputs, stream, **options)
-        others = sum((result.other_macs or {}).values()) if counter is None else counter.macs
+        result = model.step(inputs, stream, **options)
         return cls(
             output=result.output,
-            macs=result.macs + others,
+            macs=sum(result.macs_per_stage.values()),
             seconds=lambda: result.seconds,
             result=result,
         )
@@ -65,8 +59,8 @@ class ModelRun:
 
 class EvaluationLoop(TrainerBase):
     """
-    Runs BlockCopy over the frames of a clip loader: one iteration is one frame. Everything else
-    (learning, scoring, comparing, writing) is done by hooks.
+    Runs BlockCopy over the frames of a clip loader: one iteration is one frame, and what the policy
+    learns from it. Everything else (scoring, comparing, writing) is done by hooks.
 
     A frame that cannot be read ends its clip; the next clip is run as usual. Ctrl-C and SIGTERM end
     the run after the frame at hand. However it ends, all hooks do what they do at the end, even if
@@ -74,7 +68,9 @@ class EvaluationLoop(TrainerBase):
 
     Attributes:
         model (BlockCopyVideoModel):
-        learner (OnlineLearner or None): decides on which frames the policy keeps its graph.
+        learner (OnlineLearner or None): teaches the policy what comes of every frame. Its time is
+            part of the frame's. First frames, which the policy did not decide, and frames after a
+            cut teach nothing.
         inputs (dict): of the current frame, or None if it is skipped.
         runs (dict[str, ModelRun]): of the current frame, by model; "blockcopy" is this loop's,
             hooks may add others. Empty if the frame is skipped.
@@ -185,12 +181,13 @@ class EvaluationLoop(TrainerBase):
         self.runs = {}
         self.inputs = self._next_frame()
         if self.inputs is None:
+            if self.learner is not None:
+                self.learner.sit_out()
             return
         if not self._warm:
             self._warm_up()
         stream = self.streams.get(self.inputs["video_id"], self.inputs["frame_index"])
-        learning = self.learner is not None and self.learner.wants_graph()
-        self.runs["blockcopy"] = ModelRun.of(self.model, self.inputs, stream, learning=learning)
+        self.runs["blockcopy"] = ModelRun.of(self.model, self.inputs, stream, learner=self.learner)
 
     def _warm_up(self):
         """Tracing the network, and a library's first calls, are no cost of a frame."""

@@ -17,7 +17,7 @@ from PIL import Image
 from blockcopy_d2.config import KEYS
 from blockcopy_d2.config_key import flag, number
 from blockcopy_d2.data import FrameMapper, as_frame, close_all, open_frames, read_ahead
-from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch, learn
+from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch
 from blockcopy_d2.motion import FrameVectors
 
 from .acceleration import accelerate, video_config
@@ -109,7 +109,7 @@ class VideoPredictor:
 
     @property
     def replays(self) -> bool:
-        """bool: whether the next call's frame is a CUDA graph's, see :class:`FrameGraph`."""
+        """Deprecated, see :meth:`BlockCopyVideoModel.replays`."""
         return self.model.replays(self._stream)
 
     @property
@@ -287,13 +287,7 @@ class VideoPredictor:
         start = self._clock()
         inputs = [self._map(*frame) for frame in zip(images, vectors, strict=True)]
         learners = [learner for _, learner in policies]
-        wanted = [learner is not None and learner.wants_graph() for learner in learners]
-        learning = wanted[0] if batch.policies is None else wanted
-        results = self.model.step_batch(inputs, batch, learning=learning)
-        taught = [results] if batch.policies is None else [[result] for result in results]
-        for learner, group in zip(learners, taught, strict=True):
-            if learner is not None:
-                learn(learner, self.model, [result for result in group if result is not None])
+        results = self.model.step_batch(inputs, batch, learner=learners)
         for mapped, result in zip(inputs, results, strict=True):
             if result is not None:
                 result.scale = mapped["image"].shape[-2] / mapped["height"]

@@ -115,7 +115,7 @@ def warm_policy(cfg, *, resume=False):
     loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
     loop.register_hooks(
         [
-            OnlinePolicyHook(learner),
+            OnlinePolicyHook(),
             EfficiencyHook(RunRecord()),
             *_common_hooks(cfg, name, checkpointer, cfg.OUTPUT_DIR, title=f"Warming on {name}"),
         ]
@@ -165,7 +165,7 @@ def evaluate_clips(cfg, *, resume=False):
         loop = EvaluationLoop(model, build_clip_loader(cfg, name), learner=learner)
         loop.register_hooks(
             [
-                OnlinePolicyHook(learner) if learner else None,
+                OnlinePolicyHook() if learner else None,
                 *_comparison_hooks(cfg, record, stock),
                 EfficiencyHook(record),
                 scoring,

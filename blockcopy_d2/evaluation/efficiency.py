@@ -1,77 +1,8 @@
 """What a frame costs: multiply-accumulates that were executed, and seconds."""
 
-import torch
-from torch import nn
-
-from blockcopy_d2.sparse import counts_itself
+from blockcopy_d2.modeling import MacCounter
 
 __all__ = ["EfficiencyMeter", "MacCounter"]
-
-
-class MacCounter:
-    """
-    Counts the multiply-accumulates of the layers (convolutions and linear ones) that run as modules
-    while it is open: heads on the proposals there are, the policy network, whole dense models. The
-    layers of a block-sparse module are not among them inside ``block_sparse``, which counts them
-    itself. Shapes only: the device is never waited for. Backward passes are not counted.
-
-    Examples:
-    ::
-        with MacCounter(model) as counter:
-            model(inputs)
-        counter.macs
-    """
-
-    def __init__(self, model):
-        """
-        Args:
-            model (nn.Module):
-        """
-        self.macs = 0
-        self._model = model
-        self._handles = []
-
-    def __enter__(self):
-        for module in self._model.modules():
-            for layer, macs in _MACS.items():
-                if isinstance(module, layer):
-                    hook = self._counting(macs)
-                    self._handles.append(module.register_forward_hook(hook))
-        return self
-
-    def __exit__(self, *exc):
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _counting(self, macs):
-        def hook(module, inputs, output):
-            # Tracing a network for later runs its modules on example tensors.
-            if not torch.compiler.is_compiling() and not counts_itself():
-                self.macs += macs(module, inputs[0], output)
-
-        return hook
-
-
-def _conv_macs(module, x, y):
-    # Every output is a sum over one kernel window of its group's input channels.
-    return y.numel() * module.weight[0].numel()
-
-
-def _conv_transpose_macs(module, x, y):
-    # Every input is spread over one kernel window of its group's output channels.
-    return x.numel() * module.weight[0].numel()
-
-
-def _linear_macs(module, x, y):
-    return y.numel() * module.in_features
-
-
-_MACS = {
-    nn.Conv2d: _conv_macs,
-    nn.ConvTranspose2d: _conv_transpose_macs,
-    nn.Linear: _linear_macs,
-}
 
 
 class EfficiencyMeter:

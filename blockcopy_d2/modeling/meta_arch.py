@@ -12,12 +12,14 @@ Shape shorthand in this module:
 import copy
 import functools
 import inspect
+import warnings
+from dataclasses import asdict, replace
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from blockcopy_d2.config import KEYS, check_arguments, check_blockcopy_config
+from blockcopy_d2.config import check_arguments, check_blockcopy_config
 from blockcopy_d2.config_key import flag, whole
 from blockcopy_d2.motion import CacheMover, build_motion
 from blockcopy_d2.policy import AllBlocks, build_policy
@@ -31,6 +33,7 @@ from .running import (
     FrameLock,
     StreamBatch,
     StreamPool,
+    VideoOptions,
     VideoStream,
     inference_autocast,
     learn,
@@ -71,6 +74,7 @@ class BlockCopyVideoModel(ModuleProxy):
     of frames with a "video_id", and no other option, is :meth:`forward`, as it is in Detectron2.
 
     Attributes:
+        options (VideoOptions): how frames are run.
         lock (FrameLock): held for every frame. Hold it for longer to keep other threads out, such
             as from a frame until the policy has learned from it.
         learner (OnlineLearner or None): teaches the policy on every frame given to
@@ -78,23 +82,7 @@ class BlockCopyVideoModel(ModuleProxy):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        base,
-        policy,
-        task,
-        block_size,
-        max_streams,
-        scene_cut=0.0,
-        refresh_every=0,
-        dense_above=1.0,
-        amp=False,
-        cuda_graph=True,
-        motion=None,
-        moved_maps="outputs",
-        max_moved_stride=16,
-    ):
+    def __init__(self, *, base, policy, task, max_streams, motion=None, **options):
         """
         Args:
             base (nn.Module): a Detectron2 meta-architecture with block-sparse modules in it, see
@@ -102,62 +90,33 @@ class BlockCopyVideoModel(ModuleProxy):
                 ``pixel_std`` the normalization of what the policy sees.
             policy (Policy): picks the blocks.
             task (Task): what the policy sees of an output.
-            block_size (int): B.
             max_streams (int): streams whose features are kept.
-            scene_cut (float): share of a frame that differs from the last one's at a cut, see
-                :func:`scene_cuts`; such frames execute all blocks. 0: there are no cuts.
-            refresh_every (int): frames in which every block is executed at least once, see
-                :func:`due_for_refresh`. 0: no limit.
-            dense_above (float): share of the blocks above which a frame executes all of them.
-            amp (bool): run the task network in half precision, see :func:`inference_autocast`.
-                Its weights stay as they are.
-            cuda_graph (bool): run single streams as CUDA graphs where that can be done, see
-                :class:`FrameGraph`.
-
             motion (MotionEstimator or None): what is remembered of a stream moves with the
-                picture by its fields, see :class:`CacheMover`. None: it stays where it is. With
-                motion no frame is a CUDA graph.
-            moved_maps (str): of ``MOVED_MAPS``, the feature maps that move.
-            max_moved_stride (int): feature maps of larger strides stay in place.
+                picture by its fields, see :class:`CacheMover`. None: it stays where it is.
+            options: those of :class:`VideoOptions`. They can be read and set as attributes of the
+                model, from one frame to the next.
 
         Raises:
-            ValueError: if an argument is out of its range, or blocks of ``block_size`` do not align
-                with a feature map of the backbone, or with the cells of the motion.
+            ValueError: if an argument is out of its range, or blocks do not align with a feature
+                map of the backbone, or with the cells of the motion.
         """
         super().__init__()
-        check_arguments(
-            block_size=block_size,
-            max_streams=max_streams,
-            scene_cut=scene_cut,
-            refresh_every=refresh_every,
-            dense_above=dense_above,
-            cuda_graph=cuda_graph,
-        )
-        KEYS["TEST.AMP.ENABLED"].check("amp", amp)
-        for shape in base.backbone.output_shape().values():
-            check_stride(block_size, shape.stride)
+        check_arguments(max_streams=max_streams)
         self.policy = policy
         self.task = task
-        self.block_size = block_size
-        self.scene_cut = scene_cut
-        self.refresh_every = refresh_every
-        self.dense_above = dense_above
-        self.amp = amp
-        self.cuda_graph = cuda_graph
         self.motion = motion
-        self.cache_mover = None
-        if motion is not None:
-            self.cache_mover = CacheMover(
-                cell_size=motion.cell_size, maps=moved_maps, max_stride=max_moved_stride
-            )
-            if block_size % motion.cell_size:
-                raise ValueError(
-                    f"Cells of {motion.cell_size} pixels do not fit blocks of {block_size}: lower "
-                    "MODEL.BLOCKCOPY.MOTION.CELL_SIZE."
-                )
+        self.options = VideoOptions(**options)
         self.streams = StreamPool(max_streams)
         self.learner = None
         self.lock = FrameLock()
+        self._cache_mover = None
+        for shape in base.backbone.output_shape().values():
+            check_stride(self.options.block_size, shape.stride)
+        if motion is not None and self.options.block_size % motion.cell_size:
+            raise ValueError(
+                f"Cells of {motion.cell_size} pixels do not fit blocks of"
+                f" {self.options.block_size}: lower MODEL.BLOCKCOPY.MOTION.CELL_SIZE."
+            )
         self._weights = WeightsWatch(base)
         self._wrap(base.eval().requires_grad_(False))
         make_writable(self)
@@ -198,26 +157,33 @@ class BlockCopyVideoModel(ModuleProxy):
             policy = build_policy(cfg, num_classes=task.num_classes)
         else:
             policy = AllBlocks()
-        motion = options.MOTION
         return {
             "policy": policy,
             "task": task,
-            "block_size": options.BLOCK_SIZE,
             "max_streams": options.MAX_STREAMS,
-            "scene_cut": options.SCENE_CUT,
-            "refresh_every": options.REFRESH_EVERY,
-            "dense_above": options.DENSE_ABOVE,
-            "amp": cfg.TEST.AMP.ENABLED,
-            "cuda_graph": options.CUDA_GRAPH,
             "motion": build_motion(cfg),
-            "moved_maps": motion.MAPS,
-            "max_moved_stride": motion.MAX_STRIDE,
+            **asdict(VideoOptions.from_config(cfg)),
         }
 
     @property
     def base(self):
         """nn.Module: the wrapped meta-architecture."""
         return self._wrapped
+
+    @property
+    def cache_mover(self):
+        """CacheMover or None: None without motion."""
+        if self.motion is None:
+            return None
+        settings = {
+            "cell_size": self.motion.cell_size,
+            "maps": self.options.moved_maps,
+            "max_stride": self.options.max_moved_stride,
+        }
+        mover = self._cache_mover
+        if mover is None or any(getattr(mover, name) != x for name, x in settings.items()):
+            mover = self._cache_mover = CacheMover(**settings)
+        return mover
 
     @property
     def device(self):
@@ -235,6 +201,7 @@ class BlockCopyVideoModel(ModuleProxy):
     def __reduce_ex__(self, protocol):
         # Streams and their graphs are of this model, in this process.
         state = {**self.__dict__, "streams": StreamPool(self.streams.max_streams)}
+        state["_cache_mover"] = None
         # Pickle's own way would compare __class__ with the type.
         return _without_init, (type(self),), state
 
@@ -287,15 +254,8 @@ class BlockCopyVideoModel(ModuleProxy):
 
     def _next_frame(self, inputs):
         with self.lock:
-            return self._run_next_frame(inputs)
-
-    def _run_next_frame(self, inputs):
-        stream = self.streams.get(inputs["video_id"], inputs.get("frame_index"))
-        if self.learner is None:
-            return self.step(inputs, stream)
-        result = self.step(inputs, stream, learning=self.learner.wants_graph())
-        learn(self.learner, self, [result])
-        return result
+            stream = self.streams.get(inputs["video_id"], inputs.get("frame_index"))
+            return self.step(inputs, stream, learner=self.learner)
 
     @torch.inference_mode(False)
     def init_state(self, num_streams=None, *, own_policies=False):
@@ -318,35 +278,32 @@ class BlockCopyVideoModel(ModuleProxy):
         return StreamBatch(num_streams, policies=policies)
 
     def replays(self, stream):
-        """
-        Args:
-            stream (VideoStream):
-
-        Returns:
-            bool: whether its next frame is a CUDA graph's: then no module runs whose calls could
-            be counted or timed.
-        """
+        """Deprecated: how a frame was run is told by its result, see :class:`FrameResult`."""
+        warnings.warn(
+            "BlockCopyVideoModel.replays() is deprecated: results of frames tell what they cost,"
+            " whichever way they were run.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         return FrameGraph.of(self, stream) is not None
 
-    def step(self, inputs, stream, *, learning=False, grid=None):
+    def step(self, inputs, stream, *, learner=None, learning=False, grid=None):
         """
         Run the next frame of a stream.
 
         Args:
             inputs (dict): one of Detectron2's input dicts.
             stream (VideoStream): brought up to date by this call.
-            learning (bool): keep the autograd graph of the policy, for an update.
-            grid (BlockGrid): execute these blocks instead of asking the policy.
+            learner, learning, grid: as of :meth:`step_batch`.
 
         Returns:
             FrameResult: some of which is overwritten by the next frame where frames are CUDA
             graphs, see :class:`CapturedFrameResult`.
         """
-        return self.step_batch([inputs], stream, learning=learning, grid=grid)[0]
+        options = {"learner": learner, "learning": learning, "grid": grid}
+        return self.step_batch([inputs], stream, **options)[0]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def step_batch(self, inputs, streams, *, learning=False, grid=None):
+    def step_batch(self, inputs, streams, *, learner=None, learning=False, grid=None):
         """
         Run the next frame of several streams at once.
 
@@ -354,18 +311,44 @@ class BlockCopyVideoModel(ModuleProxy):
             inputs (list[dict or None]): N of Detectron2's input dicts, one for every stream, with
                 images of the same size; None for a stream that has no frame this time.
             streams (StreamBatch): of N streams, brought up to date by this call.
-            learning (bool or list[bool]): keep the autograd graph of the policy, for an update;
-                of each policy where every stream has its own.
+            learner (OnlineLearner or list[OnlineLearner or None] or None): teaches the policy what
+                comes of its decisions, see :func:`learn`; one for every policy where every stream
+                has its own. None: nothing is learned.
+            learning (bool or list[bool]): keep the autograd graph of the policy, for an update by
+                the caller; of each policy where every stream has its own.
             grid (BlockGrid): of N streams; execute these blocks instead of asking the policy.
 
         Returns:
             list[FrameResult or None]: of every stream.
 
         Raises:
-            ValueError: if the number of inputs or the sizes of their images do not fit.
+            ValueError: if the number of inputs or learners, or the sizes of images do not fit.
         """
         for wanted in learning if isinstance(learning, list) else (learning,):
             flag(False).check("learning", wanted)
+        if learner is None:
+            return self._step_batch(inputs, streams, learning=learning, grid=grid)
+        shared = streams.policies is None
+        learners = learner if isinstance(learner, list) else [learner]
+        if len(learners) != (1 if shared else streams.num_streams):
+            raise ValueError(
+                f"{len(learners)} learners for {streams.num_streams} streams that"
+                f" {'share a policy' if shared else 'have a policy each'}; expected one for every"
+                " policy."
+            )
+        # No other frame must come between a decision and what is learned of it.
+        with self.lock:
+            learning = [one is not None and one.wants_graph() for one in learners]
+            learning = learning[0] if shared else learning
+            results = self._step_batch(inputs, streams, learning=learning, grid=grid)
+            for one, group in zip(learners, [results] if shared else zip(results), strict=True):
+                if one is not None:
+                    learn(one, self, [result for result in group if result is not None])
+        return results
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _step_batch(self, inputs, streams, *, learning, grid):
         present = [x is not None for x in inputs]
         inputs = fill_slots(inputs, streams)
         with self.lock:
@@ -416,6 +399,20 @@ class BlockCopyVideoModel(ModuleProxy):
             result.detections, result.previous_detections, result.grid.shape
         )
         return gain[None].masked_fill(result.broken | result.cut, torch.nan)
+
+
+def _option(name):
+    def read(self):
+        return getattr(self.options, name)
+
+    def write(self, value):
+        self.options = replace(self.options, **{name: value})
+
+    return property(read, write, doc=f"As of :class:`VideoOptions`: {name}.")
+
+
+for _name in VideoOptions.keys():
+    setattr(BlockCopyVideoModel, _name, _option(_name))
 
 
 def _frames_of_streams(inference, args, kwargs):

@@ -74,4 +74,5 @@ def displacements(field, *, cell_size, stride, size):
         for length, step, n in zip(size, strides, field.shape[-2:], strict=True)
     )
     shift = field.index_select(2, rows).index_select(3, columns)
-    return shift / shift.new_tensor([strides[1], strides[0]]).view(1, 2, 1, 1)
+    # One by one: a tensor of both would have to get to the device, which a CUDA graph cannot do.
+    return torch.stack([shift[:, 0] / strides[1], shift[:, 1] / strides[0]], dim=1)

@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch.nn import functional as F
 
+from blockcopy_d2.kernels import triton_runs_on
 from blockcopy_d2.sparse import BlockGrid
 
 from .field import moved_cells
@@ -37,10 +38,10 @@ class PolicyMotion:
             stride (float): s.
             size (tuple[int, int]): h, w.
         """
-        rows, columns = (math.ceil(length * stride / cell_size) for length in size)
-        self._field = F.pad(field, (0, columns - field.shape[-1], 0, rows - field.shape[-2]))
+        self._field = field.contiguous()
         self._layout = {"cell_size": cell_size, "stride": stride}
         self._size = size
+        self._uses_triton = triton_runs_on(field.device)
 
     def split(self):
         """
@@ -58,8 +59,12 @@ class PolicyMotion:
             Tensor: as :func:`.move.move` moves it.
         """
         stride = self._layout["stride"]
+        if self._uses_triton:
+            from .triton_policy_maps import move_maps_launch
+
+            return move_maps_launch(x.contiguous(), self._field, **self._layout)
         if x.is_cuda or stride != int(stride):
-            return move(x, self._field, **self._layout)
+            return move(x, self._covering, **self._layout)
         if not moved_cells(self._field).any():
             return x
         # A copy of its own: rows are moved in place.
@@ -77,6 +82,10 @@ class PolicyMotion:
         Returns:
             Tensor: bool (n, h, w), of every pixel what the nearest pixel to its source was.
         """
+        if self._uses_triton:
+            from .triton_policy_maps import move_masks_launch
+
+            return move_masks_launch(masks.contiguous(), self._field, **self._layout)
         # Which copies single bytes much faster than index_select() does.
         return masks.flatten(1).gather(1, self._sources.expand(len(masks), -1)).view(masks.shape)
 
@@ -94,9 +103,17 @@ class PolicyMotion:
         return flat @ vectors.T / flat.sum(dim=1, keepdim=True).clamp_min(1)
 
     @cached_property
+    def _covering(self):
+        """The field with cells that stand still below and to the right, up to the last pixel."""
+        cell_size, stride = self._layout["cell_size"], self._layout["stride"]
+        rows, columns = (math.ceil(length * stride / cell_size) for length in self._size)
+        field = self._field
+        return F.pad(field, (0, columns - field.shape[-1], 0, rows - field.shape[-2]))
+
+    @cached_property
     def _shift(self):
         """float (N, 2, h, w), in pixels of the map."""
-        return displacements(self._field, **self._layout, size=self._size)
+        return displacements(self._covering, **self._layout, size=self._size)
 
     @cached_property
     def _sources(self):
@@ -115,5 +132,5 @@ class PolicyMotion:
         block_size = max(stride, cell_size)
         nothing = BlockGrid.empty(block_size=block_size, image_size=canvas, batch=len(self._field))
         return MovedPixels(
-            self._field, nothing, cell_size=cell_size, stride=stride, size=self._size
+            self._covering, nothing, cell_size=cell_size, stride=stride, size=self._size
         )

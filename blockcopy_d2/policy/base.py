@@ -11,6 +11,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from blockcopy_d2.sparse.macs import count_macs
+
 from .observation import Observation
 
 __all__ = ["Decision", "Policy", "SeededUniform"]
@@ -73,6 +75,24 @@ class Policy(nn.Module, ABC):
             list[torch.Generator]: that it draws from on a device; a CUDA graph has to know them.
         """
         return []
+
+    def macs(self, observation):
+        """
+        What a call costs. Counted once for every shape, by running the ``network``.
+
+        Args:
+            observation (Observation): of N streams.
+
+        Returns:
+            int: multiply-accumulates for all of them; 0 for a policy that does not learn.
+        """
+        if not self.learns:
+            return 0
+        shape = (*observation.frame.shape, observation.output.shape[1])
+        known = self.__dict__.setdefault("_macs", {})
+        if shape not in known:
+            known[shape] = count_macs(lambda: self.network(observation))
+        return known[shape]
 
     @abstractmethod
     def forward(self, observation: Observation) -> Decision:

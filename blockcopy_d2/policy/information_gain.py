@@ -96,10 +96,9 @@ def move_detections(detections, motion):
     masks, boxes = motion.move_masks(detections.masks), detections.boxes
     if boxes is not None:
         # A vector leads from where a pixel is to where it was.
-        shift = motion.mean_vectors(masks) * masks.new_tensor(
-            detections.box_scale, dtype=torch.float
-        )
-        boxes = boxes - torch.cat([shift, shift], dim=1)
+        dx, dy = motion.mean_vectors(masks).unbind(1)
+        shift = [vector * scale for vector, scale in zip((dx, dy), detections.box_scale)]
+        boxes = boxes - torch.stack([*shift, *shift], dim=1)
     return dataclasses.replace(detections, masks=masks, boxes=boxes)
 
 

@@ -53,7 +53,7 @@ class PolicyNetwork(nn.Module):
     The input stacks frame (3), frame state (3), previous output (K) and previous grid (1);
     at K = 1 there are 605,377 parameters, and 6.9 GMACs at 256 x 512, that is for a frame of
     1024 x 2048 and blocks of 128. Runs in channels_last and fp32, on CUDA in half precision where
-    no gradient is wanted, there as a few Triton kernels.
+    no gradient is wanted, there as a few Triton kernels, which hooks of the layers do not notice.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class PolicyNetwork(nn.Module):
         """
         device = observation.frame.device
         half = device.type == "cuda" and not torch.is_grad_enabled()
-        if half and triton_runs_on(device) and not self._is_watched():
+        if half and triton_runs_on(device):
             return self._fused_network()(observation)
         stacked = self._stack(observation)
         # Gradients of a reward are too small for half precision. Without any, a GPU spends its
@@ -111,8 +111,7 @@ class PolicyNetwork(nn.Module):
     @torch.no_grad()
     def without_gradients(self, observation):
         """
-        What :meth:`forward` gives where no gradient is wanted, wherever it is called. Where it
-        runs as Triton kernels, hooks of the layers do not notice.
+        What :meth:`forward` gives where no gradient is wanted, wherever it is called.
         """
         if triton_runs_on(observation.frame.device):
             return self._fused_network()(observation)
@@ -124,11 +123,6 @@ class PolicyNetwork(nn.Module):
         if self._fused is None:
             self._fused = FusedNetwork(self)
         return self._fused
-
-    def _is_watched(self):
-        """Whether hooks, such as those that count operations, wait for layers to run one by one."""
-        layers = (*self.backbone.modules(), *self.head.modules())
-        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
     def _stack(self, observation):
         frame, frame_state = observation.frame, observation.frame_state

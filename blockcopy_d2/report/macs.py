@@ -4,7 +4,7 @@ import contextlib
 
 from torch import nn
 
-from blockcopy_d2.evaluation.efficiency import MacCounter
+from blockcopy_d2.modeling import MacCounter
 from blockcopy_d2.sparse import BlockSparseModule
 
 __all__ = ["StageMacs"]
@@ -17,16 +17,14 @@ _TITLES = {
     "head": "head",
     "sem_seg_head": "segmentation head",
 }
-# What the stages of FrameResult.other_macs are called here.
-_STAGES = {"heads": _TITLES["roi_heads"]}
 
 
 class StageMacs:
     """
     Splits the multiply-accumulates of a video model by stage: backbone, feature pyramid, RPN,
-    heads, policy. Layers that run as modules are counted while they run. Those of a block-sparse
-    module do not; of them the dense count of each layer is scaled by the pixels that a grid has at
-    the layer's stride, which is what :attr:`FrameResult.macs` sums up.
+    heads, policy. How many there were is told by :attr:`FrameResult.macs_per_stage`. Those of the
+    block-sparse modules are split by the dense count of each layer, scaled by the pixels that the
+    grid has at the layer's stride; those of the heads by the dense count of each.
 
     Attributes:
         stages (dict[str, ModuleList]): by name, in order of execution.
@@ -45,7 +43,7 @@ class StageMacs:
             if isinstance(module, BlockSparseModule)
             for layer in module.modules()
         }
-        self._layers = None
+        self._layers = self._outside = None
 
     def measure_layers(self, inputs):
         """
@@ -56,16 +54,20 @@ class StageMacs:
         """
         self._layers = {name: [] for name in self.stages}
         with contextlib.ExitStack() as stack:
+            # The counters' hooks come first: a layer's own count is what its counter gained.
+            counters = stack.enter_context(self.count_dense())
             for name, modules in self.stages.items():
-                # The counter's hooks come first: a layer's own count is what the counter gained.
-                counter = stack.enter_context(MacCounter(modules))
                 for module in modules.modules():
                     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                         if module in self._in_blocks:
-                            hook = self._noting(self._layers[name], counter)
+                            hook = self._noting(self._layers[name], counters[name])
                             handle = module.register_forward_hook(hook)
                             stack.callback(handle.remove)
             self._model([inputs])
+        self._outside = {
+            name: counter.macs - sum(macs for macs, _ in self._layers[name])
+            for name, counter in counters.items()
+        }
 
     def _noting(self, layers, counter):
         def hook(module, inputs, output):
@@ -75,43 +77,39 @@ class StageMacs:
         return hook
 
     @contextlib.contextmanager
-    def count(self, *, unless=False):
+    def count_dense(self):
         """
-        Args:
-            unless (bool): no module runs, and none must be watched.
-
         Yields:
-            dict[str, MacCounter]: what runs as modules while this is open, by stage.
+            dict[str, MacCounter]: by stage, what the dense model executes while this is open.
         """
-        counters = {name: MacCounter(modules) for name, modules in self.stages.items()}
         with contextlib.ExitStack() as stack:
-            if not unless:
-                for counter in counters.values():
-                    stack.enter_context(counter)
-            yield counters
+            yield {
+                name: stack.enter_context(MacCounter(modules))
+                for name, modules in self.stages.items()
+            }
 
-    def executed(self, counters, grid, others=None):
+    def executed(self, result):
         """
         Args:
-            counters (dict[str, MacCounter]): of :meth:`count`, around one accelerated frame.
-            grid (BlockGrid): what the frame executed. Waits for the device.
-            others (dict[str, int] or None): :attr:`FrameResult.other_macs`.
+            result (FrameResult): of one frame. Waits for the device.
 
         Returns:
             dict[str, int]: multiply-accumulates by stage.
         """
-        others = {_STAGES.get(name, name): x for name, x in (others or {}).items()}
-        return {
-            # A network that could not be traced ran as modules after all.
-            name: counter.macs or others.get(name) or self._macs_of_blocks(self._layers[name], grid)
-            for name, counter in counters.items()
+        macs = result.macs_per_stage
+        in_blocks = {
+            name: sum(count * _executed_share(size, result.grid) for count, size in layers)
+            for name, layers in self._layers.items()
         }
+        parts = _split(macs["network"], in_blocks), _split(macs["heads"], self._outside)
+        executed = {name: sum(part[name] for part in parts) for name in self.stages}
+        return {**executed, "policy": macs["policy"]}
 
-    @staticmethod
-    def _macs_of_blocks(layers, grid):
-        if grid.is_empty:
-            return 0
-        return int(sum(macs * _executed_share(size, grid) for macs, size in layers))
+
+def _split(total, weights):
+    """dict: ``total`` in parts that are to each other as the weights; whole numbers."""
+    whole = sum(weights.values())
+    return {name: round(total * weight / whole) if whole else 0 for name, weight in weights.items()}
 
 
 def _stages(model):
@@ -130,6 +128,8 @@ def _stages(model):
 
 def _executed_share(size, grid):
     """Of the pixels of a feature map of ``size`` (h, w); 1 if no stride gives that size."""
+    if grid.is_empty:
+        return 0.0
     stride = 1
     while stride <= max(grid.image_size):
         level = grid.at_stride(stride)

@@ -9,6 +9,7 @@ Shape shorthand: GH, GW: rows and columns of the block grid.
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import logging
 import math
@@ -207,7 +208,7 @@ class _Recorder:
         recording = self.recording
         if self._measures is None:
             self._warm_up(image)
-        with self._macs.count() as counters:
+        with self._macs.count_dense() as counters:
             start = _now(self._model.device)
             dense = self._model([self._mapper(image)])[0]
             seconds = _now(self._model.device) - start
@@ -227,11 +228,10 @@ class _Recorder:
         return shown
 
     def _run(self, run, predictor, image, vectors):
-        with self._macs.count(unless=predictor.replays) as counters:
-            start = _now(self._model.device)
-            result = predictor(image, vectors)
-            dict(result)  # Reading the output is part of a frame.
-            seconds = _now(self._model.device) - start
+        start = _now(self._model.device)
+        result = predictor(image, vectors)
+        dict(result)  # Reading the output is part of a frame.
+        seconds = _now(self._model.device) - start
         stages = result.seconds
         resizing = max(seconds - sum(stages.values()), 0.0)
         for name, parts in STAGES.items():
@@ -239,7 +239,7 @@ class _Recorder:
         run.stages["input"][-1] += resizing
         run.seconds.append(seconds)
         run.executed.append(result.executed)
-        for name, macs in self._macs.executed(counters, result.grid, result.other_macs).items():
+        for name, macs in self._macs.executed(result).items():
             run.macs.setdefault(name, []).append(macs)
         age = result.age.float()
         run.age.append((age.median().item(), age.max().item()))
@@ -285,24 +285,14 @@ def _lists(recording):
 def _at_target(predictor, target):
     """VideoPredictor: on the same network, with a policy of its own."""
     model = predictor.model
-    moved = {}
-    if model.motion is not None:
-        mover = model.cache_mover
-        moved = {"moved_maps": mover.maps, "max_moved_stride": mover.max_stride}
     policy, learner = copy.deepcopy((model.policy, model.learner))
     other = BlockCopyVideoModel(
         base=model.base,
         policy=policy,
         task=model.task,
-        block_size=model.block_size,
         max_streams=1,
-        scene_cut=model.scene_cut,
-        refresh_every=model.refresh_every,
-        dense_above=model.dense_above,
-        amp=model.amp,
-        cuda_graph=model.cuda_graph,
         motion=model.motion,
-        **moved,
+        **dataclasses.asdict(model.options),
     )
     other.learner = learner
     other = VideoPredictor(model=other, mapper=predictor.mapper)

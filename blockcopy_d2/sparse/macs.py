@@ -1,5 +1,6 @@
 """Counting multiply-accumulates of what runs operator by operator."""
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -26,3 +27,14 @@ class MacCount(TorchDispatchMode):
         if count is not None:
             self.macs += count(*args, **kwargs, out_val=result) // 2
         return result
+
+
+def count_macs(function):
+    """Multiply-accumulates of a call, by PyTorch's own operators: those that gradients go through.
+
+    Args:
+        function: without arguments.
+    """
+    with MacCount() as count, torch.enable_grad():
+        function()
+    return count.macs

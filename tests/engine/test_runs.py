@@ -227,7 +227,7 @@ def test_frames_that_are_not_finite_never_reach_the_policy(config):
         inputs = frames[index][0]
         frames[index] = [{**inputs, "image": inputs["image"].float() * torch.nan}]
     loop = EvaluationLoop(model, frames, learner=learner)
-    loop.register_hooks([OnlinePolicyHook(learner)])
+    loop.register_hooks([OnlinePolicyHook()])
     loop.train()
     assert all(torch.isfinite(value).all() for value in model.policy.state_dict().values())
     assert learner.state_dict()["skipped_updates"] > 0
@@ -252,9 +252,7 @@ def test_stock_has_no_blockcopy_in_it_and_dense_repeats_it(config):
             seen.append(len(first))
 
     loop = EvaluationLoop(model, build_clip_loader(cfg, DATASET), learner=learner)
-    loop.register_hooks(
-        [OnlinePolicyHook(learner), ComparisonHook(dense=True, stock=stock), Compare()]
-    )
+    loop.register_hooks([OnlinePolicyHook(), ComparisonHook(dense=True, stock=stock), Compare()])
     loop.train()
     assert len(seen) == CLIPS * FRAMES and sum(seen) > 0
 

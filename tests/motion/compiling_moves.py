@@ -7,6 +7,7 @@ import torch
 
 from blockcopy_d2.motion.caches import MovedMap
 from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes
+from blockcopy_d2.motion.triton_policy_maps import move_maps_launch, move_masks_launch
 from tests.kernels.compiling import compiling, gpu, report
 
 
@@ -34,7 +35,11 @@ def main(capability):
                 maps, staging, cell_size=16, block_size=128, precision=precision, device=device
             )(field, active)
         found |= {(dtype, precision, key): kernel for key, kernel in compiled.items()}
-    report(found)
+    layout = {"cell_size": 16, "stride": 4.0, "device": device}
+    with compiling(capability) as compiled:
+        move_maps_launch(torch.zeros(1, 11, 256, 512), field, **layout)
+        move_masks_launch(torch.zeros(100, 256, 512, dtype=torch.bool), field, **layout)
+    report({**found, **compiled})
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def test_compiles_for_hopper():
     kernels = compiled_by("tests.motion.compiling_moves", 90)
     # Collecting and writing back, for each dtype; how float32 is kept is no variant.
-    assert [kernel["name"] for kernel in kernels] == ["move_kernel"] * 8
+    names = ["move_kernel"] * 8 + ["move_maps_kernel", "move_masks_kernel"]
+    assert [kernel["name"] for kernel in kernels] == names
     for kernel in kernels:
-        assert kernel["spills"] == 0 and kernel["wide_loads"]
+        assert kernel["spills"] == 0
+        assert kernel["wide_loads"] or kernel["name"] != "move_kernel"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

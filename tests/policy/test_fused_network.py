@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.policy import Observation, PolicyNetwork  # noqa: E402
+from blockcopy_d2.policy import network as policy_network  # noqa: E402
 from blockcopy_d2.policy.fused import FusedNetwork, draw, packing  # noqa: E402
 from blockcopy_d2.policy.fused.padded_map import PaddedMap  # noqa: E402
 from blockcopy_d2.policy.learned import draw_reference  # noqa: E402
@@ -155,16 +156,24 @@ def test_windows_end_within_the_padded_map(num_classes, pixels_per_block):
             assert last < rows * columns * channels, (conv, height, width)
 
 
-def test_layers_that_are_watched_run_one_by_one():
-    network = PolicyNetwork(num_classes=1)
-    assert not network._is_watched()
+def test_hooks_of_layers_change_no_path(monkeypatch):
+    """Who counts what a policy costs must not make it cost something else."""
+    network, seen = make(1, 32), observe((1, 2), 1, 32)
+    monkeypatch.setattr(policy_network, "triton_runs_on", lambda device: True)
+    monkeypatch.setattr(network, "_fused_network", lambda: lambda observation: "fused")
+    seen.frame = _OnCUDA()
     network.head[1].register_forward_hook(lambda *_: None)
-    assert network._is_watched()
+    with torch.no_grad():
+        assert network(seen) == "fused"
+
+
+class _OnCUDA:
+    device = torch.device("cuda")
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 @pytest.mark.parametrize("grid_shape,streams", [((8, 16), 1), ((5, 7), 3)])
-def test_on_a_gpu(grid_shape, streams):
+def test_on_a_gpu(grid_shape, streams, monkeypatch):
     network, seen = make(8, 32), observe(grid_shape, 8, 32, streams)
     want = reference(network, seen)
     with torch.no_grad():
@@ -172,7 +181,7 @@ def test_on_a_gpu(grid_shape, streams):
         assert network._fused is not None
         torch.testing.assert_close(logits, want, atol=0.05, rtol=0)
         # cuDNN in half precision is not closer to single precision by much.
-        network._is_watched = lambda: True
+        monkeypatch.setattr(policy_network, "triton_runs_on", lambda device: False)
         layers = network(seen)
     assert (logits - want).square().mean() < 2 * (layers - want).square().mean() + 1e-6
 

@@ -3,7 +3,10 @@
 from .eager import run_frame
 from .frame_lock import FrameLock
 from .graph import FrameGraph
+from .history import StreamHistory
 from .learning import learn
+from .mac_counter import MacCounter
+from .options import VideoOptions
 from .precision import inference_autocast
 from .refresh import due_for_refresh
 from .result import CapturedFrameResult, FrameResult

@@ -75,7 +75,7 @@ class CapturedLearning:
         return dict(zip(names, values.clone(), strict=True))
 
     def _find_gain(self, model, memory):
-        gain = model.task.block_gain(memory.seen, memory.last_seen, memory.active.shape[1:])
+        gain = model.task.block_gain(memory.seen, memory.last_seen, memory.history.active.shape[1:])
         self._gain = gain[None].masked_fill(memory.broken | memory.cut, torch.nan)
 
     def _observe(self, memory, updates):
@@ -83,7 +83,8 @@ class CapturedLearning:
         if updates:
             logits, leaves = _logits_to_learn_from(self._policy.network, memory.observation())
         decision = Decision(active=memory.drawn, logits=logits)
-        metrics = self._learner.learn(decision, self._gain, executed=memory.active, leaves=leaves)
+        executed = memory.history.active
+        metrics = self._learner.learn(decision, self._gain, executed=executed, leaves=leaves)
         values = torch.stack([value.float() for value in metrics.values()])
         self._told[updates] = list(metrics), values
 

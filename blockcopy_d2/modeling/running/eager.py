@@ -7,11 +7,13 @@ Shape shorthand: N streams of a batch.
 import functools
 
 import torch
+from detectron2.layers import move_device_like
 
 from blockcopy_d2.policy import Decision
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 
-from .motion import estimate_motion, move_history
+from .mac_counter import MacCounter
+from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
 from .result import FrameResult
 from .steps import (
@@ -43,18 +45,25 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     with timer.stage("preprocess"):
         images = normalize(model, [x["image"] for x in inputs])
         frame = at_policy_resolution(model, images)
-    field = None
+        history, cut = streams.history, frame.new_zeros(len(frame), dtype=torch.bool)
+        if streams.started:
+            cut = find_cuts(model, frame, streams)
+    features = field = None
     if model.motion is not None:
         with timer.stage("motion"):
-            field = estimate_motion(model, inputs, frame, streams, present)
-            if field is not None:
-                move_history(model, streams, field)
+            pictures = [move_device_like(x["image"], frame) for x in inputs]
+            codec = [x.get("motion_vectors") for x in inputs]
+            features = motion_features(model, pictures, streams, codec=codec)
+            # There are none where the model did without motion until now.
+            if streams.started and history.motion_features is not None:
+                field = estimate_motion(model, frame, streams, features, cut, present=present)
+                streams.history = history = move_history(model, history, field)
     observations, decisions = [None] * len(inputs), [None] * len(inputs)
-    cut = torch.zeros(len(inputs), dtype=torch.bool, device=frame.device)
-    if grid is None:
+    if grid is not None:
+        cut = torch.zeros_like(cut)
+    else:
         with timer.stage("policy"):
             if streams.started:
-                cut = find_cuts(model, frame, streams)
                 observations, decisions, grid = choose_blocks(
                     model, frame, streams, cut, learning=learning, present=present
                 )
@@ -69,13 +78,17 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
         timer.stage("inference"),
         inference_autocast(model.device, model.amp),
         block_sparse(model.base, grid, streams.features, timed=timed) as work,
+        MacCounter(model.base, outside_blocks=True) as heads,
     ):
         outputs = model.base(inputs)
-    last_seen, was_broken = list(streams.outputs), streams.broken
     with timer.stage("observe"):
-        remember(model, streams, frame, outputs, work.refreshed, present=present)
-    broken = streams.broken if was_broken is None else streams.broken | was_broken
+        options = {"motion_features": features, "present": present}
+        remember(model, streams, frame, outputs, work.refreshed, **options)
+        streams.advance(present)
+    last_seen = [None] * len(inputs) if history is None else history.outputs
+    broken = streams.broken if history is None else streams.broken | history.broken
     grids = _split(work.executed)
+    policies = streams.policies or [model.policy] * len(inputs)
     return [
         FrameResult(
             output=outputs[n],
@@ -91,6 +104,8 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             broken=broken[n],
             timer=timer,
             is_first=last_seen[n] is None,
+            policy=policies[n],
+            heads_macs=heads.macs,
             field=None if field is None else field[n : n + 1],
         )
         if present[n]

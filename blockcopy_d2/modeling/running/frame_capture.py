@@ -10,9 +10,10 @@ import torch
 
 from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.sparse import BlockGrid, block_sparse
-from blockcopy_d2.sparse.macs import MacCount
+from blockcopy_d2.sparse.macs import count_macs
 
 from ..fixed_shape import StaticDetections
+from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
 from .steps import (
     at_policy_resolution,
@@ -27,9 +28,16 @@ __all__ = ["FrameCapture"]
 
 # What is a graph each, in stages, each of them a method. The output is read from behind the first
 # graph, while the second one runs.
-_PARTS = {"infer": ("preprocess", "policy", "network", "heads"), "observe": ("observe",)}
+_PARTS = {
+    "infer": ("preprocess", "motion", "policy", "move_caches", "network", "heads"),
+    "observe": ("observe",),
+}
 # What a StageTimer counts the time of a stage to, where that is not its own name alone.
-_COUNTS_TO = {"network": ("network", "inference"), "heads": ("inference",)}
+_COUNTS_TO = {
+    "move_caches": ("motion",),
+    "network": ("network", "inference"),
+    "heads": ("inference",),
+}
 # Calls before a frame is captured, in which libraries choose, compile and allocate.
 _WARM_CALLS = 2
 
@@ -44,6 +52,8 @@ class FrameCapture:
         sizes (FrameSizes): of the frames.
         asks (bool): the policy, instead of executing the blocks that the memory gives.
         frame (Tensor): float (1, 3, h, w), the latest one.
+        field (Tensor or None): float32 (1, 2, FH, FW), its motion; None on a stream's first frame,
+            and without motion.
         decision (Decision or None): of the policy.
         grid (BlockGrid): to execute on a stream's first frame, which has no memory yet.
         programs, dense_module_macs, may_improve: of the :class:`SparseFrame` that ran last.
@@ -52,20 +62,24 @@ class FrameCapture:
             and "heads".
     """
 
-    def __init__(self, image, sizes, heads, *, asks):
+    def __init__(self, image, sizes, heads, *, asks, moves):
         """
         Args:
             image (Tensor): (3, height, width), where frames are put.
             sizes (FrameSizes):
             heads (StaticHeads): of the model.
             asks (bool):
+            moves (bool): the model has motion.
         """
         self.image, self.sizes, self.asks = image, sizes, asks
-        self.frame = self.decision = self.grid = self.result = None
+        self.frame = self.field = self.decision = self.grid = self.result = None
         self.programs, self.dense_module_macs, self.may_improve = [], [], False
-        self.macs = {}
+        self.macs = {"policy": 0}
         self._static_heads = heads
-        self._images = self._cut = self._observation = self._outputs = None
+        self._images = self._cut = self._observation = self._outputs = self._features = None
+        self._left_out = () if asks else ("policy",)
+        self._left_out += () if moves else ("motion", "move_caches")
+        self._warming = False
         self._functions, self._clocks = {}, {}
 
     def run(self, part, model, stream, memory, timer):
@@ -91,7 +105,7 @@ class FrameCapture:
                 timer.add(name, start, end)
 
     def _stages(self, part):
-        return [stage for stage in _PARTS[part] if stage != "policy" or self.asks]
+        return [stage for stage in _PARTS[part] if stage not in self._left_out]
 
     def _run_stage(self, stage, *on):
         getattr(self, f"_{stage}")(*on)
@@ -119,7 +133,7 @@ class FrameCapture:
         device = self.image.device
         # The policy is all that draws.
         generators = policy_of(model, stream).generators(device) if self.asks else []
-        history = memory.history()
+        history = memory.tensors()
         before = [x.clone() for x in history], [x.get_state() for x in generators]
         functions, parts = {}, {}
         for name in _PARTS:
@@ -128,6 +142,7 @@ class FrameCapture:
                 generators=generators if name == "infer" else (), pool=pool
             )
             parts[name] = functools.partial(self._run_on_the_clock, name, model, stream, memory)
+        self._warming = True
         for _ in range(_WARM_CALLS):
             for name, part in parts.items():
                 functions[name](part)
@@ -135,6 +150,7 @@ class FrameCapture:
                 tensor.copy_(value)
             for generator, state in zip(generators, before[1], strict=True):
                 generator.set_state(state)
+        self._warming = False
         for name, part in parts.items():
             functions[name].capture(part)
         self._functions = functions
@@ -148,24 +164,47 @@ class FrameCapture:
             self.frame = torch.empty_like(frame)
         self.frame.copy_(frame)
 
+        if self.asks:
+            self._cut = find_cuts(model, self.frame, stream)
+
+    def _motion(self, model, stream, memory):
+        self._features = motion_features(model, [self.image], stream)
+        if memory is None:
+            return
+        cut = self._cut if self.asks else find_cuts(model, self.frame, stream)
+        self.field = estimate_motion(model, self.frame, stream, self._features, cut)
+        stream.history = move_history(model, stream.history, self.field)
+
     def _policy(self, model, stream, memory):
-        self._cut = find_cuts(model, self.frame, stream)
         (self._observation,), (self.decision,), self.grid = choose_blocks(
             model, self.frame, stream, self._cut
         )
         policy = policy_of(model, stream)
-        if policy.learns:
-            self._count_macs("policy", lambda: policy.network(self._observation))
+        self.macs["policy"] = policy.macs(self._observation)
+
+    def _move_caches(self, model, stream, memory):
+        if memory is not None:
+            field = torch.zeros_like(self.field) if self._warming else self.field
+            model.cache_mover(stream.features, self._executed(model, stream, memory), field)
+
+    def _executed(self, model, stream, memory):
+        """
+        BlockGrid: what runs; of the policy, of the memory, or of a stream's first frame. Nothing
+        runs, and no cache moves, while a frame is warmed up: caches stay those of the last one.
+        """
+        layout = {"block_size": model.block_size, "image_size": stream.canvas_size}
+        if memory is not None and not self.asks:
+            self.grid = BlockGrid(memory.given, **layout)
+        if self._warming:
+            return BlockGrid(torch.zeros_like(self.grid.active), **layout)
+        return self.grid
 
     def _network(self, model, stream, memory):
-        base = model.base
-        if memory is not None and not self.asks:
-            layout = {"block_size": model.block_size, "image_size": stream.canvas_size}
-            self.grid = BlockGrid(memory.given, **layout)
+        base, grid = model.base, self._executed(model, stream, memory)
         dtype = next(base.backbone.parameters()).dtype
         with (
             inference_autocast(model.device, model.amp),
-            block_sparse(base, self.grid, stream.features) as work,
+            block_sparse(base, grid, stream.features) as work,
         ):
             self._outputs = self._static_heads.network(self._images.tensor.to(dtype))
         self.programs, self.dense_module_macs = work.programs, work.dense_module_macs
@@ -173,24 +212,22 @@ class FrameCapture:
 
     def _heads(self, model, stream, memory):
         inputs = (*self._outputs, self.sizes)
-        self._count_macs("heads", lambda: self._static_heads(*inputs))
+        if "heads" not in self.macs:
+            self.macs["heads"] = count_macs(lambda: self._static_heads(*inputs))
         self.result = self._static_heads(*inputs)
 
     def _observe(self, model, stream, memory):
-        seen = self.result
+        seen, before = self.result, stream.history
         if isinstance(seen, StaticDetections):
             seen = seen.of_policy()
         output = {self._static_heads.output_name: seen}
-        remember(model, stream, self.frame, [output], self.grid)
+        features = {"motion_features": self._features}
+        remember(model, stream, self.frame, [output], self.grid, **features)
         if memory is not None:
             memory.store(
-                stream, cut=self._cut, observation=self._observation, decision=self.decision
+                stream,
+                before,
+                cut=self._cut,
+                observation=self._observation,
+                decision=self.decision,
             )
-
-    def _count_macs(self, name, function):
-        """Once, since the second time shapes are the same; of operators that are PyTorch's own."""
-        if name in self.macs:
-            return
-        with MacCount() as count, torch.enable_grad():
-            function()
-        self.macs[name] = count.macs

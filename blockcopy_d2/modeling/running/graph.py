@@ -5,6 +5,8 @@ launches.
 Shape shorthand: h x w policy resolution.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from blockcopy_d2.policy import Decision
@@ -45,12 +47,13 @@ class FrameGraph:
         frames (int): run so far, of all videos.
     """
 
-    def __init__(self, settings):
+    def __init__(self, options, parts):
         """
         Args:
-            settings (tuple): of the model, see :meth:`of`.
+            options (VideoOptions): of the model.
+            parts (_Parts): of the model.
         """
-        self._settings = settings
+        self._options, self._parts = options, parts
         self._settled = self._capturable = True
         # Of all videos: a result of an earlier frame knows by it that its memory is in use again.
         self.frames = 0
@@ -68,28 +71,29 @@ class FrameGraph:
         Returns:
             FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
             frames cannot be captured, and for streams that started that way. A change of the
-            model's settings holds from the next frame on.
+            model's options or parts holds from the next frame on.
         """
         graph = streams.graph
         if graph is None and streams.started:
             return None
-        settings = _settings(model, streams)
-        if graph is None or graph._settings != settings:
-            if not _serves(model, streams):
+        options, parts = model.options, _Parts.of(model, streams)
+        if graph is None or graph._options != options or graph._parts != parts:
+            # Memory has no place for what another estimator remembers.
+            if not _serves(model, streams) or (graph and graph._parts.motion is not model.motion):
                 streams.graph = None
             elif graph is None:
-                streams.graph = cls(settings)
+                streams.graph = cls(options, parts)
             else:
-                graph._change(settings)
+                graph._change(options, parts)
         graph = streams.graph
         return graph if graph is not None and graph._capturable else None
 
-    def _change(self, settings):
+    def _change(self, options, parts):
         self._captures.clear()
         # Memory of graphs that are gone takes no new ones.
         self._pool = self._learning = None
-        # A setting may change with every frame, such as a target that follows a budget.
-        self._settings, self._settled = settings, False
+        # One may change with every frame, such as a target that follows a budget.
+        self._options, self._parts, self._settled = options, parts, False
 
     # ---------------------------------------------------------------- frames
 
@@ -105,7 +109,7 @@ class FrameGraph:
             CapturedFrameResult:
         """
         timer = StageTimer(model.device)
-        count, is_first, is_new = stream.counts[0], not stream.started, self.memory is None
+        is_first, is_new = not stream.started, self.memory is None
         capture = self._capture_of(model, inputs, stream, asks=grid is None and not is_first)
         with timer.stage("preprocess"):
             capture.image.copy_(inputs["image"], non_blocking=True)
@@ -133,7 +137,7 @@ class FrameGraph:
         )
         if is_new:
             self._prepare(model, inputs, stream, asks=grid is None)
-        stream.counts = [count + 1]
+        stream.advance([True])
         return result
 
     def _capture_of(self, model, inputs, stream, *, asks):
@@ -154,7 +158,8 @@ class FrameGraph:
                 self._heads = find_static_heads(model.base)(model.base)
                 self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
             place = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
-            capture = FrameCapture(place, sizes, self._heads, asks=asks)
+            moves = model.motion is not None
+            capture = FrameCapture(place, sizes, self._heads, asks=asks, moves=moves)
             self._captures[key] = capture
         return self._captures[key]
 
@@ -195,7 +200,7 @@ class FrameGraph:
     def _result(self, model, stream, readout, timer, *, learning, grid, is_first):
         capture, memory = self._latest, self.memory
         executed = BlockGrid(
-            memory.active.clone(),
+            memory.history.active.clone(),
             block_size=model.block_size,
             image_size=capture.sizes.canvas_size,
         )
@@ -214,13 +219,15 @@ class FrameGraph:
             policy=policy_of(model, stream),
             decision=decision,
             grid=executed,
-            age=memory.age.clone(),
+            age=memory.history.age.clone(),
             work=work,
             cut=memory.cut[0].clone(),
             broken=memory.broken[0].clone(),
             timer=timer,
             is_first=is_first,
-            other_macs=dict(capture.macs),
+            heads_macs=capture.macs["heads"],
+            field=None if is_first or capture.field is None else capture.field.clone(),
+            policy_macs=capture.macs["policy"],
         )
 
     @property
@@ -247,33 +254,38 @@ class FrameGraph:
         return self._learning(model, self.memory, timer)
 
 
-def _settings(model, streams):
-    """What captures depend on, besides the weights of the task network."""
-    policy = policy_of(model, streams)
-    return (
-        model.cuda_graph,
-        model.motion,
-        model.task,
-        policy,
-        _addresses(policy),
-        # Policies that do not learn compare with it on the host.
-        getattr(policy, "target", None),
-        model.scene_cut,
-        model.refresh_every,
-        model.dense_above,
-        model.amp,
-    )
+@dataclass(frozen=True)
+class _Parts:
+    """
+    What captures hold for good of a model's parts, besides the weights of the task network.
 
+    Attributes:
+        task (Task):
+        motion (MotionEstimator or None):
+        policy (Policy): of the stream.
+        numbers (dict): of the policy. One that does not learn compares with its target, or counts
+            to its period, on the host.
+        weights (list[int]): addresses of the policy's, which recordings read where they are.
+    """
 
-def _addresses(policy):
-    """Of its weights, which captures read where they are."""
-    return tuple(parameter.data_ptr() for parameter in policy.parameters())
+    task: object
+    motion: object
+    policy: object
+    numbers: dict
+    weights: list
+
+    @classmethod
+    def of(cls, model, streams):
+        policy = policy_of(model, streams)
+        numbers = {name: x for name, x in vars(policy).items() if isinstance(x, int | float)}
+        weights = [parameter.data_ptr() for parameter in policy.parameters()]
+        return cls(model.task, model.motion, policy, numbers, weights)
 
 
 def _serves(model, streams):
     return (
         model.cuda_graph
-        and model.motion is None
+        and (model.motion is None or model.motion.capturable)
         and streams.num_streams == 1
         and policy_of(model, streams).capturable
         and model.task.capturable

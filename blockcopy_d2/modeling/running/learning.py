@@ -15,6 +15,7 @@ def learn(learner, model, results):
     """
     Teach a policy the frames of one tick that it decided; first frames are not among them. Counts
     to the stages "information_gain" and "policy_update" of the frames.
+    :meth:`BlockCopyVideoModel.step_batch` does it for a ``learner`` that it is given.
 
     Args:
         learner (OnlineLearner): of the policy.
@@ -22,17 +23,21 @@ def learn(learner, model, results):
         results (sequence[FrameResult]): of streams that share the policy.
 
     Returns:
-        dict[str, Tensor]: what the learner tells; empty if there was nothing to learn from.
+        dict[str, Tensor]: what the learner tells, which is also the ``learned`` of the results;
+        empty if there was nothing to learn from.
     """
+    results = [result for result in results if not result.is_first and result.was_drawn]
     with model.lock:
-        return _learn(learner, model, results)
+        if not results:
+            learner.sit_out()
+            return {}
+        learned = _learn(learner, model, results)
+    for result in results:
+        result.learned = learned
+    return learned
 
 
 def _learn(learner, model, results):
-    results = [result for result in results if not result.is_first and result.was_drawn]
-    if not results:
-        learner.sit_out()
-        return {}
     if len(results) == 1 and isinstance(results[0], CapturedFrameResult) and not learner.sync:
         return results[0].learn(model, learner)
     timer = results[0].timer

@@ -8,16 +8,13 @@ Shape shorthand in this module:
     D: slots for detections
 """
 
-import dataclasses
-
 import torch
 
 from blockcopy_d2.policy import Observation
 
-__all__ = ["StreamMemory"]
+from .history import copy_tensors, map_tensors, tensors_of
 
-# What a StreamBatch keeps in tensors.
-_HISTORY = ("frame", "frame_state", "painted", "active", "age", "broken", "frame_index")
+__all__ = ["StreamMemory"]
 
 
 class StreamMemory:
@@ -25,6 +22,7 @@ class StreamMemory:
     The history of a :class:`VideoStream`, and of its latest frame what the policy learns from.
 
     Attributes:
+        history (StreamHistory): of one stream.
         given (Tensor): bool (1, GH, GW), the blocks to execute where the policy is not asked.
         drawn, logits (Tensor): bool and float (1, GH, GW), what the policy decided.
         cut, broken (Tensor): bool (1,), as of :class:`FrameResult`.
@@ -35,110 +33,79 @@ class StreamMemory:
         Args:
             stream (VideoStream): that has had a frame.
         """
-        self._history = {name: getattr(stream, name).clone() for name in _HISTORY}
-        self._seen, self._last_seen = (_clone(stream.outputs[0]) for _ in range(2))
-        self._observation = [torch.zeros_like(x) for x in _maps(self._observed(stream))]
-        self.given, self.drawn = (torch.zeros_like(stream.active) for _ in range(2))
-        self.logits = torch.zeros(stream.active.shape, device=stream.active.device)
-        self.cut, self.broken = torch.zeros_like(stream.broken), stream.broken.clone()
-
-    @staticmethod
-    def _observed(stream):
-        grid = stream.active[:, None].float()
-        return Observation(stream.frame, stream.frame_state, stream.painted, grid, frame_index=0)
+        self.history = stream.history.clone()
+        self._last_seen = map_tensors(torch.clone, self.history.outputs[0])
+        self._observation = [torch.zeros_like(x) for x in _maps(_observed(self.history))]
+        active, broken = self.history.active, self.history.broken
+        self.given, self.drawn = torch.zeros_like(active), torch.zeros_like(active)
+        self.logits = torch.zeros(active.shape, device=active.device)
+        self.cut, self.broken = torch.zeros_like(broken), broken.clone()
 
     def bind(self, stream):
         """Make this the history of a stream."""
-        for name, tensor in self._history.items():
-            setattr(stream, name, tensor)
-        stream.outputs = [self.seen]
+        stream.history = self.history
 
     def start_anew(self):
         """The next frame is the first of another video."""
-        self._history["frame_index"].zero_()
-        self._history["broken"].zero_()
+        self.history.frame_index.zero_()
+        self.history.broken.zero_()
 
-    def store(self, stream, *, cut=None, observation=None, decision=None):
+    def store(self, stream, before, *, cut=None, observation=None, decision=None):
         """
         Take over a frame.
 
         Args:
             stream (VideoStream): brought up to date with it, in other memory.
+            before (StreamHistory): that the frame started from, moved where there is motion.
             cut (Tensor or None): bool (1,).
             observation, decision: of the policy; None where it was not asked.
         """
         # The maps observed are of the history that comes to an end here.
         if observation is not None:
-            _copy(self._observation, _maps(observation))
+            copy_tensors(self._observation, _maps(observation))
             self.drawn.copy_(decision.active)
             if decision.logits is not None:
                 self.logits.copy_(decision.logits)
-        torch.logical_or(self._history["broken"], stream.broken, out=self.broken)
+        torch.logical_or(before.broken, stream.history.broken, out=self.broken)
         self.cut.zero_() if cut is None else self.cut.copy_(cut)
-        _copy(_tensors(self._last_seen), _tensors(self._seen))
-        _copy(_tensors(self._seen), _tensors(stream.outputs[0]))
-        for name, tensor in self._history.items():
-            tensor.copy_(getattr(stream, name))
+        copy_tensors(self._last_seen, before.outputs[0])
+        self.history.copy_(stream.history)
         self.bind(stream)
 
     @property
     def seen(self):
         """DetectionMasks of D slots or Tensor: what the task sees of the latest frame."""
-        return _anew(self._seen)
+        return _anew(self.history.outputs[0])
 
     @property
     def last_seen(self):
-        """DetectionMasks of D slots or Tensor: of the frame before."""
+        """DetectionMasks of D slots or Tensor: of the frame before, moved where there is motion."""
         return _anew(self._last_seen)
-
-    @property
-    def active(self):
-        """Tensor: bool (1, GH, GW), the blocks of the latest frame."""
-        return self._history["active"]
-
-    @property
-    def age(self):
-        """Tensor: int32 (1, GH, GW)."""
-        return self._history["age"]
 
     def observation(self):
         """
         Returns:
             Observation: what the policy saw when it was asked last.
         """
-        return Observation(*self._observation, frame_index=self._history["frame_index"] - 1)
+        return Observation(*self._observation, frame_index=self.history.frame_index - 1)
 
-    def history(self):
+    def tensors(self):
         """
         Returns:
-            list[Tensor]: that the next frame depends on.
+            list[Tensor]: that the next frame depends on, and what is learned of the latest.
         """
-        return [*self._history.values(), *_tensors(self._seen), *_tensors(self._last_seen)]
+        return [*tensors_of(self.history), *tensors_of(self._last_seen)]
+
+
+def _observed(history):
+    grid = history.active[:, None].float()
+    return Observation(history.frame, history.frame_state, history.painted, grid, frame_index=0)
 
 
 def _maps(observation):
-    return observation.frame, observation.frame_state, observation.output, observation.grid
-
-
-def _tensors(seen):
-    if isinstance(seen, torch.Tensor):
-        return [seen]
-    return [x for x in (seen.masks, seen.scores, seen.classes, seen.boxes) if x is not None]
-
-
-def _clone(seen):
-    if isinstance(seen, torch.Tensor):
-        return seen.clone()
-    boxes = None if seen.boxes is None else seen.boxes.clone()
-    masks, scores, classes = (x.clone() for x in (seen.masks, seen.scores, seen.classes))
-    return dataclasses.replace(seen, masks=masks, scores=scores, classes=classes, boxes=boxes)
+    return [observation.frame, observation.frame_state, observation.output, observation.grid]
 
 
 def _anew(seen):
     """What DetectionMasks have computed of their masks holds for one frame."""
-    return seen if isinstance(seen, torch.Tensor) else dataclasses.replace(seen)
-
-
-def _copy(targets, sources):
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+    return map_tensors(lambda x: x, seen)

@@ -8,80 +8,94 @@ Shape shorthand in this module:
     h, w: policy resolution
 """
 
+import dataclasses
+
 import torch
-from detectron2.layers import move_device_like
 
 from blockcopy_d2.motion import PolicyMotion, clear_field
 
-from .steps import find_cuts, is_finite, pad
+from .history import flags
+from .steps import follows_nothing, pad
 
-__all__ = ["estimate_motion", "move_history"]
+__all__ = ["estimate_motion", "motion_features", "move_history"]
 
 
-def estimate_motion(model, inputs, frame, streams, present):
+def motion_features(model, images, streams, *, codec=None):
     """
-    Where the content of the frames was in the last frames of their streams. What is needed of this
-    frame to estimate the next motion is kept in the streams.
+    Args:
+        model (BlockCopyVideoModel): with an estimator.
+        images (list[Tensor]): N pictures (3, height, width) on the model's device, pixel values.
+        streams (StreamBatch): of that size.
+        codec (list or None): of every stream, see :meth:`MotionEstimator.features`.
+
+    Returns:
+        MotionFeatures: what the estimator needs to know of these frames.
+    """
+    canvas, sizes = pad(model, images).tensor, None
+    if tuple(streams.image_size) != tuple(streams.canvas_size):
+        # Filled on the device: the host does not wait.
+        sizes = torch.empty(len(images), 2, dtype=torch.int32, device=canvas.device)
+        sizes[:, 0], sizes[:, 1] = streams.image_size
+    return model.motion.features(canvas, sizes, codec=codec)
+
+
+def estimate_motion(model, frame, streams, features, cut, *, present=(True,)):
+    """
+    Where the content of the frames was in the last frames of their streams.
 
     Args:
         model (BlockCopyVideoModel): with an estimator.
-        inputs (list[dict]): N of Detectron2's input dicts.
         frame (Tensor): float (N, 3, h, w).
-        streams (StreamBatch):
-        present (list[bool]): the streams that do have a frame.
+        streams (StreamBatch): that have had a frame.
+        features (MotionFeatures): of :func:`motion_features`; streams without a frame get their
+            last ones.
+        cut (Tensor): bool (N,), of :func:`find_cuts`.
+        present (sequence[bool]): the streams that do have a frame.
 
     Returns:
-        Tensor or None: float32 (N, 2, FH, FW), see :mod:`blockcopy_d2.motion.field`; 0 for streams
-        without a frame, in first frames, at cuts and around frames that are not finite. None where
-        no stream has had a frame.
+        Tensor: float32 (N, 2, FH, FW), see :mod:`blockcopy_d2.motion.field`; 0 for streams without
+        a frame, in first frames, at cuts and around frames that are not finite.
     """
-    images = [move_device_like(x["image"], model.base.pixel_mean) for x in inputs]
-    sizes = None
-    if tuple(streams.image_size) != tuple(streams.canvas_size):
-        sizes = torch.tensor([streams.image_size] * len(images), dtype=torch.int32)
-        sizes = sizes.to(frame.device)
-    canvas = pad(model, images).tensor
-    codec = [x.get("motion_vectors") for x in inputs]
-    current = model.motion.features(canvas, sizes, codec=codec)
-    previous, streams.motion_features = streams.motion_features, current
-    if previous is None:
-        return None
-    field = model.motion.estimate(current, previous)
-    cleared = find_cuts(model, frame, streams) | streams.broken | ~is_finite(frame)
-    cleared |= streams.frame_index == 0
+    history = streams.history
+    field = model.motion.estimate(features, history.motion_features)
+    cleared = follows_nothing(frame, history, cut)
     if not all(present):
-        cleared |= ~streams.mask(present, cleared)
-        _keep_absent(current, previous, streams.mask(present, current.levels[0]))
+        cleared = cleared | ~flags(present, cleared)
+        _keep_absent(features, history.motion_features, present)
     return clear_field(field, cleared)
 
 
 def _keep_absent(current, previous, present):
     """Streams without a frame keep the last one, in place."""
     for level, before in zip(current.levels, previous.levels, strict=True):
-        level.copy_(torch.where(present, level, before))
+        level.copy_(torch.where(flags(present, level), level, before))
 
 
-def move_history(model, streams, field):
+def move_history(model, history, field):
     """
     Move what the policy and the information gain see of the past: frame state, painted output and
     last output.
 
     Args:
         model (BlockCopyVideoModel):
-        streams (StreamBatch): that have had a frame.
+        history (StreamHistory):
         field (Tensor): float32 (N, 2, FH, FW).
+
+    Returns:
+        StreamHistory: moved.
     """
     motion = PolicyMotion(
         field,
         cell_size=model.motion.cell_size,
         stride=model.block_size / model.task.pixels_per_block,
-        size=tuple(streams.painted.shape[-2:]),
+        size=tuple(history.painted.shape[-2:]),
     )
-    seen = torch.cat([streams.frame_state, streams.painted.to(streams.frame_state.dtype)], dim=1)
-    moved = motion.move_maps(seen)
-    streams.frame_state = moved[:, :3]
-    streams.painted = moved[:, 3:].to(streams.painted.dtype)
-    streams.outputs = [
-        None if output is None else model.task.move(output, one)
-        for output, one in zip(streams.outputs, motion.split(), strict=True)
-    ]
+    return dataclasses.replace(
+        history,
+        frame_state=motion.move_maps(history.frame_state),
+        painted=motion.move_maps(history.painted),
+        outputs=[
+            None if output is None else model.task.move(output, one)
+            for output, one in zip(history.outputs, motion.split(), strict=True)
+        ],
+    )

@@ -7,6 +7,7 @@ Shape shorthand in this module:
     h, w: policy resolution
 """
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockcopy_d2.policy import Decision, Observation, OnlineLearner
+from blockcopy_d2.policy import Decision, Observation, OnlineLearner, Policy
 from blockcopy_d2.sparse import BlockGrid
 from blockcopy_d2.sparse.module import SparseFrame
 
@@ -50,11 +51,14 @@ class FrameResult(Mapping):
             from a broken frame nor across a cut anything may be learned.
         timer (StageTimer): of all streams of the batch.
         is_first (bool): the first frame of its video.
-        other_macs (dict[str, int] or None): multiply-accumulates of "policy" and "heads" where
-            they do not run as modules, whose calls others can count; else None.
+        policy (Policy): of the stream.
+        heads_macs (int): multiply-accumulates outside of policy and block-sparse modules, for all
+            streams of the batch.
         field (Tensor or None): float32 (1, 2, FH, FW), where the content of each cell was one frame
             ago, see :mod:`blockcopy_d2.motion.field`; what is remembered was moved by it. None
             without motion, and where no stream of the batch has had a frame.
+        learned (dict[str, Tensor]): what the learner told of the frame, see
+            :meth:`OnlineLearner.learn`; empty where nothing was learned from it.
         scale (float or None): pixels of the network's input per pixel of the picture; None where
             that is not known, since a model was given the input itself.
         dropped (int): frames of a live source that passed between the last result and this one.
@@ -73,8 +77,10 @@ class FrameResult(Mapping):
     broken: Tensor
     timer: StageTimer
     is_first: bool
-    other_macs: dict[str, int] | None = None
+    policy: Policy
+    heads_macs: int
     field: Tensor | None = None
+    learned: dict = dataclasses.field(default_factory=dict)
     scale: float | None = None
     dropped: int = 0
 
@@ -95,6 +101,20 @@ class FrameResult(Mapping):
         for the device.
         """
         return self.work.macs
+
+    @property
+    def policy_macs(self) -> int:
+        """int: multiply-accumulates of the policy, 0 where it was not asked."""
+        return 0 if self.observation is None else self.policy.macs(self.observation)
+
+    @property
+    def macs_per_stage(self) -> dict[str, int]:
+        """
+        dict[str, int]: multiply-accumulates of "policy", "network" (the block-sparse modules) and
+        "heads" (the rest of the task network), whichever way the frame was run. Of a batch: policy
+        of this stream, the others of all streams. Waits for the device.
+        """
+        return {"policy": self.policy_macs, "network": self.macs, "heads": self.heads_macs}
 
     @property
     def dense_macs(self) -> int:
@@ -133,21 +153,22 @@ class CapturedFrameResult(FrameResult):
     the stream.
     """
 
-    def __init__(self, graph, *, readout, was_asked, learning, policy, decision, **fields):
+    def __init__(self, graph, *, readout, was_asked, learning, decision, policy_macs, **fields):
         """
         Args:
             graph (FrameGraph): whose latest frame it is.
             readout (Readout): of its output.
             was_asked (bool): the policy.
             learning (bool): the decision is wanted in an autograd graph.
-            policy (Policy): of the stream.
             decision (Decision or None): without an autograd graph.
+            policy_macs (int): as of a :class:`FrameResult`.
             fields: the others of a :class:`FrameResult`.
         """
         # Results that are kept do not keep the memory of a stream.
         self._graph, self._number = weakref.ref(graph), graph.frames
-        self._readout, self._was_asked, self._policy = readout, was_asked, policy
+        self._readout, self._was_asked = readout, was_asked
         self._decision, self._learning = decision, learning
+        self._policy_macs, self.learned = policy_macs, {}
         for name, value in fields.items():
             setattr(self, name, value)
 
@@ -171,13 +192,17 @@ class CapturedFrameResult(FrameResult):
     def previous_detections(self) -> Any:
         return None if self.is_first else self._latest().memory.last_seen
 
+    @property
+    def policy_macs(self):
+        return self._policy_macs
+
     @functools.cached_property
     def decision(self) -> Decision | None:
         if not self._learning or self._decision is None or self._decision.logits is None:
             return self._decision
         with torch.inference_mode(False), torch.enable_grad():
             return type(self._decision)(
-                active=self._decision.active, logits=self._policy.network(self.observation)
+                active=self._decision.active, logits=self.policy.network(self.observation)
             )
 
     def learn(self, model: nn.Module, learner: OnlineLearner) -> dict[str, Tensor]:
@@ -191,7 +216,7 @@ class CapturedFrameResult(FrameResult):
         Returns:
             dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
         """
-        return self._latest().learn(model, learner, self._policy, self.timer)
+        return self._latest().learn(model, learner, self.policy, self.timer)
 
     @property
     def was_drawn(self) -> bool:

@@ -21,6 +21,7 @@ from detectron2.utils.logger import log_first_n
 from blockcopy_d2.policy import Observation, resize_to_policy
 from blockcopy_d2.sparse import BlockGrid, num_blocks
 
+from .history import StreamHistory, flags
 from .refresh import due_for_refresh
 from .scene_cut import scene_cuts
 
@@ -31,6 +32,7 @@ __all__ = [
     "fill_slots",
     "find_cuts",
     "fit_to_size",
+    "follows_nothing",
     "is_finite",
     "normalize",
     "pad",
@@ -164,13 +166,13 @@ def find_cuts(model, frame, streams):
         Tensor: bool (N,), the frames that show another scene than the last; see
         :func:`scene_cuts`.
     """
-    if not model.scene_cut:
+    if not model.options.scene_cut:
         return torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
     canvas = math.prod(num_blocks(model.block_size, streams.canvas_size)) * model.block_size**2
     return scene_cuts(
         frame,
-        streams.frame,
-        share=model.scene_cut,
+        streams.history.frame,
+        share=model.options.scene_cut,
         pixels_per_block=model.task.pixels_per_block,
         pixel_std=model.base.pixel_std,
         coverage=math.prod(streams.image_size) / canvas,
@@ -194,30 +196,45 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=(True,)
         tuple[list[Observation], list[Decision], BlockGrid]: what the policy of each stream saw,
         decided by itself, and what the frame executes.
     """
+    options, history = model.options, streams.history
     observations, decisions = _ask(model, frame, streams, learning)
     active = torch.cat([decision.active for decision in decisions])
-    # Features that are not finite must go, and a frame that is not finite spoils every block.
-    everything = cut | streams.broken | ~is_finite(frame) | (streams.frame_index == 0)
-    active = active | everything[:, None, None]
-    if model.refresh_every:
-        active = active | due_for_refresh(active, streams.age, model.refresh_every)
-    if model.dense_above < 1:
+    active = active | follows_nothing(frame, history, cut)[:, None, None]
+    if options.refresh_every:
+        active = active | due_for_refresh(active, history.age, options.refresh_every)
+    if options.dense_above < 1:
         share = active.float().mean(dim=(1, 2), keepdim=True)
-        active = active | (share > model.dense_above)
+        active = active | (share > options.dense_above)
     if not all(present):
-        active = active & streams.mask(present, active)
-    grid = BlockGrid(active, block_size=model.block_size, image_size=streams.canvas_size)
+        active = active & flags(present, active)
+    grid = BlockGrid(active, block_size=options.block_size, image_size=streams.canvas_size)
     return observations, decisions, grid
 
 
+def follows_nothing(frame, history, cut):
+    """
+    Args:
+        frame (Tensor): float (N, 3, h, w).
+        history (StreamHistory): of N streams.
+        cut (Tensor): bool (N,), of :func:`find_cuts`.
+
+    Returns:
+        Tensor: bool (N,), the frames for which nothing of the last one is of use: the first of a
+        video, those after a cut, and those that are not finite or follow one that was not.
+        Features that are not finite must go, and a frame that is not finite spoils every block.
+    """
+    return cut | history.broken | ~is_finite(frame) | (history.frame_index == 0)
+
+
 def _ask(model, frame, streams, learning):
+    history = streams.history
     observation = Observation(
         frame=frame.nan_to_num(),
-        frame_state=streams.frame_state,
-        output=streams.painted,
-        grid=streams.active[:, None].float(),
-        frame_index=streams.frame_index,
-        age=streams.age,
+        frame_state=history.frame_state,
+        output=history.painted,
+        grid=history.active[:, None].float(),
+        frame_index=history.frame_index,
+        age=history.age,
     )
     observations = observation.split()
     if not isinstance(learning, list):
@@ -232,9 +249,9 @@ def _ask(model, frame, streams, learning):
     return observations, decisions
 
 
-def remember(model, streams, frame, outputs, grid, *, present=(True,)):
+def remember(model, streams, frame, outputs, grid, *, motion_features=None, present=(True,)):
     """
-    Bring streams up to date with a frame.
+    Bring the history of streams up to date with a frame.
 
     Args:
         model (BlockCopyVideoModel):
@@ -242,6 +259,7 @@ def remember(model, streams, frame, outputs, grid, *, present=(True,)):
         frame (Tensor): float (N, 3, h, w).
         outputs (list[dict]): of the task network, for every stream.
         grid (BlockGrid): what the frame executed.
+        motion_features (MotionFeatures or None): of the frame.
         present (sequence[bool]): the streams that had a frame.
     """
     seen = [
@@ -254,12 +272,14 @@ def remember(model, streams, frame, outputs, grid, *, present=(True,)):
         for output in outputs
     ]
     painted = torch.stack([model.task.paint(x) for x in seen])
-    streams.advance(
+    history = streams.history or StreamHistory.empty(frame, painted, grid.active)
+    streams.history = history.after(
         frame=frame.nan_to_num(),
         painted=painted.nan_to_num(),
-        seen=seen,
+        outputs=seen,
         active=grid.active,
         broken=~(is_finite(frame) & is_finite(painted)),
+        motion_features=motion_features,
         present=present,
     )
 

@@ -1,23 +1,18 @@
 """
 What is remembered of a video between its frames.
 
-Shape shorthand in this module:
-
-    N: streams of a batch
-    GH, GW: rows and columns of the block grid
-    h, w: policy resolution, P x P pixels per block
-    K: classes of the task network's output
+Shape shorthand: N streams of a batch.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable
-
-import torch
-from torch.nn import functional as F
+from dataclasses import fields
 
 from blockcopy_d2.config_key import whole
 from blockcopy_d2.sparse import StreamState
+
+from .history import StreamHistory
 
 
 class StreamBatch:
@@ -27,11 +22,12 @@ class StreamBatch:
     by :meth:`reset`. It belongs to the videos, not to the model: one model serves any number of
     batches, in any order.
 
-    The tensors are None before the first frame, and live on the model's device.
+    What the history has can be read here, too: ``streams.age``.
 
     Attributes:
         num_streams (int): N.
         counts (list[int]): frames so far, of every stream.
+        history (StreamHistory or None): None before the first frame.
         policies (list[Policy] or None): of every stream; None for that of the model.
         features (StreamState): feature caches of the block-sparse modules.
         weights_version (int or None): of the model that ran the last frame, see
@@ -40,19 +36,8 @@ class StreamBatch:
             blocks, whatever the policy or the caller wants.
         graph (FrameGraph or None): what runs the frames, where they are replayed. It survives a
             :meth:`reset`, with the features, for a video of the same size.
-        outputs (list): the last output of every stream as information gain compares it.
         image_size (tuple[int, int] or None): of the frames, as the network takes them.
-        canvas_size (tuple[int, int] or None): H, W, with their padding.
-        frame (Tensor): float (N, 3, h, w), the last frame.
-        frame_state (Tensor): float (N, 3, h, w), the pixels of each block when it was last
-            executed, H_t of eq. 2.
-        painted (Tensor): float (N, K, h, w) in [0, 1], the last output as the policy sees it.
-        active (Tensor): bool (N, GH, GW), the blocks executed last.
-        age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for those executed
-            last.
-        frame_index (Tensor): int64 (N,), ``counts`` on the device.
-        motion_features (MotionFeatures or None): what is kept of the last frame to estimate motion.
-        broken (Tensor): bool (N,), whether the last frame left features that are not finite.
+        canvas_size (tuple[int, int] or None): height and width, with their padding.
     """
 
     def __init__(self, num_streams, *, policies=None):
@@ -86,20 +71,16 @@ class StreamBatch:
         """
         if slot is not None:
             slot = whole(0, least=0, most=self.num_streams - 1).check("slot", slot)
-        if slot is not None and self.num_streams > 1 and self.canvas_size is not None:
+        if slot is not None and self.num_streams > 1 and self.history is not None:
             self.counts[slot] = 0
-            self.outputs[slot] = None
-            self.frame_index[slot] = 0
+            self.history.forget(slot)
             return
         self.lost = False
         if self.graph is None:
             self.features.reset()
             self.image_size = self.canvas_size = None
         self.counts = [0] * self.num_streams
-        self.outputs = [None] * self.num_streams
-        self.frame = self.frame_state = self.painted = None
-        self.active = self.age = self.frame_index = self.broken = None
-        self.motion_features = None
+        self.history = None
 
     def release(self):
         """Forget the videos, and let go of all memory."""
@@ -119,50 +100,26 @@ class StreamBatch:
         """bool: whether any stream has had a frame."""
         return any(self.counts)
 
-    def advance(self, *, frame, painted, seen, active, broken, present):
-        """
-        Take note of a frame of every stream.
+    @property
+    def outputs(self):
+        """list: as of the history; None for streams without a frame."""
+        return [None] * self.num_streams if self.history is None else self.history.outputs
 
-        Args:
-            frame (Tensor): float (N, 3, h, w), finite.
-            painted (Tensor): float (N, K, h, w), finite, the output as the policy sees it.
-            seen (list): the output of every stream as information gain compares it.
-            active (Tensor): bool (N, GH, GW), the blocks that were executed.
-            broken (Tensor): bool (N,), whether anything was not finite.
-            present (list[bool]): the streams that had a frame; the others stay as they are.
-        """
-        if self.frame is None:
-            self.frame, self.frame_state = torch.zeros_like(frame), torch.zeros_like(frame)
-            self.painted, self.active = torch.zeros_like(painted), torch.zeros_like(active)
-            self.age = torch.zeros_like(active, dtype=torch.int32)
-            self.broken = torch.zeros_like(broken)
-            self.frame_index = torch.zeros_like(broken, dtype=torch.int64)
-        executed = F.interpolate(active[:, None].float(), size=frame.shape[-2:]) > 0
-        after = {
-            "frame": frame,
-            "frame_state": torch.where(executed, frame, self.frame_state),
-            "painted": painted,
-            "active": active,
-            "age": torch.where(active, 0, self.age + 1),
-            "broken": broken,
-            "frame_index": self.frame_index + 1,
-        }
-        for name, value in after.items():
-            if not all(present):
-                value = torch.where(self.mask(present, value), value, getattr(self, name))
-            setattr(self, name, value)
-        for n in range(self.num_streams):
-            if present[n]:
-                self.outputs[n] = seen[n]
-                self.counts[n] += 1
+    def advance(self, present):
+        """Count a frame of the streams that ``present`` (list[bool]) names."""
+        self.counts = [count + now for count, now in zip(self.counts, present, strict=True)]
 
-    def mask(self, flags, like):
-        """
-        Returns:
-            Tensor: bool (N, 1, ...), a flag for every stream, to go with the tensor ``like``.
-        """
-        flags = torch.tensor(flags, device=like.device)
-        return flags.view(-1, *[1] * (like.dim() - 1))
+
+def _of_history(name):
+    def read(self):
+        return None if self.history is None else getattr(self.history, name)
+
+    return property(read, doc=f"As ``history.{name}``; None before the first frame.")
+
+
+for _field in fields(StreamHistory):
+    if not hasattr(StreamBatch, _field.name):
+        setattr(StreamBatch, _field.name, _of_history(_field.name))
 
 
 class VideoStream(StreamBatch):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
-from blockcopy_d2.modeling import StreamPool, learn
+from blockcopy_d2.modeling import StreamPool
 from blockcopy_d2.policy import OnlineLearner, build_policy
 
 __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
@@ -74,9 +74,8 @@ class Method:
         """Let what frames of this method need be captured or recorded, which is no cost of one."""
         model.policy = self.policy
         stream = self._streams.get(inputs["video_id"], 0)
-        if self._scale != 1 or model.replays(stream):
-            model.step(self._resize(inputs), stream)
-            stream.reset()
+        model.step(self._resize(inputs), stream)
+        stream.reset()
 
     def run(self, model, inputs):
         """
@@ -93,12 +92,8 @@ class Method:
         model.policy = self.policy
         inputs = self._resize(inputs)
         stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
-        learning = self.learner is not None and self.learner.wants_graph()
-        run = ModelRun.of(model, inputs, stream, learning=learning)
-        result = run.result
-        if self.learner is not None:
-            learn(self.learner, model, [result])
-        seconds = result.seconds
+        run = ModelRun.of(model, inputs, stream, learner=self.learner)
+        seconds = run.seconds()
         if self._stages:
             seconds = {stage: seconds[stage] for stage in self._stages}
         return replace(run, seconds=lambda: seconds)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch.nn import functional as F
 
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling import learn
+from blockcopy_d2.modeling import VideoOptions
+from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import OnlineLearner, build_policy
 from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
@@ -23,6 +25,7 @@ class Side:
         path, *small = network or (CONFIG, *small_model_opts(folder))
         switch = ["MODEL.BLOCKCOPY.ENABLED", True]
         cfg = load_config(config_path(path), [str(x) for x in (*small, *switch, *opts)])
+        self.cfg = cfg
         key = (device, graph, path, *map(str, network or ()))
         if key not in built:
             built[key] = build_model(cfg)
@@ -35,9 +38,7 @@ class Side:
         self.model = model = built[key]
         torch.manual_seed(0)
         model.policy = build_policy(cfg, num_classes=model.task.num_classes).to(device)
-        options = cfg.MODEL.BLOCKCOPY
-        model.scene_cut, model.refresh_every = options.SCENE_CUT, options.REFRESH_EVERY
-        model.dense_above = options.DENSE_ABOVE
+        model.options, model.motion = VideoOptions.from_config(cfg), build_motion(cfg)
         learns = learns and model.policy.learns
         self.learner = OnlineLearner(cfg, model.policy) if learns else None
         self.stream = model.init_state()
@@ -45,11 +46,8 @@ class Side:
     def frame(self, image, grid=None, stream=None):
         stream = self.stream if stream is None else stream
         inputs = {"image": image, "height": image.shape[1], "width": image.shape[2]}
-        learning = self.learner is not None and self.learner.wants_graph()
-        result = self.model.step(inputs, stream, learning=learning, grid=grid)
-        told = {}
-        if self.learner is not None:
-            told = learn(self.learner, self.model, [result])
+        result = self.model.step(inputs, stream, learner=self.learner, grid=grid)
+        told = result.learned
         if not result.is_first:
             told = {**told, "block gain": self.model.information_gain(result)}
         return result, told
@@ -66,6 +64,22 @@ def clip(device, frames, size=SIZE, seed=0):
         moved = image.clone()
         moved[:, 30:90, 10 + 9 * shift : 60 + 9 * shift] = 20 * shift
         yield moved.to(torch.uint8).to(device)
+
+
+def panning_clip(device, vectors, size=SIZE, seed=0):
+    """A picture under a camera that moves by each of the vectors (dx, dy), one frame per vector and
+    one before, with a square that moves by itself."""
+    generator = torch.Generator().manual_seed(seed)
+    world = 0
+    for scale in (4, 16, 64):
+        coarse = torch.rand(1, 3, 512 // scale, 640 // scale, generator=generator)
+        world = world + F.interpolate(coarse, size=(512, 640), mode="bilinear")[0]
+    x = y = 160
+    for index, (dx, dy) in enumerate([(0, 0), *vectors]):
+        x, y = x + dx, y + dy
+        image = 100 + 20 * world[:, y : y + size[0], x : x + size[1]]
+        image[:, 20:60, 10 + 7 * index : 50 + 7 * index] = 20 * index
+        yield image.to(torch.uint8).to(device)
 
 
 # What the learner tells, and how far it may be off. Scores and the gain differ by their rounding.
@@ -132,7 +146,7 @@ def assert_same(eager, graph, where="the frame"):
     assert set(found.seconds) == set(expected.seconds), where
     assert found.is_first == expected.is_first, where
     assert found_told.keys() == told.keys(), where
-    for name in ("observation", "decision"):
+    for name in ("observation", "decision", "field"):
         assert (getattr(found, name) is None) == (getattr(expected, name) is None), (where, name)
     differences = []
 
@@ -142,6 +156,8 @@ def assert_same(eager, graph, where="the frame"):
             differences.append(f"{name}: {difference}")
 
     compare("frame", found.frame, expected.frame, 1e-4, 1e-5)
+    if expected.field is not None:
+        compare("field", found.field, expected.field)
     if found.observation is not None:
         seen, other = found.observation, expected.observation
         compare("observation.frame", seen.frame, other.frame, 1e-4, 1e-5)
@@ -157,7 +173,7 @@ def assert_same(eager, graph, where="the frame"):
         if logits is not None and not logits.requires_grad:
             compare("decision.logits", logits, other, 0.02, 0.01)
         compare("decision.active", found.decision.active, expected.decision.active)
-    for name in ("cut", "broken", "age", "macs", "dense_macs"):
+    for name in ("cut", "broken", "age", "macs", "dense_macs", "policy_macs"):
         compare(name, getattr(found, name), getattr(expected, name))
     compare("grid.active", found.grid.active, expected.grid.active)
     if "block gain" in told:

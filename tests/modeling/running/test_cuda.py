@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from blockcopy_d2.modeling import VideoStream
-from tests.modeling.running.sides import Side, clip, sides
+from tests.modeling.running.sides import Side, clip, panning_clip, sides
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built):
-    graph = Side(folder, built, "cuda", graph=True)
+@pytest.mark.parametrize("motion", ["none", "BlockMatching"])
+def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion):
+    graph = Side(folder, built, "cuda", "MODEL.BLOCKCOPY.MOTION.NAME", motion, graph=True)
     images = [image.cpu() for image in clip("cuda", 4)]
 
     def run():
@@ -60,6 +61,23 @@ def test_graphs_are_replayed(folder, built):
     assert len(lessons) == 3 and all(x._graph is not None for x in lessons.values())
 
 
+def test_motion_is_part_of_the_graph(folder, built):
+    """A recorded frame estimates and moves, though no Python of it runs."""
+    motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
+    graph = Side(folder, built, "cuda", *motion, graph=True, learns=False)
+    images = list(panning_clip("cuda", [(5, -3)] * 6))
+    for image in images[:3]:
+        graph.frame(image)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("estimate_motion", "move_history", "motion_features"):
+            patch.setattr(f"blockcopy_d2.modeling.running.frame_capture.{name}", None)
+        for image in images[3:]:
+            result, _ = graph.frame(image)
+            away = result.field[0] - torch.tensor([5.0, -3.0], device="cuda")[:, None, None]
+            moved = (away.abs() <= 0.5).all(0)
+            assert moved.float().mean() > 0.3
+
+
 def test_the_time_of_stages_is_that_of_the_frame(folder, built):
     graph = Side(folder, built, "cuda", graph=True)
     images = list(clip("cuda", 8))
@@ -87,7 +105,7 @@ def test_streams_of_a_model_share_no_memory(folder, built):
     for stream in streams:
         for image in clip("cuda", 3):
             graph.frame(image, stream=stream)
-    first, second = ({x.data_ptr() for x in stream.graph.memory.history()} for stream in streams)
+    first, second = ({x.data_ptr() for x in stream.graph.memory.tensors()} for stream in streams)
     assert not first & second
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from blockcopy_d2.kernels.graph import CapturedFunction
-from blockcopy_d2.modeling import InstanceTask, StreamPool, VideoStream
+from blockcopy_d2.modeling import FrameGraph, InstanceTask, StreamPool, VideoStream
 from blockcopy_d2.policy import FrameDifference, NoBlocks
 from blockcopy_d2.sparse import BlockGrid
 from tests.modeling.running.sides import (
@@ -334,19 +334,25 @@ def test_other_weights_start_the_stream_anew(folder, built, device):
 def test_what_is_recorded(folder, built, device, monkeypatch):
     eager, graph = sides(folder, built, device)
     model = graph.model
-    assert model.replays(model.init_state()) and not eager.model.replays(eager.stream)
-    assert not model.replays(model.init_state(2)), "a batch"
-    assert model.replays(model.init_state(1)), "a batch of one"
+
+    def is_recorded(stream, model=model):
+        return FrameGraph.of(model, stream) is not None
+
+    assert is_recorded(model.init_state()) and not is_recorded(eager.stream, eager.model)
+    assert not is_recorded(model.init_state(2)), "a batch"
+    assert is_recorded(model.init_state(1)), "a batch of one"
     own = model.init_state(own_policies=True)
-    assert model.replays(own)
+    assert is_recorded(own)
+    with pytest.warns(DeprecationWarning, match="results of frames tell what they cost"):
+        assert model.replays(own)
     for part in (own.policies[0], model.task):
         with monkeypatch.context() as patch:
             patch.setattr(type(part), "capturable", False)
-            assert not model.replays(model.init_state())
-    assert model.replays(model.init_state())
+            assert not is_recorded(model.init_state())
+    assert is_recorded(model.init_state())
     monkeypatch.undo()
     if device == "cpu":
-        assert not model.replays(model.init_state()), "a device without graphs"
+        assert not is_recorded(model.init_state()), "a device without graphs"
 
 
 @pytest.mark.usefixtures("replayed_lessons")
@@ -390,7 +396,7 @@ def test_a_network_that_cannot_be_traced_is_not_captured(folder, built, device, 
         (expected, _), (found, _) = eager.frame(image), graph.frame(image)
         assert_same_output(expected, found)
         assert found.frame.shape == expected.frame.shape
-    assert graph.model.replays(graph.stream) is False and graph.stream.frames == 3
+    assert FrameGraph.of(graph.model, graph.stream) is None and graph.stream.frames == 3
 
 
 def test_a_switch_to_eager_frames_goes_on(folder, built, device):

@@ -1,0 +1,185 @@
+"""
+What is remembered of videos in progress, besides their feature maps.
+
+Shape shorthand in this module:
+
+    N: streams of a batch
+    GH, GW: rows and columns of the block grid
+    h, w: policy resolution, P x P pixels per block
+    K: classes of the task network's output
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockcopy_d2.motion import MotionFeatures
+
+__all__ = ["StreamHistory", "copy_tensors", "flags", "map_tensors", "tensors_of"]
+
+
+@dataclass(eq=False)
+class StreamHistory:
+    """
+    The past of N streams as their next frame depends on it. Frames that are run operator by
+    operator make a new one each; CUDA graphs write to the same one.
+
+    Attributes:
+        frame (Tensor): float (N, 3, h, w), the last frame.
+        frame_state (Tensor): float (N, 3, h, w), the pixels of each block when it was last
+            executed, H_t of eq. 2.
+        painted (Tensor): float (N, K, h, w) in [0, 1], the last output as the policy sees it.
+        active (Tensor): bool (N, GH, GW), the blocks executed last.
+        age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for those executed
+            last.
+        broken (Tensor): bool (N,), whether the last frame left features that are not finite.
+        frame_index (Tensor): int64 (N,), frames so far.
+        outputs (list): the last output of every stream as information gain compares it; None for
+            one without a frame.
+        motion_features (MotionFeatures or None): of the last frame, to estimate motion from. None
+            without motion.
+    """
+
+    frame: Tensor
+    frame_state: Tensor
+    painted: Tensor
+    active: Tensor
+    age: Tensor
+    broken: Tensor
+    frame_index: Tensor
+    outputs: list
+    motion_features: MotionFeatures | None = None
+
+    @classmethod
+    def empty(cls, frame, painted, active):
+        """
+        Args:
+            frame (Tensor): float (N, 3, h, w), an example.
+            painted (Tensor): float (N, K, h, w), an example.
+            active (Tensor): bool (N, GH, GW), an example.
+
+        Returns:
+            StreamHistory: of streams without a frame.
+        """
+        flag = torch.zeros(len(active), dtype=torch.bool, device=active.device)
+        return cls(
+            frame=torch.zeros_like(frame),
+            frame_state=torch.zeros_like(frame),
+            painted=torch.zeros_like(painted),
+            active=torch.zeros_like(active),
+            age=torch.zeros_like(active, dtype=torch.int32),
+            broken=flag,
+            frame_index=torch.zeros_like(flag, dtype=torch.int64),
+            outputs=[None] * len(active),
+        )
+
+    def after(self, *, frame, painted, outputs, active, broken, motion_features, present):
+        """
+        Args:
+            frame (Tensor): float (N, 3, h, w), finite.
+            painted (Tensor): float (N, K, h, w), finite.
+            outputs (list): of every stream, as information gain compares them.
+            active (Tensor): bool (N, GH, GW), the blocks that were executed.
+            broken (Tensor): bool (N,), whether anything was not finite.
+            motion_features (MotionFeatures or None): of the frame; of absent streams the last ones.
+            present (sequence[bool]): the streams that had a frame; the others stay as they are.
+
+        Returns:
+            StreamHistory: with a frame more.
+        """
+        executed = F.interpolate(active[:, None].float(), size=frame.shape[-2:]) > 0
+        after = {
+            "frame": frame,
+            "frame_state": torch.where(executed, frame, self.frame_state),
+            "painted": painted,
+            "active": active,
+            "age": torch.where(active, 0, self.age + 1),
+            "broken": broken,
+            "frame_index": self.frame_index + 1,
+        }
+        if not all(present):
+            for name, value in after.items():
+                before = getattr(self, name)
+                after[name] = torch.where(flags(present, value), value, before)
+            outputs = [new if p else old for p, new, old in zip(present, outputs, self.outputs)]
+        return StreamHistory(**after, outputs=outputs, motion_features=motion_features)
+
+    def forget(self, slot):
+        """Forget the video of a stream: its next frame is the first one."""
+        self.outputs[slot] = None
+        self.frame_index[slot] = 0
+
+    def clone(self):
+        """Returns a copy in memory of its own."""
+        return map_tensors(torch.clone, self)
+
+    def copy_(self, other):
+        """
+        Overwrite every tensor in place.
+
+        Args:
+            other (StreamHistory): with tensors of the same sizes.
+        """
+        copy_tensors(self, other)
+
+
+def flags(values, like):
+    """
+    Args:
+        values (sequence[bool]): of N streams.
+        like (Tensor): (N, ...), on any device.
+
+    Returns:
+        Tensor: bool (N, 1, ...), to go with ``like``.
+    """
+    return torch.tensor(values, device=like.device).view(-1, *[1] * (like.dim() - 1))
+
+
+# ---------------------------------------------------------------- tensors in lists and dataclasses
+
+
+def tensors_of(part):
+    """
+    Args:
+        part: tensors, or lists, tuples and dataclasses of them; whatever else has none.
+
+    Yields:
+        Tensor: each of them, in order.
+    """
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, list | tuple):
+        for x in part:
+            yield from tensors_of(x)
+    elif dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from tensors_of(getattr(part, field.name))
+
+
+def map_tensors(function, part):
+    """
+    Args:
+        function (callable): of a tensor.
+        part: as of :func:`tensors_of`.
+
+    Returns:
+        The same with what ``function`` gives of every tensor; lists and dataclasses are new ones.
+    """
+    if isinstance(part, Tensor):
+        return function(part)
+    if isinstance(part, list | tuple):
+        return type(part)(map_tensors(function, x) for x in part)
+    if dataclasses.is_dataclass(part):
+        names = [field.name for field in dataclasses.fields(part)]
+        values = {name: map_tensors(function, getattr(part, name)) for name in names}
+        return dataclasses.replace(part, **values)
+    return part
+
+
+def copy_tensors(target, source):
+    """Overwrites every tensor of ``target`` by that of ``source``, which is alike."""
+    for to, value in zip(tensors_of(target), tensors_of(source), strict=True):
+        to.copy_(value)

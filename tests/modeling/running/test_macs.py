@@ -1,0 +1,71 @@
+"""Frames say what they cost, whichever way they are run; watching changes nothing."""
+
+import threading
+
+import torch
+from torch import nn
+
+from blockcopy_d2.modeling import MacCounter
+from blockcopy_d2.policy import LearnedPolicy, NoBlocks, Observation
+from tests.modeling.running.sides import clip, sides
+
+
+def test_a_frame_counts_what_hooks_of_its_layers_count(folder, built, device):
+    eager, _ = sides(folder, built, device, learns=False)
+    for image in clip(device, 3):
+        # What is watched from outside is heads and policy; the rest counts itself.
+        with MacCounter(eager.model) as watched:
+            result, _ = eager.frame(image)
+        macs = result.macs_per_stage
+        assert list(macs) == ["policy", "network", "heads"]
+        assert macs["network"] == result.macs and macs["heads"] > 0
+        if device == "cpu":
+            # On a GPU the policy runs as kernels, which no hook notices.
+            assert macs["policy"] + macs["heads"] == watched.macs
+    assert result.macs_per_stage["policy"] > 0
+
+
+def test_a_recorded_frame_counts_the_same(folder, built, device):
+    eager, graph = sides(folder, built, device, learns=False)
+    for image in clip(device, 3):
+        one, other = (side.frame(image)[0].macs_per_stage for side in (eager, graph))
+        assert {**one, "heads": 0} == {**other, "heads": 0}
+        # Fixed numbers of proposals and detections are the most there can be.
+        assert other["heads"] >= one["heads"] > 0
+
+
+def test_policies_without_a_network_cost_nothing(folder, built, device):
+    for side in sides(folder, built, device, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks"):
+        assert isinstance(side.model.policy, NoBlocks)
+        for image in clip(device, 2):
+            result, _ = side.frame(image)
+        assert result.macs_per_stage["policy"] == 0
+
+
+def test_a_frame_leaves_no_hooks(folder, built, device):
+    eager, _ = sides(folder, built, device, learns=False)
+    for image in clip(device, 2):
+        eager.frame(image)
+    assert not any(module._forward_hooks for module in eager.model.modules())
+
+
+def test_what_a_policy_costs_is_counted_once_per_shape(monkeypatch):
+    policy = LearnedPolicy(num_classes=2)
+    maps = [torch.zeros(1, channels, 64, 96) for channels in (3, 3, 2)]
+    seen = Observation(*maps, grid=torch.zeros(1, 1, 2, 3), frame_index=1)
+    with MacCounter(policy) as counter:
+        macs = policy.macs(seen)
+    assert macs == counter.macs > 0
+    monkeypatch.setattr(policy, "network", None)
+    assert policy.macs(seen) == macs
+
+
+def test_other_threads_are_not_counted():
+    layer = nn.Linear(4, 6)
+    with MacCounter(layer) as counter:
+        thread = threading.Thread(target=layer, args=(torch.zeros(1, 4),))
+        thread.start()
+        thread.join()
+        assert counter.macs == 0
+        layer(torch.zeros(1, 4))
+    assert counter.macs == 24
