@@ -56,7 +56,8 @@ def _model_keys():
     _C.MOTION = SimpleNamespace()
     # "none"; "DISFlow" (OpenCV, on the CPU); "BlockMatching" (any device, Triton's kernels on a
     # GPU); "CodecVectors" (what the decoder of a video exports); or "auto", which is BlockMatching
-    # on a GPU and DISFlow on a CPU. A name in MOTION_REGISTRY
+    # on a GPU and DISFlow on a CPU. A name in MOTION_REGISTRY. Models of accelerate(),
+    # VideoPredictor, demo.py and the report are of "auto" unless their config names one
     _C.MOTION.NAME = text("none", allowed="the name of an estimator of motion")
     # Side of a cell that moves as one, in pixels of the network's input
     _C.MOTION.CELL_SIZE = choice(8, 16, 32)

@@ -16,7 +16,7 @@ from blockcopy_d2.modeling import BlockCopyVideoModel, VideoOptions
 from blockcopy_d2.resources import config_path, trained_weights
 
 from .checkpoint import WeightsCheckpointer
-from .config_merging import nearest
+from .config_merging import merge_overrides, nearest
 from .defaults import complete_config, load_config
 from .runs import build_learner, build_video_model
 
@@ -34,6 +34,9 @@ _OPTIONS = {
     "seed": "MODEL.BLOCKCOPY.POLICY.SEED",
 }
 
+# What whoever runs a video of their own gets, unless a config says otherwise.
+_DEFAULTS = ("MODEL.BLOCKCOPY.MOTION.NAME", "auto")
+
 
 def accelerate(
     model_or_cfg: nn.Module | CfgNode | DictConfig, target: float | None = None, **options: Any
@@ -46,8 +49,9 @@ def accelerate(
         for index, image in enumerate(video):  # float or uint8 tensors (3, H, W)
             (output,) = model([{"image": image, "video_id": "camera 1", "frame_index": index}])
 
-    The policy learns on the frames that :meth:`forward` is given, unless ``learn`` is off. What is
-    not fully convolutional (ViT, Swin) is logged as a warning and runs densely.
+    What is copied moves with the picture, unless ``motion`` is "none". The policy learns on the
+    frames that :meth:`forward` is given, unless ``learn`` is off. What is not fully convolutional
+    (ViT, Swin) is logged as a warning and runs densely.
 
     Args:
         model_or_cfg (nn.Module, CfgNode or DictConfig): a built meta-architecture, whose modules
@@ -113,7 +117,10 @@ def video_config(cfg: CfgNode, target: float | None = None, **options: Any) -> C
         )
     cfg = cfg.clone()
     cfg.defrost()
+    says_nothing = "BLOCKCOPY" not in cfg.MODEL
     add_blockcopy_config(cfg)
+    if says_nothing:
+        merge_overrides(cfg, _DEFAULTS)
     cfg.MODEL.BLOCKCOPY.ENABLED = True
     values = {_OPTIONS[name]: value for name, value in options.items()}
     if target is not None:
@@ -146,7 +153,7 @@ def load_video_config(name, opts=(), *, target=None, enabled=True):
         own = ["MODEL.BLOCKCOPY.ENABLED", str(enabled)]
         own += ["MODEL.WEIGHTS", weights] if weights else []
         last = [] if target is None else ["MODEL.BLOCKCOPY.TARGET", str(target)]
-        cfg = load_config(path, [*own, *opts, *last])
+        cfg = load_config(path, [*own, *opts, *last], defaults=_DEFAULTS)
         cfg.freeze()
         return cfg
     own = [f"train.init_checkpoint={weights}"] if weights else []

@@ -100,11 +100,12 @@ def _restored_on_failure(path):
         raise
 
 
-def load_config(path="", opts=()):
+def load_config(path="", opts=(), *, defaults=()):
     """
     Args:
         path (str): a yaml config, or empty for Detectron2's defaults. No code in it is executed.
         opts (sequence[str]): "KEY VALUE" pairs that override it.
+        defaults (sequence[str]): such pairs that it overrides.
 
     Returns:
         CfgNode: unfrozen, checked, with BlockCopy enabled where the switch is on, on a device
@@ -123,6 +124,7 @@ def load_config(path="", opts=()):
     add_deeplab_config(cfg)
     add_pointrend_config(cfg)
     add_blockcopy_config(cfg)
+    merge_overrides(cfg, defaults)
     if path:
         merge_file(cfg, path)
     merge_overrides(cfg, opts)

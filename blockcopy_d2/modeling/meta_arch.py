@@ -142,7 +142,7 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Returns:
             dict: the arguments of this class besides ``base``. A model that cannot run in blocks
-            gets a policy that executes all of them.
+            gets a policy that executes all of them, and needs no motion.
 
         Raises:
             ValueError: names a key with a value that it does not take; or it is not known what the
@@ -155,13 +155,14 @@ class BlockCopyVideoModel(ModuleProxy):
         task = build_task(cfg, base)
         if convert_model(base, options.BACKEND):
             policy = build_policy(cfg, num_classes=task.num_classes)
+            motion = build_motion(cfg)
         else:
-            policy = AllBlocks()
+            policy, motion = AllBlocks(), None
         return {
             "policy": policy,
             "task": task,
             "max_streams": options.MAX_STREAMS,
-            "motion": build_motion(cfg),
+            "motion": motion,
             **asdict(VideoOptions.from_config(cfg)),
         }
 

@@ -1,5 +1,7 @@
 """Estimators of motion: what they share, and by name."""
 
+import importlib.util
+
 import torch
 from detectron2.utils.registry import Registry
 
@@ -103,7 +105,8 @@ class MotionEstimator:
 def build_motion(cfg):
     """
     Build the estimator that ``cfg.MODEL.BLOCKCOPY.MOTION.NAME`` names. "auto" is BlockMatching
-    where ``cfg.MODEL.DEVICE`` is a CUDA device, and DISFlow elsewhere.
+    where ``cfg.MODEL.DEVICE`` is a CUDA device, or OpenCV is missing, and DISFlow elsewhere. Its
+    cells are no larger than blocks.
 
     Args:
         cfg (CfgNode):
@@ -111,10 +114,16 @@ def build_motion(cfg):
     Returns:
         MotionEstimator or None: None for "none", where nothing is moved.
     """
-    name = cfg.MODEL.BLOCKCOPY.MOTION.NAME
+    options = cfg.MODEL.BLOCKCOPY
+    name = options.MOTION.NAME
     if name == "none":
         return None
     if name == "auto":
+        cfg = cfg.clone()
+        cfg.defrost()
+        own = cfg.MODEL.BLOCKCOPY.MOTION
+        own.CELL_SIZE = min(own.CELL_SIZE, options.BLOCK_SIZE)
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-        name = "BlockMatching" if on_gpu else "DISFlow"
+        has_opencv = importlib.util.find_spec("cv2") is not None
+        name = "DISFlow" if has_opencv and not on_gpu else "BlockMatching"
     return MOTION_REGISTRY.get(name)(cfg)

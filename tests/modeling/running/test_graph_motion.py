@@ -11,9 +11,9 @@ from blockcopy_d2.modeling.running.history import tensors_of
 from blockcopy_d2.motion import moved_cells
 from blockcopy_d2.policy import DetectionMasks
 from blockcopy_d2.sparse import BlockGrid
+from tests.modeling.running.sides import BLOCK, SIZE, both, panning_clip, sides
 from tests.networks.csp.small import OPTS as SMALL_CSP
 from tests.networks.test_semantic_networks import NETWORKS as SEMANTIC
-from tests.modeling.running.sides import BLOCK, SIZE, both, panning_clip, sides
 
 MOTION = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
 VECTORS = [(8, 0), (5, -3), (0, 0), (-6, 8), (2, 2)]
