@@ -285,12 +285,12 @@ class _Parts:
 def _serves(model, streams):
     return (
         model.cuda_graph
-        and (model.motion is None or model.motion.capturable)
         and streams.num_streams == 1
         and policy_of(model, streams).capturable
         and model.task.capturable
         and find_static_heads(model.base) is not None
         and _has_graphs(model)
+        and (model.motion is None or model.motion.capturable)
     )
 
 
