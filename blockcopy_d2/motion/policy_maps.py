@@ -41,7 +41,6 @@ class PolicyMotion:
         self._field = field.contiguous()
         self._layout = {"cell_size": cell_size, "stride": stride}
         self._size = size
-        self._uses_triton = triton_runs_on(field.device)
 
     def split(self):
         """
@@ -59,7 +58,7 @@ class PolicyMotion:
             Tensor: as :func:`.move.move` moves it.
         """
         stride = self._layout["stride"]
-        if self._uses_triton:
+        if triton_runs_on(x.device):
             from .triton_policy_maps import move_maps_launch
 
             return move_maps_launch(x.contiguous(), self._field, **self._layout)
@@ -82,7 +81,7 @@ class PolicyMotion:
         Returns:
             Tensor: bool (n, h, w), of every pixel what the nearest pixel to its source was.
         """
-        if self._uses_triton:
+        if triton_runs_on(masks.device):
             from .triton_policy_maps import move_masks_launch
 
             return move_masks_launch(masks.contiguous(), self._field, **self._layout)

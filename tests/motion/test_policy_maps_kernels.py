@@ -23,6 +23,11 @@ def layout(stride, cell_size):
     return {"cell_size": cell_size, "stride": stride, "device": Device(DEVICE)}
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    monkeypatch.setattr("blockcopy_d2.motion.policy_maps.triton_runs_on", lambda device: False)
+
+
 def field_of(stride, cell_size, streams=1):
     """Of a canvas that ends before the last blocks do, with components that are not finite."""
     image = tuple(math.ceil(0.8 * length * stride) for length in SIZE)
@@ -53,26 +58,26 @@ def test_maps(stride, cell_size):
 
 
 @pytest.mark.parametrize("stride, cell_size", [(1, 8), (4, 16), (16, 8)])
+@pytest.mark.usefixtures("plain")
 def test_masks(stride, cell_size):
     torch.manual_seed(0)
     masks = torch.rand(17, *SIZE, device=DEVICE) < 0.5
     field = field_of(stride, cell_size)
     found = move_masks_launch(masks, field, **layout(stride, cell_size))
     motion = PolicyMotion(field, cell_size=cell_size, stride=stride, size=SIZE)
-    motion._uses_triton = False
     assert torch.equal(found, motion.move_masks(masks))
     assert (found != masks).any()
     assert move_masks_launch(masks[:0], field, **layout(stride, cell_size)).shape == (0, *SIZE)
 
 
-def test_policy_motion_takes_them_where_they_run(monkeypatch):
-    """What a recorded frame on a GPU does, on whatever device there is."""
+def test_policy_motion_takes_them_where_they_run(plain, monkeypatch):
+    """What a captured frame on a GPU does, on whatever device there is."""
     field = field_of(4, 16)
     x, masks = torch.randn(1, 3, *SIZE, device=DEVICE), torch.rand(2, *SIZE, device=DEVICE) < 0.5
     options = {"cell_size": 16, "stride": 4.0, "size": SIZE}
     reference = PolicyMotion(field, **options)
-    reference._uses_triton = False
+    expected = reference.move_maps(x), reference.move_masks(masks)
     monkeypatch.setattr("blockcopy_d2.motion.policy_maps.triton_runs_on", lambda device: True)
     motion = PolicyMotion(field, **options)
-    torch.testing.assert_close(motion.move_maps(x), reference.move_maps(x), rtol=1e-5, atol=3e-5)
-    assert torch.equal(motion.move_masks(masks), reference.move_masks(masks))
+    torch.testing.assert_close(motion.move_maps(x), expected[0], rtol=1e-5, atol=3e-5)
+    assert torch.equal(motion.move_masks(masks), expected[1])

@@ -265,7 +265,7 @@ class _Parts:
         policy (Policy): of the stream.
         numbers (dict): of the policy. One that does not learn compares with its target, or counts
             to its period, on the host.
-        weights (list[int]): addresses of the policy's, which recordings read where they are.
+        weights (list[int]): addresses of the policy's, which captures read where they are.
     """
 
     task: object
