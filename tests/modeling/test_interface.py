@@ -99,7 +99,7 @@ def test_inference_of_frames_is_the_next_frame(family):
 
 def test_other_calls_have_no_state():
     stock = build_stock("PanopticFPN").requires_grad_(False)
-    model = accelerate(stock, policy="NoBlocks")
+    model = accelerate(stock, policy="NoBlocks", motion="none")
     inputs = list(video(3, "clip"))
     (before,) = model(inputs[:1])
     results = [m.inference(inputs[1:], do_postprocess=False) for m in (stock, model)]
