@@ -62,8 +62,9 @@ def _model_keys():
     # Side of a cell that moves as one, in pixels of the network's input
     _C.MOTION.CELL_SIZE = choice(8, 16, 32)
     # The feature maps that move in blocks that are not executed: "outputs", which leave the
-    # block-sparse modules, or "all" that outlive a frame; both up to a stride
-    _C.MOTION.MAPS = choice("outputs", "all")
+    # block-sparse modules, or "all" that outlive a frame; both up to a stride. "auto" is what pays
+    # for the task: all for segmentation, outputs for detection
+    _C.MOTION.MAPS = choice("auto", "outputs", "all")
     _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
     # Of DISFlow, from fast to slow
     _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")
@@ -87,7 +88,7 @@ def _model_keys():
     _C.POLICY.PERIOD = whole(2, least=1)
     # MovedDifference weighs the difference of a block by 1 + AGE_WEIGHT x frames since it was
     # executed
-    _C.POLICY.AGE_WEIGHT = number(0.0, most=100)
+    _C.POLICY.AGE_WEIGHT = number(0.05, most=100)
     # Seed of the policy's own random generator (sampling of blocks)
     _C.POLICY.SEED = whole(0, least=0, most=2**63 - 1)
 

@@ -176,9 +176,10 @@ class BlockCopyVideoModel(ModuleProxy):
         """CacheMover or None: None without motion."""
         if self.motion is None:
             return None
+        maps = self.options.moved_maps
         settings = {
             "cell_size": self.motion.cell_size,
-            "maps": self.options.moved_maps,
+            "maps": self.task.moved_maps if maps == "auto" else maps,
             "max_stride": self.options.max_moved_stride,
         }
         mover = self._cache_mover

@@ -132,7 +132,7 @@ class MovedDifference(FrameDifference):
     """
 
     @configurable
-    def __init__(self, *, target, age_weight=0.0):
+    def __init__(self, *, target, age_weight=0.05):
         """
         Args:
             target (float): tau, the fraction of the blocks of every frame, rounded.

@@ -233,6 +233,15 @@ def test_models_built_from_a_config_follow_a_picture(name):
     assert not result.executed and stream.graph is None
 
 
+@pytest.mark.parametrize("kind, maps", [("semantic", "all"), ("retinanet", "outputs")])
+def test_the_task_tells_which_maps_are_worth_moving(kind, maps):
+    model, _ = build_pair(kind, "MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
+    assert model.options.moved_maps == "auto" and model.cache_mover.maps == maps
+    other = "all" if maps == "outputs" else "outputs"
+    model.moved_maps = other
+    assert model.cache_mover.maps == other
+
+
 def test_without_motion_there_is_none(pair):
     model, _ = pair
     assert model.motion is None and model.cache_mover is None

@@ -69,7 +69,8 @@ def test_moved_difference_prefers_what_was_not_executed_for_long():
     seen.frame[..., :32, :32] = 2.0
     seen.frame[..., 32:, 32:] = 1.5
     seen.age = torch.tensor([[[0, 30], [30, 4]]], dtype=torch.int32)
-    assert MovedDifference(target=0.25)(seen).active.tolist() == [[[True, False], [False, False]]]
+    young = MovedDifference(target=0.25, age_weight=0)(seen).active
+    assert young.tolist() == [[[True, False], [False, False]]]
     aged = MovedDifference(target=0.25, age_weight=0.15)(seen).active
     assert aged.tolist() == [[[False, False], [False, True]]]
     alone = [MovedDifference(target=0.25, age_weight=0.15)(part) for part in seen.split()]

@@ -30,7 +30,7 @@ class VideoOptions:
         cuda_graph (bool): run single streams as CUDA graphs where that can be done, see
             :class:`FrameGraph`.
         moved_maps (str): of ``MOVED_MAPS``, the feature maps that move with the picture, where the
-            model estimates motion.
+            model estimates motion; "auto" for those of the task.
         max_moved_stride (int): feature maps of larger strides stay in place.
     """
 
@@ -40,7 +40,7 @@ class VideoOptions:
     dense_above: float = _option("MODEL.BLOCKCOPY.DENSE_ABOVE", 1.0)
     amp: bool = _option("TEST.AMP.ENABLED", False)
     cuda_graph: bool = _option("MODEL.BLOCKCOPY.CUDA_GRAPH", True)
-    moved_maps: str = _option("MODEL.BLOCKCOPY.MOTION.MAPS", "outputs")
+    moved_maps: str = _option("MODEL.BLOCKCOPY.MOTION.MAPS", "auto")
     max_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MAX_STRIDE", 16)
 
     def __post_init__(self):

@@ -40,9 +40,12 @@ class Task(ABC):
         capturable (bool): whether its methods may be part of a CUDA graph: they never wait for the
             device, take "instances" as :class:`DetectionMasks`, and what they see of an output is
             a Tensor or DetectionMasks. Where not, frames are run operator by operator.
+        moved_maps (str): of ``blockcopy_d2.motion.MOVED_MAPS``, the feature maps worth moving with
+            the picture, see docs/motion.md.
     """
 
     capturable = False
+    moved_maps = "outputs"
 
     @configurable
     def __init__(self, num_classes: int, pixels_per_block: int = 32):

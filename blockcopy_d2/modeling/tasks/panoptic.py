@@ -14,6 +14,8 @@ __all__ = ["PanopticTask"]
 class PanopticTask(Task):
     """Outputs with "instances" and "sem_seg": what either task sees, and the larger gain."""
 
+    moved_maps = "all"
+
     @configurable
     def __init__(self, num_things, num_stuff, pixels_per_block=32):
         """

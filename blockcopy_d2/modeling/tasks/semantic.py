@@ -20,6 +20,8 @@ class SemanticTask(Task):
     """Outputs with "sem_seg": the class probabilities of every pixel, compared by KL divergence."""
 
     capturable = True
+    # Heads see far: blocks that run read what is around them.
+    moved_maps = "all"
 
     @staticmethod
     def count_classes(base):
