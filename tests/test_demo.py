@@ -213,10 +213,10 @@ def test_motion_is_drawn_where_asked(run, clip, tmp_path):
         run("--video-input", clip, "--output", tmp_path / "out.mp4", *flag, opts=opts)
         corners.append(decode(tmp_path / "out.mp4")[1][1][:40, -36:].astype(int))
     assert np.abs(corners[1] - corners[0]).mean() > 20
-    for wrong in ({}, {"opts": opts}):
-        dense = ["--dense"] if wrong else []
+    for flags, name in ([], "none"), (["--dense"], "DISFlow"):
         with pytest.raises(SystemExit, match="--draw-motion has no motion to draw"):
-            run("--video-input", clip, "--draw-motion", *dense, **wrong)
+            opts = ["MODEL.BLOCKCOPY.MOTION.NAME", name]
+            run("--video-input", clip, "--draw-motion", *flags, opts=opts)
 
 
 def test_folder_of_frames_is_a_video(run, tmp_path, capsys):
