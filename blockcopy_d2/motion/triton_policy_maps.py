@@ -26,12 +26,11 @@ _BM, _BC = 256, 16
 
 
 @triton.jit
-def _sources(
-    pixel, valid, field_ptr, w, FH, FW, scale, PIXELS: tl.constexpr, CELLS: tl.constexpr,
-):  # fmt: skip
+def _sources(pixel, valid, w, field, scale, PIXELS: tl.constexpr, CELLS: tl.constexpr):
     """(y, x, dy, dx) of pixels (BM,), in pixels of the map: the vector of the cell, of PIXELS x
     PIXELS pixels, that a pixel lies in, or the mean of the CELLS x CELLS cells that it covers. What
     the field does not cover stands still."""
+    field_ptr, FH, FW = field
     y, x = pixel // w, pixel % w
     dy = tl.zeros(pixel.shape, tl.float32)
     dx = tl.zeros(pixel.shape, tl.float32)
@@ -49,21 +48,31 @@ def _sources(
 
 @triton.jit
 def move_maps_kernel(
-    source_ptr, target_ptr, field_ptr, C, h, w, FH, FW, scale,
-    PIXELS: tl.constexpr, CELLS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    source_ptr,
+    target_ptr,
+    C,
+    size,
+    field,
+    scale,
+    PIXELS: tl.constexpr,
+    CELLS: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
     PDL: tl.constexpr,
-):  # fmt: skip
+):
     """target[n, c, p] = source[n, c, p + shift], bilinear; the same bits where nothing moved.
 
     Reads and writes every map once, neighbours from the L1 cache: frame state and one class at
     256 x 512 are 4 MB, 1 us of an H200's bandwidth.
     """
     begin(PDL)
+    h, w = size
+    field_ptr, FH, FW = field
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)
     stream = tl.program_id(1).to(tl.int64)
     valid = pixel < h * w
-    field_ptr += stream * 2 * FH * FW
-    y, x, dy, dx = _sources(pixel, valid, field_ptr, w, FH, FW, scale, PIXELS, CELLS)
+    own = (field_ptr + stream * 2 * FH * FW, FH, FW)
+    y, x, dy, dx = _sources(pixel, valid, w, own, scale, PIXELS, CELLS)
     position_y = tl.minimum(tl.maximum(y + dy, 0.0), (h - 1).to(tl.float32))
     position_x = tl.minimum(tl.maximum(x + dx, 0.0), (w - 1).to(tl.float32))
     top, left = position_y.to(tl.int32), position_x.to(tl.int32)
@@ -85,18 +94,27 @@ def move_maps_kernel(
 
 @triton.jit
 def move_masks_kernel(
-    source_ptr, target_ptr, field_ptr, n, h, w, FH, FW, scale,
-    PIXELS: tl.constexpr, CELLS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    source_ptr,
+    target_ptr,
+    n,
+    size,
+    field,
+    scale,
+    PIXELS: tl.constexpr,
+    CELLS: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
     PDL: tl.constexpr,
-):  # fmt: skip
+):
     """target[i, p] = source[i, p + shift], of the pixel nearest to there.
 
     Reads and writes every mask once: 100 of 256 x 512 are 26 MB, 6 us of an H200's bandwidth.
     """
     begin(PDL)
+    h, w = size
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)
     valid = pixel < h * w
-    y, x, dy, dx = _sources(pixel, valid, field_ptr, w, FH, FW, scale, PIXELS, CELLS)
+    y, x, dy, dx = _sources(pixel, valid, w, field, scale, PIXELS, CELLS)
     # As floats: a vector may lead beyond what integers hold.
     row = tl.minimum(tl.maximum(y + tl.floor(dy + 0.5), 0.0), (h - 1).to(tl.float32))
     column = tl.minimum(tl.maximum(x + tl.floor(dx + 0.5), 0.0), (w - 1).to(tl.float32))
@@ -124,10 +142,9 @@ def move_maps_launch(x, field, *, cell_size, stride, device=None):
     moved = torch.empty_like(x)
     streams, channels, height, width = x.shape
     grid = triton.cdiv(height * width, _BM), streams, triton.cdiv(channels, _BC)
-    move_maps_kernel[grid](
-        x, moved, field, channels, height, width, *field.shape[2:],
-        **_options(cell_size, stride, device or device_of(x.device)),
-    )  # fmt: skip
+    options = _options(cell_size, stride, device or device_of(x.device))
+    field = (field, *field.shape[2:])
+    move_maps_kernel[grid](x, moved, channels, (height, width), field, **options)
     return moved
 
 
@@ -146,16 +163,13 @@ def move_masks_launch(masks, field, *, cell_size, stride, device=None):
     if not number:
         return moved
     grid = triton.cdiv(height * width, _BM), triton.cdiv(number, _BC)
-    move_masks_kernel[grid](
-        masks.view(torch.uint8), moved.view(torch.uint8), field, number, height, width,
-        *field.shape[2:], **_options(cell_size, stride, device or device_of(masks.device)),
-    )  # fmt: skip
+    options = _options(cell_size, stride, device or device_of(masks.device))
+    field, bytes_ = (field, *field.shape[2:]), [x.view(torch.uint8) for x in (masks, moved)]
+    move_masks_kernel[grid](*bytes_, number, (height, width), field, **options)
     return moved
 
 
 def _options(cell_size, stride, device):
     cells = max(int(stride / cell_size), 1)
-    return dict(
-        scale=1 / (stride * cells**2), PIXELS=max(int(cell_size / stride), 1), CELLS=cells,
-        BM=_BM, BC=_BC, num_warps=4, **device.launch_options,
-    )  # fmt: skip
+    covered = dict(scale=1 / (stride * cells**2), PIXELS=max(int(cell_size / stride), 1))
+    return covered | dict(CELLS=cells, BM=_BM, BC=_BC, num_warps=4, **device.launch_options)

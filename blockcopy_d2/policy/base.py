@@ -76,7 +76,7 @@ class Policy(nn.Module, ABC):
         """
         return []
 
-    def macs(self, observation):
+    def macs(self, observation: Observation) -> int:
         """
         What a call costs. Counted once for every shape, by running the ``network``.
 

@@ -193,7 +193,8 @@ class CapturedFrameResult(FrameResult):
         return None if self.is_first else self._latest().memory.last_seen
 
     @property
-    def policy_macs(self):
+    def policy_macs(self) -> int:
+        """int: multiply-accumulates of the policy, 0 where it was not asked."""
         return self._policy_macs
 
     @functools.cached_property

@@ -79,8 +79,16 @@ def test_nothing_moves_at_cuts_in_new_videos_and_around_broken_frames(folder, bu
         whole.append(found.grid.is_full)
     # A first frame, one that is broken, the one after it, and a cut.
     assert [share > 0 for share in shares] == [
-        False, True, True, False, False, True, False, True, True,
-    ]  # fmt: skip
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
     assert whole == [not share for share in shares]
     for side in (eager, graph):
         side.stream.reset()

@@ -77,9 +77,15 @@ def test_numbers_of_a_policy_do_not_go_stale(folder, built, device, policy, name
 
 @pytest.mark.parametrize(
     "name, value",
-    [("scene_cut", 2), ("refresh_every", -1), ("dense_above", float("nan")), ("amp", "yes"),
-     ("moved_maps", "some"), ("max_moved_stride", 12)],
-)  # fmt: skip
+    [
+        ("scene_cut", 2),
+        ("refresh_every", -1),
+        ("dense_above", float("nan")),
+        ("amp", "yes"),
+        ("moved_maps", "some"),
+        ("max_moved_stride", 12),
+    ],
+)
 def test_a_value_that_an_option_does_not_take_is_named(folder, built, device, name, value):
     side, _ = sides(folder, built, device)
     before = side.model.options
