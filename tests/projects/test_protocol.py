@@ -162,6 +162,20 @@ def test_baselines_without_a_target(run, read):
         assert set(row["ms_per_stage"]) == {"network", "heads"}
 
 
+def test_moved_baselines(run, read):
+    names = ["every_third_frame_moved", "moved_difference", "moved_difference_without_age"]
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *names)
+    dense, third, learned, difference, ageless = read()["rows"]
+    rows = (third, difference, ageless)
+    assert [row["method"] for row in rows] == names
+    assert all("motion" in row["ms_per_stage"] for row in rows)
+    # The config names no estimator: what is copied stays in place elsewhere.
+    assert "motion" not in dense["ms_per_stage"] and "motion" not in learned["ms_per_stage"]
+    assert third["executed_fraction"] == 0
+    assert difference["executed_fraction"] == ageless["executed_fraction"] > 0.2
+    assert third["gmacs"] < difference["gmacs"] < dense["gmacs"]
+
+
 SMALL = ("--warm-clips", 0, "--clips", 2, "--targets", 0.4, "--baselines")
 
 

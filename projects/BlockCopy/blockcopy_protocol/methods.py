@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
 from blockcopy_d2.modeling import StreamPool
+from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import OnlineLearner, build_policy
 
 __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
@@ -22,12 +23,17 @@ class Baseline:
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
         period (int): of EveryKthFrame.
         scale (float): of the frames that the network gets.
+        moved (bool): what is copied moves with the picture, by the config's estimator of motion, or
+            by "auto" where it names none. Otherwise it stays in place.
+        aged (bool): of MovedDifference, blocks gain weight with their age, as the config says.
     """
 
     policy: str
     follows_target: bool = False
     period: int = 1
     scale: float = 1.0
+    moved: bool = False
+    aged: bool = True
 
 
 # By their name on the command line.
@@ -37,6 +43,12 @@ BASELINES = {
     "every_second_frame": Baseline("EveryKthFrame", period=2),
     "every_third_frame": Baseline("EveryKthFrame", period=3),
     "half_resolution": Baseline("AllBlocks", scale=0.5),
+    "moved_difference": Baseline("MovedDifference", follows_target=True, moved=True),
+    "moved_difference_without_age": Baseline(
+        "MovedDifference", follows_target=True, moved=True, aged=False
+    ),
+    "every_second_frame_moved": Baseline("EveryKthFrame", period=2, moved=True),
+    "every_third_frame_moved": Baseline("EveryKthFrame", period=3, moved=True),
 }
 
 
@@ -46,7 +58,9 @@ class Method:
     shared by all methods.
     """
 
-    def __init__(self, kind, policy, *, target=None, learner=None, stages=None, scale=1.0):
+    def __init__(
+        self, kind, policy, *, target=None, learner=None, stages=None, scale=1.0, motion=None
+    ):
         """
         Args:
             kind (str): "dense", "blockcopy" or one of ``BASELINES``.
@@ -56,6 +70,7 @@ class Method:
             stages (tuple[str] or None): the stages of a frame whose time counts; None: all.
             scale (float): of the frames that the network gets. Outputs keep their size, and the
                 time of the resizing does not count.
+            motion (MotionEstimator or None): what is copied moves by its fields.
         """
         self.kind = kind
         self.policy = policy
@@ -63,6 +78,7 @@ class Method:
         self.learner = learner
         self._stages = stages
         self._scale = scale
+        self._motion = motion
         self._streams = StreamPool(max_streams=1)
 
     @property
@@ -72,7 +88,7 @@ class Method:
 
     def warm_up(self, model, inputs):
         """Let what frames of this method need be captured or recorded, which is no cost of one."""
-        model.policy = self.policy
+        model.policy, model.motion = self.policy, self._motion
         stream = self._streams.get(inputs["video_id"], 0)
         model.step(self._resize(inputs), stream)
         stream.reset()
@@ -83,13 +99,13 @@ class Method:
         no method pays for the one before.
 
         Args:
-            model (BlockCopyVideoModel): its policy is replaced by this method's.
+            model (BlockCopyVideoModel): its policy and motion are replaced by this method's.
             inputs (dict): of :class:`blockcopy_d2.data.ClipMapper`.
 
         Returns:
             ModelRun:
         """
-        model.policy = self.policy
+        model.policy, model.motion = self.policy, self._motion
         inputs = self._resize(inputs)
         stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
         run = ModelRun.of(model, inputs, stream, learner=self.learner)
@@ -133,8 +149,13 @@ def build_methods(cfg, model, *, targets, baselines=()):
         methods.append(_learned_method(learned_cfg, model))
         for kind, baseline in chosen.items():
             if baseline.follows_target:
-                policy = _build_policy(_configure(cfg, baseline.policy, target), model)
-                methods.append(Method(kind, policy, target=target))
+                own = _configure(cfg, baseline.policy, target)
+                if not baseline.aged:
+                    own.MODEL.BLOCKCOPY.POLICY.AGE_WEIGHT = 0.0
+                policy = _build_policy(own, model)
+                methods.append(
+                    Method(kind, policy, target=target, motion=_motion(baseline, cfg, model))
+                )
     return methods
 
 
@@ -143,7 +164,20 @@ def _fixed_method(kind, baseline, cfg, model):
     cfg = _configure(cfg, baseline.policy)
     cfg.MODEL.BLOCKCOPY.POLICY.PERIOD = baseline.period
     policy = _build_policy(cfg, model)
-    return Method(kind, policy, stages=("network", "heads"), scale=baseline.scale)
+    motion = _motion(baseline, cfg, model)
+    stages = ("network", "heads") if motion is None else ("motion", "network", "heads")
+    return Method(kind, policy, stages=stages, scale=baseline.scale, motion=motion)
+
+
+def _motion(baseline, cfg, model):
+    if not baseline.moved:
+        return None
+    if model.motion is not None:
+        return model.motion
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BLOCKCOPY.MOTION.NAME = "auto"
+    return build_motion(cfg)
 
 
 def _learned_method(cfg, model):
@@ -158,7 +192,7 @@ def _learned_method(cfg, model):
     learner = OnlineLearner(cfg, policy) if options.LEARNER.ENABLED else None
     if options.POLICY.WEIGHTS:
         PolicyCheckpointer(policy, learner=learner).load(options.POLICY.WEIGHTS)
-    return Method("blockcopy", policy, target=options.TARGET, learner=learner)
+    return Method("blockcopy", policy, target=options.TARGET, learner=learner, motion=model.motion)
 
 
 def _configure(cfg, policy_name, target=None):

@@ -17,6 +17,10 @@ TITLES = {
     "every_second_frame": "every 2nd frame",
     "every_third_frame": "every 3rd frame",
     "half_resolution": "half resolution",
+    "moved_difference": "moved difference",
+    "moved_difference_without_age": "moved difference, no age",
+    "every_second_frame_moved": "every 2nd frame, moved",
+    "every_third_frame_moved": "every 3rd frame, moved",
 }
 
 # Colours of Okabe and Ito, which also the colour-blind can tell apart.
@@ -28,6 +32,20 @@ _STYLES = {
     "every_second_frame": {"color": "#009E73", "marker": "D", "markersize": 6, "linestyle": "none"},
     "every_third_frame": {"color": "#009E73", "marker": "d", "markersize": 6, "linestyle": "none"},
     "half_resolution": {"color": "#CC79A7", "marker": "v", "markersize": 7, "linestyle": "none"},
+    "moved_difference": {"color": "#E69F00", "marker": "s", "markersize": 5.5},
+    "moved_difference_without_age": {"color": "#E69F00", "marker": "x", "markersize": 6},
+    "every_second_frame_moved": {
+        "color": "#56B4E9",
+        "marker": "D",
+        "markersize": 6,
+        "linestyle": "none",
+    },
+    "every_third_frame_moved": {
+        "color": "#56B4E9",
+        "marker": "d",
+        "markersize": 6,
+        "linestyle": "none",
+    },
 }
 
 
