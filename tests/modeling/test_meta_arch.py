@@ -57,8 +57,8 @@ def mask_rcnn():
 def build_pair(name, *opts):
     path, *network_opts = NETWORKS[name]
     cfg = load_config(config_path(path), [*SMALL, *network_opts, *opts])
-    stock = build_model(base_config(cfg)).eval()
     torch.manual_seed(1)
+    stock = build_model(base_config(cfg)).eval()
     randomize(stock.backbone)
     model = build_model(cfg)
     missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
