@@ -107,8 +107,8 @@ def test_matches_oracle(name, block_size):
 
 @pytest.mark.parametrize(
     "name",
-    # Its oracle computes wide maps at full size.
-    [pytest.param(x, marks=pytest.mark.slow if x == "SemanticFPN" else ()) for x in ZOO],
+    # Oracles compute full-size maps; smaller ones of all networks are above.
+    [pytest.param(x, marks=pytest.mark.slow if x != "R50-FPN" else ()) for x in ZOO],
 )
 def test_matches_oracle_at_coco_size(name):
     check_network(name, (800, 1333), 128)

@@ -17,7 +17,7 @@ KERNELS |= CONVOLUTIONS | STATISTICS
     "capability,dtype",
     [
         (90, "float16"),
-        (90, "bfloat16"),
+        pytest.param(90, "bfloat16", marks=pytest.mark.slow),
         pytest.param(80, "float16", marks=pytest.mark.slow),
         pytest.param(90, "float32", marks=pytest.mark.slow),
     ],
