@@ -1,4 +1,4 @@
-"""What the programs log: with the handlers of Detectron2, without secrets."""
+"""Logs of the programs: written by Detectron2's handlers, without secrets."""
 
 import logging
 

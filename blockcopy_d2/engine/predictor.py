@@ -208,7 +208,7 @@ class VideoPredictor:
         Run several videos of one size together, a frame of each at a time.
 
         Args:
-            sources (iterable): as of :meth:`stream`.
+            sources (iterable): videos, each of a kind that :meth:`stream` takes.
             own_policies (bool): every video learns a policy for itself, all from that of the
                 model, which stays as it is. Default: they learn that one together.
 

@@ -60,7 +60,7 @@ def _type_of(argument):
 
 
 def _stand_in(argument):
-    """What Triton takes instead of a tensor, where it only compiles."""
+    """Stands in for a tensor where Triton only compiles."""
     if isinstance(argument, tuple):
         return tuple(map(_stand_in, argument))
     if not isinstance(argument, torch.dtype):

@@ -1,4 +1,4 @@
-"""What Detectron2's compiled extension is needed for; installations without it are common."""
+"""Models that need Detectron2's compiled extension, which many installations lack."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""What StaticHeads of all meta-architectures share."""
+"""The base of StaticHeads of all meta-architectures."""
 
 __all__ = ["StaticHeads"]
 

@@ -79,7 +79,7 @@ def decode_kernel(
 
 
 def transform_numbers(transform):
-    """What decode() takes of a Box2BoxTransform."""
+    """Numbers of a Box2BoxTransform that decode() needs."""
     return (*map(float, transform.weights), transform.scale_clamp)
 
 
