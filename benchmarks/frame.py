@@ -6,10 +6,13 @@ gain and the policy's updates included, against Detectron2 and the best dense mo
 
 Runs the demo's Mask R-CNN, or other weights, on a StreetClips clip of 1024x2048, which it draws.
 All variants run interleaved, clip by clip; times are the host's, from the image to results that
-are ready. Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "frame".
+are ready. The best dense model has the second stage of BlockCopy and the fastest network of cuDNN
+and of torch.compile in the modes that are asked for, see benchmarks/dense.py; --batch-sizes times
+it for batches, too. Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "frame".
 """
 
 import glob
+import itertools
 import os
 import statistics
 import tempfile
@@ -25,14 +28,13 @@ from blockcopy_d2.config import base_config
 from blockcopy_d2.data.streetclips.writer import write_split
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.modeling.fixed_shape import FrameSizes, StaticRCNN
 from blockcopy_d2.modeling.running.captured_learning import CapturedLearning
 from blockcopy_d2.modeling.running.steps import normalize
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import num_blocks
 
-from .dense import dense_rivals, fastest, fold_batch_norm
+from .dense import BestDense
 from .measure import (
     DTYPES,
     SHARES,
@@ -62,20 +64,34 @@ def main():
     with torch.no_grad():
         blockcopy = BlockCopy(cfg, images, dtype)
         peak_memory = torch.cuda.max_memory_allocated()
-        dense = BestDense(cfg, images, dtype, args.compile_modes)
+        model = build_model(base_config(cfg)).eval()
+        WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        dense = BestDense(model, images[:1], dtype, modes=args.compile_modes)
         # Not the same one: a policy that is overruled learns from blocks it did not choose.
         own = BlockCopy(cfg, images, dtype)
-        variants = {"stock": stock(cfg, images), "best_dense": dense.clip}
-        variants["stock_amp"] = stock(cfg, images, autocast=torch.float16)
+        variants = {"stock": stock(model, images)}
+        variants["best_dense"] = lambda: sum(len(dense([image])[0]) for image in images)
+        variants["stock_amp"] = stock(model, images, autocast=torch.float16)
         for share in SHARES:
             variants[str(share)] = lambda share=share: blockcopy.clip(share)
         variants["policy"] = lambda: own.clip(None)
         times, counts = _clip_by_clip(variants, len(images), rounds=args.rounds)
         stages = own.stages()
         # Last: the policy that is updated over and over is not the same afterwards.
-        parts = interleaved({**own.parts(), "second_stage": dense.heads})
+        dense_parts = {"second_stage": dense.heads, "network": dense.network}
+        parts = interleaved({**own.parts(), **dense_parts})
+        best_dense = {
+            "network_ms": parts["network"]["median"],
+            "frame_ms": times["best_dense"]["median"],
+            "how": dense.how,
+        }
+        batches = {}
+        for number in args.batch_sizes:
+            batch = list(itertools.islice(itertools.cycle(images), number))
+            rival = BestDense(model, batch, dtype, modes=args.compile_modes)
+            batches[number] = rival.measure(batch)
     medians = {str(share): times[str(share)]["median"] for share in SHARES}
-    stock_ms, dense_ms = times["stock"]["median"], times["best_dense"]["median"]
+    stock_ms, dense_ms = times["stock"]["median"], best_dense["frame_ms"]
     results = {
         "shared": {
             **environment(),
@@ -89,8 +105,8 @@ def main():
         "block_size": args.block_size,
         "stock_ms": stock_ms,
         "stock_fp16_autocast_ms": times["stock_amp"]["median"],
-        "best_dense": dense.how,
-        "best_dense_ms": dense_ms,
+        "best_dense": best_dense,
+        "best_dense_batches": batches,
         "blockcopy_ms": medians,
         "learned_policy_ms": times["policy"]["median"],
         "learned_policy_executed": round(torch.cat(own.decided).float().mean().item(), 4),
@@ -108,14 +124,13 @@ def main():
             f"{name:>12} {time_['median']:8.3f} ms   {stock_ms / time_['median']:5.2f} x stock  "
             f" {dense_ms / time_['median']:5.2f} x best dense   {counts[name]:5.1f} detections"
         )
+    print(f"best dense: {best_dense}; batches: {batches}")
     print({**{name: part["median"] for name, part in parts.items()}, **stages})
     print(f"results in {path}")
 
 
-def stock(cfg, images, autocast=None):
+def stock(model, images, autocast=None):
     """Detectron2's model as users run it."""
-    model = build_model(base_config(cfg)).eval()
-    WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
 
     def clip():
         count = 0
@@ -127,57 +142,6 @@ def stock(cfg, images, autocast=None):
         return count
 
     return clip
-
-
-class BestDense:
-    """
-    The dense network at its best, with the same second stage as BlockCopy, as one graph.
-
-    Attributes:
-        how (str): the fastest way to run the network, see :func:`benchmarks.dense.dense_rivals`.
-    """
-
-    def __init__(self, cfg, images, dtype, modes):
-        self.images = images
-        model = build_model(base_config(cfg)).eval()
-        WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-        backbone, head = (
-            fold_batch_norm(m).to(dtype, memory_format=torch.channels_last)
-            for m in (model.backbone, model.proposal_generator.rpn_head)
-        )
-        second_stage = StaticRCNN(model)
-        self.image = images[0].clone()
-        names = model.proposal_generator.in_features
-        size = tuple(self.image.shape[1:])
-
-        def preprocess():
-            x = model.preprocess_image([{"image": self.image}]).tensor
-            return x.to(dtype, memory_format=torch.channels_last)
-
-        def network(x):
-            features = backbone(x)
-            return (features, *head([features[name] for name in names]))
-
-        example = preprocess()
-        rivals = dense_rivals(network, example, modes)
-        replays = {name: captured(lambda run=run: run(example)) for name, run in rivals.items()}
-        self.how = fastest(interleaved(replays))
-        run = rivals[self.how]
-        canvas = tuple(example.shape[-2:])
-        block_size = cfg.MODEL.BLOCKCOPY.BLOCK_SIZE
-        grid_shape = tuple(-(-extent // block_size) for extent in canvas)
-        sizes = FrameSizes(size, canvas, size, grid_shape, 32)
-        self._frame = captured(lambda: second_stage(*run(preprocess()), sizes))
-        inputs = run(example)
-        self.heads = captured(lambda: second_stage(*inputs, sizes))
-
-    def clip(self):
-        count = 0
-        for image in self.images:
-            self.image.copy_(image)
-            self._frame()
-            count += len(self._frame.result.to_instances()[0])
-        return count
 
 
 class BlockCopy:

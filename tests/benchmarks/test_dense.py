@@ -1,0 +1,86 @@
+"""The dense rival computes what Detectron2 does, and is the fastest of the ways it was tried in."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from benchmarks import dense as dense_module
+from benchmarks.dense import BestDense
+from blockcopy_d2.config import base_config
+from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
+from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.resources import config_path
+from tests.small_model import CONFIG, small_model_opts
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    opts = [*small_model_opts(tmp_path_factory.mktemp("weights")), "MODEL.DEVICE", DEVICE]
+    cfg = base_config(load_config(config_path(CONFIG), opts))
+    model = build_model(cfg).eval()
+    WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(0)
+    return [torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8, device=DEVICE) for _ in range(3)]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_its_frames_are_those_of_detectron2(model, images, number, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    dense = BestDense(model, images[:number], torch.float32, modes=(), rounds=2)
+    # Other images than those it was built with.
+    batch = [image.flip(1) for image in images[:number]]
+    for image, found in zip(batch, dense(batch), strict=True):
+        with torch.no_grad():
+            expected = model([{"image": image}])[0]["instances"]
+        assert len(found) == len(expected) > 0 and found.image_size == (90, 130)
+        assert torch.allclose(found.scores, expected.scores, atol=1e-4)
+        assert torch.allclose(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=2e-2)
+        assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+    measured = dense.measure(batch, rounds=2)
+    assert dense.how == measured["how"] == "cuDNN"
+    assert measured["frame_ms"] > measured["network_ms"] > 0
+    with pytest.raises(ValueError):
+        dense(batch[:-1])
+
+
+def test_the_fastest_way_wins(model, images, monkeypatch, capsys):
+    ways = {"cuDNN": 3.0, "torch.compile default": 1.0, "torch.compile max": 2.0}
+
+    def interleaved(variants, **options):
+        return {name: {"median": ways[name]} for name in variants}
+
+    compiled = []
+    monkeypatch.setattr(dense_module, "interleaved", interleaved)
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(options) or f)
+    dense = BestDense(model, images[:1], torch.float32, modes=("default", "max"))
+    assert dense.how == "torch.compile default" and dense.network_ms == ways
+    assert [options["mode"] for options in compiled] == ["default", "max"]
+    # What does not compile as a whole, or again and again, must not run eagerly without a word.
+    assert all(options["fullgraph"] and not options["dynamic"] for options in compiled)
+    assert capsys.readouterr().out.count("torch.compile") == 2
+
+
+def test_a_network_that_was_compiled_wrongly_is_refused(model, images, monkeypatch):
+    def wrong(function, **options):
+        def run(x):
+            features, *others = function(x)
+            return ({name: 1.05 * x for name, x in features.items()}, *others)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    with pytest.raises(AssertionError, match="torch.compile default: relative error 0.05"):
+        BestDense(model, images[:1], torch.float32, rounds=2)
+
+
+def test_a_model_without_static_heads_is_named(images):
+    with pytest.raises(ValueError, match="Linear does not run as one CUDA graph"):
+        BestDense(nn.Linear(1, 1), images[:1], torch.float32)
