@@ -1,16 +1,15 @@
 """Public checkpoints -> the state dicts of our models, see tools/convert_checkpoint.py."""
 
 from .networks import NETWORKS
-from .networks.csp import CHECKPOINT as CSP
 from .networks.mapping import (
     ConversionError,
     Mapping,
+    check_normalization,
     convert_state_dict,
     load_public_state_dict,
+    weight_settings,
 )
-from .networks.mgan import CHECKPOINT as MGAN
 from .networks.resnet_names import torchvision_resnet_names
-from .networks.swiftnet import CHECKPOINT as SWIFTNET
 
 __all__ = [
     "CSP",
@@ -19,10 +18,15 @@ __all__ = [
     "SWIFTNET",
     "ConversionError",
     "Mapping",
+    "check_normalization",
     "convert_state_dict",
     "load_public_state_dict",
     "torchvision_resnet_names",
+    "weight_settings",
 ]
 
-# Networks by the name that tools/convert_checkpoint.py takes.
-MAPPINGS = {name: network.CHECKPOINT for name, network in NETWORKS.items()}
+# Sources by the name that tools/convert_checkpoint.py takes.
+MAPPINGS = {
+    name: mapping for network in NETWORKS.values() for name, mapping in network.CHECKPOINTS.items()
+}
+CSP, MGAN, SWIFTNET = MAPPINGS["csp"], MAPPINGS["mgan"], MAPPINGS["swiftnet"]

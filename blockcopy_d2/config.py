@@ -131,6 +131,9 @@ def _test_keys():
     # Write the results of a Cityscapes data set as its benchmark takes them, zipped, beside scoring
     # them. On the test split, which cannot be scored, this is always done
     _C.SUBMISSION = flag(False)
+    # Miss rates of CityPersons count boxes as far as their last pixel, one less than ours reach, as
+    # Pedestron exports the boxes of MGAN
+    _C.SCORE_TO_LAST_PIXEL = flag(False)
     # Clips drawn to overlay.mp4, from the start. 0: no video
     _C.OVERLAY_CLIPS = whole(0, least=0)
     # Frames per second of overlay.mp4

@@ -3,12 +3,14 @@
 Converts a public checkpoint into one that train_net.py and demo.py load.
 
 The result holds the weights of the model that the config describes, under the names that
-Detectron2 gives them. Every tensor of the checkpoint has to fit: keys that are missing or unknown,
+Detectron2 gives them, and the config keys that they need: run with a config of other values, they
+are refused. Every tensor of the checkpoint has to fit: keys that are missing or unknown,
 and shapes that differ, end the conversion with a list of their names. Files are read as plain
 tensors; no code in them is run.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import torch
@@ -18,8 +20,11 @@ import blockcopy_d2.modeling  # noqa: F401  registers the networks
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.checkpoint_conversion import (
     MAPPINGS,
+    ConversionError,
+    check_normalization,
     convert_state_dict,
     load_public_state_dict,
+    weight_settings,
 )
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
@@ -30,7 +35,7 @@ from blockcopy_d2.resources import config_path
 
 def argument_parser():
     networks = "\n".join(
-        f"  {name:<10} {mapping.source}, for configs/{mapping.config_file}"
+        f"  {name:<14} {mapping.source}, for configs/{mapping.config_file}"
         for name, mapping in MAPPINGS.items()
     )
     parser = argparse.ArgumentParser(
@@ -41,7 +46,9 @@ def argument_parser():
         " MODEL.WEIGHTS csp_R_50.pth",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("network", choices=MAPPINGS, help="what the checkpoint holds, see below")
+    parser.add_argument(
+        "network", choices=MAPPINGS, help="what the checkpoint holds and whose it is, see below"
+    )
     parser.add_argument("input", help="the public checkpoint, a file of torch.save")
     parser.add_argument("output", help="where to write the converted checkpoint (.pth)")
     parser.add_argument(
@@ -63,17 +70,34 @@ def argument_parser():
 def main(args):
     mapping = MAPPINGS[args.network]
     refuse_overwriting(args.output, [args.input, args.config_file])
+    settings = [x for key, value in mapping.settings for x in (key, str(value))]
     cfg = load_config(
-        config_path(args.config_file or mapping.config_file), ["MODEL.DEVICE", "cpu", *args.opts]
+        config_path(args.config_file or mapping.config_file),
+        ["MODEL.DEVICE", "cpu", *settings, *args.opts],
     )
     model = build_model(base_config(cfg))
     source = load_public_state_dict(args.input)
-    converted = convert_state_dict(mapping, source, model.state_dict())
+    try:
+        converted = convert_state_dict(mapping, source, model.state_dict())
+    except ConversionError as error:
+        raise ConversionError(f"{error}{_others_that_fit(args.network, source, model)}") from None
+    check_normalization(mapping, source, model)
     model.load_state_dict(converted, strict=True)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output) as temporary:
-        torch.save({"model": converted}, temporary)
+        torch.save({"model": converted, "settings": weight_settings(model)}, temporary)
     return len(converted)
+
+
+def _others_that_fit(network, source, model):
+    """str: a hint at the sources that the checkpoint could be of, for the same model."""
+    target, fitting = model.state_dict(), []
+    for name, mapping in MAPPINGS.items():
+        if name != network:
+            with contextlib.suppress(ConversionError):
+                convert_state_dict(mapping, source, target)
+                fitting.append(f"{name} ({mapping.source})")
+    return f"\nIt does fit {' and '.join(fitting)}: name that one." if fitting else ""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import redact
+from blockcopy_d2.modeling import weight_settings
 
 from .checkpoint_files import (
     UnreadableCheckpointError,
@@ -136,6 +137,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _load_model(self, checkpoint):
+        # Config keys that tools/convert_checkpoint.py writes beside the weights.
+        wanted = checkpoint.pop("settings", None)
+        self._check_settings(wanted if isinstance(wanted, dict) else {})
         incompatible = super()._load_model(checkpoint)
         state = self.model.state_dict()
         for name in incompatible.missing_keys:
@@ -148,6 +152,21 @@ class SafeCheckpointer(DetectionCheckpointer):
                 " earlier checkpoint."
             )
         return incompatible
+
+    def _check_settings(self, wanted):
+        own = weight_settings(self.model)
+        wrong = {key: value for key, value in wanted.items() if own.get(key, value) != value}
+        if wrong:
+            listed = ", ".join(f"{key} is {own[key]}, not {wrong[key]}" for key in wrong)
+            keys = " ".join(f"{key} {value}" for key, value in wrong.items())
+            self._other_form(
+                f"The weights {self._path} are of another form of the network: {listed}. Add"
+                f" {keys}, or use the config that they were converted for."
+            )
+
+    def _other_form(self, message):
+        # A network may be trained on into the other form.
+        self.logger.warning(message)
 
     def _checkpoints(self):
         """list[str]: the one that last_checkpoint names, then the others, newest first."""
@@ -194,6 +213,9 @@ class WeightsCheckpointer(SafeCheckpointer):
 
     # Parameters that may be missing.
     optional_prefix = "policy."
+
+    def _other_form(self, message):
+        raise ValueError(message)
 
     def load(self, path, *args, **kwargs):
         """

@@ -29,7 +29,7 @@ _TYPES += ("citypersons", "pets09", "sem_seg", "coco")
 def build_evaluator(cfg, dataset_name, output_folder):
     """
     Args:
-        cfg (CfgNode): the job's config; TEST.BLOCKCOPY.SUBMISSION counts.
+        cfg (CfgNode): the job's config; TEST.BLOCKCOPY.SUBMISSION and SCORE_TO_LAST_PIXEL count.
         dataset_name (str): a registered data set.
         output_folder (str): for files an evaluator leaves.
 
@@ -61,7 +61,8 @@ def build_evaluator(cfg, dataset_name, output_folder):
     if evaluator_type == "sem_seg":
         return VideoSemSegEvaluator(dataset_name, output_folder)
     if evaluator_type == "citypersons":
-        return MissRateEvaluator(dataset_name)
+        to_last_pixel = cfg.TEST.get("BLOCKCOPY", {}).get("SCORE_TO_LAST_PIXEL", False)
+        return MissRateEvaluator(dataset_name, to_last_pixel=to_last_pixel)
     if evaluator_type == "pets09":
         # Nothing tells how much of a person is visible, so all of them count as visible.
         reasonable = MissRateEvaluator(dataset_name, settings=SETTINGS[:1])

@@ -23,15 +23,18 @@ class MissRateEvaluator(DatasetEvaluator):
     settings of CityPersons. The data set's class 0 is that of pedestrians.
     """
 
-    def __init__(self, dataset_name, *, settings=SETTINGS):
+    def __init__(self, dataset_name, *, settings=SETTINGS, to_last_pixel=False):
         """
         Args:
             dataset_name (str): a registered data set whose annotations may have a visibility
                 (1 if they do not) and iscrowd 1 for what is to be ignored.
             settings (sequence[MissRateSetting]):
+            to_last_pixel (bool): take boxes as one pixel narrower and lower than they are, as
+                Pedestron exports those that end on their last pixel.
         """
         self._dataset_name = dataset_name
         self._settings = settings
+        self._beyond = float(to_last_pixel)
         self._logger = logging.getLogger(__name__)
         self.reset()
 
@@ -50,6 +53,7 @@ class MissRateEvaluator(DatasetEvaluator):
             instances = output["instances"].to("cpu")
             instances = instances[instances.pred_classes == 0]
             boxes = instances.pred_boxes.tensor.numpy().astype(np.float64)
+            boxes[:, 2:] -= self._beyond
             scores = instances.scores.numpy().astype(np.float64)
             self._predictions.append((frame["image_id"], boxes, scores))
 

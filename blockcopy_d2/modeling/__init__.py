@@ -1,5 +1,6 @@
 """The video model: conversion of dense models, running of frames, tasks and heads."""
 
+from blockcopy_d2.networks.mapping import weight_settings
 from blockcopy_d2.networks.registration import (
     CSP,
     MGANROIHeads,

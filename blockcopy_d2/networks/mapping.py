@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["ConversionError", "Mapping", "convert_state_dict", "load_public_state_dict"]
+__all__ = [
+    "ConversionError",
+    "Mapping",
+    "check_normalization",
+    "convert_state_dict",
+    "load_public_state_dict",
+    "weight_settings",
+]
 
 # Counters that batch norm keeps for training; checkpoints of old PyTorch versions have none.
 _OPTIONAL = "num_batches_tracked"
@@ -36,6 +43,9 @@ class Mapping:
         transforms (tuple): rows (pattern, function): what to do with the tensors of theirs whose
             name of ours matches, where the two differ by more than their names.
         ignored (tuple): patterns of names of theirs that our model has no use for.
+        settings (tuple): rows (key, value) of the config keys that these weights need.
+        normalization (tuple): names of the tensors of theirs, if there are any, that are the mean
+            and the standard deviation of the network's input.
     """
 
     source: str
@@ -43,6 +53,8 @@ class Mapping:
     names: tuple[tuple[str, str], ...]
     transforms: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor]], ...] = ()
     ignored: tuple[str, ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
+    normalization: tuple[str, ...] = ()
 
     def their_name(self, name):
         """
@@ -62,7 +74,9 @@ class Mapping:
         return tensor
 
     def is_ignored(self, name):
-        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        return name in self.normalization or any(
+            re.fullmatch(pattern, name) for pattern in self.ignored
+        )
 
 
 def convert_state_dict(mapping, source, target):
@@ -114,6 +128,49 @@ def convert_state_dict(mapping, source, target):
             f"This is no checkpoint of {mapping.source} as configured.\n" + "\n".join(problems)
         )
     return converted
+
+
+def check_normalization(mapping, source, model):
+    """
+    Args:
+        mapping (Mapping): of the network.
+        source (dict[str, Tensor]): the public state dict.
+        model (nn.Module): with ``pixel_mean`` and ``pixel_std``.
+
+    Raises:
+        ConversionError: the weights take another normalization than the model gives them.
+    """
+    keys = {"MODEL.PIXEL_MEAN": model.pixel_mean, "MODEL.PIXEL_STD": model.pixel_std}
+    for name, (key, own) in zip(mapping.normalization, keys.items()):
+        if name not in source:
+            raise ConversionError(f"This is no checkpoint of {mapping.source}: it has no {name}.")
+        theirs, own = (x.flatten().float().cpu() for x in (source[name], own))
+        if theirs.shape != own.shape or not torch.allclose(theirs, own):
+            found, expected = (
+                f"[{', '.join(format(value, '.6g') for value in x.tolist())}]"
+                for x in (theirs, own)
+            )
+            raise ConversionError(
+                f"{name} of this checkpoint is {found}; the config's {key} is {expected}. Use a"
+                f' config with that of the checkpoint, here and where it runs: {key} "{found}".'
+            )
+
+
+def weight_settings(model):
+    """
+    What a model has to be built with for its weights to mean the same. A module tells its own by an
+    attribute ``weight_settings``, a dict.
+
+    Args:
+        model (nn.Module):
+
+    Returns:
+        dict[str, object]: values of config keys, by their full names.
+    """
+    settings = {}
+    for module in model.modules():
+        settings.update(getattr(module, "weight_settings", {}))
+    return settings
 
 
 def load_public_state_dict(path):

@@ -7,6 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from blockcopy_d2.config import add_blockcopy_config
 from blockcopy_d2.evaluation import MissRateEvaluator, build_evaluator
 from blockcopy_d2.evaluation.miss_rate import (
     SETTINGS,
@@ -328,6 +329,20 @@ def test_evaluator_scores_labelled_frames_and_class_0_only(dataset):
     evaluator.reset()
     evaluator.process([dataset[0]], [hit])
     assert evaluator.evaluate()["miss_rate"]["Reasonable"] == 0
+
+
+def test_boxes_as_far_as_their_last_pixel(dataset):
+    # 41 x 100 pixels of a person, and a box with half of its pixels, but for the last of them.
+    x0, y0, x1, y1 = TALL
+    barely = output(((x0, y0, x1, y0 + 50), 0.9, 0))
+    cfg = get_cfg()
+    add_blockcopy_config(cfg)
+    for to_last_pixel, missed in ((False, 0), (True, 100)):
+        cfg.TEST.BLOCKCOPY.SCORE_TO_LAST_PIXEL = to_last_pixel
+        evaluator = build_evaluator(cfg, NAME, "unused")
+        evaluator.process([dataset[0]], [barely])
+        assert evaluator.evaluate()["miss_rate"]["Reasonable"] == pytest.approx(missed)
+    assert barely["instances"].pred_boxes.tensor.tolist() == [[x0, y0, x1, y0 + 50]]
 
 
 def test_evaluator_gathers_the_frames_of_all_ranks(dataset, monkeypatch):

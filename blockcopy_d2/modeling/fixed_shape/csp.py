@@ -56,7 +56,7 @@ class StaticCSP(StaticHeads):
         prediction = logits[0], log_height[0], offset[0]
         scores, boxes, valid = model.candidates(*prediction, sizes.image_size)
         scores = torch.where(valid, scores, NO_SCORE)
-        keep = nms(boxes[None], valid[None], model.nms_thresh)
+        keep = nms(model.suppressed_boxes(boxes)[None], valid[None], model.nms_thresh)
         _, output_boxes, scores, classes, count = fill_slots(
             keep,
             boxes[None],

@@ -1,6 +1,6 @@
 """CSP, a pedestrian detector without anchors: META_ARCHITECTURE "CSP"."""
 
-from .checkpoint import CHECKPOINT
+from .checkpoint import CHECKPOINTS
 from .config import KEYS
 
-__all__ = ["CHECKPOINT", "KEYS"]
+__all__ = ["CHECKPOINTS", "KEYS"]

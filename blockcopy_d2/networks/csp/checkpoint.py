@@ -3,9 +3,9 @@
 from ..mapping import Mapping
 from ..resnet_names import torchvision_resnet_names
 
-__all__ = ["CHECKPOINT"]
+__all__ = ["CHECKPOINTS"]
 
-CHECKPOINT = Mapping(
+_PEDESTRON = Mapping(
     source="Pedestron's CSP",
     config_file="CityPersons/csp_R_50.yaml",
     names=(
@@ -30,4 +30,7 @@ CHECKPOINT = Mapping(
         (r"backbone\.res\d_norm\.weight", lambda weight: weight.view(-1, 1, 1)),
         (r"head\.\w+_scale", lambda scale: scale.view(())),
     ),
+    settings=(("MODEL.BLOCKCOPY.CSP.LAST_PIXEL", True),),
 )
+
+CHECKPOINTS = {"csp": _PEDESTRON}

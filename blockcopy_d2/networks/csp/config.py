@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from blockcopy_d2.config_key import channels, number, whole
+from blockcopy_d2.config_key import channels, flag, number, whole
 
 __all__ = ["KEYS"]
 
@@ -16,6 +16,9 @@ _C.ASPECT_RATIO = number(0.41, most=100, open_ends=True)
 _C.TOPK_CANDIDATES_TEST = whole(1000, least=1)
 _C.SCORE_THRESH_TEST = number(0.1, most=1)
 _C.NMS_THRESH_TEST = number(0.5, most=1)
+# As Pedestron, whose boxes end on their last pixel: they are clipped to W - 1 and H - 1, and NMS
+# takes them as one wider and higher than x1 - x0 and y1 - y0
+_C.LAST_PIXEL = flag(False)
 # As in the paper of CSP
 _C.CENTER_LOSS_WEIGHT = number(0.01)
 _C.HEIGHT_LOSS_WEIGHT = number(1.0)

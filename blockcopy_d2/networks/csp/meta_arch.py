@@ -56,6 +56,7 @@ class CSP(DenseDetector):
         score_thresh=0.1,
         topk_candidates=1000,
         nms_thresh=0.5,
+        last_pixel=False,
         max_detections=100,
         center_loss_weight=0.01,
         height_loss_weight=1.0,
@@ -70,6 +71,8 @@ class CSP(DenseDetector):
             score_thresh (float): detections score higher than this.
             topk_candidates (int): pixels of highest score that non-maximum suppression sees.
             nms_thresh (float): IoU above which the lower score goes.
+            last_pixel (bool): whether boxes end on their last pixel instead of where the next one
+                starts, as :meth:`candidates` clips and :meth:`suppressed_boxes` widens them.
             max_detections (int): per image.
             center_loss_weight, height_loss_weight, offset_loss_weight (float):
         """
@@ -79,6 +82,7 @@ class CSP(DenseDetector):
         self.score_thresh = score_thresh
         self.topk_candidates = topk_candidates
         self.nms_thresh = nms_thresh
+        self.last_pixel = last_pixel
         self.max_detections = max_detections
         self.loss_weights = {
             "loss_center": center_loss_weight,
@@ -99,6 +103,7 @@ class CSP(DenseDetector):
             "score_thresh": options.SCORE_THRESH_TEST,
             "topk_candidates": options.TOPK_CANDIDATES_TEST,
             "nms_thresh": options.NMS_THRESH_TEST,
+            "last_pixel": options.LAST_PIXEL,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "center_loss_weight": options.CENTER_LOSS_WEIGHT,
             "height_loss_weight": options.HEIGHT_LOSS_WEIGHT,
@@ -151,7 +156,7 @@ class CSP(DenseDetector):
         Args:
             logits, log_height, offset (Tensor): float (1, H, W), (1, H, W) and (2, H, W), of an
                 image, see :class:`CSPHead`.
-            image_size (tuple[int, int]): that boxes are clipped to.
+            image_size (tuple[int, int]): that boxes are clipped to, or to its last pixels.
 
         Returns:
             tuple[Tensor]: float32 (k,), scores in descending order; float32 (k, 4), boxes in pixels
@@ -170,13 +175,29 @@ class CSP(DenseDetector):
         )
         valid = (scores > self.score_thresh) & boxes.isfinite().all(dim=1)
         height, width = image_size
-        sides = zip(boxes.unbind(1), 2 * (width, height))
+        sides = zip(boxes.unbind(1), 2 * (width - self.last_pixel, height - self.last_pixel))
         return scores, torch.stack([side.clamp(0, most) for side, most in sides], dim=1), valid
+
+    def suppressed_boxes(self, boxes):
+        """
+        Args:
+            boxes (Tensor): float (k, 4), of :meth:`candidates`.
+
+        Returns:
+            Tensor: float (k, 4), the boxes whose overlap decides which are suppressed.
+        """
+        return torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1) if self.last_pixel else boxes
+
+    @property
+    def weight_settings(self):
+        """dict[str, bool]: see :func:`blockcopy_d2.networks.mapping.weight_settings`."""
+        return {"MODEL.BLOCKCOPY.CSP.LAST_PIXEL": self.last_pixel}
 
     def _detect(self, scores, boxes, valid, image_size):
         scores, boxes = scores[valid], boxes[valid]
         classes = torch.zeros_like(scores, dtype=torch.int64)
-        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
+        keep = batched_nms(self.suppressed_boxes(boxes), scores, classes, self.nms_thresh)
+        keep = keep[: self.max_detections]
         return Instances(
             image_size,
             pred_boxes=Boxes(boxes[keep]),

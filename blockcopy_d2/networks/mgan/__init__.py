@@ -1,6 +1,6 @@
 """MGAN, a pedestrian detector in two stages: ROI_HEADS.NAME "MGANROIHeads", on VGG-16."""
 
-from .checkpoint import CHECKPOINT
+from .checkpoint import CHECKPOINTS
 from .config import KEYS
 
-__all__ = ["CHECKPOINT", "KEYS"]
+__all__ = ["CHECKPOINTS", "KEYS"]

@@ -1,13 +1,17 @@
 """
-Pedestron's MGAN with VGG-16 (``configs/elephant/cityperson/mgan_vgg.py`` there).
+MGAN with VGG-16, of Pedestron (``configs/elephant/cityperson/mgan_vgg.py`` there) and of its
+authors' repository (``city_cfgs/mgan_50_65.py``). Names and shapes of both are the same, so nothing
+but their source tells which form of attention the weights are of.
 
-Boxes of that code base end on their last pixel and count one more than x2 - x1; ours end where
+Boxes of either code base end on their last pixel and count one more than x2 - x1; ours end where
 the next pixel starts. The numbers that the network predicts mean the same in both.
 """
 
+import dataclasses
+
 from ..mapping import Mapping
 
-__all__ = ["CHECKPOINT"]
+__all__ = ["CHECKPOINTS"]
 
 # The place of each convolution in torchvision's VGG-16; its fourth pool keeps its place there.
 _PLACES = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
@@ -17,9 +21,9 @@ _VGG_16 = {
     for number, place in enumerate(places, start=1)
 }
 
-CHECKPOINT = Mapping(
+_PEDESTRON = Mapping(
     source="Pedestron's MGAN",
-    config_file="CityPersons/mgan_VGG_16.yaml",
+    config_file="CityPersons/mgan_VGG_16_pedestron.yaml",
     names=(
         *(
             (rf"backbone\.{name}\.(\w+)", rf"backbone.features.{place}.\1")
@@ -41,4 +45,15 @@ CHECKPOINT = Mapping(
         (r"roi_heads\.box_predictor\.cls_score\.\w+", lambda x: x.roll(-1, dims=0)),
         (r"roi_heads\.box_predictor\.bbox_pred\.\w+", lambda x: x[4:]),
     ),
+    settings=(("MODEL.BLOCKCOPY.MGAN.ATTENDED", "convolved"),),
 )
+
+# Of May 2020 or later; before, it was as Pedestron's.
+_AUTHORS = dataclasses.replace(
+    _PEDESTRON,
+    source="the MGAN of its authors' repository (Leotju/MGAN)",
+    config_file="CityPersons/mgan_VGG_16.yaml",
+    settings=(("MODEL.BLOCKCOPY.MGAN.ATTENDED", "regions"),),
+)
+
+CHECKPOINTS = {"mgan": _PEDESTRON, "mgan_leotju": _AUTHORS}

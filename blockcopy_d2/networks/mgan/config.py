@@ -14,6 +14,10 @@ _VGG.STAGE_CHANNELS = list_of([64, 128, 256, 512, 512], channels(64), length=5)
 _VGG.NORM = choice("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "LN")
 
 _MGAN = SimpleNamespace()
+# The features that attention weighs: "regions", those of the regions, as in the paper of MGAN and
+# its authors' repository since May 2020; or "convolved", what attention's own convolutions make of
+# them, as in Pedestron. Weights fit one of the two
+_MGAN.ATTENDED = choice("regions", "convolved")
 # Weight of the loss that learns attention from what is visible of each pedestrian
 _MGAN.MASK_LOSS_WEIGHT = number(0.5)
 

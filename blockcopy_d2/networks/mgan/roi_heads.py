@@ -11,18 +11,26 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from torch import nn
 from torch.nn import functional as F
 
+from .config import KEYS
+
 __all__ = ["MGANROIHeads", "MaskAttention", "visible_masks"]
 
 
 class MaskAttention(nn.Module):
-    """Tells of every pixel of a region whether it shows the pedestrian (section 3.2 there)."""
+    """
+    Tells of every pixel of a region whether it shows the pedestrian (section 3.2 there), and weighs
+    features by that.
+    """
 
-    def __init__(self, channels):
+    def __init__(self, channels, attended="regions"):
         """
         Args:
             channels (int): C.
+            attended (str): the features that are weighed: "regions", those given, or "convolved",
+                those that the logits are predicted from.
         """
         super().__init__()
+        self.attended = KEYS["MGAN"].ATTENDED.check("attended", attended)
         self.conv1 = Conv2d(channels, channels, kernel_size=3, padding=1, activation=F.relu_)
         self.conv2 = Conv2d(channels, channels, kernel_size=3, padding=1, activation=F.relu_)
         self.predictor = nn.Conv2d(channels, 1, kernel_size=1)
@@ -40,7 +48,28 @@ class MaskAttention(nn.Module):
         Returns:
             Tensor: float (R, 1, P, P), logits.
         """
-        return self.predictor(self.conv2(self.conv1(x)))
+        return self.predictor(self._convolve(x))
+
+    def weigh(self, x):
+        """
+        Args:
+            x (Tensor): float (R, C, P, P).
+
+        Returns:
+            tuple[Tensor, Tensor]: float (R, C, P, P), features times the probability that their
+            pixel shows the pedestrian; float (R, 1, P, P), the logits of that.
+        """
+        convolved = self._convolve(x)
+        logits = self.predictor(convolved)
+        return (x if self.attended == "regions" else convolved) * logits.sigmoid(), logits
+
+    @property
+    def weight_settings(self):
+        """dict[str, str]: see :func:`blockcopy_d2.networks.mapping.weight_settings`."""
+        return {"MODEL.BLOCKCOPY.MGAN.ATTENDED": self.attended}
+
+    def _convolve(self, x):
+        return self.conv2(self.conv1(x))
 
 
 def visible_masks(regions, visible, size):
@@ -86,8 +115,9 @@ class MGANROIHeads(StandardROIHeads):
     def from_config(cls, cfg, input_shape):
         arguments = super().from_config(cfg, input_shape)
         channels = input_shape[arguments["box_in_features"][0]].channels
-        arguments["attention"] = MaskAttention(channels)
-        arguments["mask_loss_weight"] = cfg.MODEL.BLOCKCOPY.MGAN.MASK_LOSS_WEIGHT
+        options = cfg.MODEL.BLOCKCOPY.MGAN
+        arguments["attention"] = MaskAttention(channels, options.ATTENDED)
+        arguments["mask_loss_weight"] = options.MASK_LOSS_WEIGHT
         return arguments
 
     def _forward_box(self, features, proposals):
@@ -102,8 +132,8 @@ class MGANROIHeads(StandardROIHeads):
         """
         features = [features[name] for name in self.box_in_features]
         x = self.box_pooler(features, [p.proposal_boxes for p in proposals])
-        logits = self.attention(x)
-        predictions = self.box_predictor(self.box_head(x * logits.sigmoid()))
+        x, logits = self.attention.weigh(x)
+        predictions = self.box_predictor(self.box_head(x))
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)

@@ -1,7 +1,6 @@
-"""SwiftNet for Detectron2's SemanticSegmentor: a backbone and a head, of Detectron2's own keys."""
+"""SwiftNet for Detectron2's SemanticSegmentor: a backbone and a head."""
 
-from .checkpoint import CHECKPOINT
+from .checkpoint import CHECKPOINTS
+from .config import KEYS
 
-__all__ = ["CHECKPOINT", "KEYS"]
-
-KEYS = {}
+__all__ = ["CHECKPOINTS", "KEYS"]

@@ -2,7 +2,9 @@
 
 from detectron2.config import configurable
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
+from torch.nn import functional as F
 
 from .layers import SpatialPyramidPooling, UpsampleBlend
 
@@ -15,19 +17,29 @@ class SwiftNetBackbone(Backbone):
     The encoder and the decoder of SwiftNet (Orsic et al., "In Defense of Pre-Trained ImageNet
     Architectures for Real-Time Semantic Segmentation of Road-Driving Images", CVPR 2019), on
     Detectron2's ResNet. The skip connections are the features of the stages after their last
-    ReLU, as in the BlockCopy authors' release.
+    ReLU. (Before it, where its own authors' code takes them, they are the same: that ReLU is in
+    place in a ResNet-18, and in bottlenecks nothing is negative that it could change.)
     """
 
     @configurable
-    def __init__(self, *, bottom_up, in_features, out_channels, norm):
+    def __init__(self, *, bottom_up, in_features, out_channels, norm, relu_before_addition=False):
         """
         Args:
             bottom_up (Backbone): gives features at strides that double from one to the next.
             in_features (list[str]): of ``bottom_up``, from the finest to the coarsest.
             out_channels (int): of the decoder.
             norm (str or callable): of the decoder, see :func:`detectron2.layers.get_norm`.
+            relu_before_addition (bool): whether bottlenecks of ``bottom_up`` have a ReLU after
+                their last normalization, too.
         """
         super().__init__()
+        bottlenecks = [x for x in bottom_up.modules() if isinstance(x, BottleneckBlock)]
+        if relu_before_addition:
+            for bottleneck in bottlenecks:
+                bottleneck.conv3.activation = F.relu_
+        # See blockcopy_d2.networks.mapping.weight_settings
+        key = "MODEL.BLOCKCOPY.SWIFTNET.RELU_BEFORE_ADDITION"
+        self.weight_settings = {key: relu_before_addition} if bottlenecks else {}
         shapes = bottom_up.output_shape()
         *skips, coarsest = in_features
         self.bottom_up = bottom_up
@@ -50,6 +62,7 @@ class SwiftNetBackbone(Backbone):
             "in_features": cfg.MODEL.FPN.IN_FEATURES,
             "out_channels": cfg.MODEL.FPN.OUT_CHANNELS,
             "norm": cfg.MODEL.FPN.NORM,
+            "relu_before_addition": cfg.MODEL.BLOCKCOPY.SWIFTNET.RELU_BEFORE_ADDITION,
         }
 
     @property

@@ -146,17 +146,19 @@ class PublishedCSP(nn.Module):
                 boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
         scores, boxes = torch.tensor(scores), torch.tensor(boxes)
         scores, order = scores.topk(min(1000, len(scores)))
-        boxes = clamp(boxes[order], image.shape[1:], 0)
+        boxes = clamp(boxes[order], image.shape[1:], 1)
         boxes, scores = boxes[scores > 0.1], scores[scores > 0.1]
-        keep = suppress(boxes, 0.5, 0)[:100]
+        keep = suppress(boxes, 0.5, 1)[:100]
         return scores[keep], boxes[keep]
 
 
 class PublishedMGAN(nn.Module):
     SCALES = (4, 5.4, 7.2, 9.8, 13.2, 17.9, 24.2, 33, 44.1, 59.6, 80)
 
-    def __init__(self, channels=(8, 8, 16, 16, 16), fc=32):
+    def __init__(self, *, pedestron=True, channels=(8, 8, 16, 16, 16), fc=32):
+        """Its attention multiplies the features that it sees, or in Pedestron its own."""
         super().__init__()
+        self.pedestron = pedestron
         layers, in_channels = [], 3
         for out_channels, depth in zip(channels, (2, 2, 3, 3, 3)):
             for _ in range(depth):
@@ -222,7 +224,8 @@ class PublishedMGAN(nn.Module):
         mask = y
         for conv in self.mgan_head["convs"]:
             mask = F.relu(conv["conv"](mask))
-        y = (y * self.mgan_head["conv_logits"](mask).sigmoid()).flatten(1)
+        probability = self.mgan_head["conv_logits"](mask).sigmoid()
+        y = (probability * (mask if self.pedestron else y)).flatten(1)
         for fc in self.bbox_head["shared_fcs"]:
             y = F.relu(fc(y))
         scores = self.bbox_head["fc_cls"](y).softmax(dim=1)[:, 1]

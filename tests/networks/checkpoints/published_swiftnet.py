@@ -1,6 +1,7 @@
 """
-SwiftNet in plain PyTorch, written from its description. The modules are named so that the state
-dict is that of the public checkpoint.
+SwiftNet in plain PyTorch, written from its description, as the authors of BlockCopy have it and as
+its own authors do. The modules are named so that the state dicts are those of the public
+checkpoints.
 """
 
 import torch
@@ -32,8 +33,34 @@ class BasicBlock(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
+class OrsicBasicBlock(BasicBlock):
+    """Returns its output and what its last ReLU gets, which that ReLU overwrites."""
+
+    def forward(self, x):
+        if isinstance(x, tuple):
+            x, _ = x
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y = y + (x if self.downsample is None else self.downsample(x))
+        return F.relu_(y), y
+
+
+class OrsicBottleneck(Bottleneck):
+    """Returns its output and what its last ReLU gets; another one comes before the addition."""
+
+    def forward(self, x):
+        if isinstance(x, tuple):
+            x, _ = x
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = F.relu(self.bn3(self.conv3(y)))
+        y = y + (x if self.downsample is None else self.downsample(x))
+        return F.relu(y), y
+
+
 class Encoder(nn.Module):
     """The ResNet; returns the features of its four stages."""
+
+    basic_block, bottleneck = BasicBlock, Bottleneck
 
     def __init__(self, depth, stem, width, out_channels):
         super().__init__()
@@ -45,9 +72,9 @@ class Encoder(nn.Module):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
                 if depth == 18:
-                    layers.append(BasicBlock(in_channels, out_channels, stride))
+                    layers.append(self.basic_block(in_channels, out_channels, stride))
                 else:
-                    layers.append(Bottleneck(in_channels, width, out_channels, stride, 1))
+                    layers.append(self.bottleneck(in_channels, width, out_channels, stride, 1))
                 in_channels = out_channels
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
             self.channels.append(out_channels)
@@ -60,6 +87,15 @@ class Encoder(nn.Module):
             x = getattr(self, f"layer{stage}")(x)
             features.append(x)
         return features
+
+
+class OrsicEncoder(Encoder):
+    """Returns what the last ReLU of each stage gets."""
+
+    basic_block, bottleneck = OrsicBasicBlock, OrsicBottleneck
+
+    def forward(self, x):
+        return [before_relu for _, before_relu in super().forward(x)]
 
 
 def unit(in_channels, out_channels, kernel_size, bias=False):
@@ -79,9 +115,11 @@ def resize(x, size):
 class PublishedSwiftNet(nn.Module):
     """For images twice as wide as high: cells of 8x16, 4x8 and 2x4."""
 
+    encoder = Encoder
+
     def __init__(self, depth, *, stem, width, out_channels, features, num_classes=19):
         super().__init__()
-        self.backbone = Encoder(depth, stem, width, out_channels)
+        self.backbone = self.encoder(depth, stem, width, out_channels)
         *skips, last = self.backbone.channels
         level = features // 3
         pyramid = named(
@@ -98,16 +136,38 @@ class PublishedSwiftNet(nn.Module):
 
     def forward(self, image):
         """Logits (19, H, W) of an RGB image (3, H, W) from 0 to 255."""
-        x = ((image / 255 - MEAN) / STD)[None]
-        *skips, x = self.backbone(x)
-        pyramid = self.spp["spp"]
+        features = self.backbone(((image / 255 - MEAN) / STD)[None])
+        return resize(self.decode(features, self.spp["spp"], self.upsample), image.shape[-2:])[0]
+
+    def decode(self, features, pyramid, steps):
+        *skips, x = features
         x = run(pyramid["spp_bn"], x)
         maps = [x]
         for index, cells in enumerate([(8, 16), (4, 8), (2, 4)]):
             pooled = run(pyramid[f"spp{index}"], F.adaptive_avg_pool2d(x, cells))
             maps.append(resize(pooled, x.shape[-2:]))
         x = run(pyramid["spp_fuse"], torch.cat(maps, dim=1))
-        for step, skip in zip(self.upsample, reversed(skips), strict=True):
+        for step, skip in zip(steps, reversed(skips), strict=True):
             x = resize(x, skip.shape[-2:]) + run(step["bottleneck"], skip)
             x = run(step["blend_conv"], x)
-        return resize(run(self.logits, x), image.shape[-2:])[0]
+        return run(self.logits, x)
+
+
+class PublishedOrsicSwiftNet(PublishedSwiftNet):
+    """Of its own authors: all but the logits is in the backbone, and so is the normalization."""
+
+    encoder = OrsicEncoder
+
+    def __init__(self, *args, mean, std, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.backbone.spp, self.backbone.upsample = self.spp, self.upsample
+        del self.spp, self.upsample
+        self.backbone.register_buffer("img_mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.backbone.register_buffer("img_std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, image):
+        """Logits (19, H, W) of an RGB image (3, H, W) from 0 to 255."""
+        backbone = self.backbone
+        features = backbone((image[None] - backbone.img_mean) / backbone.img_std)
+        logits = self.decode(features, backbone.spp["spp"], backbone.upsample)
+        return resize(logits, image.shape[-2:])[0]

@@ -14,9 +14,13 @@ from blockcopy_d2.checkpoint_conversion import (
     convert_state_dict,
     load_public_state_dict,
 )
-from blockcopy_d2.resources import shipped_configs
-from tests.networks.checkpoints.published import PublishedCSP
+from blockcopy_d2.engine import load_config
+from blockcopy_d2.engine.checkpoint import SafeCheckpointer, WeightsCheckpointer
+from blockcopy_d2.resources import config_path, shipped_configs
+from tests.networks.checkpoints.published import PublishedCSP, PublishedMGAN
+from tests.networks.checkpoints.published_swiftnet import PublishedOrsicSwiftNet
 from tests.networks.csp.small import OPTS, small_csp
+from tests.networks.mgan import small as mgan
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -156,6 +160,53 @@ def test_from_file_to_file(tool, tmp_path):
     assert count == len(model.state_dict())
     weight = published.backbone.layer4[2].conv2.weight
     assert torch.equal(model.backbone.bottom_up.res5[2].conv2.weight, weight)
+
+
+@pytest.mark.parametrize("source, form", [("mgan", "convolved"), ("mgan_leotju", "regions")])
+def test_weights_know_the_config_keys_they_need(tool, tmp_path, source, form, caplog):
+    torch.save(PublishedMGAN(channels=(8, 8, 16, 16, 16)).state_dict(), tmp_path / "public.pth")
+    output = tmp_path / "ours.pth"
+    arguments = [source, str(tmp_path / "public.pth"), str(output), "--opts", *mgan.OPTS]
+    tool.main(tool.argument_parser().parse_args(arguments))
+    key = "MODEL.BLOCKCOPY.MGAN.ATTENDED"
+    assert torch.load(output, weights_only=True)["settings"] == {key: form}
+    other = {"convolved": "regions", "regions": "convolved"}[form]
+    model = mgan.small_mgan(key, form)
+    WeightsCheckpointer(model).load(str(output))
+    assert model.roi_heads.attention.attended == form
+    with pytest.raises(ValueError, match=f"{key} is {other}, not {form}. Add {key} {form}"):
+        WeightsCheckpointer(mgan.small_mgan(key, other)).load(str(output))
+    # To be trained on, they may become the other form.
+    SafeCheckpointer(mgan.small_mgan(key, other)).load(str(output))
+    assert f"{key} is {other}, not {form}" in caplog.text
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_the_config_of_a_source_has_the_keys_its_weights_need(name):
+    cfg = load_config(config_path(MAPPINGS[name].config_file), ["MODEL.DEVICE", "cpu"])
+    for key, value in MAPPINGS[name].settings:
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert node == value, key
+
+
+def test_a_checkpoint_of_another_source_is_told(tool, tmp_path):
+    widths = {"stem": 64, "width": 64, "out_channels": 64, "features": 16}
+    normalization = {"mean": [73.15, 82.90, 72.3], "std": [47.67, 48.49, 47.73]}
+    published = PublishedOrsicSwiftNet(18, **widths, **normalization)
+    public, output = tmp_path / "public.pt", tmp_path / "ours.pth"
+    torch.save(published.state_dict(), public)
+    files = [str(public), str(output), "--config-file", "Cityscapes/swiftnet_R_18.yaml"]
+    opts = ["--opts", "MODEL.FPN.OUT_CHANNELS", "16"]
+    with pytest.raises(ConversionError, match="It does fit swiftnet_orsic"):
+        tool.main(tool.argument_parser().parse_args(["swiftnet", *files, *opts]))
+    with pytest.raises(ConversionError, match="MODEL.PIXEL_MEAN"):
+        tool.main(tool.argument_parser().parse_args(["swiftnet_orsic", *files, *opts]))
+    assert not output.exists()
+    files = files[:2]
+    tool.main(tool.argument_parser().parse_args(["swiftnet_orsic", *files, *opts]))
+    assert output.exists()
 
 
 def test_a_checkpoint_of_another_network_writes_nothing(tool, tmp_path):

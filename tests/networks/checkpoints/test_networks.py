@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from blockcopy_d2.checkpoint_conversion import MAPPINGS, convert_state_dict
+from blockcopy_d2.modeling.fixed_shape import FrameSizes, StaticCSP
 from tests.networks.checkpoints.published import PublishedCSP, PublishedMGAN
 from tests.networks.csp.small import small_csp
 from tests.networks.mgan.small import small_mgan
@@ -41,14 +42,17 @@ def csp():
     return converted("csp", PublishedCSP(), small_csp())
 
 
-@pytest.fixture(scope="module")
-def mgan():
+@pytest.fixture(scope="module", params=["mgan", "mgan_leotju"])
+def mgan(request):
+    """Pedestron's MGAN and that of its authors' repository, each with the config of its mapping."""
     torch.manual_seed(0)
-    published = PublishedMGAN()
+    published = PublishedMGAN(pedestron=request.param == "mgan")
     options = ["MODEL.RPN.PRE_NMS_TOPK_TEST", "12000", "MODEL.RPN.POST_NMS_TOPK_TEST", "2000"]
-    published, model = converted("mgan", published, small_mgan(*options))
-    # Deltas as of a trained network: boxes stay in the image.
+    model = small_mgan(*options, config_file=MAPPINGS[request.param].config_file)
+    published, model = converted(request.param, published, model)
+    # Deltas as of a trained network: boxes stay in the image. Scores that differ from each other.
     with torch.no_grad():
+        published.bbox_head["fc_cls"].weight.mul_(10)
         published.rpn_head["rpn_reg"].weight.mul_(0.02)
         published.bbox_head["fc_reg"].weight.mul_(0.02)
     state = convert_state_dict(MAPPINGS["mgan"], published.state_dict(), model.state_dict())
@@ -77,6 +81,14 @@ def test_csp_detections(csp):
     nonempty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     assert len(instances) > 3
     assert_same(instances, scores[nonempty], boxes[nonempty])
+    size, heads = (96, 144), StaticCSP(model)
+    static = heads(*published.maps(x), FrameSizes(size, size, size, (1, 2), 32))
+    assert_same(static.to_instances()[0], scores[nonempty], boxes[nonempty])
+    # Without the config key they would be others.
+    model.last_pixel = False
+    other = model([{"image": x}])[0]["instances"]
+    model.last_pixel = True
+    assert other.pred_boxes.tensor[:, 3].max() == 96 > boxes[:, 3].max()
 
 
 @torch.no_grad()
@@ -103,3 +115,15 @@ def test_mgan_detections(mgan):
     assert len(instances) > 3
     # Where the next pixel starts, instead of on the last one.
     assert_same(instances, scores, boxes + torch.tensor([0.0, 0, 1, 1]))
+
+
+@torch.no_grad()
+def test_the_two_forms_of_mgan_are_two_networks(mgan):
+    published, model = mgan
+    x = image(96, 128)
+    published.pedestron = not published.pedestron
+    scores, _ = published.detect(x)
+    published.pedestron = not published.pedestron
+    found = model([{"image": x}])[0]["instances"].scores
+    count = min(len(scores), len(found))
+    assert (scores[:count] - found[:count]).abs().max() > 0.01

@@ -4,11 +4,20 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from blockcopy_d2.checkpoint_conversion import MAPPINGS, ConversionError, convert_state_dict
+from blockcopy_d2.checkpoint_conversion import (
+    MAPPINGS,
+    ConversionError,
+    check_normalization,
+    convert_state_dict,
+)
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.resources import config_path
-from tests.networks.checkpoints.published_swiftnet import PublishedSwiftNet
+from tests.networks.checkpoints.published_swiftnet import (
+    PublishedOrsicSwiftNet,
+    PublishedSwiftNet,
+)
 from tests.sparse.networks import randomize
+from tests.sparse.test_networks import check_model
 
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16"]
 BOTTLENECKS = [
@@ -42,6 +51,55 @@ def test_the_same_logits(depth):
     expected = published(image)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def build_orsic(depth, *opts):
+    torch.manual_seed(0)
+    options = [*OPTS, *(BOTTLENECKS if depth == 50 else []), *opts]
+    cfg = load_config(config_path(f"Cityscapes/swiftnet_R_{depth}_orsic.yaml"), options)
+    normalization = {"mean": cfg.MODEL.PIXEL_MEAN, "std": cfg.MODEL.PIXEL_STD}
+    published = PublishedOrsicSwiftNet(depth, features=16, **WIDTHS[depth], **normalization).eval()
+    randomize(published)
+    return published, build_model(cfg).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", WIDTHS)
+def test_the_same_logits_as_its_own_authors_code(depth):
+    published, model = build_orsic(depth)
+    mapping = MAPPINGS["swiftnet_orsic"]
+    state = convert_state_dict(mapping, published.state_dict(), model.state_dict())
+    check_normalization(mapping, published.state_dict(), model)
+    model.load_state_dict(state, strict=True)
+    image = torch.randint(0, 256, (3, 256, 512)).float()
+    found = model([{"image": image}])[0]["sem_seg"]
+    expected = published(image)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    # The other form of bottleneck is another network.
+    other = build_orsic(depth, "MODEL.BLOCKCOPY.SWIFTNET.RELU_BEFORE_ADDITION", "False")[1]
+    other.load_state_dict(state, strict=True)
+    difference = (other([{"image": image}])[0]["sem_seg"] - expected).abs().max()
+    assert (difference > 0.05) == (depth == 50)
+
+
+def test_a_relu_before_the_addition_matches_the_oracle():
+    _, model = build_orsic(50)
+    randomize(model)
+    check_model(model, (128, 256), 64)
+
+
+def test_another_normalization_is_refused():
+    published, model = build_orsic(18)
+    state = published.state_dict()
+    state["backbone.img_std"] = state["backbone.img_std"] + 1
+    with pytest.raises(
+        ConversionError, match=r"img_std.*MODEL.PIXEL_STD \"\[48.67, 49.49, 48.73\]\""
+    ):
+        check_normalization(MAPPINGS["swiftnet_orsic"], state, model)
+    del state["backbone.img_mean"]
+    with pytest.raises(ConversionError, match="it has no backbone.img_mean"):
+        check_normalization(MAPPINGS["swiftnet_orsic"], state, model)
 
 
 def test_keys_that_do_not_fit_are_listed():

@@ -57,11 +57,20 @@ def test_of_two_boxes_that_overlap_by_more_than_half_one_stays(model):
     assert len(detect(model, {(5, 12): (0.9, 40), (10, 12): (0.8, 40)})) == 2
 
 
-def test_boxes_end_at_the_border_of_the_image(model):
+@pytest.mark.parametrize("last_pixel, end", [(False, 60), (True, 59)])
+def test_boxes_end_at_the_border_of_the_image(last_pixel, end):
+    model = small_csp("MODEL.BLOCKCOPY.CSP.LAST_PIXEL", str(last_pixel))
     instances = detect(model, {(14, 12): (0.9, 80)})
-    expected = torch.tensor([[50 - 16.4, 18, 50 + 16.4, 60]])
+    expected = torch.tensor([[50 - 16.4, 18, 50 + 16.4, end]])
     torch.testing.assert_close(instances.pred_boxes.tensor, expected)
     assert instances.image_size == (60, 90)
+
+
+def test_boxes_that_end_on_their_last_pixel_overlap_more():
+    # 12 high and 4.92 wide, 4 apart: IoU 8 / 16; with the last pixel 9 / 17.
+    peaks = {(5, 12): (0.9, 12), (6, 12): (0.8, 12)}
+    assert len(detect(small_csp("MODEL.BLOCKCOPY.CSP.LAST_PIXEL", "False"), peaks)) == 2
+    assert len(detect(small_csp("MODEL.BLOCKCOPY.CSP.LAST_PIXEL", "True"), peaks)) == 1
 
 
 def test_only_the_candidates_of_highest_score_are_kept():

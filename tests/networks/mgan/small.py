@@ -20,9 +20,9 @@ OPTS = [
 ]  # fmt: skip
 
 
-def small_mgan(*opts):
+def small_mgan(*opts, config_file=CONFIG):
     """MGAN without BlockCopy, in eval mode, with weights and biases that are not trivial."""
-    model = build_model(base_config(load_config(config_path(CONFIG), [*OPTS, *opts]))).eval()
+    model = build_model(base_config(load_config(config_path(config_file), [*OPTS, *opts]))).eval()
     torch.manual_seed(0)
     randomize(model)
     return model
