@@ -18,10 +18,11 @@ from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .davis import load_davis, register_davis
 from .frame_mapper import FrameMapper
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
-from .pictures import as_frame, read_picture
+from .pictures import as_frame, as_picture, read_picture
 from .read_ahead import close_all, read_ahead
 from .registration import register_dataset
 from .sem_seg import build_sem_seg_train_mapper
+from .upload import SentPicture, Uploader
 from .video_files import VideoFormat, VideoFrames, open_frames
 from .visible_boxes import VisibleBoxMapper
 
@@ -32,10 +33,13 @@ __all__ = [
     "ClipSampler",
     "FrameMapper",
     "FrameReadError",
+    "SentPicture",
+    "Uploader",
     "VideoFormat",
     "VideoFrames",
     "VisibleBoxMapper",
     "as_frame",
+    "as_picture",
     "build_clip_loader",
     "build_sem_seg_train_mapper",
     "close_all",

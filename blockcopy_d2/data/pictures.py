@@ -1,11 +1,15 @@
 """Pictures of any depth as a model takes them: BGR, eight bits."""
 
 import numpy as np
+import torch
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-__all__ = ["as_frame", "from_pil", "read_picture"]
+__all__ = ["as_frame", "as_picture", "from_pil", "read_picture"]
+
+# DLPack's kDLCUDA and kDLCUDAManaged.
+_GPU = (2, 13)
 
 
 def read_picture(path, format="BGR"):
@@ -82,7 +86,7 @@ def as_frame(picture):
         kind = type(picture)
         raise TypeError(
             f"A frame is a {kind.__module__}.{kind.__qualname__}; expected a numpy array, uint8 of"
-            " shape (height, width, 3), in BGR, or a PIL picture."
+            " shape (height, width, 3), in BGR, or a PIL picture. Tensors are taken on a GPU."
         )
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise ValueError(
@@ -90,3 +94,40 @@ def as_frame(picture):
             " (height, width, 3), in BGR."
         )
     return picture
+
+
+def as_picture(picture):
+    """
+    As :func:`as_frame`, of pictures on a GPU as well, which stay there.
+
+    Args:
+        picture (ndarray, PIL.Image.Image or tensor): as of :func:`as_frame`; or what lies on a GPU
+            and speaks DLPack, uint8, (H, W, 3) or (3, H, W), BGR. (3, W, 3) has three rows.
+
+    Returns:
+        ndarray or Tensor: uint8, (H, W, 3), BGR; the same memory, but for PIL pictures.
+
+    Raises:
+        TypeError: something else, such as a tensor on the CPU.
+        ValueError: another shape or type of numbers.
+    """
+    if not _lies_on_gpu(picture):
+        return as_frame(picture)
+    if not isinstance(picture, torch.Tensor):
+        picture = torch.from_dlpack(picture)
+    shape = tuple(picture.shape)
+    if picture.dtype == torch.uint8 and len(shape) == 3 and picture.numel():
+        if shape[2] == 3:
+            return picture
+        if shape[0] == 3:
+            return picture.permute(1, 2, 0)
+    raise ValueError(
+        f"A frame on a GPU is {str(picture.dtype).removeprefix('torch.')} of shape {shape};"
+        " expected uint8 of shape (height, width, 3) or (3, height, width), in BGR."
+    )
+
+
+def _lies_on_gpu(picture):
+    if isinstance(picture, torch.Tensor):
+        return picture.is_cuda
+    return hasattr(picture, "__dlpack_device__") and picture.__dlpack_device__()[0] in _GPU

@@ -5,13 +5,14 @@ import os
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 from blockcopy_d2.config_key import number
 
 from .addresses import is_address, redact
 from .clips import FrameReadError
 from .image_folder import IMAGE_EXTENSIONS, ImageFolder
-from .pictures import as_frame
+from .pictures import as_picture
 from .read_ahead import call_aside
 from .video_decoding import DecodedVideo
 from .video_format import VideoFormat
@@ -127,8 +128,9 @@ def open_frames(source):
     """
     Args:
         source (str, PathLike, int or iterable): what :class:`VideoFrames` takes, the number of a
-            camera, or any iterable of BGR arrays or PIL pictures. Its frames are copied, one by
-            one, since it may use the memory of a frame for the next.
+            camera, or any iterable of BGR arrays, PIL pictures, or tensors on a GPU, see
+            :func:`as_picture`. Its frames are copied, one by one, where they are, since it may use
+            the memory of a frame for the next.
 
     Returns:
         VideoFrames or OwnFrames: an iterable of frames, uint8 (H, W, 3), BGR, that says whether it
@@ -159,7 +161,7 @@ class OwnFrames:
     def __init__(self, frames):
         """
         Args:
-            frames (iterable[ndarray or PIL.Image.Image]):
+            frames (iterable): of what :func:`as_picture` takes.
         """
         self._frames = frames
 
@@ -174,9 +176,16 @@ class OwnFrames:
         try:
             for frame in iterator:
                 # Its own memory before the iterator goes on and writes to the old one.
-                frame = np.array(as_frame(frame), order="C")
+                frame = _copy(as_picture(frame))
                 yield frame
                 del frame
         finally:
             if hasattr(iterator, "close"):
                 iterator.close()
+
+
+def _copy(picture):
+    if isinstance(picture, np.ndarray):
+        return np.array(picture, order="C")
+    # On the current stream, where the iterator works, too.
+    return picture.clone(memory_format=torch.contiguous_format)

@@ -16,7 +16,15 @@ from PIL import Image
 
 from blockcopy_d2.config import KEYS
 from blockcopy_d2.config_key import flag, number
-from blockcopy_d2.data import FrameMapper, as_frame, close_all, open_frames, read_ahead
+from blockcopy_d2.data import (
+    FrameMapper,
+    SentPicture,
+    Uploader,
+    as_picture,
+    close_all,
+    open_frames,
+    read_ahead,
+)
 from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch
 from blockcopy_d2.motion import FrameVectors
 
@@ -25,8 +33,10 @@ from .budget import FrameBudget
 
 __all__ = ["FrameMapper", "VideoPredictor"]
 
+# Uint8, (H, W, 3), BGR; a tensor lies on a GPU. So may what else speaks DLPack.
+Picture = np.ndarray | Image.Image | torch.Tensor
 # A file, a folder or an address, the number of a camera, or pictures.
-Source = str | os.PathLike | int | Iterable[np.ndarray | Image.Image]
+Source = str | os.PathLike | int | Iterable[Picture]
 
 
 class VideoPredictor:
@@ -80,6 +90,7 @@ class VideoPredictor:
         self._stream = model.init_state()
         # Of streams that have ended: their memory and graphs serve the next ones.
         self._unused = []
+        self._uploader = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode | DictConfig) -> dict[str, Any]:
@@ -154,27 +165,31 @@ class VideoPredictor:
         """bool: whether the motion is that of the video's codec, see :meth:`VideoFrames.read`."""
         return self.model.motion is not None and self.model.motion.reads_vectors
 
-    def __call__(
-        self, image: np.ndarray | Image.Image, vectors: FrameVectors | None = None
-    ) -> FrameResult:
+    def __call__(self, image: Picture, vectors: FrameVectors | None = None) -> FrameResult:
         """
-        Run the next frame of the video.
+        Run the next frame of the video. Its memory may be written to when the call returns; that
+        of a tensor by the current stream.
 
         Args:
-            image (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR.
+            image (ndarray, PIL.Image.Image or tensor): uint8, (H, W, 3), BGR. What lies on a GPU
+                and speaks DLPack stays there, and may be (3, H, W).
             vectors (FrameVectors or None): from the frame of the last call to this one, see
                 :meth:`VideoFrames.read`; looked at where ``reads_vectors``.
 
         Returns:
             FrameResult: reads as the output dict, in pixels of ``image``.
         """
-        return self._tick([as_frame(image)], [vectors], self._stream, self._policies[:1])[0]
+        picture = as_picture(image)
+        if isinstance(picture, np.ndarray):
+            picture = self._send(picture)
+        return self._tick([picture], [vectors], self._stream, self._policies[:1])[0]
 
     def stream(self, source: Source) -> Iterator[tuple[np.ndarray, FrameResult]]:
         """
-        Run a video from its first frame, decoded on a thread of its own, in constant memory. Any
-        number of streams may be open at once; they learn one policy. Closing one, or an interrupt,
-        waits at most a second for a source that is silent.
+        Run a video from its first frame, decoded on a thread of its own, in constant memory. Where
+        the model is on a GPU, the same thread sends the frames there, as they are, while the GPU
+        runs what came before. Any number of streams may be open at once; they learn one policy.
+        Closing one, or an interrupt, waits at most a second for a source that is silent.
 
         Of a camera, or an address that streams without an end, the newest frame is taken; what
         came while a frame was run is counted in the ``dropped`` of the next result. All frames of
@@ -182,11 +197,11 @@ class VideoPredictor:
 
         Args:
             source (str, PathLike, int or iterable): a file, a folder of frames, an address
-                (``rtsp://...``, ``http://...``), the number of a camera, or BGR arrays or PIL
-                pictures, which are copied as they come.
+                (``rtsp://...``, ``http://...``), the number of a camera, or pictures as of
+                :meth:`__call__`, which are copied as they come, where they are.
 
         Yields:
-            tuple[ndarray, FrameResult]: a frame and its result.
+            tuple[ndarray or Tensor, FrameResult]: a frame, uint8 (H, W, 3), BGR, and its result.
         """
         try:
             state = self._unused.pop()  # At once: another thread may want it.
@@ -237,12 +252,13 @@ class VideoPredictor:
         try:
             for source in sources:
                 frames = open_frames(source)
-                items = frames.read(vectors=self.reads_vectors)
+                items = self._sent(frames.read(vectors=self.reads_vectors))
                 readers.append(read_ahead(items, latest=frames.live))
             dropped = [0] * len(readers)
             while True:
                 items = [next(reader, (None, None, None)) for reader in readers]
                 images = [image for image, _, _ in items]
+                pictures = [picture for _, picture, _ in items]
                 if all(image is None for image in images):
                     return
                 missed = [reader.dropped - n for reader, n in zip(readers, dropped, strict=True)]
@@ -250,7 +266,8 @@ class VideoPredictor:
                 # Vectors lead to the frame before, which must not have been dropped.
                 vectors = [None if n else x for (_, _, x), n in zip(items, missed, strict=True)]
                 del items
-                results = self._tick(images, vectors, batch, policies)
+                results = self._tick(pictures, vectors, batch, policies)
+                del pictures
                 for n, result in enumerate(results):
                     if result is not None:
                         result.dropped = missed[n]
@@ -262,20 +279,50 @@ class VideoPredictor:
         finally:
             close_all(readers)
 
-    def _tick(self, images, vectors, batch, policies):
+    def _sent(self, items):
+        """Yields, on the thread that reads, what :meth:`VideoFrames.read` gave, on its way."""
+        with contextlib.closing(items):
+            for image, _, vectors in items:
+                yield image, self._send(image), vectors
+                # Not held while the next one is read.
+                del image, vectors
+
+    def _send(self, image):
+        """What :meth:`_map` takes of a frame, ndarray or Tensor, which is no longer needed then."""
+        if isinstance(image, torch.Tensor):
+            return SentPicture(image)
+        device = self.model.device
+        if not self._maps_tensors or device.type != "cuda":
+            return image
+        uploader = self._uploader
+        if uploader is None or uploader.device != device:
+            uploader = self._uploader = Uploader(device)
+        return uploader.send(image)
+
+    @property
+    def _maps_tensors(self):
+        # Of a mapper of the user's own nothing is known.
+        return getattr(self.mapper, "takes_tensors", False)
+
+    def _tick(self, pictures, vectors, batch, policies):
         # Frames of other threads must not come between a decision and what is learned of it.
         with self.model.lock:
-            return self._run_tick(images, vectors, batch, policies)
+            return self._run_tick(pictures, vectors, batch, policies)
 
-    def _map(self, image, vectors):
+    def _map(self, picture, vectors):
         """The model's input of a frame; None where there is none."""
-        if image is None:
+        if picture is None:
             return None
-        inputs = self.mapper(image)
+        if isinstance(picture, SentPicture):
+            picture = picture.take()
+        if isinstance(picture, torch.Tensor) and not self._maps_tensors:
+            picture = picture.cpu().numpy()
+        inputs = self.mapper(picture)
         if vectors is not None and self.reads_vectors:
-            if vectors.size != image.shape[:2]:
+            size = tuple(picture.shape[:2])
+            if vectors.size != size:
                 raise ValueError(
-                    f"Vectors of a frame of {vectors.size} pixels for one of {image.shape[:2]}:"
+                    f"Vectors of a frame of {vectors.size} pixels for one of {size}:"
                     " expected those of the frame as VideoFrames.read() gave it."
                 )
             inputs["motion_vectors"] = vectors.field(
@@ -283,9 +330,9 @@ class VideoPredictor:
             )
         return inputs
 
-    def _run_tick(self, images, vectors, batch, policies):
+    def _run_tick(self, pictures, vectors, batch, policies):
         start = self._clock()
-        inputs = [self._map(*frame) for frame in zip(images, vectors, strict=True)]
+        inputs = [self._map(*frame) for frame in zip(pictures, vectors, strict=True)]
         learners = [learner for _, learner in policies]
         results = self.model.step_batch(inputs, batch, learner=learners)
         for mapped, result in zip(inputs, results, strict=True):

@@ -10,7 +10,7 @@ from PIL import Image
 
 import blockcopy_d2
 from blockcopy_d2.config import base_config
-from blockcopy_d2.data import FrameReadError, VideoFrames
+from blockcopy_d2.data import FrameReadError, Uploader, VideoFrames, pictures
 from blockcopy_d2.engine import predictor as predictor_module
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
@@ -477,3 +477,79 @@ def test_streams_have_vectors_of_their_own(folder, panned_video):
     vectors = given[2]
     with pytest.raises(ValueError, match="Vectors of a frame of"):
         predictor(next(frames(1, (96, 160))), vectors)
+
+
+@pytest.fixture
+def tensors_lie_on_gpu(monkeypatch):
+    """Tensors of the CPU are taken as if it were a GPU."""
+    monkeypatch.setattr(pictures, "_lies_on_gpu", lambda x: isinstance(x, torch.Tensor))
+
+
+def scores_of(results):
+    return [result["instances"].scores for result in results]
+
+
+def assert_all_equal(found, expected):
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("planes", [False, True])
+def test_pictures_on_the_device_are_taken_as_they_are(folder, tensors_lie_on_gpu, planes):
+    def camera():
+        buffer = torch.empty((3, 96, 160) if planes else (96, 160, 3), dtype=torch.uint8)
+        for image in frames(5):
+            tensor = torch.from_numpy(image)
+            buffer.copy_(tensor.permute(2, 0, 1) if planes else tensor)
+            yield buffer
+
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    expected = list(predictor.stream(frames(5)))
+    found = list(predictor.stream(camera()))
+    assert_all_equal(*(scores_of(x for _, x in pairs) for pairs in (found, expected)))
+    for (tensor, result), (image, other) in zip(found, expected, strict=True):
+        assert isinstance(tensor, torch.Tensor) and np.array_equal(tensor.numpy(), image)
+        assert result["instances"].image_size == (96, 160) and result.scale == other.scale
+        assert torch.equal(result.grid.active, other.grid.active)
+    single = [predictor(buffer) for buffer in camera()]
+    assert_all_equal(scores_of(single), scores_of(x for _, x in expected))
+
+
+def test_a_mapper_of_arrays_gets_arrays(folder, tensors_lie_on_gpu):
+    built = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    seen = []
+
+    def mapper(image):
+        seen.append(type(image))
+        return built.mapper(image)
+
+    predictor = VideoPredictor(model=built.model, mapper=mapper)
+    tensors = [torch.from_numpy(image) for image in frames(2)]
+    found = scores_of(result for _, result in predictor.stream(tensors))
+    assert_all_equal(found, scores_of(result for _, result in built.stream(frames(2))))
+    assert seen == [np.ndarray] * 2
+
+
+def test_pictures_sent_ahead_are_those_of_the_host(folder, monkeypatch):
+    """As where the model is on a GPU, but for the memory."""
+    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
+    expected = scores_of(result for _, result in predictor.stream(frames(4)))
+    uploader, threads = Uploader(torch.device("cpu")), set()
+
+    def send(image):
+        threads.add(threading.current_thread().name)
+        return uploader.send(image)
+
+    monkeypatch.setattr(predictor, "_send", send)
+    pairs = list(predictor.stream(frames(4)))
+    assert threads == {"read-ahead"}
+    assert all(np.array_equal(x, y) for (x, _), y in zip(pairs, frames(4), strict=True))
+    assert_all_equal(scores_of(result for _, result in pairs), expected)
+
+
+def test_tensors_that_are_no_pictures_are_named(folder, tensors_lie_on_gpu):
+    predictor = build(folder)
+    for shape in ((96, 160), (96, 160, 4), (1, 96, 160), (0, 160, 3), (1, 3, 96, 160)):
+        with pytest.raises(ValueError, match=r"on a GPU is uint8 of shape .*\(3, height, width\)"):
+            predictor(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="is float32 of shape"):
+        next(predictor.stream([torch.zeros(96, 160, 3)]))

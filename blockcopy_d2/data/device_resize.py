@@ -1,0 +1,102 @@
+"""
+Pillow's bilinear resizing, by which Detectron2 resizes pictures, bit for bit on any device.
+
+Shape shorthand: H x W pixels of a picture, h x w those of what it becomes, K taps of a filter.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from PIL import Image
+
+__all__ = ["only_resize", "resize_picture", "resize_transforms"]
+
+# Pillow's weights of 8-bit pictures are whole numbers of so many bits.
+_BITS = 22
+
+
+def only_resize(augmentations):
+    """
+    Args:
+        augmentations (sequence[Augmentation]):
+
+    Returns:
+        bool: whether they do what :func:`resize_picture` does, whatever the picture shows.
+    """
+    return all(
+        type(augmentation) in (T.ResizeShortestEdge, T.Resize)
+        and augmentation.interp == Image.BILINEAR
+        for augmentation in augmentations
+    )
+
+
+def resize_transforms(augmentations, size):
+    """
+    Args:
+        augmentations (sequence[Augmentation]): that :func:`only_resize` is true for.
+        size (tuple[int, int]): H, W.
+
+    Returns:
+        TransformList: of a picture of that size, as the augmentations choose them.
+    """
+    transforms = []
+    for augmentation in augmentations:
+        # They look at its shape alone: it takes no memory.
+        picture = np.broadcast_to(np.uint8(0), (*size, 3))
+        transforms.append(augmentation.get_transform(picture))
+        if isinstance(transforms[-1], T.ResizeTransform):
+            size = transforms[-1].new_h, transforms[-1].new_w
+    return T.TransformList(transforms)
+
+
+def resize_picture(picture, size):
+    """
+    As ``PIL.Image.resize`` with its bilinear filter: along rows, then along columns, each rounded
+    to whole grey levels.
+
+    Args:
+        picture (Tensor): uint8 (C, H, W), of any strides.
+        size (tuple[int, int]): h, w.
+
+    Returns:
+        Tensor: uint8 (C, h, w).
+    """
+    for dim, extent in ((2, size[1]), (1, size[0])):
+        if picture.shape[dim] != extent:
+            picture = _resample(picture, extent, dim)
+    return picture
+
+
+def _resample(picture, extent, dim):
+    index, weights = _taps(picture.shape[dim], extent, picture.device)
+    shape = [1] * picture.dim()
+    shape[dim] = extent
+    total = 1 << (_BITS - 1)
+    for places, weight in zip(index, weights):
+        total = picture.index_select(dim, places) * weight.view(shape) + total
+    return (total >> _BITS).byte()
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(before, after, device):
+    """
+    As Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc``, in the same order of sums.
+
+    Returns:
+        tuple[Tensor, Tensor]: int32 (K, after) on the device, pixels and their weights.
+    """
+    scale = before / after
+    support = max(scale, 1.0)
+    centres = (np.arange(after) + 0.5) * scale
+    first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + support + 0.5).astype(np.int64), before)
+    taps = first + np.arange(int(np.ceil(support)) * 2 + 1)[:, None]
+    weights = np.maximum(1 - np.abs((taps - centres + 0.5) * (1 / support)), 0)
+    weights[taps >= last] = 0
+    weights /= functools.reduce(np.add, weights)
+    weights = (weights * (1 << _BITS) + 0.5).astype(np.int32)
+    used = weights.any(1)
+    taps = np.minimum(taps, before - 1).astype(np.int32)
+    return tuple(torch.from_numpy(x[used]).to(device) for x in (taps, weights))
