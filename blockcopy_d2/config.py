@@ -81,6 +81,17 @@ def _model_keys():
     # Side of a block as the policy sees it, in its own pixels. Its resolution is this over
     # BLOCK_SIZE; blocks of 64 at 16 cost what blocks of 128 at 32 do
     _C.POLICY.PIXELS_PER_BLOCK = choice(32, 16, 8)
+    # What LearnedPolicy sees: "frame", "previous_frame", "frame_state" (the pixels of each block
+    # when it was last executed), "output" and "grid" (of the last frame). With others than the
+    # default, frames are run operator by operator
+    _C.POLICY.INPUTS = list_of(
+        ["frame", "frame_state", "output", "grid"],
+        choice("frame", "previous_frame", "frame_state", "output", "grid"),
+        least=1,
+    )
+    # Layers of its ResNet. 20.3 GMACs with 20 and 34.1 with 32, of 1024 x 2048 pixels in clips of
+    # 20; the paper's "ResNet-20" has the 34.1
+    _C.POLICY.DEPTH = choice(8, 20, 32)
     # With several processes: learn one policy, from the mean gradient of all of them, instead of
     # one each
     _C.POLICY.SYNC = flag(False)

@@ -118,8 +118,8 @@ def channels(default):
     return whole(default, least=1, most=2**16)
 
 
-def list_of(default, element, *, length=None):
-    """A list; ``element`` is the key that each of its elements is like."""
+def list_of(default, element, *, length=None, least=0):
+    """A list of at least so many elements; ``element`` is the key that each of them is like."""
 
     def cast(value):
         if not isinstance(value, list | tuple):
@@ -128,9 +128,11 @@ def list_of(default, element, *, length=None):
         return None if any(x is None for x in typed) else typed
 
     def holds(value):
-        return all(map(element.holds, value)) and length in (None, len(value))
+        fits = len(value) >= least and length in (None, len(value))
+        return fits and all(map(element.holds, value))
 
-    count = "" if length is None else f"{length} elements, "
+    count = f"at least {least} elements, " if least else ""
+    count = count if length is None else f"{length} elements, "
     return Key(default, f"a list, {count}each of it {element.allowed}", cast, holds)
 
 

@@ -11,7 +11,7 @@ from blockcopy_d2.kernels import triton_runs_on
 
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
-from .network import PolicyNetwork
+from .network import INPUTS, PolicyNetwork
 from .observation import PIXELS_PER_BLOCK
 
 __all__ = ["LearnedPolicy"]
@@ -25,7 +25,6 @@ class LearnedPolicy(Policy):
     """
 
     learns = True
-    capturable = True
 
     @configurable
     def __init__(
@@ -34,6 +33,8 @@ class LearnedPolicy(Policy):
         num_classes,
         pixel_std=(1.0, 1.0, 1.0),
         pixels_per_block=PIXELS_PER_BLOCK,
+        inputs=INPUTS,
+        depth=8,
         seed=0,
     ):
         """
@@ -42,14 +43,20 @@ class LearnedPolicy(Policy):
             pixel_std (sequence[float]): of the task network's input normalization, see
                 :class:`PolicyNetwork`.
             pixels_per_block (int): side of a block in policy pixels.
+            inputs (sequence[str]): what it sees, see :class:`PolicyNetwork`, as the next.
+            depth (int): layers of the ResNet.
             seed (int): of the draws.
         """
         super().__init__()
-        check_arguments("MODEL.BLOCKCOPY.POLICY", pixels_per_block=pixels_per_block, seed=seed)
-        self.network = PolicyNetwork(
-            num_classes=num_classes, pixel_std=pixel_std, pixels_per_block=pixels_per_block
-        )
+        options = {"pixels_per_block": pixels_per_block, "inputs": list(inputs), "depth": depth}
+        check_arguments("MODEL.BLOCKCOPY.POLICY", **options, seed=seed)
+        self.network = PolicyNetwork(num_classes=num_classes, pixel_std=pixel_std, **options)
         self._uniform = SeededUniform(seed)
+
+    @property
+    def capturable(self):
+        """bool: the graph of a frame keeps what the paper's policy sees, and nothing else."""
+        return self.network.inputs == INPUTS
 
     @classmethod
     def from_config(cls, cfg, num_classes):
@@ -57,6 +64,8 @@ class LearnedPolicy(Policy):
             "num_classes": num_classes,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,
+            "inputs": cfg.MODEL.BLOCKCOPY.POLICY.INPUTS,
+            "depth": cfg.MODEL.BLOCKCOPY.POLICY.DEPTH,
             "seed": cfg.MODEL.BLOCKCOPY.POLICY.SEED,
         }
 

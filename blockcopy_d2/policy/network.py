@@ -21,7 +21,13 @@ from blockcopy_d2.kernels import triton_runs_on
 
 from .observation import PIXELS_PER_BLOCK
 
-__all__ = ["PolicyNetwork"]
+__all__ = ["INPUTS", "PolicyNetwork"]
+
+# The maps that the paper's policy sees, in the order in which they are stacked (eq. 2).
+INPUTS = ("frame", "frame_state", "output", "grid")
+# Those that it may see; the first three are pictures.
+_MAPS = ("frame", "previous_frame", "frame_state", "output", "grid")
+_PICTURES = _MAPS[:3]
 
 # By the side of a block in policy pixels; the ResNet has a stride of 4.
 _HEAD_STRIDES = {32: (2, 2, 2), 16: (2, 2, 1), 8: (2, 1, 1)}
@@ -48,16 +54,23 @@ class _FrameBatchNorm2d(nn.BatchNorm2d):
 
 class PolicyNetwork(nn.Module):
     """
-    A ResNet-8 and a fully convolutional head: f_pn of eq. 3, one logit per block.
+    A small ResNet and a fully convolutional head: f_pn of eq. 3, one logit per block.
 
-    The input stacks frame (3), frame state (3), previous output (K) and previous grid (1);
-    at K = 1 there are 605,377 parameters, and 6.9 GMACs at 256 x 512, that is for a frame of
-    1024 x 2048 and blocks of 128. Runs in channels_last and fp32, on CUDA in half precision where
-    no gradient is wanted, there as a few Triton kernels, which hooks of the layers do not notice.
+    The input stacks frame (3), frame state (3), previous output (K) and previous grid (1), unless
+    others are wanted. With a ResNet-8 and K = 1 there are 605,377 parameters, and 6.9 GMACs at
+    256 x 512, that is for a frame of 1024 x 2048 and blocks of 128. Runs in channels_last and fp32,
+    on CUDA in half precision where no gradient is wanted, there as a few Triton kernels, which
+    hooks of the layers do not notice.
     """
 
     def __init__(
-        self, *, num_classes, pixel_std=(1.0, 1.0, 1.0), pixels_per_block=PIXELS_PER_BLOCK
+        self,
+        *,
+        num_classes,
+        pixel_std=(1.0, 1.0, 1.0),
+        pixels_per_block=PIXELS_PER_BLOCK,
+        inputs=INPUTS,
+        depth=8,
     ):
         """
         Args:
@@ -68,16 +81,23 @@ class PolicyNetwork(nn.Module):
                 variance.
             pixels_per_block (int): P, the total stride of the network: 32, or 16 or 8, where the
                 last one or two layers of the head keep their resolution.
+            inputs (sequence[str]): names of maps of an Observation, in any order.
+            depth (int): layers of the ResNet, 6 b + 2 for b blocks at each of three resolutions.
         """
         super().__init__()
         scale = torch.tensor(pixel_std, dtype=torch.float32) / _NATURAL_PIXEL_STD
         self.register_buffer("pixel_scale", scale.view(1, -1, 1, 1), persistent=False)
-        self.backbone = nn.Sequential(
-            _conv_norm_relu(2 * len(pixel_std) + num_classes + 1, 32),
-            BasicBlock(32, 32, stride=1, norm=_FrameBatchNorm2d),
-            BasicBlock(32, 64, stride=2, norm=_FrameBatchNorm2d),
-            BasicBlock(64, 128, stride=2, norm=_FrameBatchNorm2d),
-        )
+        self.inputs = tuple(name for name in _MAPS if name in inputs)
+        channels = dict.fromkeys(_PICTURES, len(pixel_std)) | {"output": num_classes, "grid": 1}
+        layers, width = [_conv_norm_relu(sum(channels[name] for name in self.inputs), 32)], 32
+        for out_channels, stride in ((32, 1), (64, 2), (128, 2)):
+            for block in range((depth - 2) // 6):
+                stride = 1 if block else stride
+                layers.append(
+                    BasicBlock(width, out_channels, stride=stride, norm=_FrameBatchNorm2d)
+                )
+                width = out_channels
+        self.backbone = nn.Sequential(*layers)
         strides = _HEAD_STRIDES[pixels_per_block]
         self.head = nn.Sequential(
             _conv_norm_relu(128, 128, stride=strides[0]),
@@ -100,7 +120,7 @@ class PolicyNetwork(nn.Module):
         """
         device = observation.frame.device
         half = device.type == "cuda" and not torch.is_grad_enabled()
-        if half and triton_runs_on(device):
+        if half and self._runs_fused_on(device):
             return self._fused_network()(observation)
         stacked = self._stack(observation)
         # Gradients of a reward are too small for half precision. Without any, a GPU spends its
@@ -113,9 +133,12 @@ class PolicyNetwork(nn.Module):
         """
         What :meth:`forward` gives where no gradient is wanted, wherever it is called.
         """
-        if triton_runs_on(observation.frame.device):
+        if self._runs_fused_on(observation.frame.device):
             return self._fused_network()(observation)
         return self(observation)
+
+    def _runs_fused_on(self, device):
+        return self.inputs == INPUTS and triton_runs_on(device)
 
     def _fused_network(self):
         from .fused import FusedNetwork
@@ -125,15 +148,13 @@ class PolicyNetwork(nn.Module):
         return self._fused
 
     def _stack(self, observation):
-        frame, frame_state = observation.frame, observation.frame_state
-        grid = F.interpolate(observation.grid, size=frame.shape[-2:], mode="nearest")
-        maps = [
-            frame * self.pixel_scale,
-            frame_state * self.pixel_scale,
-            observation.output,
-            grid,
-        ]
-        stacked = torch.cat([x.float() for x in maps], dim=1)
+        maps = {name: getattr(observation, name) for name in self.inputs}
+        for name in maps.keys() & _PICTURES:
+            maps[name] = maps[name] * self.pixel_scale
+        if "grid" in maps:
+            size = observation.frame.shape[-2:]
+            maps["grid"] = F.interpolate(observation.grid, size=size, mode="nearest")
+        stacked = torch.cat([x.float() for x in maps.values()], dim=1)
         return stacked.contiguous(memory_format=torch.channels_last)
 
 

@@ -47,6 +47,7 @@ class Observation:
             the streams differ.
         age (Tensor or None): int (N, GH, GW), frames since each block was executed, as of the
             previous frame; None where it is not known.
+        previous_frame (Tensor or None): float (N, 3, h, w), I_{t-1}; None where it is not known.
     """
 
     frame: Tensor
@@ -55,6 +56,7 @@ class Observation:
     grid: Tensor
     frame_index: int | Tensor
     age: Tensor | None = None
+    previous_frame: Tensor | None = None
 
     def split(self):
         """
@@ -64,8 +66,11 @@ class Observation:
         maps = (self.frame, self.frame_state, self.output, self.grid)
         index = self.frame_index
         index = index.split(1) if isinstance(index, Tensor) else [index] * len(self.frame)
-        age = [None] * len(self.frame) if self.age is None else self.age.split(1)
-        parts = zip(*(m.split(1) for m in maps), index, age, strict=True)
+        known = (
+            [None] * len(self.frame) if x is None else x.split(1)
+            for x in (self.age, self.previous_frame)
+        )
+        parts = zip(*(m.split(1) for m in maps), index, *known, strict=True)
         return [Observation(*part) for part in parts]
 
 

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.modeling import BlockCopyVideoModel, VideoStream
+from blockcopy_d2.policy import OnlineLearner
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
 from tests.sparse.networks import randomize
@@ -301,3 +302,19 @@ def test_streams_left_out_longest_are_forgotten():
     assert len(model.streams) == 2
     assert model.streams.get("a", 2).started and model.streams.get("c", 2).started
     assert not model.streams.get("b", 2).started
+
+
+def test_a_policy_of_other_inputs_sees_and_learns():
+    inputs = '["frame", "previous_frame", "output"]'
+    cfg = load_config(
+        config_path(NETWORKS["mask-rcnn"][0]), [*SMALL, "MODEL.BLOCKCOPY.POLICY.INPUTS", inputs]
+    )
+    model = build_model(cfg)
+    learner, stream = OnlineLearner(cfg, model.policy), model.init_state()
+    before = copy.deepcopy(model.policy.network.state_dict())
+    results = [model.step(frame, stream, learner=learner) for frame in frames(9)]
+    for last, result in zip(results, results[1:]):
+        assert torch.equal(result.observation.previous_frame, last.frame)
+    assert model.policy.network.backbone[0].weight.shape[1] == 3 + 3 + 4
+    after = model.policy.network.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)

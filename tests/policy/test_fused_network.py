@@ -100,6 +100,15 @@ def test_logits_are_those_of_the_layers(
     torch.testing.assert_close(logits, reference(network, seen), atol=TOLERANCE, rtol=0)
 
 
+def test_a_deeper_network():
+    network = PolicyNetwork(num_classes=1, pixels_per_block=8, depth=20)
+    shake(network)
+    network.to(DEVICE)
+    seen = observe((1, 2), 1, 8)
+    logits = fuse(network)(seen)
+    torch.testing.assert_close(logits, reference(network, seen), atol=TOLERANCE, rtol=0)
+
+
 def test_in_half_precision():
     network, seen = make(8, 16), observe((1, 2), 8, 16)
     logits = fuse(network, torch.float16)(seen)

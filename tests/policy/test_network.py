@@ -1,9 +1,12 @@
 import copy
+import itertools
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from fvcore.nn import FlopCountAnalysis
 
+from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config
 from blockcopy_d2.policy import LearnedPolicy, Observation, PolicyNetwork
 
 
@@ -31,14 +34,17 @@ class Stacked(torch.nn.Module):
         return self.head(self.backbone(x))
 
 
+def gmacs(network, channels):
+    """Per frame of 1024 x 2048 pixels in clips of 20, the first of which does not ask."""
+    flops = FlopCountAnalysis(Stacked(network), torch.zeros(1, channels, 256, 512))
+    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return flops.by_operator()["conv"] / 1e9 * 19 / 20
+
+
 def test_size_and_cost_are_the_papers():
     network = PolicyNetwork(num_classes=1)
     assert sum(p.numel() for p in network.parameters()) == 605_377
-    flops = FlopCountAnalysis(Stacked(network), torch.zeros(1, 8, 256, 512))
-    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    gmacs = flops.by_operator()["conv"] / 1e9
-    # Of the 20 frames of a clip, the first does not ask the policy.
-    assert round(gmacs * 19 / 20, 1) == 6.5
+    assert round(gmacs(network, channels=8), 1) == 6.5
 
 
 @pytest.mark.parametrize("num_classes", [1, 8, 19])
@@ -135,3 +141,52 @@ def test_autocast_leaves_the_policy_in_full_precision():
     policy = LearnedPolicy(num_classes=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert policy(observation()).logits.dtype == torch.float32
+
+
+# Table 2 of the paper has 34.1 for "ResNet-20".
+@pytest.mark.parametrize("depth, expected", [(8, 6.5), (20, 20.3), (32, 34.1)])
+def test_deeper_networks(depth, expected):
+    network = PolicyNetwork(num_classes=1, depth=depth)
+    assert round(gmacs(network, 8), 1) == expected
+    convolutions = [m for m in network.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    # Shortcuts are not counted, the classifier of such a ResNet is.
+    assert sum(m.kernel_size == (3, 3) for m in convolutions) + 1 == depth
+
+
+INPUTS = {
+    "frame": lambda seen: seen.frame / 58,
+    "previous_frame": lambda seen: seen.previous_frame / 58,
+    "frame_state": lambda seen: seen.frame_state / 58,
+    "output": lambda seen: seen.output,
+    "grid": lambda seen: seen.grid.repeat_interleave(32, 2).repeat_interleave(32, 3),
+}
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_the_inputs_are_those_that_are_named(count):
+    for names in itertools.combinations(INPUTS, count):
+        network = PolicyNetwork(num_classes=2, inputs=names[::-1])
+        seen = observation(streams=2)
+        seen.previous_frame = torch.randn_like(seen.frame)
+        stacked = torch.cat([INPUTS[name](seen) for name in names], dim=1)
+        torch.testing.assert_close(network._stack(seen), stacked)
+        logits = network.head(network.backbone(stacked))[:, 0]
+        torch.testing.assert_close(network(seen), logits)
+
+
+def test_inputs_by_config():
+    cfg = get_cfg()
+    add_blockcopy_config(cfg)
+    policy = cfg.MODEL.BLOCKCOPY.POLICY
+    assert LearnedPolicy(cfg, num_classes=2).capturable
+    policy.INPUTS, policy.DEPTH = ["grid", "previous_frame", "frame"], 20
+    learned = LearnedPolicy(cfg, num_classes=2)
+    assert learned.network.inputs == ("frame", "previous_frame", "grid")
+    assert not learned.capturable
+    for key, value in (("INPUTS", []), ("INPUTS", ["frame", "flow"]), ("DEPTH", 10)):
+        broken = cfg.clone()
+        broken.MODEL.BLOCKCOPY.POLICY[key] = value
+        with pytest.raises(ValueError, match="inputs is" if key == "INPUTS" else "depth is"):
+            LearnedPolicy(broken, num_classes=2)
+        with pytest.raises(ValueError, match=f"MODEL.BLOCKCOPY.POLICY.{key} is"):
+            check_blockcopy_config(broken)

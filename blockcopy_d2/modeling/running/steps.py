@@ -235,6 +235,7 @@ def _ask(model, frame, streams, learning):
         grid=history.active[:, None].float(),
         frame_index=history.frame_index,
         age=history.age,
+        previous_frame=history.frame,
     )
     observations = observation.split()
     if not isinstance(learning, list):
