@@ -95,8 +95,10 @@ def _model_keys():
     # With several processes: learn one policy, from the mean gradient of all of them, instead of
     # one each
     _C.POLICY.SYNC = flag(False)
-    # EveryKthFrame executes all blocks of every PERIOD-th frame
+    # EveryKthFrame executes all blocks of every PERIOD-th frame, from frame PHASE on, and of the
+    # first
     _C.POLICY.PERIOD = whole(2, least=1)
+    _C.POLICY.PHASE = whole(0, least=0)
     # MovedDifference weighs the difference of a block by 1 + AGE_WEIGHT x frames since it was
     # executed
     _C.POLICY.AGE_WEIGHT = number(0.05, most=100)

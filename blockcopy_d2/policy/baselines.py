@@ -157,28 +157,34 @@ class MovedDifference(FrameDifference):
 
 @POLICY_REGISTRY.register()
 class EveryKthFrame(Policy):
-    """Executes every block of each k-th frame of a stream and none between: a lower frame rate."""
+    """
+    Executes every block of each k-th frame of a stream and none between: a lower frame rate. The
+    first frame is executed in any case.
+    """
 
     capturable = True
 
     @configurable
-    def __init__(self, *, period):
+    def __init__(self, *, period, phase=0):
         """
         Args:
             period (int): k, at least 1.
+            phase (int): number of a frame that is executed.
         """
         super().__init__()
-        check_arguments("MODEL.BLOCKCOPY.POLICY", period=period)
-        self.period = period
+        check_arguments("MODEL.BLOCKCOPY.POLICY", period=period, phase=phase)
+        self.period, self.phase = period, phase
 
     @classmethod
     def from_config(cls, cfg, num_classes):
-        return {"period": cfg.MODEL.BLOCKCOPY.POLICY.PERIOD}
+        options = cfg.MODEL.BLOCKCOPY.POLICY
+        return {"period": options.PERIOD, "phase": options.PHASE}
 
     def forward(self, observation):
         grid = observation.grid[:, 0]
         index = torch.as_tensor(observation.frame_index, device=grid.device)
-        return Decision(active=(index % self.period == 0).view(-1, 1, 1).expand(grid.shape))
+        executed = (index - self.phase) % self.period == 0
+        return Decision(active=executed.view(-1, 1, 1).expand(grid.shape))
 
 
 def _same_everywhere(observation, execute):

@@ -62,6 +62,11 @@ def test_every_kth_frame():
     ran = [policy(observation(frame_index=i)).active.all().item() for i in range(7)]
     assert ran == [True, False, False, True, False, False, True]
     assert not policy(observation(frame_index=4)).active.any()
+    late = EveryKthFrame(period=3, phase=2)
+    ran = [late(observation(frame_index=i)).active.all().item() for i in range(7)]
+    assert ran == [False, False, True, False, False, True, False]
+    indices = observation(streams=3, frame_index=torch.tensor([1, 2, 5]))
+    assert late(indices).active.all(dim=(1, 2)).tolist() == [False, True, True]
 
 
 def test_moved_difference_prefers_what_was_not_executed_for_long():

@@ -155,11 +155,56 @@ def test_baselines_without_a_target(run, read):
     assert [row["method"] for row in (second, third, half)] == names
     assert learned["method"] == "blockcopy"
     # Two frames follow the first one, which all but half_resolution run whole.
-    assert second["executed_fraction"] == 0.5 and third["executed_fraction"] == 0
+    assert [row["executed_fraction"] for row in second["phases"]] == [0.5, 0.5]
+    assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
+    assert second["executed_fraction"] == 0.5
+    assert third["executed_fraction"] == pytest.approx(1 / 3)
     assert half["executed_fraction"] == 1 and half["gain_share"] is None
-    assert third["gmacs"] < second["gmacs"] < dense["gmacs"] and half["gmacs"] < dense["gmacs"]
+    # Frames that are skipped cost nothing, neither network nor heads.
+    assert second["gmacs"] == pytest.approx(2 / 3 * dense["gmacs"], rel=0.02)
+    costs = [row["gmacs"] / dense["gmacs"] for row in third["phases"]]
+    assert costs == pytest.approx([1 / 3, 2 / 3, 2 / 3], rel=0.02)
+    assert half["gmacs"] < dense["gmacs"]
+    for row in (second, third):
+        assert row["ms_median"] is None and row["ms_mean"] > 0
+        for key in ("AP", "gmacs", "ms_mean", "gain_share"):
+            values = [phase[key] for phase in row["phases"]]
+            assert row[key] == pytest.approx(sum(values) / len(values))
     for row in (second, third, half):
         assert set(row["ms_per_stage"]) == {"network", "heads"}
+
+
+def test_every_phase_of_a_lower_frame_rate_scores_another_frame(run, read, monkeypatch):
+    """The last of three frames has labels; what each method gives for it is a frame's number."""
+    from blockcopy_protocol.methods import Method
+
+    told, run_method = {}, Method.run
+
+    def spy(method, model, inputs):
+        result = run_method(method, model, inputs)
+        told.setdefault(method.name, []).append((inputs["frame_index"], id(result.output)))
+        return result
+
+    monkeypatch.setattr(Method, "run", spy)
+    rates = ["every_second_frame", "every_third_frame", "every_fourth_frame"]
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *rates)
+    executed = {}
+    for name, outputs in told.items():
+        first = {}
+        executed[name] = [first.setdefault(output, index) for index, output in outputs]
+    assert executed == {
+        "dense": [0, 1, 2],
+        "blockcopy 0.4": [0, 1, 2],
+        "every_second_frame from 0": [0, 0, 2],
+        "every_second_frame from 1": [0, 1, 1],
+        "every_third_frame from 0": [0, 0, 0],
+        "every_third_frame from 1": [0, 1, 1],
+        "every_third_frame from 2": [0, 0, 2],
+        "every_fourth_frame from 0": [0, 0, 0],
+        "every_fourth_frame from 1": [0, 1, 1],
+        "every_fourth_frame from 2": [0, 0, 2],
+        "every_fourth_frame from 3": [0, 0, 0],
+    }
 
 
 def test_moved_baselines(run, read):
@@ -171,7 +216,7 @@ def test_moved_baselines(run, read):
     assert all("motion" in row["ms_per_stage"] for row in rows)
     # The config names no estimator: what is copied stays in place elsewhere.
     assert "motion" not in dense["ms_per_stage"] and "motion" not in learned["ms_per_stage"]
-    assert third["executed_fraction"] == 0
+    assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
     assert difference["executed_fraction"] == ageless["executed_fraction"] > 0.2
     assert third["gmacs"] < difference["gmacs"] < dense["gmacs"]
 

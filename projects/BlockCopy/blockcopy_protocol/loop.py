@@ -62,17 +62,17 @@ class Measurement:
     executed: list = field(default_factory=list)
     gain_share: GainShare = field(default_factory=GainShare)
 
-    def add(self, run, dense_gain):
+    def add(self, run, frame, dense_gain):
         """
         Args:
             run (ModelRun): of one frame.
+            frame (Tensor): float (1, 3, h, w), finite, at the policy resolution of dense outputs.
             dense_gain (Tensor or None): information gain between this frame's dense output and
                 the last one's; None on a first frame.
         """
         seconds = run.seconds()
         self.meter.add(seconds, run.macs)
         self.milliseconds.append(1000 * sum(seconds.values()))
-        frame = run.result.frame.nan_to_num()
         if dense_gain is None:
             self.gain_share.start(frame)
         else:
@@ -116,11 +116,11 @@ class MeasurementHook(HookBase):
         if not runs:
             return
         dense = runs["dense"].result
-        gain = None
+        frame, gain = dense.frame.nan_to_num(), None
         if dense.previous_detections is not None:
             gain = self.trainer.model.information_gain(dense)
         for name, run in runs.items():
-            self._measurements[name].add(run, gain)
+            self._measurements[name].add(run, frame, gain)
 
 
 class PartialScoringHook(ScoringHook):

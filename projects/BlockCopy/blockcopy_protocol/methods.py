@@ -9,6 +9,7 @@ from blockcopy_d2.engine.loop import ModelRun
 from blockcopy_d2.modeling import StreamPool
 from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import OnlineLearner, build_policy
+from blockcopy_d2.sparse import BlockGrid
 
 __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
 
@@ -21,7 +22,8 @@ class Baseline:
     Attributes:
         policy (str): in POLICY_REGISTRY.
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
-        period (int): of EveryKthFrame.
+        period (int): k, where every k-th frame is executed. There is a method for each of the k
+            frames to begin with, and a row for their mean.
         scale (float): of the frames that the network gets.
         moved (bool): what is copied moves with the picture, by the config's estimator of motion, or
             by "auto" where it names none. Otherwise it stays in place.
@@ -40,16 +42,32 @@ class Baseline:
 BASELINES = {
     "random": Baseline("RandomBlocks", follows_target=True),
     "frame_difference": Baseline("FrameDifference", follows_target=True),
-    "every_second_frame": Baseline("EveryKthFrame", period=2),
-    "every_third_frame": Baseline("EveryKthFrame", period=3),
+    "every_second_frame": Baseline("AllBlocks", period=2),
+    "every_third_frame": Baseline("AllBlocks", period=3),
+    "every_fourth_frame": Baseline("AllBlocks", period=4),
+    "three_quarters_resolution": Baseline("AllBlocks", scale=0.75),
     "half_resolution": Baseline("AllBlocks", scale=0.5),
+    "quarter_resolution": Baseline("AllBlocks", scale=0.25),
     "moved_difference": Baseline("MovedDifference", follows_target=True, moved=True),
     "moved_difference_without_age": Baseline(
         "MovedDifference", follows_target=True, moved=True, aged=False
     ),
     "every_second_frame_moved": Baseline("EveryKthFrame", period=2, moved=True),
     "every_third_frame_moved": Baseline("EveryKthFrame", period=3, moved=True),
+    "every_fourth_frame_moved": Baseline("EveryKthFrame", period=4, moved=True),
 }
+
+
+@dataclass(frozen=True)
+class SkippedFrame:
+    """
+    Stands for the result of a frame that was not run.
+
+    Attributes:
+        grid (BlockGrid): without an executed block.
+    """
+
+    grid: BlockGrid
 
 
 class Method:
@@ -59,7 +77,17 @@ class Method:
     """
 
     def __init__(
-        self, kind, policy, *, target=None, learner=None, stages=None, scale=1.0, motion=None
+        self,
+        kind,
+        policy,
+        *,
+        target=None,
+        learner=None,
+        stages=None,
+        scale=1.0,
+        motion=None,
+        period=1,
+        phase=0,
     ):
         """
         Args:
@@ -71,6 +99,9 @@ class Method:
             scale (float): of the frames that the network gets. Outputs keep their size, and the
                 time of the resizing does not count.
             motion (MotionEstimator or None): what is copied moves by its fields.
+            period, phase (int): only every period-th frame is executed, from frame ``phase`` on,
+                and the first of a clip. Where nothing moves, the others are not run at all: their
+                output is the last one, for nothing.
         """
         self.kind = kind
         self.policy = policy
@@ -79,12 +110,20 @@ class Method:
         self._stages = stages
         self._scale = scale
         self._motion = motion
+        self._period, self._phase = period, phase
+        self._last = None
         self._streams = StreamPool(max_streams=1)
+
+    @property
+    def row(self):
+        """tuple: what methods have in common that share a row of the results."""
+        return self.kind, self.target
 
     @property
     def name(self):
         """str: unique among methods, such as "blockcopy 0.3"."""
-        return self.kind if self.target is None else f"{self.kind} {self.target:g}"
+        target = "" if self.target is None else f" {self.target:g}"
+        return self.kind + target + (f" from {self._phase}" if self._period > 1 else "")
 
     def warm_up(self, model, inputs):
         """Let what frames of this method need be captured or recorded, which is no cost of one."""
@@ -105,6 +144,8 @@ class Method:
         Returns:
             ModelRun:
         """
+        if self._is_skipped(inputs["frame_index"]):
+            return self._last
         model.policy, model.motion = self.policy, self._motion
         inputs = self._resize(inputs)
         stream = self._streams.get(inputs["video_id"], inputs["frame_index"])
@@ -112,7 +153,22 @@ class Method:
         seconds = run.seconds()
         if self._stages:
             seconds = {stage: seconds[stage] for stage in self._stages}
+        if self._period > 1:
+            grid = run.result.grid
+            layout = {"block_size": grid.block_size, "image_size": grid.image_size}
+            skipped = SkippedFrame(BlockGrid.empty(**layout, device=grid.active.device))
+            nothing = dict.fromkeys(seconds, 0.0)
+            self._last = ModelRun(run.output, macs=0, seconds=lambda: nothing, result=skipped)
         return replace(run, seconds=lambda: seconds)
+
+    @property
+    def skips(self):
+        """bool: whether frames are of two kinds, of which a median shows one."""
+        return self._period > 1
+
+    def _is_skipped(self, index):
+        off_beat = index > 0 and (index - self._phase) % self._period
+        return off_beat and self._motion is None
 
     def _resize(self, inputs):
         """A smaller image, each pixel an average of those it replaces."""
@@ -143,7 +199,8 @@ def build_methods(cfg, model, *, targets, baselines=()):
     chosen = {kind: BASELINES[kind] for kind in baselines}
     for kind, baseline in chosen.items():
         if not baseline.follows_target:
-            methods.append(_fixed_method(kind, baseline, cfg, model))
+            phases = range(baseline.period)
+            methods += [_fixed_method(kind, baseline, cfg, model, phase) for phase in phases]
     for target in targets:
         learned_cfg = _configure(cfg, cfg.MODEL.BLOCKCOPY.POLICY.NAME, target)
         methods.append(_learned_method(learned_cfg, model))
@@ -159,14 +216,15 @@ def build_methods(cfg, model, *, targets, baselines=()):
     return methods
 
 
-def _fixed_method(kind, baseline, cfg, model):
+def _fixed_method(kind, baseline, cfg, model, phase=0):
     """The network alone: it has no policy to prepare a frame for."""
     cfg = _configure(cfg, baseline.policy)
-    cfg.MODEL.BLOCKCOPY.POLICY.PERIOD = baseline.period
+    rate = {"period": baseline.period, "phase": phase}
+    cfg.MODEL.BLOCKCOPY.POLICY.PERIOD, cfg.MODEL.BLOCKCOPY.POLICY.PHASE = rate.values()
     policy = _build_policy(cfg, model)
     motion = _motion(baseline, cfg, model)
     stages = ("network", "heads") if motion is None else ("motion", "network", "heads")
-    return Method(kind, policy, stages=stages, scale=baseline.scale, motion=motion)
+    return Method(kind, policy, stages=stages, scale=baseline.scale, motion=motion, **rate)
 
 
 def _motion(baseline, cfg, model):

@@ -16,36 +16,42 @@ TITLES = {
     "random": "random blocks",
     "every_second_frame": "every 2nd frame",
     "every_third_frame": "every 3rd frame",
-    "half_resolution": "half resolution",
+    "every_fourth_frame": "every 4th frame",
+    "three_quarters_resolution": "3/4 resolution",
+    "half_resolution": "1/2 resolution",
+    "quarter_resolution": "1/4 resolution",
     "moved_difference": "moved difference",
     "moved_difference_without_age": "moved difference, no age",
     "every_second_frame_moved": "every 2nd frame, moved",
     "every_third_frame_moved": "every 3rd frame, moved",
+    "every_fourth_frame_moved": "every 4th frame, moved",
+}
+
+# Methods that are one curve, by what it is called.
+_RATES = ("every_second_frame", "every_third_frame", "every_fourth_frame")
+_CURVES = {
+    "dense": ("dense",),
+    "BlockCopy": ("blockcopy",),
+    "frame difference": ("frame_difference",),
+    "random blocks": ("random",),
+    "lower frame rate": _RATES,
+    "lower resolution": ("three_quarters_resolution", "half_resolution", "quarter_resolution"),
+    "moved difference": ("moved_difference",),
+    "moved difference, no age": ("moved_difference_without_age",),
+    "lower frame rate, moved": tuple(f"{kind}_moved" for kind in _RATES),
 }
 
 # Colours of Okabe and Ito, which also the colour-blind can tell apart.
 _STYLES = {
     "dense": {"color": "#000000", "marker": "*", "markersize": 13, "linestyle": "none"},
-    "blockcopy": {"color": "#0072B2", "marker": "o", "markersize": 7, "linewidth": 2.2},
-    "frame_difference": {"color": "#D55E00", "marker": "s", "markersize": 5.5},
-    "random": {"color": "#8C8C8C", "marker": "^", "markersize": 6},
-    "every_second_frame": {"color": "#009E73", "marker": "D", "markersize": 6, "linestyle": "none"},
-    "every_third_frame": {"color": "#009E73", "marker": "d", "markersize": 6, "linestyle": "none"},
-    "half_resolution": {"color": "#CC79A7", "marker": "v", "markersize": 7, "linestyle": "none"},
-    "moved_difference": {"color": "#E69F00", "marker": "s", "markersize": 5.5},
-    "moved_difference_without_age": {"color": "#E69F00", "marker": "x", "markersize": 6},
-    "every_second_frame_moved": {
-        "color": "#56B4E9",
-        "marker": "D",
-        "markersize": 6,
-        "linestyle": "none",
-    },
-    "every_third_frame_moved": {
-        "color": "#56B4E9",
-        "marker": "d",
-        "markersize": 6,
-        "linestyle": "none",
-    },
+    "BlockCopy": {"color": "#0072B2", "marker": "o", "markersize": 7, "linewidth": 2.2},
+    "frame difference": {"color": "#D55E00", "marker": "s", "markersize": 5.5},
+    "random blocks": {"color": "#8C8C8C", "marker": "^", "markersize": 6},
+    "lower frame rate": {"color": "#009E73", "marker": "D", "markersize": 6},
+    "lower resolution": {"color": "#CC79A7", "marker": "v", "markersize": 7},
+    "moved difference": {"color": "#E69F00", "marker": "s", "markersize": 5.5},
+    "moved difference, no age": {"color": "#E69F00", "marker": "x", "markersize": 6},
+    "lower frame rate, moved": {"color": "#56B4E9", "marker": "d", "markersize": 6},
 }
 
 
@@ -59,7 +65,8 @@ def quantity(number, noun):
 
 def plot_trade_off(results, metric, cost, label, path):
     """
-    Draw accuracy against a cost.
+    Draw accuracy against a cost. Methods that skip frames cost their mean where others cost their
+    median, which would be that of one kind of frame.
 
     Args:
         results (dict): of results.json. Rows without the metric or the cost are left out.
@@ -70,20 +77,20 @@ def plot_trade_off(results, metric, cost, label, path):
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for kind, style in _STYLES.items():
+    for title, kinds in _CURVES.items():
         points = sorted(
-            (row[cost], row[metric], row["target"])
+            (_cost(row, cost), row[metric], row["target"] or 0)
             for row in results["rows"]
-            if row["method"] == kind and None not in (row.get(cost), row.get(metric))
+            if row["method"] in kinds and None not in (_cost(row, cost), row.get(metric))
         )
         if not points:
             continue
         costs, accuracies, targets = zip(*points)
-        on_top = 3 if kind in ("dense", "blockcopy") else 2
-        axes.plot(costs, accuracies, label=TITLES[kind], zorder=on_top, **style)
-        if kind == "dense":
+        on_top, style = (3 if title in ("dense", "BlockCopy") else 2), _STYLES[title]
+        axes.plot(costs, accuracies, label=title, zorder=on_top, **style)
+        if title == "dense":
             axes.axhline(accuracies[0], color=style["color"], linestyle=":", linewidth=1, alpha=0.6)
-        for x, y, target in zip(costs, accuracies, targets) if kind == "blockcopy" else ():
+        for x, y, target in zip(costs, accuracies, targets) if title == "BlockCopy" else ():
             axes.annotate(
                 f"$\\tau$ = {target:g}",
                 (x, y),
@@ -108,3 +115,8 @@ def plot_trade_off(results, metric, cost, label, path):
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
+
+
+def _cost(row, cost):
+    mean = {"ms_median": "ms_mean"}.get(cost, cost)
+    return row.get(cost) if row.get(cost) is not None else row.get(mean)

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 
 import detectron2
 import numpy as np
@@ -35,7 +36,7 @@ class ResultsHook(HookBase):
         """
         Args:
             output_dir (str): where the files go.
-            methods (list[Method]): a row each.
+            methods (list[Method]): a row for those of the same kind and target.
             measurements (dict[str, Measurement]): by the name of the method.
             scoring (PartialScoringHook):
             description (dict): of :func:`describe_run`.
@@ -63,6 +64,12 @@ class ResultsHook(HookBase):
 
     def _write(self, complete):
         scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
+        rows = {}
+        for method in self._methods:
+            found = {**scores.get(method.name, {}), **self._measurements[method.name].summary()}
+            if method.skips and found:
+                found["ms_median"] = None
+            rows.setdefault(method.row, []).append(found)
         self.results = {
             **self._description,
             "complete": complete,
@@ -71,19 +78,33 @@ class ResultsHook(HookBase):
             "failed_clips": [str(error) for error in self.trainer.failures],
             "metrics": list(next(iter(scores.values()), {})),
             "rows": [
-                {
-                    "method": method.kind,
-                    "target": method.target,
-                    **scores.get(method.name, {}),
-                    **self._measurements[method.name].summary(),
-                }
-                for method in self._methods
+                {"method": kind, "target": target, **_mean(phases), **_phases(phases)}
+                for (kind, target), phases in rows.items()
             ],
         }
         # A run that ends while writing leaves the file of the clip before.
         path = os.path.join(self._output_dir, "results.json")
         with atomic_write(path) as temporary, open(temporary, "w") as f:
             json.dump(self.results, f, indent=2)
+
+
+def _mean(values):
+    """
+    Args:
+        values (list): numbers, or dicts of them or of dicts, all with the same keys; or None.
+
+    Returns:
+        Their mean, as one of them; None where any of them is.
+    """
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    return None if None in values else statistics.fmean(values)
+
+
+def _phases(rows):
+    """dict: what the methods of a row have each, where they are several."""
+    return {"phases": rows} if len(rows) > 1 else {}
 
 
 def describe_run(cfg, args):
