@@ -16,12 +16,10 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
 
 import cv2
 import torch
 from detectron2.modeling import build_model
-from tqdm import tqdm
 
 import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
@@ -40,6 +38,7 @@ from .measure import (
     SHARES,
     argument_parser,
     captured,
+    clip_by_clip,
     environment,
     interleaved,
     require_gpu,
@@ -75,7 +74,7 @@ def main():
         for share in SHARES:
             variants[str(share)] = lambda share=share: blockcopy.clip(share)
         variants["policy"] = lambda: own.clip(None)
-        times, counts = _clip_by_clip(variants, len(images), rounds=args.rounds)
+        times, counts = clip_by_clip(variants, len(images), rounds=args.rounds)
         stages = own.stages()
         # Last: the policy that is updated over and over is not the same afterwards.
         dense_parts = {"second_stage": dense.heads, "network": dense.network}
@@ -245,26 +244,6 @@ class Overruled(Policy):
         decision = self.policy(observation)
         active = torch.where(self.obeyed, decision.active, self.chosen)
         return Decision(active=active, logits=decision.logits)
-
-
-def _clip_by_clip(variants, num_frames, *, rounds):
-    """(quartiles in milliseconds per frame, mean number of detections), by variant."""
-    times, counts = {name: [] for name in variants}, {}
-    for round_ in tqdm(range(rounds + 2), desc="timing", unit="round"):
-        for name, clip in variants.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            count = clip()
-            torch.cuda.synchronize()
-            if round_ >= 2:
-                times[name].append(1000 * (time.perf_counter() - start) / num_frames)
-            counts[name] = count / num_frames
-    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
-    summary = {
-        name: dict(zip(("lower", "median", "upper"), (round(x, 4) for x in values), strict=True))
-        for name, values in quartiles.items()
-    }
-    return summary, counts
 
 
 def read_clip(folder, size=None, *, device="cuda"):

@@ -22,6 +22,7 @@ __all__ = [
     "SHARES",
     "argument_parser",
     "captured",
+    "clip_by_clip",
     "cpu_name",
     "environment",
     "interleaved",
@@ -162,6 +163,34 @@ def _host_time(clock, function, repeats):
     for _ in range(repeats):
         function()
     return 1000 * (clock() - start) / repeats
+
+
+def clip_by_clip(variants, num_frames, *, rounds, device="cuda"):
+    """
+    As :func:`interleaved`, of whole clips by the host's clock; the first two rounds do not count.
+
+    Args:
+        variants (dict[str, callable]): run a clip, and return its number of detections.
+        num_frames (int): of the clip.
+        rounds (int): measurements of each.
+        device (str or torch.device): that they run on.
+
+    Returns:
+        tuple[dict[str, dict], dict[str, float]]: quartiles in milliseconds per frame, and the mean
+        number of detections of a frame.
+    """
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    times, counts = {name: [] for name in variants}, {}
+    for round_ in tqdm(range(rounds + 2), desc="timing", unit="round"):
+        for name, clip in variants.items():
+            wait()
+            start = time.perf_counter()
+            count = clip()
+            wait()
+            if round_ >= 2:
+                times[name].append(1000 * (time.perf_counter() - start) / num_frames)
+            counts[name] = count / num_frames
+    return {name: _summary(values) for name, values in times.items()}, counts
 
 
 def captured(function, *, generators=()):
