@@ -41,7 +41,8 @@ def _model_keys():
     # tau of the paper: the wished fraction of executed blocks
     _C.TARGET = number(0.3, most=1)
     # What the policy sees of an output, and how two outputs differ: a name in TASK_REGISTRY
-    # (InstanceTask, SemanticTask, PanopticTask, ProposalTask), or "auto", by the model's structure
+    # (InstanceTask, SemanticTask, ReleasedSemanticTask, PanopticTask, ProposalTask), or "auto", by
+    # the model's structure
     _C.TASK = text("auto", allowed="the name of a task")
     # A frame of which more than this share has changed since the last one is another scene and
     # executes all blocks. 0: never
@@ -92,6 +93,11 @@ def _model_keys():
     # Layers of its ResNet. 20.3 GMACs with 20 and 34.1 with 32, of 1024 x 2048 pixels in clips of
     # 20; the paper's "ResNet-20" has the 34.1
     _C.POLICY.DEPTH = choice(8, 20, 32)
+    # As the authors' code, of LearnedPolicy: output and grid are shifted to [-0.5, 0.5]
+    _C.POLICY.CENTER_INPUTS = flag(False)
+    # The number of executed blocks is rounded up to a multiple of all / COUNT_STEPS, by others at
+    # random, which are learned from as if drawn; 16 in the authors' code. 0: it is not
+    _C.POLICY.COUNT_STEPS = whole(0, least=0)
     # With several processes: learn one policy, from the mean gradient of all of them, instead of
     # one each
     _C.POLICY.SYNC = flag(False)

@@ -36,6 +36,7 @@ from .tasks import (
     InstanceTask,
     PanopticTask,
     ProposalTask,
+    ReleasedSemanticTask,
     SemanticTask,
     Task,
     build_task,

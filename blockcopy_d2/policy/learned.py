@@ -35,6 +35,8 @@ class LearnedPolicy(Policy):
         pixels_per_block=PIXELS_PER_BLOCK,
         inputs=INPUTS,
         depth=8,
+        center_inputs=False,
+        count_steps=0,
         seed=0,
     ):
         """
@@ -43,13 +45,18 @@ class LearnedPolicy(Policy):
             pixel_std (sequence[float]): of the task network's input normalization, see
                 :class:`PolicyNetwork`.
             pixels_per_block (int): side of a block in policy pixels.
-            inputs (sequence[str]): what it sees, see :class:`PolicyNetwork`, as the next.
+            inputs (sequence[str]): what it sees, see :class:`PolicyNetwork`, as the next two.
             depth (int): layers of the ResNet.
+            center_inputs (bool): shift some of what it sees.
+            count_steps (int): steps in which the number of blocks may grow, see
+                :func:`round_up_count`; 0 for any number.
             seed (int): of the draws.
         """
         super().__init__()
         options = {"pixels_per_block": pixels_per_block, "inputs": list(inputs), "depth": depth}
-        check_arguments("MODEL.BLOCKCOPY.POLICY", **options, seed=seed)
+        options["center_inputs"] = center_inputs
+        check_arguments("MODEL.BLOCKCOPY.POLICY", **options, count_steps=count_steps, seed=seed)
+        self.count_steps = count_steps
         self.network = PolicyNetwork(num_classes=num_classes, pixel_std=pixel_std, **options)
         self._uniform = SeededUniform(seed)
 
@@ -66,6 +73,8 @@ class LearnedPolicy(Policy):
             "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,
             "inputs": cfg.MODEL.BLOCKCOPY.POLICY.INPUTS,
             "depth": cfg.MODEL.BLOCKCOPY.POLICY.DEPTH,
+            "center_inputs": cfg.MODEL.BLOCKCOPY.POLICY.CENTER_INPUTS,
+            "count_steps": cfg.MODEL.BLOCKCOPY.POLICY.COUNT_STEPS,
             "seed": cfg.MODEL.BLOCKCOPY.POLICY.SEED,
         }
 
@@ -86,7 +95,11 @@ class LearnedPolicy(Policy):
             # Drawn like any other frame, in half precision, whether or not gradients are wanted.
             odds = self.network.without_gradients(observation)
         uniform = self._uniform.draw(logits.shape, logits.device)
-        return Decision(active=draw(odds, uniform), logits=logits)
+        active = draw(odds, uniform)
+        if self.count_steps:
+            order = self._uniform.draw(logits.shape, logits.device)
+            active = round_up_count(active, order, self.count_steps)
+        return Decision(active=active, logits=logits)
 
 
 def draw(logits, uniform):
@@ -104,6 +117,25 @@ def draw(logits, uniform):
 
         return draw(logits, uniform)
     return draw_reference(logits, uniform)
+
+
+def round_up_count(active, order, steps):
+    """
+    As the authors' code, where few counts of blocks mean few shapes of tensors: more blocks, up to
+    the next multiple of GH GW / ``steps``, rounded down. No block stays no block.
+
+    Args:
+        active (Tensor): bool (N, GH, GW).
+        order (Tensor): float (N, GH, GW), within [0, 1); blocks of the smallest are added first.
+        steps (int): at least 1.
+
+    Returns:
+        Tensor: bool (N, GH, GW).
+    """
+    count, step = active.flatten(1).sum(1), max(1, active[0].numel() // steps)
+    missing = -count % step
+    place = order.masked_fill(active, 1).flatten(1).argsort(dim=1).argsort(dim=1)
+    return active | (place < missing[:, None]).view_as(active)
 
 
 def draw_reference(logits, uniform):

@@ -71,6 +71,7 @@ class PolicyNetwork(nn.Module):
         pixels_per_block=PIXELS_PER_BLOCK,
         inputs=INPUTS,
         depth=8,
+        center_inputs=False,
     ):
         """
         Args:
@@ -83,10 +84,12 @@ class PolicyNetwork(nn.Module):
                 last one or two layers of the head keep their resolution.
             inputs (sequence[str]): names of maps of an Observation, in any order.
             depth (int): layers of the ResNet, 6 b + 2 for b blocks at each of three resolutions.
+            center_inputs (bool): shift output and grid by -0.5, as the authors' code does.
         """
         super().__init__()
         scale = torch.tensor(pixel_std, dtype=torch.float32) / _NATURAL_PIXEL_STD
         self.register_buffer("pixel_scale", scale.view(1, -1, 1, 1), persistent=False)
+        self.center_inputs = center_inputs
         self.inputs = tuple(name for name in _MAPS if name in inputs)
         channels = dict.fromkeys(_PICTURES, len(pixel_std)) | {"output": num_classes, "grid": 1}
         layers, width = [_conv_norm_relu(sum(channels[name] for name in self.inputs), 32)], 32
@@ -138,7 +141,8 @@ class PolicyNetwork(nn.Module):
         return self(observation)
 
     def _runs_fused_on(self, device):
-        return self.inputs == INPUTS and triton_runs_on(device)
+        as_in_paper = self.inputs == INPUTS and not self.center_inputs
+        return as_in_paper and triton_runs_on(device)
 
     def _fused_network(self):
         from .fused import FusedNetwork
@@ -154,6 +158,8 @@ class PolicyNetwork(nn.Module):
         if "grid" in maps:
             size = observation.frame.shape[-2:]
             maps["grid"] = F.interpolate(observation.grid, size=size, mode="nearest")
+        for name in maps.keys() - _PICTURES if self.center_inputs else ():
+            maps[name] = maps[name] - 0.5
         stacked = torch.cat([x.float() for x in maps.values()], dim=1)
         return stacked.contiguous(memory_format=torch.channels_last)
 

@@ -8,6 +8,7 @@ from fvcore.nn import FlopCountAnalysis
 
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config
 from blockcopy_d2.policy import LearnedPolicy, Observation, PolicyNetwork
+from blockcopy_d2.policy.learned import round_up_count
 
 
 def observation(grid_shape=(2, 3), num_classes=2, streams=1, seed=0, scale=1.0):
@@ -172,6 +173,41 @@ def test_the_inputs_are_those_that_are_named(count):
         torch.testing.assert_close(network._stack(seen), stacked)
         logits = network.head(network.backbone(stacked))[:, 0]
         torch.testing.assert_close(network(seen), logits)
+
+
+def test_output_and_grid_may_be_centred():
+    seen = observation()
+    plain, centred = (PolicyNetwork(num_classes=2, center_inputs=x)._stack(seen) for x in (0, 1))
+    assert torch.equal(centred[:, :6], plain[:, :6])
+    torch.testing.assert_close(centred[:, 6:], plain[:, 6:] - 0.5)
+
+
+@pytest.mark.parametrize(
+    "total, steps, count, expected",
+    [(128, 16, 1, 8), (128, 16, 8, 8), (128, 16, 9, 16), (128, 16, 0, 0), (128, 16, 128, 128)]
+    + [(15, 4, 4, 6), (15, 4, 14, 15), (6, 16, 2, 2)],
+)
+def test_counts_are_rounded_up_by_other_blocks(total, steps, count, expected):
+    active, chosen = torch.zeros(3, 1, total, dtype=torch.bool), set()
+    for stream in active:
+        stream[0, torch.randperm(total)[:count]] = True
+    for _ in range(20):
+        more = round_up_count(active, torch.rand(active.shape), steps)
+        assert more.flatten(1).sum(1).tolist() == [expected] * 3
+        assert not (active & ~more).any()
+        chosen.add(tuple(more.flatten().tolist()))
+    assert (len(chosen) > 10) == (1 < expected < total and expected > count)
+
+
+def test_counts_of_a_policy_are_those_of_the_authors_code():
+    cfg = get_cfg()
+    add_blockcopy_config(cfg)
+    cfg.MODEL.BLOCKCOPY.POLICY.COUNT_STEPS = 16
+    cfg.MODEL.BLOCKCOPY.POLICY.CENTER_INPUTS = True
+    policy = LearnedPolicy(cfg, num_classes=2)
+    assert policy.network.center_inputs and policy.capturable
+    counts = [int(policy(observation((8, 8))).active.sum()) for _ in range(5)]
+    assert all(count % 4 == 0 for count in counts) and len(set(counts)) > 1
 
 
 def test_inputs_by_config():

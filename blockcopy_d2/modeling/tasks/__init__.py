@@ -5,6 +5,6 @@ from .build import build_task, infer_task
 from .instances import InstanceTask
 from .panoptic import PanopticTask
 from .proposals import ProposalTask, proposal_instances
-from .semantic import SemanticTask
+from .semantic import ReleasedSemanticTask, SemanticTask
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

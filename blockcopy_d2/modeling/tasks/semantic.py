@@ -12,7 +12,7 @@ from blockcopy_d2.policy import (
 
 from .base import TASK_REGISTRY, Task
 
-__all__ = ["SemanticTask"]
+__all__ = ["ReleasedSemanticTask", "SemanticTask"]
 
 
 @TASK_REGISTRY.register()
@@ -55,8 +55,12 @@ class SemanticTask(Task):
             resize_to_policy(x, grid_shape, self.pixels_per_block).float() for x in (logits, inside)
         )
         # Softmax comes last: it would take most of the time at the resolution of the output.
-        probabilities = (logits / inside.clamp_min(torch.finfo(torch.float32).eps)).softmax(dim=1)
-        return probabilities.masked_fill(inside == 0, 0)[0]
+        seen = self._represent(logits / inside.clamp_min(torch.finfo(torch.float32).eps))
+        return seen.masked_fill(inside == 0, 0)[0]
+
+    @staticmethod
+    def _represent(logits):
+        return logits.softmax(dim=1)
 
     def move(self, seen, motion):
         return motion.move_maps(seen[None])[0]
@@ -66,3 +70,21 @@ class SemanticTask(Task):
 
     def block_gain(self, current, previous, grid_shape):
         return block_information_gain(semantic_information_gain(current, previous), grid_shape)
+
+
+@TASK_REGISTRY.register()
+class ReleasedSemanticTask(SemanticTask):
+    """
+    Outputs with "sem_seg" as the authors' public code sees them: the policy gets the logits, and
+    the gain of a pixel is the divergence of the previous output from the current one, which is the
+    other direction, and the mean over classes in place of the sum.
+    """
+
+    @staticmethod
+    def _represent(logits):
+        return logits
+
+    def block_gain(self, current, previous, grid_shape):
+        current, previous = current.log_softmax(dim=0), previous.log_softmax(dim=0)
+        gain = (previous.exp() * (previous - current)).mean(dim=0)
+        return block_information_gain(gain, grid_shape)

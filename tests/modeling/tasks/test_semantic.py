@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from blockcopy_d2.modeling import SemanticTask
+from blockcopy_d2.modeling import ReleasedSemanticTask, SemanticTask
 
 K = 3
 
@@ -79,3 +80,27 @@ def test_outputs_certain_of_different_classes_gain_a_finite_amount():
     certain[0] = 1
     gain = SemanticTask(K).block_gain(certain, certain.flip(0), (1, 1))
     assert torch.isfinite(gain).all() and gain > 10
+
+
+def test_as_in_the_authors_code():
+    """The policy sees logits; the gain is what their call of kl_div gives, a mean over classes."""
+    task, (before, after) = ReleasedSemanticTask(K), torch.randn(2, K, 64, 128)
+    size = {"image_size": (64, 128), "canvas_size": (64, 128), "grid_shape": (1, 2)}
+    seen = [task.observe({"sem_seg": logits}, **size) for logits in (before, after)]
+    pooled = [F.avg_pool2d(logits, 2) for logits in (before, after)]
+    torch.testing.assert_close(task.paint(seen[1]), pooled[1])
+    log_previous, log_current = (x.log_softmax(0) for x in pooled)
+    gain = F.kl_div(log_current, log_previous, reduction="none", log_target=True).mean(0)
+    expected = gain.unflatten(1, (2, 32)).amax(dim=(0, 2))[None]
+    torch.testing.assert_close(task.block_gain(seen[1], seen[0], (1, 2)), expected)
+    assert not torch.allclose(task.block_gain(seen[0], seen[1], (1, 2)), expected)
+
+
+def test_padding_of_the_authors_form_has_no_gain():
+    task = ReleasedSemanticTask(K)
+    size = {"image_size": (50, 100), "canvas_size": (64, 128), "grid_shape": (1, 2)}
+    seen = [task.observe({"sem_seg": torch.randn(K, 50, 100)}, **size) for _ in range(2)]
+    assert not seen[0][:, 25:].any()
+    for x in seen:
+        x[:, :25] = 0
+    assert not task.block_gain(*seen, (1, 2)).any()
