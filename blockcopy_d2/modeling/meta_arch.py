@@ -39,7 +39,7 @@ from .running import (
     learn,
     run_frame,
 )
-from .running.steps import all_blocks, fill_slots, fit_to_size
+from .running.steps import check_first_frames, check_inputs, fit_to_size, given_blocks
 from .tasks import build_task
 
 __all__ = ["BlockCopyVideoModel"]
@@ -352,13 +352,15 @@ class BlockCopyVideoModel(ModuleProxy):
     @torch.no_grad()
     def _step_batch(self, inputs, streams, *, learning, grid):
         present = [x is not None for x in inputs]
-        inputs = fill_slots(inputs, streams)
+        image_size = check_inputs(inputs, streams)
         with self.lock:
             version = self.weights_version
             if streams.lost or streams.weights_version not in (None, version):
                 streams.lose()
             streams.weights_version, started = version, streams.started
-            fit_to_size(self, streams, tuple(inputs[0]["image"].shape[-2:]))
+            fit_to_size(self, streams, image_size)
+            if grid is not None and not streams.lost:
+                check_first_frames(grid, streams, present)
             options = {"present": present, "learning": learning}
             try:
                 results = self._run(inputs, streams, grid=grid, **options)
@@ -377,14 +379,13 @@ class BlockCopyVideoModel(ModuleProxy):
             return results
 
     def _run(self, inputs, streams, *, present, learning, grid):
-        if streams.lost and grid is not None:
-            grid = all_blocks(self, streams)
-        graph = FrameGraph.of(self, streams)
+        if grid is not None:
+            grid = given_blocks(self, grid, streams, present)
+        options = {"present": present, "learning": learning, "grid": grid}
+        graph = FrameGraph.of(self, streams, inputs)
         if graph is None:
-            return run_frame(self, inputs, streams, present=present, learning=learning, grid=grid)
-        if isinstance(learning, list):
-            (learning,) = learning
-        return [graph.step(self, inputs[0], streams, learning=learning, grid=grid)]
+            return run_frame(self, inputs, streams, **options)
+        return graph.step(self, inputs, streams, **options)
 
     @torch.inference_mode(False)
     @torch.no_grad()

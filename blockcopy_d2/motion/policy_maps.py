@@ -76,30 +76,32 @@ class PolicyMotion:
     def move_masks(self, masks):
         """
         Args:
-            masks (Tensor): bool (n, h, w), of a single stream.
+            masks (Tensor): bool (N, n, h, w), or (n, h, w) of a single stream.
 
         Returns:
-            Tensor: bool (n, h, w), of every pixel what the nearest pixel to its source was.
+            Tensor: bool, as ``masks``, of every pixel what the nearest pixel to its source was.
         """
         if triton_runs_on(masks.device):
             from .triton_policy_maps import move_masks_launch
 
             return move_masks_launch(masks.contiguous(), self._field, **self._layout)
         # Which copies single bytes much faster than index_select() does.
-        return masks.flatten(1).gather(1, self._sources.expand(len(masks), -1)).view(masks.shape)
+        flat = masks.reshape(len(self._field), -1, math.prod(self._size))
+        return flat.gather(2, self._sources[:, None].expand_as(flat)).view(masks.shape)
 
     def mean_vectors(self, masks):
         """
         Args:
-            masks (Tensor): bool (n, h, w), moved, of a single stream.
+            masks (Tensor): bool (N, n, h, w), or (n, h, w) of a single stream, moved.
 
         Returns:
-            Tensor: float (n, 2), the mean vector (dx, dy) of the pixels of each mask, in pixels of
-            the network's input; 0 for an empty one.
+            Tensor: float (N, n, 2) or (n, 2), the mean vector (dx, dy) of the pixels of each mask,
+            in pixels of the network's input; 0 for an empty one.
         """
-        vectors = self._shift[0].flatten(1) * self._layout["stride"]
-        flat = masks.flatten(1).float()
-        return flat @ vectors.T / flat.sum(dim=1, keepdim=True).clamp_min(1)
+        vectors = self._shift.flatten(2) * self._layout["stride"]
+        flat = masks.reshape(len(self._field), -1, math.prod(self._size)).float()
+        means = flat @ vectors.mT / flat.sum(dim=2, keepdim=True).clamp_min(1)
+        return means.view(*masks.shape[:-2], 2)
 
     @cached_property
     def _covering(self):
@@ -116,12 +118,12 @@ class PolicyMotion:
 
     @cached_property
     def _sources(self):
-        """int64 (hw,): the pixel nearest to the source of each."""
+        """int64 (N, hw): the pixel nearest to the source of each."""
         height, width = self._size
-        dx, dy = self._shift[0]
+        dx, dy = self._shift.unbind(1)
         rows = torch.arange(height, device=dy.device)[:, None] + (dy + 0.5).floor().long()
         columns = torch.arange(width, device=dx.device) + (dx + 0.5).floor().long()
-        return (rows.clamp_(0, height - 1) * width + columns.clamp_(0, width - 1)).flatten()
+        return (rows.clamp_(0, height - 1) * width + columns.clamp_(0, width - 1)).flatten(1)
 
     @cached_property
     def _pixels(self):

@@ -3,6 +3,7 @@ Information gain: how much of the output an executed frame changed (section 3.4 
 
 Shape shorthand in this module:
 
+    N: streams of a batch; detections of all of them, in as many slots each, are tensors (N, n, ...)
     n, m: detections of the current and of the previous frame
     GH, GW: rows and columns of the block grid
     P: side of a block in policy pixels
@@ -18,6 +19,7 @@ from functools import cached_property
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
+from torch.nn import functional as F
 
 from .observation import PIXELS_PER_BLOCK, paint_maximum
 
@@ -34,7 +36,8 @@ __all__ = [
 @dataclass
 class DetectionMasks:
     """
-    The detections of one frame of one stream.
+    The detections of one frame of one stream, or of N streams: all tensors then have a dimension
+    more in front.
 
     Attributes:
         masks (Tensor): bool (n, h, w), the pixels of each detection.
@@ -69,25 +72,25 @@ class DetectionMasks:
     @cached_property
     def areas(self):
         """Tensor: float (n,), pixels."""
-        return self._column_counts.sum(dim=(1, 2), dtype=torch.float32)
+        return self._column_counts.sum(dim=(-2, -1), dtype=torch.float32)
 
     @cached_property
     def touched_blocks(self):
         """Tensor: bool (n, GH, GW), the blocks that a detection has a pixel in."""
-        return self._column_counts.unflatten(2, (-1, self.pixels_per_block)).amax(dim=3) > 0
+        return self._column_counts.unflatten(-1, (-1, self.pixels_per_block)).amax(dim=-1) > 0
 
     @cached_property
     def _column_counts(self):
         # Within the rows of a block a count fits a byte, which is what makes this fast.
-        rows = self.masks.view(torch.uint8).unflatten(1, (-1, self.pixels_per_block))
-        return rows.sum(dim=2, dtype=torch.uint8)
+        rows = self.masks.view(torch.uint8).unflatten(-2, (-1, self.pixels_per_block))
+        return rows.sum(dim=-2, dtype=torch.uint8)
 
 
 def move_detections(detections, motion):
     """
     Args:
-        detections (DetectionMasks): n detections of a frame.
-        motion (PolicyMotion): from that frame of one stream to the next.
+        detections (DetectionMasks): n detections of a frame, of one stream or of N.
+        motion (PolicyMotion): from that frame of these streams to the next.
 
     Returns:
         DetectionMasks: of n detections. Pixels of masks move each by its own vector, and a box by
@@ -96,9 +99,9 @@ def move_detections(detections, motion):
     masks, boxes = motion.move_masks(detections.masks), detections.boxes
     if boxes is not None:
         # A vector leads from where a pixel is to where it was.
-        dx, dy = motion.mean_vectors(masks).unbind(1)
+        dx, dy = motion.mean_vectors(masks).unbind(-1)
         shift = [vector * scale for vector, scale in zip((dx, dy), detections.box_scale)]
-        boxes = boxes - torch.stack([*shift, *shift], dim=1)
+        boxes = boxes - torch.stack([*shift, *shift], dim=-1)
     return dataclasses.replace(detections, masks=masks, boxes=boxes)
 
 
@@ -126,21 +129,21 @@ def instance_block_gain(current, previous, grid_shape):
     gain of a block is the largest of the detections that touch it.
 
     Args:
-        current, previous (DetectionMasks): n and m detections.
+        current, previous (DetectionMasks): n and m detections, of one stream or of N.
         grid_shape (tuple[int, int]): GH, GW.
 
     Returns:
-        Tensor: float (GH, GW).
+        Tensor: float (GH, GW), or (N, GH, GW).
     """
-    touched = torch.cat([current.touched_blocks, previous.touched_blocks])
-    if touched.shape[1:] != tuple(grid_shape):
+    touched = torch.cat([current.touched_blocks, previous.touched_blocks], dim=-3)
+    if touched.shape[-2:] != tuple(grid_shape):
         raise ValueError(
-            f"The masks cover {tuple(touched.shape[1:])} blocks; the grid has {tuple(grid_shape)}."
+            f"The masks cover {tuple(touched.shape[-2:])} blocks; the grid has {tuple(grid_shape)}."
         )
-    weights = torch.cat(_detection_gains(current, previous))
-    if len(weights) == 0:
-        return weights.new_zeros(grid_shape)
-    return torch.where(touched, weights[:, None, None], 0.0).amax(dim=0)
+    weights = torch.cat(_detection_gains(current, previous), dim=-1)
+    if weights.shape[-1] == 0:
+        return weights.new_zeros(*weights.shape[:-1], *grid_shape)
+    return torch.where(touched, weights[..., None, None], 0.0).amax(dim=-3)
 
 
 def semantic_information_gain(current, previous):
@@ -149,14 +152,15 @@ def semantic_information_gain(current, previous):
     public code takes the opposite direction, and the mean over classes for the sum.)
 
     Args:
-        current, previous (Tensor): float (K, h, w), probabilities of the classes.
+        current, previous (Tensor): float (K, h, w), probabilities of the classes; or
+            (N, K, h, w).
 
     Returns:
-        Tensor: float (h, w).
+        Tensor: float (h, w), or (N, h, w).
     """
     least = torch.finfo(current.dtype).eps
     log_ratio = current.clamp_min(least).log() - previous.clamp_min(least).log()
-    return (current * log_ratio).sum(dim=0).clamp_min(0)
+    return (current * log_ratio).sum(dim=-3).clamp_min(0)
 
 
 def block_information_gain(gain, grid_shape):
@@ -164,14 +168,14 @@ def block_information_gain(gain, grid_shape):
     The largest gain of the pixels of a block, eq. 1.
 
     Args:
-        gain (Tensor): float (h, w).
+        gain (Tensor): float (h, w), or (N, h, w).
         grid_shape (tuple[int, int]): GH, GW.
 
     Returns:
-        Tensor: float (GH, GW).
+        Tensor: float (GH, GW), or (N, GH, GW).
     """
     rows, columns = grid_shape
-    return gain.unflatten(1, (columns, -1)).unflatten(0, (rows, -1)).amax(dim=(1, 3))
+    return gain.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1)).amax(dim=(-3, -1))
 
 
 def _detection_gains(current, previous):
@@ -179,46 +183,51 @@ def _detection_gains(current, previous):
     What Algorithm 1 assigns to the pixels of each detection.
 
     Returns:
-        tuple[Tensor, Tensor]: float (n,) and (m,).
+        tuple[Tensor, Tensor]: float (n,) and (m,), or (N, n) and (N, m).
     """
     overlap = _box_iou if current.boxes is not None else _mask_iou
-    same_class = current.classes[:, None] == previous.classes
+    same_class = current.classes[..., :, None] == previous.classes[..., None, :]
     iou = torch.where(same_class, overlap(current, previous), 0.0)
     # Column 0 is no detection at all: it wins where nothing overlaps.
-    best_iou, match = torch.cat([iou.new_zeros(len(current), 1), iou], dim=1).max(dim=1)
+    best_iou, match = F.pad(iou, (1, 0)).max(dim=-1)
     novelty = 1 - best_iou
     # A previous detection follows the most changed of those matched with it. One that nobody
     # matched is gone, and counts in full.
-    matched = match[:, None] == torch.arange(1, len(previous) + 1, device=match.device)
-    change = torch.where(matched, novelty[:, None], -1.0)
-    change = torch.cat([change, change.new_full((1, len(previous)), -1.0)]).amax(dim=0)
+    matched = match[..., None] == torch.arange(1, iou.shape[-1] + 1, device=match.device)
+    change = torch.where(matched, novelty[..., None], -1.0)
+    change = F.pad(change, (0, 0, 0, 1), value=-1.0).amax(dim=-2)
     change = torch.where(change < 0, 1.0, change)
     return novelty * current.scores, change * previous.scores
 
 
 def _box_iou(current, previous):
-    return pairwise_iou(Boxes(current.boxes), Boxes(previous.boxes))
+    function = torch.vmap(_pairwise_iou) if current.boxes.dim() > 2 else _pairwise_iou
+    return function(current.boxes, previous.boxes)
+
+
+def _pairwise_iou(boxes, others):
+    return pairwise_iou(Boxes(boxes), Boxes(others))
 
 
 def _mask_iou(current, previous):
     """
     Returns:
-        Tensor: float (n, m); 0 for a pair of empty masks.
+        Tensor: float (n, m), or (N, n, m); 0 for a pair of empty masks.
     """
-    intersection = _intersections(current.masks.flatten(1), previous.masks.flatten(1))
-    union = current.areas[:, None] + previous.areas - intersection
+    intersection = _intersections(current.masks.flatten(-2), previous.masks.flatten(-2))
+    union = current.areas[..., :, None] + previous.areas[..., None, :] - intersection
     return intersection / union.clamp_min(1)
 
 
 def _intersections(current, previous):
     """
     Args:
-        current, previous (Tensor): bool (n, hw) and (m, hw).
+        current, previous (Tensor): bool (n, hw) and (m, hw), or (N, n, hw) and (N, m, hw).
 
     Returns:
-        Tensor: float (n, m), number of pixels in common.
+        Tensor: float (n, m), or (N, n, m), number of pixels in common.
     """
-    if current.is_cuda:
+    if current.is_cuda or current.dim() > 2:
         return _count_in_half(current, previous)
     if len(current) and len(previous):
         # Pixels that one side leaves empty add nothing; dropping them, eight at a time, saves
@@ -237,8 +246,8 @@ def _count_in_half(current, previous):
     As :func:`_intersections`, on tensor cores: half precision counts up to 2048 exactly, so that
     the product is taken of as many pixels at a time.
     """
-    size = math.gcd(current.shape[1], 2048)
+    size = math.gcd(current.shape[-1], 2048)
     current, previous = (
-        masks.half().unflatten(1, (-1, size)).transpose(0, 1) for masks in (current, previous)
+        masks.half().unflatten(-1, (-1, size)).transpose(-3, -2) for masks in (current, previous)
     )
-    return torch.bmm(current, previous.mT).sum(dim=0, dtype=torch.float32)
+    return torch.matmul(current, previous.mT).sum(dim=-3, dtype=torch.float32)

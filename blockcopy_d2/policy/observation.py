@@ -173,13 +173,13 @@ def paint_output(masks, scores, classes, num_classes):
     Detections as one map per class: the highest score of the detections that cover a pixel.
 
     Args:
-        masks (Tensor): bool (n, h, w).
-        scores (Tensor): float (n,).
-        classes (Tensor): int64 (n,), in [0, K).
+        masks (Tensor): bool (n, h, w), or of N streams (N, n, h, w).
+        scores (Tensor): float (n,), or (N, n).
+        classes (Tensor): int64 (n,), or (N, n), in [0, K).
         num_classes (int): K.
 
     Returns:
-        Tensor: float (K, h, w), zero where there is no detection.
+        Tensor: float (K, h, w), or (N, K, h, w), zero where there is no detection.
     """
     return paint_maximum(masks, scores, classes, num_classes)
 
@@ -187,14 +187,14 @@ def paint_output(masks, scores, classes, num_classes):
 def paint_maximum(masks, values, channels, num_channels):
     """
     Args:
-        masks (Tensor): bool (n, h, w).
-        values (Tensor): non-negative float (n,).
-        channels (Tensor): int64 (n,), the map that each mask is painted on.
+        masks (Tensor): bool (n, h, w), or of N streams (N, n, h, w).
+        values (Tensor): non-negative float (n,), or (N, n).
+        channels (Tensor): int64 (n,), or (N, n), the map that each mask is painted on.
         num_channels (int):
 
     Returns:
-        Tensor: float (num_channels, h, w), the highest value of the masks that cover a pixel; NaN
-        if one of them is.
+        Tensor: float (num_channels, h, w), or (N, num_channels, h, w), the highest value of the
+        masks that cover a pixel; NaN if one of them is.
     """
     if triton_runs_on(masks.device):
         from .painting import paint_maximum_triton
@@ -205,6 +205,9 @@ def paint_maximum(masks, values, channels, num_channels):
 
 def paint_maximum_reference(masks, values, channels, num_channels):
     """As :func:`paint_maximum`, in plain PyTorch."""
+    if masks.dim() > 3:
+        streams = zip(masks, values, channels, strict=True)
+        return torch.stack([paint_maximum_reference(*one, num_channels) for one in streams])
     # Painting ranks instead of values moves a byte per pixel and mask instead of four.
     ranked, order = values.sort()
     dtype = torch.uint8 if len(values) < 256 else torch.int16

@@ -3,8 +3,9 @@ Painting masks on maps, on a GPU: needs Triton.
 
 Shape shorthand in this module:
 
-    n: masks
-    K: maps
+    N: streams
+    n: masks of a stream
+    K: maps of a stream
     h, w: policy resolution
 """
 
@@ -19,7 +20,11 @@ __all__ = ["paint_maximum_triton"]
 @triton.jit(do_not_specialize=["n"])
 def paint_kernel(masks_ptr, values_ptr, channels_ptr, out_ptr, n, pixels, BLOCK: tl.constexpr):
     """A program paints BLOCK pixels of one map, and reads the masks of that map only."""
-    channel = tl.program_id(1)
+    channel, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    masks_ptr += stream * n * pixels
+    values_ptr += stream * n
+    channels_ptr += stream * n
+    out_ptr += stream * tl.num_programs(1) * pixels
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = pixel < pixels
     painted = tl.zeros((BLOCK,), tl.float32)
@@ -35,10 +40,10 @@ def paint_kernel(masks_ptr, values_ptr, channels_ptr, out_ptr, n, pixels, BLOCK:
 def paint_maximum_triton(masks, values, channels, num_channels):
     """As :func:`blockcopy_d2.policy.observation.paint_maximum`; masks of value 0 change nothing."""
     masks = masks.contiguous()
-    number, *size = masks.shape
-    out = torch.empty(num_channels, *size, dtype=torch.float32, device=masks.device)
-    pixels = out[0].numel()
+    *streams, number, height, width = masks.shape
+    size, pixels = (*streams, num_channels, height, width), height * width
+    out = torch.empty(size, dtype=torch.float32, device=masks.device)
     tensors = (masks.view(torch.uint8), values.float().contiguous(), channels.contiguous(), out)
-    grid = (triton.cdiv(pixels, 1024), num_channels)
+    grid = (triton.cdiv(pixels, 1024), num_channels, *(streams or [1]))
     paint_kernel[grid](*tensors, number, pixels, BLOCK=1024, num_warps=4)
     return out

@@ -8,6 +8,7 @@ class StaticHeads:
     A meta-architecture between its normalized input and its output, in two steps of fixed shapes:
     the modules that run in blocks, and what follows them. The host never waits, so that both can
     be part of a CUDA graph. There is a subclass for every meta-architecture that this is known of.
+    N images, those of a batch, take as many launches as one.
 
     Attributes:
         meta_architecture (type): what this class does the same as.
@@ -43,7 +44,7 @@ class StaticHeads:
     def network(self, images):
         """
         Args:
-            images (Tensor): (1, 3, H, W), normalized and padded.
+            images (Tensor): (N, 3, H, W), normalized and padded.
 
         Returns:
             tuple: outputs of the sparse modules.
@@ -56,6 +57,6 @@ class StaticHeads:
             inputs: outputs of :meth:`network`, then the FrameSizes.
 
         Returns:
-            StaticDetections or Tensor: as a Tensor, the output itself.
+            StaticDetections or Tensor: of N images; as a Tensor, the outputs themselves.
         """
         raise NotImplementedError

@@ -1,8 +1,10 @@
 """
 The detections of CSP in fixed shapes.
 
-Shape shorthand: H x W pixels of the feature map, D slots for detections.
+Shape shorthand: N images, H x W pixels of the feature map, D slots for detections.
 """
+
+import functools
 
 import torch
 
@@ -46,22 +48,22 @@ class StaticCSP(StaticHeads):
     def __call__(self, logits, log_height, offset, sizes):
         """
         Args:
-            logits, log_height, offset (Tensor): (1, 1, H, W), (1, 1, H, W) and (1, 2, H, W).
-            sizes (FrameSizes): of the frame.
+            logits, log_height, offset (Tensor): (N, 1, H, W), (N, 1, H, W) and (N, 2, H, W).
+            sizes (FrameSizes): of the frames.
 
         Returns:
-            StaticDetections: of one image.
+            StaticDetections: of N images.
         """
         model = self._model
-        prediction = logits[0], log_height[0], offset[0]
-        scores, boxes, valid = model.candidates(*prediction, sizes.image_size)
+        candidates = torch.vmap(functools.partial(model.candidates, image_size=sizes.image_size))
+        scores, boxes, valid = (x.contiguous() for x in candidates(logits, log_height, offset))
         scores = torch.where(valid, scores, NO_SCORE)
-        keep = nms(model.suppressed_boxes(boxes)[None], valid[None], model.nms_thresh)
+        keep = nms(model.suppressed_boxes(boxes), valid, model.nms_thresh)
         _, output_boxes, scores, classes, count = fill_slots(
             keep,
-            boxes[None],
-            scores[None],
-            torch.zeros_like(scores, dtype=torch.int64)[None],
+            boxes,
+            scores,
+            torch.zeros_like(scores, dtype=torch.int64),
             sizes.output_scale,
             sizes.output_size,
             model.max_detections,

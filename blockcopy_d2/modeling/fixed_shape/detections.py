@@ -65,12 +65,20 @@ class StaticDetections:
         Detectron2's results, in memory of their own. The host waits for the count here.
 
         Returns:
-            list[Instances]: n detections of each image, with "pred_boxes", "scores",
-            "pred_classes" and, for detectors with masks, "pred_masks", bool (n, H, W).
+            list[Instances]: as :meth:`instances_of`, of each image.
         """
-        return [self._instances(image, n) for image, n in enumerate(self.count.tolist())]
+        return [self.instances_of(image, n) for image, n in enumerate(self.count.tolist())]
 
-    def _instances(self, image, n):
+    def instances_of(self, image, n):
+        """
+        Args:
+            image (int):
+            n (int): its count.
+
+        Returns:
+            Instances: n detections, with "pred_boxes", "scores", "pred_classes" and, for detectors
+            with masks, "pred_masks", bool (n, H, W).
+        """
         instances = Instances(self.output_size)
         instances.pred_boxes = Boxes(self.boxes[image, :n].clone())
         instances.scores = self.scores[image, :n].clone()
@@ -88,6 +96,9 @@ class StaticDetections:
         """
         What the policy and the information gain see of an image. Empty slots stay: they change
         nothing.
+
+        Args:
+            image (int or slice): one image, or some of them as a batch.
 
         Returns:
             DetectionMasks: of D detections, in the memory of this object.

@@ -1,11 +1,11 @@
 """
 Semantic segmentation in fixed shapes, as it is anyway.
 
-Shape shorthand: K classes, H x W pixels of the network's input.
+Shape shorthand: N images, K classes, H x W pixels of the network's input.
 """
 
 from detectron2.modeling import SemanticSegmentor
-from detectron2.modeling.postprocessing import sem_seg_postprocess
+from torch.nn import functional as F
 
 from .base import StaticHeads
 
@@ -36,13 +36,16 @@ class StaticSegmentor(StaticHeads):
     def __call__(self, logits, sizes):
         """
         Args:
-            logits (Tensor): (1, K, H, W).
-            sizes (FrameSizes): of the frame.
+            logits (Tensor): (N, K, H, W).
+            sizes (FrameSizes): of the frames.
 
         Returns:
-            Tensor: (K, height, width), logits at the size of the output. Where that is the size of
-            the network's input, they are not copied.
+            Tensor: (N, K, height, width), logits at the size of the output, as Detectron2's
+            ``sem_seg_postprocess`` gives them of each. Where that is the size of the network's
+            input, they are not copied.
         """
         if sizes.output_size == sizes.image_size == sizes.canvas_size:
-            return logits[0]
-        return sem_seg_postprocess(logits[0], sizes.image_size, *sizes.output_size)
+            return logits
+        height, width = sizes.image_size
+        logits = logits[..., :height, :width]
+        return F.interpolate(logits, sizes.output_size, mode="bilinear", align_corners=False)

@@ -1,7 +1,11 @@
 """
 The step of a policy's learner as CUDA graphs.
 
-Shape shorthand: GH x GW blocks.
+Shape shorthand in this module:
+
+    N: streams of a batch
+    n: those of them that the policy decides for
+    GH, GW: rows and columns of the block grid
 """
 
 import torch
@@ -10,6 +14,9 @@ from torch.func import functional_call
 from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.policy import Decision
 
+from .batch_task import block_gains
+from .history import flags, select_stream
+
 __all__ = ["CapturedLearning"]
 
 # Steps before one is captured, in which libraries choose, compile and allocate.
@@ -17,16 +24,19 @@ _WARM_STEPS = 2
 
 
 class CapturedLearning:
-    """Teaches one policy the frames of one stream, from the memory of a :class:`FrameGraph`."""
+    """Teaches one policy the frames of its streams, from the memory of a :class:`FrameGraph`."""
 
-    def __init__(self, learner, policy, *, pool=None):
+    def __init__(self, learner, policy, slots=slice(None), present=None, *, pool=None):
         """
         Args:
             learner (OnlineLearner): alone with its policy.
             policy (Policy):
-            pool (tuple or None): of the stream's graphs; None on a device without any.
+            slots (slice): of the batch, n streams whose policy it is.
+            present (Tensor or None): bool (N,), the streams that have a frame; None: all.
+            pool (tuple or None): of the streams' graphs; None on a device without any.
         """
         self._learner, self._policy, self._pool = learner, policy, pool
+        self._slots, self._present = slots, present
         self._settings = _settings(learner)
         self._functions = {}
         self._gain = None
@@ -47,12 +57,12 @@ class CapturedLearning:
 
     def __call__(self, model, memory, timer):
         """
-        Learn from the latest frame, which the policy decided.
+        Learn from the latest frames, those that the policy decided.
 
         Args:
             model (BlockCopyVideoModel):
-            memory (StreamMemory): of the stream.
-            timer (StageTimer): of the frame.
+            memory (StreamMemory): of the batch.
+            timer (StageTimer): of the frames.
 
         Returns:
             dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
@@ -75,15 +85,24 @@ class CapturedLearning:
         return dict(zip(names, values.clone(), strict=True))
 
     def _find_gain(self, model, memory):
-        gain = model.task.block_gain(memory.seen, memory.last_seen, memory.history.active.shape[1:])
-        self._gain = gain[None].masked_fill(memory.broken | memory.cut, torch.nan)
+        slots, history = self._slots, memory.history
+        seen, last_seen = (select_stream(x, slots) for x in (memory.seen, memory.last_seen))
+        streams, *grid_shape = history.active[slots].shape
+        gain = block_gains(model.task, seen, last_seen, streams, tuple(grid_shape))
+        # Nobody decided a first frame; what the memory has of an absent stream is an older frame's.
+        left_out = memory.broken | memory.cut | (history.frame_index <= 1)
+        if self._present is not None:
+            left_out = left_out | ~self._present
+        self._gain = gain.masked_fill(flags(left_out[slots], gain), torch.nan)
 
     def _observe(self, memory, updates):
-        logits, leaves = memory.logits, None
+        slots, leaves = self._slots, None
+        logits = memory.logits[slots]
         if updates:
-            logits, leaves = _logits_to_learn_from(self._policy.network, memory.observation())
-        decision = Decision(active=memory.drawn, logits=logits)
-        executed = memory.history.active
+            observation = select_stream(memory.observation(), slots)
+            logits, leaves = _logits_to_learn_from(self._policy.network, observation)
+        decision = Decision(active=memory.drawn[slots], logits=logits)
+        executed = memory.history.active[slots]
         metrics = self._learner.learn(decision, self._gain, executed=executed, leaves=leaves)
         values = torch.stack([value.float() for value in metrics.values()])
         self._told[updates] = list(metrics), values
@@ -107,7 +126,7 @@ def _logits_to_learn_from(network, observation):
     that was kept; a capture must not depend on another stream.
 
     Returns:
-        tuple[Tensor, list[Tensor]]: float (1, GH, GW), and what stands for the parameters.
+        tuple[Tensor, list[Tensor]]: float (n, GH, GW), and what stands for the parameters.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in network.named_parameters()}
     with torch.enable_grad():

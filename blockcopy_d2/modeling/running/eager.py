@@ -20,8 +20,10 @@ from .steps import (
     all_blocks,
     at_policy_resolution,
     choose_blocks,
+    fill_slots,
     find_cuts,
     normalize,
+    policies_of,
     remember,
 )
 from .timing import StageTimer
@@ -33,7 +35,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     """
     Args:
         model (BlockCopyVideoModel):
-        inputs (list[dict]): N of Detectron2's input dicts, for streams of that size.
+        inputs (list[dict or None]): N of Detectron2's input dicts, for streams of that size.
         streams (StreamBatch): brought up to date by this call.
         present (list[bool]): the streams that do have a frame.
         learning, grid: as of :meth:`BlockCopyVideoModel.step_batch`.
@@ -42,6 +44,8 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
         list[FrameResult or None]: of every stream.
     """
     timer = StageTimer(model.device)
+    inputs, is_first = fill_slots(inputs), [count == 0 for count in streams.counts]
+    only = {"present": None if all(present) else present}
     with timer.stage("preprocess"):
         images = normalize(model, [x["image"] for x in inputs])
         frame = at_policy_resolution(model, images)
@@ -56,7 +60,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             features = motion_features(model, pictures, streams, codec=codec)
             # There are none where the model did without motion until now.
             if streams.started and history.motion_features is not None:
-                field = estimate_motion(model, frame, streams, features, cut, present=present)
+                field = estimate_motion(model, frame, streams, features, cut, **only)
                 streams.history = history = move_history(model, history, field)
     observations, decisions = [None] * len(inputs), [None] * len(inputs)
     if grid is not None:
@@ -64,12 +68,18 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     else:
         with timer.stage("policy"):
             if streams.started:
-                observations, decisions, grid = choose_blocks(
-                    model, frame, streams, cut, learning=learning, present=present
+                observation, decisions, grid = choose_blocks(
+                    model, frame, streams, cut, learning=learning, **only
                 )
+                observations = observation.split()
+                decisions = [one for decision in decisions for one in decision.split()]
             else:
                 grid = all_blocks(model, streams)
                 decisions = Decision(active=grid.active).split()
+            for n in range(len(inputs)):
+                if is_first[n]:
+                    # Whatever the policy of a batch says to its frame.
+                    observations[n], decisions[n] = None, Decision(active=grid.active[n : n + 1])
     if field is not None:
         with timer.stage("motion"):
             model.cache_mover(streams.features, grid, field)
@@ -82,13 +92,12 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     ):
         outputs = model.base(inputs)
     with timer.stage("observe"):
-        options = {"motion_features": features, "present": present}
-        remember(model, streams, frame, outputs, work.refreshed, **options)
+        remember(model, streams, frame, outputs, work.refreshed, motion_features=features, **only)
         streams.advance(present)
     last_seen = [None] * len(inputs) if history is None else history.outputs
-    broken = streams.broken if history is None else streams.broken | history.broken
+    broken = streams.broken.clone() if history is None else streams.broken | history.broken
     grids = _split(work.executed)
-    policies = streams.policies or [model.policy] * len(inputs)
+    policies = policies_of(model, streams)
     return [
         FrameResult(
             output=outputs[n],
@@ -103,10 +112,10 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             cut=cut[n],
             broken=broken[n],
             timer=timer,
-            is_first=last_seen[n] is None,
+            is_first=is_first[n],
             policy=policies[n],
             heads_macs=heads.macs,
-            field=None if field is None else field[n : n + 1],
+            field=None if field is None or is_first[n] else field[n : n + 1],
         )
         if present[n]
         else None

@@ -1,7 +1,11 @@
 """
 The stages of a frame as functions of tensors that stay where they are, captured as CUDA graphs.
 
-Shape shorthand: h x w policy resolution.
+Shape shorthand in this module:
+
+    N: streams of a batch
+    h, w: policy resolution
+    FH, FW: rows and columns of cells of the motion field
 """
 
 import functools
@@ -13,6 +17,7 @@ from blockcopy_d2.sparse import BlockGrid, block_sparse
 from blockcopy_d2.sparse.macs import count_macs
 
 from ..fixed_shape import StaticDetections
+from .history import flags
 from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
 from .steps import (
@@ -20,7 +25,7 @@ from .steps import (
     choose_blocks,
     find_cuts,
     normalize,
-    policy_of,
+    policies_of,
     remember,
 )
 
@@ -44,54 +49,60 @@ _WARM_CALLS = 2
 
 class FrameCapture:
     """
-    Frames of one kind, of one stream: of a size and type of image, with a policy that is asked or
-    blocks that are given. Until they are captured, the stages run as they are.
+    Frames of one kind, of all streams of a batch: of a size and type of image, with policies that
+    are asked or blocks that are given. Until they are captured, the stages run as they are.
 
     Attributes:
-        image (Tensor): (3, height, width), where a frame is put before it is run.
+        image (Tensor): (N, 3, height, width), where frames are put before they are run.
         sizes (FrameSizes): of the frames.
-        asks (bool): the policy, instead of executing the blocks that the memory gives.
-        frame (Tensor): float (1, 3, h, w), the latest one.
-        field (Tensor or None): float32 (1, 2, FH, FW), its motion; None on a stream's first frame,
-            and without motion.
-        decision (Decision or None): of the policy.
-        grid (BlockGrid): to execute on a stream's first frame, which has no memory yet.
+        asks (bool): the policies, instead of executing the blocks that the memory gives.
+        frame (Tensor): float (N, 3, h, w), the latest ones.
+        field (Tensor or None): float32 (N, 2, FH, FW), their motion; None before streams have a
+            memory, and without motion.
+        has_logits (list[bool]): of every streams, whether its policy draws from logits.
+        grid (BlockGrid): to execute before streams have a memory.
         programs, dense_module_macs, may_improve: of the :class:`SparseFrame` that ran last.
         result (StaticDetections or Tensor): of the StaticHeads.
-        macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "policy"
-            and "heads".
+        macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "heads" for
+            all streams.
+        policy_macs (list[int]): of the policy of every streams.
     """
 
-    def __init__(self, image, sizes, heads, *, asks, moves):
+    def __init__(self, image, present, sizes, heads, *, asks, moves):
         """
         Args:
-            image (Tensor): (3, height, width), where frames are put.
+            image (Tensor): (N, 3, height, width), where frames are put.
+            present (Tensor or None): bool (N,), the streams that have a frame, as they are when a
+                frame is run; None: all, always.
             sizes (FrameSizes):
             heads (StaticHeads): of the model.
             asks (bool):
             moves (bool): the model has motion.
         """
         self.image, self.sizes, self.asks = image, sizes, asks
-        self.frame = self.field = self.decision = self.grid = self.result = None
+        self.frame = self.field = self.grid = self.result = None
         self.programs, self.dense_module_macs, self.may_improve = [], [], False
-        self.macs = {"policy": 0}
+        self.has_logits, self.policy_macs = [False] * len(image), [0] * len(image)
+        self.macs = {}
+        self._present = present
         self._static_heads = heads
-        self._images = self._cut = self._observation = self._outputs = self._features = None
+        self._observation = self._decisions = None
+        self._normalized = self._cut = self._outputs = self._features = None
         self._left_out = () if asks else ("policy",)
         self._left_out += () if moves else ("motion", "move_caches")
         self._warming = False
         self._functions, self._clocks = {}, {}
 
-    def run(self, part, model, stream, memory, timer):
+    def run(self, part, model, streams, memory, timer):
         """
         Args:
             part (str): "infer" or "observe", one after the other.
             model (BlockCopyVideoModel):
-            stream (VideoStream): to bring up to date.
-            memory (StreamMemory or None): bound to the stream; None on its first frame.
+            streams (StreamBatch): to bring up to date.
+            memory (StreamMemory or None): bound to the streams; None on their first frame.
             timer (StageTimer): of the frame.
         """
-        on = (model, stream, memory)
+        on = (model, streams, memory)
         if part in self._functions:
             self._functions[part](functools.partial(self._run_on_the_clock, part, *on))
             marks = self._clocks[part].marks()
@@ -117,13 +128,13 @@ class FrameCapture:
             self._run_stage(stage, *on)
             clock.mark(index)
 
-    def capture(self, model, stream, memory, pool):
+    def capture(self, model, streams, memory, pool):
         """
-        Capture the frame in ``image``, and leave everything as if it had not been run. Does nothing
-        if that has been done, or where there are no CUDA graphs.
+        Capture the frames in ``image``, and leave everything as if they had not been run. Does
+        nothing if that has been done, or where there are no CUDA graphs.
 
         Args:
-            model, stream, memory: as of :meth:`run`.
+            model, streams, memory: as of :meth:`run`.
             pool (tuple): of ``torch.cuda.graph_pool_handle()``.
         """
         if self._functions or not self.image.is_cuda:
@@ -131,8 +142,9 @@ class FrameCapture:
         from blockcopy_d2.kernels.clock import DeviceClock
 
         device = self.image.device
-        # The policy is all that draws.
-        generators = policy_of(model, stream).generators(device) if self.asks else []
+        # Policies are all that draws. Those that streams share are one.
+        policies = dict.fromkeys(policies_of(model, streams)) if self.asks else ()
+        generators = [x for policy in policies for x in policy.generators(device)]
         history = memory.tensors()
         before = [x.clone() for x in history], [x.get_state() for x in generators]
         functions, parts = {}, {}
@@ -141,7 +153,7 @@ class FrameCapture:
             functions[name] = CapturedFunction(
                 generators=generators if name == "infer" else (), pool=pool
             )
-            parts[name] = functools.partial(self._run_on_the_clock, name, model, stream, memory)
+            parts[name] = functools.partial(self._run_on_the_clock, name, model, streams, memory)
         self._warming = True
         for _ in range(_WARM_CALLS):
             for name, part in parts.items():
@@ -154,80 +166,84 @@ class FrameCapture:
         for name, part in parts.items():
             functions[name].capture(part)
         self._functions = functions
-        memory.bind(stream)
+        memory.bind(streams)
 
-    def _preprocess(self, model, stream, memory):
-        self._images = normalize(model, [self.image])
-        frame = at_policy_resolution(model, self._images)
+    def _preprocess(self, model, streams, memory):
+        self._normalized = normalize(model, self.image)
+        frame = at_policy_resolution(model, self._normalized)
         if self.frame is None:
             # Results are read after other functions of the pool have run.
             self.frame = torch.empty_like(frame)
         self.frame.copy_(frame)
-
         if self.asks:
-            self._cut = find_cuts(model, self.frame, stream)
+            self._cut = find_cuts(model, self.frame, streams)
 
-    def _motion(self, model, stream, memory):
-        self._features = motion_features(model, [self.image], stream)
+    def _motion(self, model, streams, memory):
+        self._features = motion_features(model, self.image, streams)
         if memory is None:
             return
-        cut = self._cut if self.asks else find_cuts(model, self.frame, stream)
-        self.field = estimate_motion(model, self.frame, stream, self._features, cut)
-        stream.history = move_history(model, stream.history, self.field)
+        cut = self._cut if self.asks else find_cuts(model, self.frame, streams)
+        on = (model, self.frame, streams, self._features, cut)
+        self.field = estimate_motion(*on, present=self._present)
+        streams.history = move_history(model, streams.history, self.field)
 
-    def _policy(self, model, stream, memory):
-        (self._observation,), (self.decision,), self.grid = choose_blocks(
-            model, self.frame, stream, self._cut
+    def _policy(self, model, streams, memory):
+        self._observation, self._decisions, self.grid = choose_blocks(
+            model, self.frame, streams, self._cut, present=self._present
         )
-        policy = policy_of(model, stream)
-        self.macs["policy"] = policy.macs(self._observation)
+        draws = [decision.logits is not None for decision in self._decisions]
+        self.has_logits = draws * (len(self.image) // len(draws))
+        pairs = zip(policies_of(model, streams), self._observation.split(), strict=True)
+        self.policy_macs = [policy.macs(observation) for policy, observation in pairs]
 
-    def _move_caches(self, model, stream, memory):
+    def _move_caches(self, model, streams, memory):
         if memory is not None:
             field = torch.zeros_like(self.field) if self._warming else self.field
-            model.cache_mover(stream.features, self._executed(model, stream, memory), field)
+            model.cache_mover(streams.features, self._executed(model, streams, memory), field)
 
-    def _executed(self, model, stream, memory):
+    def _executed(self, model, streams, memory):
         """
-        BlockGrid: what runs; of the policy, of the memory, or of a stream's first frame. Nothing
-        runs, and no cache moves, while a frame is warmed up: caches stay those of the last one.
+        BlockGrid: what runs; of the policies, of the memory, or of the first frame. Nothing runs,
+        and no cache moves, while a frame is warmed up: caches stay those of the last one.
         """
-        layout = {"block_size": model.block_size, "image_size": stream.canvas_size}
+        layout = {"block_size": model.block_size, "image_size": streams.canvas_size}
         if memory is not None and not self.asks:
-            self.grid = BlockGrid(memory.given, **layout)
+            given, present = memory.given, self._present
+            given = given if present is None else given & flags(present, given)
+            self.grid = BlockGrid(given, **layout)
         if self._warming:
             return BlockGrid(torch.zeros_like(self.grid.active), **layout)
         return self.grid
 
-    def _network(self, model, stream, memory):
-        base, grid = model.base, self._executed(model, stream, memory)
+    def _network(self, model, streams, memory):
+        base, grid = model.base, self._executed(model, streams, memory)
         dtype = next(base.backbone.parameters()).dtype
         with (
             inference_autocast(model.device, model.amp),
-            block_sparse(base, grid, stream.features) as work,
+            block_sparse(base, grid, streams.features) as work,
         ):
-            self._outputs = self._static_heads.network(self._images.tensor.to(dtype))
+            self._outputs = self._static_heads.network(self._normalized.tensor.to(dtype))
         self.programs, self.dense_module_macs = work.programs, work.dense_module_macs
         self.may_improve = work.may_improve
 
-    def _heads(self, model, stream, memory):
+    def _heads(self, model, streams, memory):
         inputs = (*self._outputs, self.sizes)
         if "heads" not in self.macs:
             self.macs["heads"] = count_macs(lambda: self._static_heads(*inputs))
         self.result = self._static_heads(*inputs)
 
-    def _observe(self, model, stream, memory):
-        seen, before = self.result, stream.history
+    def _observe(self, model, streams, memory):
+        seen, before = self.result, streams.history
         if isinstance(seen, StaticDetections):
-            seen = seen.of_policy()
+            seen = seen.of_policy(slice(None))
         output = {self._static_heads.output_name: seen}
-        features = {"motion_features": self._features}
-        remember(model, stream, self.frame, [output], self.grid, **features)
+        options = {"motion_features": self._features, "present": self._present}
+        remember(model, streams, self.frame, output, self.grid, **options)
         if memory is not None:
             memory.store(
-                stream,
+                streams,
                 before,
                 cut=self._cut,
                 observation=self._observation,
-                decision=self.decision,
+                decisions=self._decisions,
             )

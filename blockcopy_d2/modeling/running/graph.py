@@ -1,10 +1,14 @@
 """
-The frames of a stream as CUDA graphs: image in, output and information gain out, the host only
+The frames of streams as CUDA graphs: images in, outputs and information gain out, the host only
 launches.
 
-Shape shorthand: h x w policy resolution.
+Shape shorthand in this module:
+
+    N: streams of a batch
+    h, w: policy resolution
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,53 +24,61 @@ from .frame_capture import FrameCapture
 from .memory import StreamMemory
 from .readout import Readout
 from .result import CapturedFrameResult
-from .steps import all_blocks, policy_of
+from .steps import all_blocks, policies_of
 from .timing import StageTimer
 
 __all__ = ["FrameGraph"]
 
-# Kinds of frames whose captures are kept; most streams have one or two.
+# Kinds of frames whose captures are kept; most batches have one or two.
 _MAX_CAPTURES = 4
 
 
 class FrameGraph:
     """
-    Runs the frames of one stream of a :class:`BlockCopyVideoModel` around a meta-architecture that
-    there are :class:`StaticHeads` for, with the same results as operator by operator.
-    Preprocessing, policy, sampling, the block-sparse network and what follows it (proposal
-    selection, RoI heads) are one CUDA graph, replayed whatever blocks are active; what is
-    remembered, the information gain and the learner's step are one each, behind what a result is
+    Runs the frames of a batch of N streams, or of a single one, of a :class:`BlockCopyVideoModel`
+    around a meta-architecture that there are :class:`StaticHeads` for, with the same results as
+    operator by operator. Preprocessing, policy, sampling, the block-sparse network and what follows
+    it (proposal selection, RoI heads) are one CUDA graph, replayed whatever blocks are active; what
+    is remembered, the information gain and the learner's step are one each, behind what a result is
     read from. The host waits only where it reads a result.
 
-    It belongs to a stream, on whose features its graphs work in place. The first frame of a size
-    allocates memory and captures; after it nothing is allocated but what results keep. On a device
-    without graphs the same functions are called instead, which is for tests.
+    It belongs to the streams, on whose features its graphs work in place. The first frame of a size
+    allocates memory and captures; after it nothing is allocated but what results keep. Every stream
+    has a slot for life. Which slots have a frame, and for which it is the first of a video, stands
+    in tensors that the graphs read: videos begin, end, cut and miss frames without a new capture. A
+    slot without a frame executes nothing and keeps its state, bit for bit. On a device without
+    graphs the same functions are called instead, which is for tests.
 
     Attributes:
-        memory (StreamMemory or None): of the stream, from its first frame on.
-        frames (int): run so far, of all videos.
+        memory (StreamMemory or None): of the streams, from their first frame on.
+        frames (int): ticks so far, of all videos.
+        lesson (list[int]): the slots whose policies can learn from the latest tick: they decided.
     """
 
-    def __init__(self, options, parts):
+    def __init__(self, options, parts, num_streams):
         """
         Args:
             options (VideoOptions): of the model.
             parts (_Parts): of the model.
+            num_streams (int): N.
         """
         self._options, self._parts = options, parts
         self._settled = self._capturable = True
         # Of all videos: a result of an earlier frame knows by it that its memory is in use again.
-        self.frames = 0
-        self._captures = {}
-        self._heads = self._learning = self._latest = self.memory = None
+        self.frames, self.lesson = 0, []
+        self._captures, self._images, self._lessons = {}, {}, {}
+        # The slots with a frame, as the host knows and as graphs read it. Single streams have one.
+        self._present_now, self._present = [True] * num_streams, None
+        self._heads = self._latest = self.memory = None
         self._pool = self._side = None
 
     @classmethod
-    def of(cls, model, streams):
+    def of(cls, model, streams, inputs=()):
         """
         Args:
             model (BlockCopyVideoModel):
             streams (StreamBatch):
+            inputs (sequence[dict or None]): of the next frame.
 
         Returns:
             FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
@@ -76,50 +88,62 @@ class FrameGraph:
         graph = streams.graph
         if graph is None and streams.started:
             return None
+        if len(_output_sizes(inputs)) > 1:
+            streams.leave_graph()
+            return None
         options, parts = model.options, _Parts.of(model, streams)
         if graph is None or graph._options != options or graph._parts != parts:
             # Memory has no place for what another estimator remembers.
             if not _serves(model, streams) or (graph and graph._parts.motion is not model.motion):
-                streams.graph = None
+                streams.leave_graph()
             elif graph is None:
-                streams.graph = cls(options, parts)
+                streams.graph = cls(options, parts, streams.num_streams)
             else:
                 graph._change(options, parts)
         graph = streams.graph
-        return graph if graph is not None and graph._capturable else None
+        if graph is not None and not graph._capturable:
+            streams.leave_graph()
+        return streams.graph
 
     def _change(self, options, parts):
         self._captures.clear()
         # Memory of graphs that are gone takes no new ones.
-        self._pool = self._learning = None
+        self._pool = None
+        self._lessons.clear()
         # One may change with every frame, such as a target that follows a budget.
         self._options, self._parts, self._settled = options, parts, False
 
     # ---------------------------------------------------------------- frames
 
-    def step(self, model, inputs, stream, *, learning=False, grid=None):
+    def step(self, model, inputs, streams, *, present, learning=False, grid=None):
         """
         Args:
             model (BlockCopyVideoModel):
-            inputs (dict): one of Detectron2's input dicts, for a stream of that size.
-            stream (VideoStream): brought up to date by this call.
-            learning, grid: as of :meth:`BlockCopyVideoModel.step`.
+            inputs (list[dict or None]): Detectron2's input dicts, for streams of that size.
+            streams (StreamBatch): brought up to date by this call.
+            present (list[bool]): the streams that do have a frame.
+            learning, grid: as of :meth:`BlockCopyVideoModel.step_batch`.
 
         Returns:
-            CapturedFrameResult:
+            list[CapturedFrameResult or None]: of every stream.
         """
         timer = StageTimer(model.device)
-        is_first, is_new = not stream.started, self.memory is None
-        capture = self._capture_of(model, inputs, stream, asks=grid is None and not is_first)
+        is_first = [count == 0 for count in streams.counts]
+        is_new, asks = self.memory is None, grid is None and streams.started
+        capture = self._capture_of(model, inputs, streams, asks=asks)
         with timer.stage("preprocess"):
-            capture.image.copy_(inputs["image"], non_blocking=True)
+            self._mark(present)
+            for place, one in zip(capture.image, inputs, strict=True):
+                if one is not None:
+                    place.copy_(one["image"], non_blocking=True)
         if is_new:
-            capture.grid = all_blocks(model, stream) if grid is None else grid
+            # Of streams without a frame, too: features that were never written are NaN.
+            capture.grid = all_blocks(model, streams)
         else:
-            self._place(stream, grid, is_first)
+            self._place(streams, grid)
             if self._settled:
-                self._capture(model, stream, capture)
-        on = (model, stream, self.memory, timer)
+                self._capture(model, streams, capture)
+        on = (model, streams, self.memory, timer)
         if grid is None and not capture.asks:
             # Not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
@@ -128,67 +152,75 @@ class FrameGraph:
             readout = Readout(self._heads.output_name, capture.result, self._side)
         capture.run("observe", *on)
         if is_new:
-            self.memory = StreamMemory(stream)
-        self.memory.bind(stream)
+            self.memory = StreamMemory(streams)
+        self.memory.bind(streams)
         self.frames += 1
         self._latest, self._settled = capture, True
-        result = self._result(
-            model, stream, readout, timer, learning=learning, grid=grid, is_first=is_first
+        results = self._results(
+            model, streams, readout, timer, learning=learning, grid=grid, is_first=is_first
         )
         if is_new:
-            self._prepare(model, inputs, stream, asks=grid is None)
-        stream.advance([True])
-        return result
+            self._prepare(model, inputs, streams, asks=grid is None)
+        streams.advance(present)
+        return results
 
-    def _capture_of(self, model, inputs, stream, *, asks):
-        image = inputs["image"]
-        output_size = (inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2]))
-        key = (tuple(image.shape), image.dtype, output_size, asks)
+    def _capture_of(self, model, inputs, streams, *, asks):
+        images = [one["image"] for one in inputs if one is not None]
+        dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
+        shape = (streams.num_streams, *images[0].shape)
+        (output_size,) = _output_sizes(inputs)
+        key = (shape, dtype, output_size, asks)
         if key not in self._captures:
             while len(self._captures) >= _MAX_CAPTURES:
                 self._captures.pop(next(iter(self._captures)))
             sizes = FrameSizes(
-                image_size=stream.image_size,
-                canvas_size=stream.canvas_size,
+                image_size=streams.image_size,
+                canvas_size=streams.canvas_size,
                 output_size=output_size,
-                grid_shape=num_blocks(model.block_size, stream.canvas_size),
+                grid_shape=num_blocks(model.block_size, streams.canvas_size),
                 pixels_per_block=model.task.pixels_per_block,
             )
             if self._heads is None:
                 self._heads = find_static_heads(model.base)(model.base)
                 self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
-            place = torch.zeros(image.shape, dtype=image.dtype, device=model.device)
-            moves = model.motion is not None
-            capture = FrameCapture(place, sizes, self._heads, asks=asks, moves=moves)
+                if streams.num_streams > 1:
+                    now = (True,) * streams.num_streams
+                    self._present = torch.tensor(now, device=model.device)
+            if (shape, dtype) not in self._images:
+                self._images[shape, dtype] = torch.zeros(shape, dtype=dtype, device=model.device)
+            place, moves = self._images[shape, dtype], model.motion is not None
+            capture = FrameCapture(place, self._present, sizes, self._heads, asks=asks, moves=moves)
             self._captures[key] = capture
         return self._captures[key]
 
-    def _place(self, stream, grid, is_first):
-        """Puts what the frame depends on where it is read."""
-        self.memory.bind(stream)
-        if is_first:
-            if grid is not None and not grid.is_full:
-                raise RuntimeError(
-                    "The first frame of a stream must run all blocks: pass BlockGrid.full(), or"
-                    " None to let the model see to it."
-                )
-            self.memory.start_anew()
-            self.memory.given.fill_(True)
-        elif grid is not None:
-            self.memory.given.copy_(grid.active)
+    def _mark(self, present):
+        """Tells graphs which slots have a frame. A slot is written from the host's own constants:
+        nothing is copied that the host would have to wait for."""
+        for slot, (now, before) in enumerate(zip(present, self._present_now, strict=True)):
+            if now != before:
+                self._present[slot].fill_(now)
+        self._present_now = list(present)
 
-    def _prepare(self, model, inputs, stream, *, asks):
+    def _place(self, streams, grid):
+        """Puts what the frame depends on where it is read."""
+        self.memory.bind(streams)
+        if not streams.started:
+            self.memory.start_anew()
+        if grid is not None:
+            self.memory.given.copy_(grid.active)
+        elif not streams.started:
+            self.memory.given.fill_(True)
+
+    def _prepare(self, model, inputs, streams, *, asks):
         """What the next frames need, while the first one is expected to be slow."""
         if len(self._latest.programs) < len(self._heads.sparse_modules(model.base)):
             # One that the engine could not trace runs as it is, maybe with a host in the loop.
             self._capturable = False
         elif asks:
-            capture = self._capture_of(model, inputs, stream, asks=True)
-            capture.image.copy_(inputs["image"], non_blocking=True)
-            self._capture(model, stream, capture)
+            self._capture(model, streams, self._capture_of(model, inputs, streams, asks=True))
 
-    def _capture(self, model, stream, capture):
-        capture.capture(model, stream, self.memory, self._graph_pool(model))
+    def _capture(self, model, streams, capture):
+        capture.capture(model, streams, self.memory, self._graph_pool(model))
 
     def _graph_pool(self, model):
         if self._pool is None and model.device.type == "cuda":
@@ -197,61 +229,85 @@ class FrameGraph:
 
     # ---------------------------------------------------------------- results
 
-    def _result(self, model, stream, readout, timer, *, learning, grid, is_first):
+    def _results(self, model, streams, readout, timer, *, learning, grid, is_first):
+        """list[CapturedFrameResult or None]: of every stream, in memory of their own."""
         capture, memory = self._latest, self.memory
-        executed = BlockGrid(
-            memory.history.active.clone(),
-            block_size=model.block_size,
-            image_size=capture.sizes.canvas_size,
-        )
-        work = SparseFrame(executed, state=None)
+        layout = {"block_size": model.block_size, "image_size": capture.sizes.canvas_size}
+        # Of a stream without a frame the memory still holds what its last one executed.
+        active = capture.grid.active
+        work = SparseFrame(BlockGrid(active.clone(), **layout), state=None)
         work.programs, work.dense_module_macs = capture.programs, capture.dense_module_macs
         work.may_improve = capture.may_improve
-        decision = Decision(active=executed.active) if grid is None else None
-        if capture.asks:
-            has_logits = capture.decision.logits is not None
-            decision = Decision(memory.drawn.clone(), memory.logits.clone() if has_logits else None)
-        return CapturedFrameResult(
-            self,
-            readout=readout,
-            was_asked=capture.asks,
-            learning=learning,
-            policy=policy_of(model, stream),
-            decision=decision,
-            grid=executed,
-            age=memory.history.age.clone(),
-            work=work,
-            cut=memory.cut[0].clone(),
-            broken=memory.broken[0].clone(),
-            timer=timer,
-            is_first=is_first,
-            heads_macs=capture.macs["heads"],
-            field=None if is_first or capture.field is None else capture.field.clone(),
-            policy_macs=capture.macs["policy"],
-        )
+        kept = (work.grid.active, memory.drawn, memory.logits, memory.history.age)
+        executed, drawn, logits, age = (x.clone().split(1) for x in kept)
+        cut, broken = memory.cut.clone(), memory.broken.clone()
+        field = None if capture.field is None else capture.field.clone()
+        policies = policies_of(model, streams)
+        results = [None] * streams.num_streams
+        for n, is_present in enumerate(self._present_now):
+            if not is_present:
+                continue
+            was_asked = capture.asks and not is_first[n]
+            decision = Decision(active=executed[n]) if grid is None else None
+            if was_asked:
+                decision = Decision(drawn[n], logits[n] if capture.has_logits[n] else None)
+            results[n] = CapturedFrameResult(
+                self,
+                n,
+                readout=readout,
+                was_asked=was_asked,
+                learning=learning[n] if isinstance(learning, list) else learning,
+                policy=policies[n],
+                decision=decision,
+                grid=BlockGrid(executed[n], **layout),
+                age=age[n],
+                work=work,
+                cut=cut[n],
+                broken=broken[n],
+                timer=timer,
+                is_first=is_first[n],
+                heads_macs=capture.macs["heads"],
+                field=None if is_first[n] or field is None else field[n : n + 1],
+                policy_macs=capture.policy_macs[n] if was_asked else 0,
+            )
+        self.lesson = [
+            n for n, result in enumerate(results) if result is not None and result.was_drawn
+        ]
+        return results
 
     @property
     def latest_frame(self):
-        """Tensor: float (1, 3, h, w), normalized."""
+        """Tensor: float (N, 3, h, w), normalized."""
         return self._latest.frame
 
-    def learn(self, model, learner, policy, timer):
+    def learn(self, model, learner, policy, slots, timer):
         """
-        Teach a policy the latest frame, which it decided.
+        Teach a policy the latest frames, which it decided.
 
         Args:
             model (BlockCopyVideoModel):
             learner (OnlineLearner): alone with the policy.
             policy (Policy):
-            timer (StageTimer): of the frame.
+            slots (list[int]): of the frames.
+            timer (StageTimer): of the frames.
 
         Returns:
-            dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
+            dict[str, Tensor] or None: of :meth:`OnlineLearner.learn`; None where graphs do not
+            serve these frames together: only all of the ``lesson``, or one.
         """
-        if self._learning is None or not self._learning.teaches(learner, policy):
+        if slots == self.lesson and len(self._parts.policies) == 1:
+            # Frames of the batch that are not of the lesson are left out on the device.
+            key, part = None, slice(None)
+        elif len(slots) == 1:
+            (key,), part = slots, slice(slots[0], slots[0] + 1)
+        else:
+            return None
+        lesson = self._lessons.get(key)
+        if lesson is None or not lesson.teaches(learner, policy):
             pool = self._graph_pool(model)
-            self._learning = CapturedLearning(learner, policy, pool=pool)
-        return self._learning(model, self.memory, timer)
+            lesson = CapturedLearning(learner, policy, part, self._present, pool=pool)
+            self._lessons[key] = lesson
+        return lesson(model, self.memory, timer)
 
 
 @dataclass(frozen=True)
@@ -262,36 +318,47 @@ class _Parts:
     Attributes:
         task (Task):
         motion (MotionEstimator or None):
-        policy (Policy): of the stream.
-        numbers (dict): of the policy. One that does not learn compares with its target, or counts
-            to its period, on the host.
-        weights (list[int]): addresses of the policy's, which captures read where they are.
+        policies (list[Policy]): of the streams, each of them once.
+        numbers (list[dict]): of the policies. One that does not learn compares with its target, or
+            counts to its period, on the host.
+        weights (list[int]): addresses of the policies', which captures read where they are.
     """
 
     task: object
     motion: object
-    policy: object
-    numbers: dict
+    policies: list
+    numbers: list
     weights: list
 
     @classmethod
     def of(cls, model, streams):
-        policy = policy_of(model, streams)
-        numbers = {name: x for name, x in vars(policy).items() if isinstance(x, int | float)}
-        weights = [parameter.data_ptr() for parameter in policy.parameters()]
-        return cls(model.task, model.motion, policy, numbers, weights)
+        policies = list(dict.fromkeys(policies_of(model, streams)))
+        numbers = [
+            {name: x for name, x in vars(policy).items() if isinstance(x, int | float)}
+            for policy in policies
+        ]
+        weights = [x.data_ptr() for policy in policies for x in policy.parameters()]
+        return cls(model.task, model.motion, policies, numbers, weights)
 
 
 def _serves(model, streams):
     return (
         model.cuda_graph
-        and streams.num_streams == 1
-        and policy_of(model, streams).capturable
+        and all(policy.capturable for policy in policies_of(model, streams))
         and model.task.capturable
         and find_static_heads(model.base) is not None
         and _has_graphs(model)
         and (model.motion is None or model.motion.capturable)
     )
+
+
+def _output_sizes(inputs):
+    """set[tuple[int, int]]: heights and widths of the outputs."""
+    return {
+        (one.get("height", one["image"].shape[1]), one.get("width", one["image"].shape[2]))
+        for one in inputs
+        if one is not None
+    }
 
 
 def _has_graphs(model):

@@ -11,6 +11,7 @@ Shape shorthand in this module:
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ from torch.nn import functional as F
 
 from blockcopy_d2.motion import MotionFeatures
 
-__all__ = ["StreamHistory", "copy_tensors", "flags", "map_tensors", "tensors_of"]
+__all__ = [
+    "StreamHistory",
+    "copy_tensors",
+    "flags",
+    "map_tensors",
+    "select_stream",
+    "stack_streams",
+    "tensors_of",
+    "where_present",
+]
 
 
 @dataclass(eq=False)
@@ -37,8 +47,9 @@ class StreamHistory:
             last.
         broken (Tensor): bool (N,), whether the last frame left features that are not finite.
         frame_index (Tensor): int64 (N,), frames so far.
-        outputs (list): the last output of every stream as information gain compares it; None for
-            one without a frame.
+        outputs: the last outputs as information gain compares them: a list of those of every
+            stream, None for one without a frame; or, in the memory of CUDA graphs, one of all
+            streams, whose tensors have a dimension N in front.
         motion_features (MotionFeatures or None): of the last frame, to estimate motion from. None
             without motion.
     """
@@ -50,7 +61,7 @@ class StreamHistory:
     age: Tensor
     broken: Tensor
     frame_index: Tensor
-    outputs: list
+    outputs: Any
     motion_features: MotionFeatures | None = None
 
     @classmethod
@@ -81,11 +92,12 @@ class StreamHistory:
         Args:
             frame (Tensor): float (N, 3, h, w), finite.
             painted (Tensor): float (N, K, h, w), finite.
-            outputs (list): of every stream, as information gain compares them.
+            outputs: of every stream, as information gain compares them, in a list or as one.
             active (Tensor): bool (N, GH, GW), the blocks that were executed.
             broken (Tensor): bool (N,), whether anything was not finite.
             motion_features (MotionFeatures or None): of the frame; of absent streams the last ones.
-            present (sequence[bool]): the streams that had a frame; the others stay as they are.
+            present (sequence[bool] or Tensor or None): bool (N,), the streams that had a frame; the
+                others stay as they are. None: all had one.
 
         Returns:
             StreamHistory: with a frame more.
@@ -100,17 +112,21 @@ class StreamHistory:
             "broken": broken,
             "frame_index": self.frame_index + 1,
         }
-        if not all(present):
+        if present is not None:
             for name, value in after.items():
-                before = getattr(self, name)
-                after[name] = torch.where(flags(present, value), value, before)
-            outputs = [new if p else old for p, new, old in zip(present, outputs, self.outputs)]
+                after[name] = where_present(present, value, getattr(self, name))
+            if isinstance(outputs, list):
+                outputs = [new if p else old for p, new, old in zip(present, outputs, self.outputs)]
+            elif not isinstance(self.outputs, list):
+                outputs = where_present(present, outputs, self.outputs)
         return StreamHistory(**after, outputs=outputs, motion_features=motion_features)
 
     def forget(self, slot):
         """Forget the video of a stream: its next frame is the first one."""
-        self.outputs[slot] = None
+        if isinstance(self.outputs, list):
+            self.outputs[slot] = None
         self.frame_index[slot] = 0
+        self.broken[slot] = False
 
     def clone(self):
         """Returns a copy in memory of its own."""
@@ -129,13 +145,27 @@ class StreamHistory:
 def flags(values, like):
     """
     Args:
-        values (sequence[bool]): of N streams.
+        values (sequence[bool] or Tensor): of N streams.
         like (Tensor): (N, ...), on any device.
 
     Returns:
         Tensor: bool (N, 1, ...), to go with ``like``.
     """
-    return torch.tensor(values, device=like.device).view(-1, *[1] * (like.dim() - 1))
+    values = torch.as_tensor(values, device=like.device)
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def where_present(present, new, old):
+    """
+    Args:
+        present: as of :func:`flags`.
+        new, old: of N streams, alike, as of :func:`tensors_of`.
+
+    Returns:
+        ``new`` for the streams that are present, ``old`` for the others.
+    """
+    old = tensors_of(old)
+    return map_tensors(lambda x: torch.where(flags(present, x), x, next(old)), new)
 
 
 # ---------------------------------------------------------------- tensors in lists and dataclasses
@@ -177,6 +207,30 @@ def map_tensors(function, part):
         values = {name: map_tensors(function, getattr(part, name)) for name in names}
         return dataclasses.replace(part, **values)
     return part
+
+
+def select_stream(part, n):
+    """
+    Args:
+        part: of N streams, as of :func:`tensors_of`.
+        n (int or slice):
+
+    Returns:
+        The same of one stream, without a dimension for it; or of some of them.
+    """
+    return map_tensors(lambda x: x[n], part)
+
+
+def stack_streams(parts):
+    """
+    Args:
+        parts (list): of N streams, alike, each as of :func:`tensors_of`.
+
+    Returns:
+        One of all streams, whose tensors have a dimension N in front.
+    """
+    tensors = zip(*map(tensors_of, parts), strict=True)
+    return map_tensors(lambda _: torch.stack(next(tensors)), parts[0])
 
 
 def copy_tensors(target, source):

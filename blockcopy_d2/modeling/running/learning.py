@@ -38,9 +38,11 @@ def learn(learner, model, results):
 
 
 def _learn(learner, model, results):
-    if len(results) == 1 and isinstance(results[0], CapturedFrameResult) and not learner.sync:
-        return results[0].learn(model, learner)
-    timer = results[0].timer
+    first, timer = results[0], results[0].timer
+    if isinstance(first, CapturedFrameResult) and not learner.sync:
+        learned = first.learn(model, learner, results)
+        if learned is not None:
+            return learned
     with timer.stage("information_gain"):
         gain = torch.cat([model.information_gain(result) for result in results])
     with timer.stage("policy_update"):

@@ -1,8 +1,9 @@
 """
-What is remembered of a stream between its frames, in tensors that stay where they are.
+What is remembered of streams between their frames, in tensors that stay where they are.
 
 Shape shorthand in this module:
 
+    N: streams of a batch
     GH, GW: rows and columns of the block grid
     h, w: policy resolution, P x P pixels per block
     D: slots for detections
@@ -19,73 +20,76 @@ __all__ = ["StreamMemory"]
 
 class StreamMemory:
     """
-    The history of a :class:`VideoStream`, and of its latest frame what the policy learns from.
+    The history of a :class:`StreamBatch`, and of its latest frames what the policies learn from.
 
     Attributes:
-        history (StreamHistory): of one stream.
-        given (Tensor): bool (1, GH, GW), the blocks to execute where the policy is not asked.
-        drawn, logits (Tensor): bool and float (1, GH, GW), what the policy decided.
-        cut, broken (Tensor): bool (1,), as of :class:`FrameResult`.
+        history (StreamHistory): of N streams.
+        given (Tensor): bool (N, GH, GW), the blocks to execute where the policy is not asked.
+        drawn, logits (Tensor): bool and float (N, GH, GW), what the policies decided.
+        cut, broken (Tensor): bool (N,), as of :class:`FrameResult`.
     """
 
-    def __init__(self, stream):
+    def __init__(self, streams):
         """
         Args:
-            stream (VideoStream): that has had a frame.
+            streams (StreamBatch): that have had a frame.
         """
-        self.history = stream.history.clone()
-        self._last_seen = map_tensors(torch.clone, self.history.outputs[0])
+        self.history = streams.history.clone()
+        self._last_seen = map_tensors(torch.clone, self.history.outputs)
         self._observation = [torch.zeros_like(x) for x in _maps(_observed(self.history))]
         active, broken = self.history.active, self.history.broken
         self.given, self.drawn = torch.zeros_like(active), torch.zeros_like(active)
         self.logits = torch.zeros(active.shape, device=active.device)
         self.cut, self.broken = torch.zeros_like(broken), broken.clone()
 
-    def bind(self, stream):
-        """Make this the history of a stream."""
-        stream.history = self.history
+    def bind(self, streams):
+        """Make this the history of streams."""
+        streams.history = self.history
 
     def start_anew(self):
-        """The next frame is the first of another video."""
+        """The next frames are the first of other videos."""
         self.history.frame_index.zero_()
         self.history.broken.zero_()
 
-    def store(self, stream, before, *, cut=None, observation=None, decision=None):
+    def store(self, streams, before, *, cut=None, observation=None, decisions=None):
         """
-        Take over a frame.
+        Take over a frame of every stream.
 
         Args:
-            stream (VideoStream): brought up to date with it, in other memory.
+            streams (StreamBatch): brought up to date with it, in other memory.
             before (StreamHistory): that the frame started from, moved where there is motion.
-            cut (Tensor or None): bool (1,).
-            observation, decision: of the policy; None where it was not asked.
+            cut (Tensor or None): bool (N,).
+            observation, decisions: as of :func:`choose_blocks`; None where no policy was asked.
         """
         # The maps observed are of the history that comes to an end here.
         if observation is not None:
             copy_tensors(self._observation, _maps(observation))
-            self.drawn.copy_(decision.active)
-            if decision.logits is not None:
-                self.logits.copy_(decision.logits)
-        torch.logical_or(before.broken, stream.history.broken, out=self.broken)
+            sizes = [len(decision.active) for decision in decisions]
+            drawn, logits = self.drawn.split(sizes), self.logits.split(sizes)
+            for decision, to_drawn, to_logits in zip(decisions, drawn, logits, strict=True):
+                to_drawn.copy_(decision.active)
+                if decision.logits is not None:
+                    to_logits.copy_(decision.logits)
+        torch.logical_or(before.broken, streams.history.broken, out=self.broken)
         self.cut.zero_() if cut is None else self.cut.copy_(cut)
-        copy_tensors(self._last_seen, before.outputs[0])
-        self.history.copy_(stream.history)
-        self.bind(stream)
+        copy_tensors(self._last_seen, before.outputs)
+        self.history.copy_(streams.history)
+        self.bind(streams)
 
     @property
     def seen(self):
-        """DetectionMasks of D slots or Tensor: what the task sees of the latest frame."""
-        return _anew(self.history.outputs[0])
+        """DetectionMasks of D slots or Tensor: what the task sees of the latest frames of all."""
+        return _anew(self.history.outputs)
 
     @property
     def last_seen(self):
-        """DetectionMasks of D slots or Tensor: of the frame before, moved where there is motion."""
+        """DetectionMasks of D slots or Tensor: of the frames before, moved if there is motion."""
         return _anew(self._last_seen)
 
     def observation(self):
         """
         Returns:
-            Observation: what the policy saw when it was asked last.
+            Observation: what the policies saw when they were asked last.
         """
         return Observation(*self._observation, frame_index=self.history.frame_index - 1)
 

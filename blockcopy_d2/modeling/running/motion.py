@@ -14,7 +14,8 @@ import torch
 
 from blockcopy_d2.motion import PolicyMotion, clear_field
 
-from .history import flags
+from .batch_task import move_outputs
+from .history import flags, where_present
 from .steps import follows_nothing, pad
 
 __all__ = ["estimate_motion", "motion_features", "move_history"]
@@ -24,7 +25,8 @@ def motion_features(model, images, streams, *, codec=None):
     """
     Args:
         model (BlockCopyVideoModel): with an estimator.
-        images (list[Tensor]): N pictures (3, height, width) on the model's device, pixel values.
+        images (list[Tensor] or Tensor): N pictures (3, height, width) on the model's device, pixel
+            values.
         streams (StreamBatch): of that size.
         codec (list or None): of every stream, see :meth:`MotionEstimator.features`.
 
@@ -39,7 +41,7 @@ def motion_features(model, images, streams, *, codec=None):
     return model.motion.features(canvas, sizes, codec=codec)
 
 
-def estimate_motion(model, frame, streams, features, cut, *, present=(True,)):
+def estimate_motion(model, frame, streams, features, cut, *, present=None):
     """
     Where the content of the frames was in the last frames of their streams.
 
@@ -50,7 +52,7 @@ def estimate_motion(model, frame, streams, features, cut, *, present=(True,)):
         features (MotionFeatures): of :func:`motion_features`; streams without a frame get their
             last ones.
         cut (Tensor): bool (N,), of :func:`find_cuts`.
-        present (sequence[bool]): the streams that do have a frame.
+        present (sequence[bool] or Tensor or None): the streams that do have a frame; None: all.
 
     Returns:
         Tensor: float32 (N, 2, FH, FW), see :mod:`blockcopy_d2.motion.field`; 0 for streams without
@@ -59,7 +61,7 @@ def estimate_motion(model, frame, streams, features, cut, *, present=(True,)):
     history = streams.history
     field = model.motion.estimate(features, history.motion_features)
     cleared = follows_nothing(frame, history, cut)
-    if not all(present):
+    if present is not None:
         cleared = cleared | ~flags(present, cleared)
         _keep_absent(features, history.motion_features, present)
     return clear_field(field, cleared)
@@ -68,7 +70,7 @@ def estimate_motion(model, frame, streams, features, cut, *, present=(True,)):
 def _keep_absent(current, previous, present):
     """Streams without a frame keep the last one, in place."""
     for level, before in zip(current.levels, previous.levels, strict=True):
-        level.copy_(torch.where(flags(present, level), level, before))
+        level.copy_(where_present(present, level, before))
 
 
 def move_history(model, history, field):
@@ -90,12 +92,16 @@ def move_history(model, history, field):
         stride=model.block_size / model.task.pixels_per_block,
         size=tuple(history.painted.shape[-2:]),
     )
+    if isinstance(history.outputs, list):
+        outputs = [
+            None if output is None else model.task.move(output, one)
+            for output, one in zip(history.outputs, motion.split(), strict=True)
+        ]
+    else:
+        outputs = move_outputs(model.task, history.outputs, motion)
     return dataclasses.replace(
         history,
         frame_state=motion.move_maps(history.frame_state),
         painted=motion.move_maps(history.painted),
-        outputs=[
-            None if output is None else model.task.move(output, one)
-            for output, one in zip(history.outputs, motion.split(), strict=True)
-        ],
+        outputs=outputs,
     )

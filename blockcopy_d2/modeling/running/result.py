@@ -10,7 +10,7 @@ Shape shorthand in this module:
 import dataclasses
 import functools
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from blockcopy_d2.policy import Decision, Observation, OnlineLearner, Policy
 from blockcopy_d2.sparse import BlockGrid
 from blockcopy_d2.sparse.module import SparseFrame
 
+from .history import select_stream
 from .timing import StageTimer
 
 __all__ = ["FrameResult", "CapturedFrameResult"]
@@ -153,11 +154,14 @@ class CapturedFrameResult(FrameResult):
     the stream.
     """
 
-    def __init__(self, graph, *, readout, was_asked, learning, decision, policy_macs, **fields):
+    def __init__(
+        self, graph, slot, *, readout, was_asked, learning, decision, policy_macs, **fields
+    ):
         """
         Args:
             graph (FrameGraph): whose latest frame it is.
-            readout (Readout): of its output.
+            slot (int): of its stream in the batch.
+            readout (Readout): of the outputs of the batch.
             was_asked (bool): the policy.
             learning (bool): the decision is wanted in an autograd graph.
             decision (Decision or None): without an autograd graph.
@@ -166,6 +170,7 @@ class CapturedFrameResult(FrameResult):
         """
         # Results that are kept do not keep the memory of a stream.
         self._graph, self._number = weakref.ref(graph), graph.frames
+        self._slot = slot
         self._readout, self._was_asked = readout, was_asked
         self._decision, self._learning = decision, learning
         self._policy_macs, self.learned = policy_macs, {}
@@ -174,23 +179,25 @@ class CapturedFrameResult(FrameResult):
 
     @functools.cached_property
     def output(self) -> dict[str, Any]:
-        return self._readout.output(self.timer)
+        return self._readout.output(self._slot, self.timer)
 
     @property
     def frame(self) -> Tensor:
-        return self._latest().latest_frame
+        return self._of_slot(self._latest().latest_frame)
 
     @property
     def observation(self) -> Observation | None:
-        return self._latest().memory.observation() if self._was_asked else None
+        observation = self._latest().memory.observation()
+        return self._of_slot(observation) if self._was_asked else None
 
     @property
     def detections(self) -> Any:
-        return self._latest().memory.seen
+        return select_stream(self._latest().memory.seen, self._slot)
 
     @property
     def previous_detections(self) -> Any:
-        return None if self.is_first else self._latest().memory.last_seen
+        last_seen = self._latest().memory.last_seen
+        return None if self.is_first else select_stream(last_seen, self._slot)
 
     @property
     def policy_macs(self) -> int:
@@ -206,23 +213,33 @@ class CapturedFrameResult(FrameResult):
                 active=self._decision.active, logits=self.policy.network(self.observation)
             )
 
-    def learn(self, model: nn.Module, learner: OnlineLearner) -> dict[str, Tensor]:
+    def learn(
+        self, model: nn.Module, learner: OnlineLearner, results: Sequence[FrameResult]
+    ) -> dict[str, Tensor] | None:
         """
-        Teach its policy the frame, without a host in the loop.
+        Teach a policy frames of this one's tick, without a host in the loop.
 
         Args:
             model (BlockCopyVideoModel):
             learner (OnlineLearner): alone with the policy.
+            results (sequence[FrameResult]): of frames that the policy decided, this one among them.
 
         Returns:
-            dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
+            dict[str, Tensor] or None: as of :meth:`FrameGraph.learn`.
         """
-        return self._latest().learn(model, learner, self.policy, self.timer)
+        graph = self._latest()
+        if any(not isinstance(x, CapturedFrameResult) or x._latest() is not graph for x in results):
+            return None
+        slots = [x._slot for x in results]
+        return graph.learn(model, learner, self.policy, slots, self.timer)
 
     @property
     def was_drawn(self) -> bool:
         """bool: whether the policy drew the blocks from logits, and can learn from them."""
         return self._decision is not None and self._decision.logits is not None
+
+    def _of_slot(self, part):
+        return select_stream(part, slice(self._slot, self._slot + 1))
 
     def _latest(self):
         graph = self._graph()

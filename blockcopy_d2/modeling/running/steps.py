@@ -17,10 +17,12 @@ import torch
 from detectron2.layers import move_device_like
 from detectron2.structures import ImageList
 from detectron2.utils.logger import log_first_n
+from torch.nn import functional as F
 
 from blockcopy_d2.policy import Observation, resize_to_policy
-from blockcopy_d2.sparse import BlockGrid, num_blocks
+from blockcopy_d2.sparse import BlockGrid, MissingFeatures, num_blocks
 
+from .batch_task import observe_outputs, paint_outputs
 from .history import StreamHistory, flags
 from .refresh import due_for_refresh
 from .scene_cut import scene_cuts
@@ -28,27 +30,30 @@ from .scene_cut import scene_cuts
 __all__ = [
     "all_blocks",
     "at_policy_resolution",
+    "check_first_frames",
+    "check_inputs",
     "choose_blocks",
     "fill_slots",
     "find_cuts",
     "fit_to_size",
     "follows_nothing",
+    "given_blocks",
     "is_finite",
     "normalize",
     "pad",
-    "policy_of",
+    "policies_of",
     "remember",
 ]
 
 
-def fill_slots(inputs, streams):
+def check_inputs(inputs, streams):
     """
     Args:
         inputs (list[dict or None]): of every stream.
         streams (StreamBatch):
 
     Returns:
-        list[dict]: with black frames for the streams without one: the network runs whole batches.
+        tuple[int, int]: height and width of the images.
 
     Raises:
         ValueError: if the number of inputs or the sizes of their images do not fit, or one has no
@@ -69,7 +74,37 @@ def fill_slots(inputs, streams):
             f" {sizes}; expected an input or None for every stream, and images of one size."
             " Run streams of another size as a batch of their own."
         )
-    idle = {"image": torch.zeros_like(images[0])}
+    return tuple(sizes[0])
+
+
+def check_first_frames(grid, streams, present):
+    """
+    Args:
+        grid (BlockGrid): of the caller.
+        streams (StreamBatch):
+        present (list[bool]): the streams that have a frame.
+
+    Raises:
+        MissingFeatures: the frame is the first of a video, and does not run all blocks.
+    """
+    for n, (count, is_present) in enumerate(zip(streams.counts, present, strict=True)):
+        if is_present and not count and not grid.active[n].all():
+            raise MissingFeatures(
+                "The first frame of a stream must run all blocks: pass BlockGrid.full(), or None to"
+                f" let the model see to it. That of stream {n} of {streams.num_streams} does not."
+            )
+
+
+def fill_slots(inputs):
+    """
+    Args:
+        inputs (list[dict or None]): of every stream.
+
+    Returns:
+        list[dict]: with black frames for the streams without one: the network runs whole batches.
+    """
+    image = next(x["image"] for x in inputs if x is not None)
+    idle = {"image": torch.zeros_like(image)}
     return [idle if x is None else x for x in inputs]
 
 
@@ -102,12 +137,15 @@ def normalize(model, images):
     """
     Args:
         model (BlockCopyVideoModel):
-        images (list[Tensor]): (3, height, width), of pixel values.
+        images (list[Tensor] or Tensor): (3, height, width) each, or (N, 3, height, width) on the
+            model's device, of pixel values.
 
     Returns:
         ImageList: normalized and padded on the model's device, as the wrapped model does.
     """
     mean, std = model.base.pixel_mean, model.base.pixel_std
+    if isinstance(images, torch.Tensor):
+        return pad(model, (images - mean) / std)
     return pad(model, [(move_device_like(image, mean) - mean) / std for image in images])
 
 
@@ -115,12 +153,18 @@ def pad(model, images):
     """
     Args:
         model (BlockCopyVideoModel):
-        images (list[Tensor]): (3, height, width).
+        images (list[Tensor] or Tensor): (3, height, width) each, or (N, 3, height, width).
 
     Returns:
         ImageList: padded with zeros, as the wrapped model does.
     """
     backbone = model.base.backbone
+    if isinstance(images, torch.Tensor):
+        # Of one size: all of them in one launch.
+        height, width = images.shape[-2:]
+        canvas = pad(model, [torch.empty(images.shape[1:], device="meta")]).tensor.shape[-2:]
+        padded = F.pad(images, (0, canvas[1] - width, 0, canvas[0] - height))
+        return ImageList(padded, [(height, width)] * len(images))
     return ImageList.from_tensors(
         images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
     )
@@ -139,12 +183,12 @@ def at_policy_resolution(model, images):
     return resize_to_policy(images.tensor, grid_shape, model.task.pixels_per_block)
 
 
-def policy_of(model, stream):
+def policies_of(model, streams):
     """
     Returns:
-        Policy: of a single stream, its own or the model's.
+        list[Policy]: of every stream, its own or the model's.
     """
-    return model.policy if stream.policies is None else stream.policies[0]
+    return streams.policies or [model.policy] * streams.num_streams
 
 
 def all_blocks(model, streams):
@@ -160,16 +204,36 @@ def all_blocks(model, streams):
     )
 
 
+def given_blocks(model, grid, streams, present):
+    """
+    Args:
+        model (BlockCopyVideoModel):
+        grid (BlockGrid): of the caller.
+        streams (StreamBatch):
+        present (list[bool]): the streams that have a frame.
+
+    Returns:
+        BlockGrid: to execute: all blocks where there are no features yet, none of a stream without
+        a frame.
+    """
+    if streams.lost or not streams.started:
+        return all_blocks(model, streams)
+    if all(present):
+        return grid
+    active = grid.active & flags(present, grid.active)
+    return BlockGrid(active, block_size=grid.block_size, image_size=grid.image_size)
+
+
 def find_cuts(model, frame, streams):
     """
     Returns:
-        Tensor: bool (N,), the frames that show another scene than the last; see
+        Tensor: bool (N,), the frames that show another scene than the last of their video; see
         :func:`scene_cuts`.
     """
     if not model.options.scene_cut:
         return torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
     canvas = math.prod(num_blocks(model.block_size, streams.canvas_size)) * model.block_size**2
-    return scene_cuts(
+    cut = scene_cuts(
         frame,
         streams.history.frame,
         share=model.options.scene_cut,
@@ -177,9 +241,10 @@ def find_cuts(model, frame, streams):
         pixel_std=model.base.pixel_std,
         coverage=math.prod(streams.image_size) / canvas,
     )
+    return cut & (streams.history.frame_index > 0)
 
 
-def choose_blocks(model, frame, streams, cut, *, learning=False, present=(True,)):
+def choose_blocks(model, frame, streams, cut, *, learning=False, present=None):
     """
     Ask the policies, and add what is executed whatever they want.
 
@@ -190,14 +255,15 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=(True,)
         cut (Tensor): bool (N,), of :func:`find_cuts`.
         learning (bool or list[bool]): keep the autograd graph, of each policy where every stream
             has its own.
-        present (sequence[bool]): the streams that have a frame.
+        present (sequence[bool] or Tensor or None): the streams that have a frame; None: all.
 
     Returns:
-        tuple[list[Observation], list[Decision], BlockGrid]: what the policy of each stream saw,
-        decided by itself, and what the frame executes.
+        tuple[Observation, list[Decision], BlockGrid]: what the policies saw; decided by themselves,
+        one decision for all streams, or for each where every stream has its own policy; and what
+        the frame executes.
     """
     options, history = model.options, streams.history
-    observations, decisions = _ask(model, frame, streams, learning)
+    observation, decisions = _ask(model, frame, streams, learning)
     active = torch.cat([decision.active for decision in decisions])
     active = active | follows_nothing(frame, history, cut)[:, None, None]
     if options.refresh_every:
@@ -205,10 +271,10 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=(True,)
     if options.dense_above < 1:
         share = active.float().mean(dim=(1, 2), keepdim=True)
         active = active | (share > options.dense_above)
-    if not all(present):
+    if present is not None:
         active = active & flags(present, active)
     grid = BlockGrid(active, block_size=options.block_size, image_size=streams.canvas_size)
-    return observations, decisions, grid
+    return observation, decisions, grid
 
 
 def follows_nothing(frame, history, cut):
@@ -237,20 +303,19 @@ def _ask(model, frame, streams, learning):
         age=history.age,
         previous_frame=history.frame,
     )
-    observations = observation.split()
     if not isinstance(learning, list):
         learning = [learning] * streams.num_streams
     if streams.policies is None:
         with torch.set_grad_enabled(any(learning)):
-            return observations, model.policy(observation).split()
+            return observation, [model.policy(observation)]
     decisions = []
-    for n, policy in enumerate(streams.policies):
-        with torch.set_grad_enabled(learning[n]):
-            decisions.append(policy(observations[n]))
-    return observations, decisions
+    for policy, own, wanted in zip(streams.policies, observation.split(), learning, strict=True):
+        with torch.set_grad_enabled(wanted):
+            decisions.append(policy(own))
+    return observation, decisions
 
 
-def remember(model, streams, frame, outputs, grid, *, motion_features=None, present=(True,)):
+def remember(model, streams, frame, outputs, grid, *, motion_features=None, present=None):
     """
     Bring the history of streams up to date with a frame.
 
@@ -258,21 +323,26 @@ def remember(model, streams, frame, outputs, grid, *, motion_features=None, pres
         model (BlockCopyVideoModel):
         streams (StreamBatch):
         frame (Tensor): float (N, 3, h, w).
-        outputs (list[dict]): of the task network, for every stream.
+        outputs (list[dict] or dict): of the task network, for every stream, or of all streams as
+            one, as StaticHeads give them.
         grid (BlockGrid): what the frame executed.
         motion_features (MotionFeatures or None): of the frame.
-        present (sequence[bool]): the streams that had a frame.
+        present (sequence[bool] or Tensor or None): the streams that had a frame; None: all.
     """
-    seen = [
-        model.task.observe(
-            output,
-            image_size=streams.image_size,
-            canvas_size=streams.canvas_size,
-            grid_shape=grid.shape,
-        )
-        for output in outputs
-    ]
-    painted = torch.stack([model.task.paint(x) for x in seen])
+    task, geometry = (
+        model.task,
+        {
+            "image_size": streams.image_size,
+            "canvas_size": streams.canvas_size,
+            "grid_shape": grid.shape,
+        },
+    )
+    if isinstance(outputs, list):
+        seen = [task.observe(output, **geometry) for output in outputs]
+        painted = torch.stack([task.paint(x) for x in seen])
+    else:
+        seen = observe_outputs(task, outputs, len(frame), **geometry)
+        painted = paint_outputs(task, seen, len(frame))
     history = streams.history or StreamHistory.empty(frame, painted, grid.active)
     streams.history = history.after(
         frame=frame.nan_to_num(),

@@ -7,12 +7,12 @@ Shape shorthand: N streams of a batch.
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from blockcopy_d2.config_key import whole
 from blockcopy_d2.sparse import StreamState
 
-from .history import StreamHistory
+from .history import StreamHistory, select_stream
 
 
 class StreamBatch:
@@ -82,6 +82,12 @@ class StreamBatch:
         self.counts = [0] * self.num_streams
         self.history = None
 
+    def leave_graph(self):
+        """Go on operator by operator, with all that is known."""
+        self.graph = None
+        if self.history is not None:
+            self.history = replace(self.history, outputs=self.outputs)
+
     def release(self):
         """Forget the videos, and let go of all memory."""
         self.graph = None
@@ -102,8 +108,13 @@ class StreamBatch:
 
     @property
     def outputs(self):
-        """list: as of the history; None for streams without a frame."""
-        return [None] * self.num_streams if self.history is None else self.history.outputs
+        """list: of every stream, as of the history; None for one without a frame."""
+        if self.history is None:
+            return [None] * self.num_streams
+        outputs = self.history.outputs
+        if isinstance(outputs, list):
+            return outputs
+        return [select_stream(outputs, n) if count else None for n, count in enumerate(self.counts)]
 
     def advance(self, present):
         """Count a frame of the streams that ``present`` (list[bool]) names."""

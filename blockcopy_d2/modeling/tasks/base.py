@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from blockcopy_d2.motion import PolicyMotion
 
-__all__ = ["TASK_REGISTRY", "Task"]
+__all__ = ["TASK_REGISTRY", "Task", "takes_batches"]
 
 TASK_REGISTRY = Registry("TASK")
 TASK_REGISTRY.__doc__ = """
@@ -18,6 +18,22 @@ Registry for tasks: what the policy sees of an output, and how two outputs diffe
 The registered object is called with `obj(cfg, base)`, a config with the keys of BlockCopy and the
 task network, and must return a :class:`Task`.
 """
+
+
+def takes_batches(method):
+    """
+    Marks a method of a :class:`Task` that also takes N streams at once, where all tensors have a
+    dimension more in front, as those of its result then do. Methods without the mark are called for
+    one stream after the other; so is one that overrides a method with the mark.
+
+    Args:
+        method (callable):
+
+    Returns:
+        callable: ``method``.
+    """
+    method.takes_batches = True
+    return method
 
 
 class Task(ABC):

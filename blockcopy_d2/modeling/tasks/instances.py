@@ -10,7 +10,7 @@ from blockcopy_d2.policy import (
     rasterize_instances,
 )
 
-from .base import TASK_REGISTRY, Task
+from .base import TASK_REGISTRY, Task, takes_batches
 
 __all__ = ["InstanceTask"]
 
@@ -32,6 +32,7 @@ class InstanceTask(Task):
             " BlockCopyVideoModel a task."
         )
 
+    @takes_batches
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
         As :meth:`Task.observe`.
@@ -62,12 +63,15 @@ class InstanceTask(Task):
             box_scale=(width / image_size[1], height / image_size[0]),
         )
 
+    @takes_batches
     def move(self, seen, motion):
         return move_detections(seen, motion)
 
+    @takes_batches
     def paint(self, seen):
         """As :meth:`Task.paint`, per class the score of the best detection there."""
         return paint_output(seen.masks, seen.scores, seen.classes, self.num_classes)
 
+    @takes_batches
     def block_gain(self, current, previous, grid_shape):
         return instance_block_gain(current, previous, grid_shape)

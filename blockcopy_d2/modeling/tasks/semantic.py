@@ -10,7 +10,7 @@ from blockcopy_d2.policy import (
     semantic_information_gain,
 )
 
-from .base import TASK_REGISTRY, Task
+from .base import TASK_REGISTRY, Task, takes_batches
 
 __all__ = ["ReleasedSemanticTask", "SemanticTask"]
 
@@ -36,6 +36,7 @@ class SemanticTask(Task):
             )
         return convolutions[-1].out_channels
 
+    @takes_batches
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
         As :meth:`Task.observe`.
@@ -44,7 +45,8 @@ class SemanticTask(Task):
             Tensor: float (K, h, w), probabilities of the mean logits of a policy pixel; zero in
             the padding.
         """
-        logits = self.part(output, "sem_seg")[None]
+        sem_seg = self.part(output, "sem_seg")
+        logits = sem_seg.view(-1, *sem_seg.shape[-3:])
         inside = logits.new_ones(1, 1, *image_size)
         if tuple(logits.shape[-2:]) != tuple(image_size):
             logits = F.interpolate(logits, size=image_size, mode="bilinear", align_corners=False)
@@ -56,18 +58,22 @@ class SemanticTask(Task):
         )
         # Softmax comes last: it would take most of the time at the resolution of the output.
         seen = self._represent(logits / inside.clamp_min(torch.finfo(torch.float32).eps))
-        return seen.masked_fill(inside == 0, 0)[0]
+        seen = seen.masked_fill(inside == 0, 0)
+        return seen.view(*sem_seg.shape[:-2], *seen.shape[-2:])
 
     @staticmethod
     def _represent(logits):
         return logits.softmax(dim=1)
 
+    @takes_batches
     def move(self, seen, motion):
-        return motion.move_maps(seen[None])[0]
+        return motion.move_maps(seen.view(-1, *seen.shape[-3:])).view_as(seen)
 
+    @takes_batches
     def paint(self, seen):
         return seen
 
+    @takes_batches
     def block_gain(self, current, previous, grid_shape):
         return block_information_gain(semantic_information_gain(current, previous), grid_shape)
 
@@ -84,7 +90,8 @@ class ReleasedSemanticTask(SemanticTask):
     def _represent(logits):
         return logits
 
+    @takes_batches
     def block_gain(self, current, previous, grid_shape):
-        current, previous = current.log_softmax(dim=0), previous.log_softmax(dim=0)
-        gain = (previous.exp() * (previous - current)).mean(dim=0)
+        current, previous = current.log_softmax(dim=-3), previous.log_softmax(dim=-3)
+        gain = (previous.exp() * (previous - current)).mean(dim=-3)
         return block_information_gain(gain, grid_shape)

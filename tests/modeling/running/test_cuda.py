@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.modeling import VideoStream
+from blockcopy_d2.policy import OnlineLearner
 from tests.modeling.running.sides import Side, clip, panning_clip, sides
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -49,6 +51,68 @@ def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion):
     assert kept < 2**22, "a frame takes more than its result"
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["one-policy", "one-each"])
+def test_a_warm_batch_never_waits_and_captures_nothing_anew(folder, built, own, monkeypatch):
+    """Whoever joins, leaves, cuts or misses a frame."""
+    motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching", "MODEL.BLOCKCOPY.SCENE_CUT", 0.2)
+    graph = Side(folder, built, "cuda", *motion, graph=True)
+    batch, learner = graph.model.init_state(4, own_policies=own), graph.learner
+    if own:
+        learner = [OnlineLearner(graph.cfg, policy) for policy in batch.policies]
+    images = [list(clip("cuda", 4, seed=seed)) for seed in range(4)]
+
+    def tick(number, missing=()):
+        inputs = [None if n in missing else {"image": x[number % 4]} for n, x in enumerate(images)]
+        return graph.model.step_batch(inputs, batch, learner=learner)
+
+    for number in range(20):
+        for result in tick(number):
+            assert result["instances"] is not None
+    # Alone, too: frames of one policy are then taught as a lesson of their own.
+    tick(20, missing=(1, 2, 3))
+    functions = []
+    capture = CapturedFunction.capture
+    monkeypatch.setattr(
+        CapturedFunction, "capture", lambda *args: functions.append(args) or capture(*args)
+    )
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number, missing in enumerate([(), (1,), (1, 3), (), (0, 1, 2), (), (2,), ()]):
+            if number in (3, 5):
+                batch.reset(number - 2)
+            results = tick(number, missing)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not functions
+    assert [result.is_first for result in results] == [False] * 4
+    assert all(len(result["instances"]) == 5 for result in results)
+    assert batch.counts == [28, 4, 26, 3]
+
+
+def test_a_batch_is_its_streams_one_by_one_in_half_precision(folder, built):
+    policy = ("MODEL.BLOCKCOPY.POLICY.NAME", "MovedDifference")
+    motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
+    graph = Side(folder, built, "cuda", *policy, *motion, graph=True, learns=False)
+    batch, alone = graph.model.init_state(4), [VideoStream() for _ in range(4)]
+    videos = [list(panning_clip("cuda", [(5, -3)] * 6, seed=seed)) for seed in range(4)]
+    graph.model.amp = True
+    try:
+        for number in range(7):
+            inputs = [{"image": video[number]} for video in videos]
+            if number in (2, 4):
+                inputs[number // 2] = None
+            for n, result in enumerate(graph.model.step_batch(inputs, batch)):
+                if result is None:
+                    continue
+                expected = graph.model.step(inputs[n], alone[n])
+                assert torch.equal(result.grid.active, expected.grid.active), (number, n)
+                found, wanted = result["instances"].scores, expected["instances"].scores
+                torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-2)
+    finally:
+        graph.model.amp = False
+
+
 def test_graphs_are_replayed(folder, built):
     graph = Side(folder, built, "cuda", graph=True)
     images = list(clip("cuda", 13))
@@ -57,7 +121,8 @@ def test_graphs_are_replayed(folder, built):
     assert set(capture._functions) == {"infer", "observe"}
     for image in images[1:]:
         graph.frame(image)
-    lessons = graph.stream.graph._learning._functions
+    (lesson,) = graph.stream.graph._lessons.values()
+    lessons = lesson._functions
     assert len(lessons) == 3 and all(x._graph is not None for x in lessons.values())
 
 
