@@ -36,6 +36,7 @@ from .dense import BestDense
 from .measure import (
     DTYPES,
     SHARES,
+    add_batch_sizes,
     argument_parser,
     captured,
     clip_by_clip,
@@ -287,6 +288,7 @@ def _parser():
         metavar="FILE",
         help="of the model (%(default)s)",
     )
+    add_batch_sizes(parser)
     return parser
 
 

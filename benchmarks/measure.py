@@ -20,6 +20,7 @@ __all__ = [
     "DTYPES",
     "RESULTS",
     "SHARES",
+    "add_batch_sizes",
     "argument_parser",
     "captured",
     "clip_by_clip",
@@ -29,6 +30,7 @@ __all__ = [
     "matrix_product",
     "require_gpu",
     "results_path",
+    "write_json",
     "write_results",
 ]
 
@@ -74,6 +76,17 @@ def argument_parser(module, description, *, config, name, rounds):
         " (default); the second compiles for minutes, and none leaves cuDNN",
     )
     parser.add_argument(
+        "--rounds", type=positive, default=rounds, help="measurements of each (%(default)s)"
+    )
+    return parser
+
+
+def add_batch_sizes(parser):
+    """
+    Args:
+        parser (ArgumentParser): gets the option of batches of the dense model.
+    """
+    parser.add_argument(
         "--batch-sizes",
         type=positive,
         nargs="*",
@@ -81,10 +94,6 @@ def argument_parser(module, description, *, config, name, rounds):
         metavar="N",
         help="of further batches that the dense model is timed with (none); each compiles anew",
     )
-    parser.add_argument(
-        "--rounds", type=positive, default=rounds, help="measurements of each (%(default)s)"
-    )
-    return parser
 
 
 def require_gpu():
@@ -291,10 +300,15 @@ def results_path(config_name, dtype, device="cuda"):
 
 def write_results(path, section, values):
     """Puts ``values`` under ``section`` of a JSON file, and what they share on top."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
     results.update(values.pop("shared", {}))
     results[section] = values
+    write_json(path, results)
+
+
+def write_json(path, results):
+    """Writes results as they are, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         pathlib.Path(temporary).write_text(json.dumps(results, indent=1) + "\n")
 

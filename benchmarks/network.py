@@ -31,6 +31,7 @@ from .frame import DEMO_CONFIG, DEMO_WEIGHTS, BlockCopy, read_clip
 from .measure import (
     DTYPES,
     SHARES,
+    add_batch_sizes,
     argument_parser,
     captured,
     environment,
@@ -147,7 +148,7 @@ class Network:
         self.base = build_model(base_config(cfg)).eval()
         if find_static_heads(self.base) is None:
             raise SystemExit(f"{type(self.base).__name__} does not run as a CUDA graph.")
-        _give_statistics(self.base)
+        give_statistics(self.base)
         self.model = build_model(cfg)
         self.model.load_state_dict(self.base.state_dict(), strict=False)
         self.size, self.block_size, self.dtype = size, block_size, dtype
@@ -220,9 +221,9 @@ def _network(model):
     return find_static_heads(model)(model).network
 
 
-def _give_statistics(model):
+def give_statistics(model):
     """Random batch norms like those of a trained network, so that no activation explodes."""
-    generator = torch.Generator(device="cuda").manual_seed(0)
+    generator = torch.Generator(device=model.device).manual_seed(0)
     for name, tensor in model.named_buffers():
         if name.endswith("running_var"):
             tensor.uniform_(1.0, 2.0, generator=generator)
@@ -261,6 +262,7 @@ def _parser():
         metavar=("H", "W"),
         help="of the frames, in pixels (1024 2048)",
     )
+    add_batch_sizes(parser)
     return parser
 
 

@@ -35,8 +35,8 @@ def _model_keys():
     # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators,
     # any device), or "auto", which takes Triton's on GPUs that they run on
     _C.BACKEND = choice("auto", "triton", "torch")
-    # Run single streams of a Faster or Mask R-CNN, a SemanticSegmentor or CSP as CUDA graphs, with
-    # Triton's kernels. Has no effect on other networks, batches of streams and CPUs. False: never
+    # Run streams of a Faster or Mask R-CNN, a SemanticSegmentor or CSP as CUDA graphs, a batch of
+    # them as one, with Triton's kernels. Has no effect on other networks and on CPUs. False: never
     _C.CUDA_GRAPH = flag(True)
     # tau of the paper: the wished fraction of executed blocks
     _C.TARGET = number(0.3, most=1)

@@ -42,6 +42,7 @@ from .tasks import (
     build_task,
     infer_task,
     proposal_instances,
+    takes_batches,
 )
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -201,12 +200,13 @@ def _detection_gains(current, previous):
 
 
 def _box_iou(current, previous):
-    function = torch.vmap(_pairwise_iou) if current.boxes.dim() > 2 else _pairwise_iou
-    return function(current.boxes, previous.boxes)
-
-
-def _pairwise_iou(boxes, others):
-    return pairwise_iou(Boxes(boxes), Boxes(others))
+    """As Detectron2's ``pairwise_iou``, which takes one stream."""
+    boxes, others = current.boxes[..., :, None, :], previous.boxes[..., None, :, :]
+    corners = torch.minimum(boxes[..., 2:], others[..., 2:])
+    sides = corners - torch.maximum(boxes[..., :2], others[..., :2])
+    common = sides.clamp_min(0).prod(dim=-1)
+    area, other_area = ((x[..., 2:] - x[..., :2]).prod(dim=-1) for x in (boxes, others))
+    return torch.where(common > 0, common / (area + other_area - common), 0.0)
 
 
 def _mask_iou(current, previous):

@@ -70,6 +70,19 @@ def test_masks(stride, cell_size):
     assert move_masks_launch(masks[:0], field, **layout(stride, cell_size)).shape == (0, *SIZE)
 
 
+@pytest.mark.usefixtures("plain")
+def test_masks_of_several_streams():
+    masks = torch.rand(2, 17, *SIZE, device=DEVICE) < 0.5
+    field = field_of(4, 16, streams=2)
+    motion = PolicyMotion(field, cell_size=16, stride=4, size=SIZE)
+    expected = [one.move_masks(x) for one, x in zip(motion.split(), masks, strict=True)]
+    assert not torch.equal(*expected)
+    assert torch.equal(move_masks_launch(masks, field, **layout(4, 16)), torch.stack(expected))
+    assert torch.equal(motion.move_masks(masks), torch.stack(expected))
+    means = [one.mean_vectors(x) for one, x in zip(motion.split(), masks, strict=True)]
+    torch.testing.assert_close(motion.mean_vectors(masks), torch.stack(means))
+
+
 def test_policy_motion_takes_them_where_they_run(plain, monkeypatch):
     """What a captured frame on a GPU does, on whatever device there is."""
     field = field_of(4, 16)

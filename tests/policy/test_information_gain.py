@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from blockcopy_d2.policy import (
     DetectionMasks,
     block_information_gain,
+    information_gain,
     instance_block_gain,
     instance_information_gain,
     semantic_information_gain,
@@ -193,3 +194,30 @@ def test_gain_of_a_block_is_its_largest_pixel():
     gain[31, 95] = 0.5
     gain[32, 0] = 0.25
     assert block_information_gain(gain, GRID).tolist() == [[0, 0, 0.5], [0.25, 0, 0]]
+
+
+def test_streams_of_a_batch_are_as_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+
+    def frame(boxes):
+        masks = torch.rand(3, 4, *SIZE, generator=generator) < 0.3
+        masks[1] = False
+        corners = torch.rand(3, 4, 2, generator=generator)
+        sides = torch.rand(3, 4, 2, generator=generator)
+        scores, classes = torch.rand(3, 4, generator=generator), torch.arange(12).view(3, 4) % 2
+        boxes = torch.cat([corners, corners + sides], dim=2) if boxes else None
+        return [masks, scores, classes, boxes]
+
+    for boxes in (False, True):
+        current, previous = frame(boxes), frame(boxes)
+        together = instance_block_gain(DetectionMasks(*current), DetectionMasks(*previous), GRID)
+        for n in range(3):
+            pair = (
+                DetectionMasks(*(None if x is None else x[n] for x in one))
+                for one in (current, previous)
+            )
+            assert torch.equal(together[n], instance_block_gain(*pair, GRID))
+        if boxes:
+            iou = pairwise_iou(Boxes(current[3][0]), Boxes(previous[3][0]))
+            pair = (DetectionMasks(*(x[0] for x in one)) for one in (current, previous))
+            assert torch.equal(information_gain._box_iou(*pair), iou)

@@ -24,6 +24,16 @@ def test_painting(number, num_channels):
     assert paint_maximum_triton(*arguments, num_channels).cpu().equal(want)
 
 
+def test_painting_several_streams():
+    masks, values = torch.rand(3, 5, 32, 48) > 0.6, torch.rand(3, 5)
+    channels = torch.randint(2, (3, 5))
+    want = [paint_maximum_reference(*one, 2) for one in zip(masks, values, channels)]
+    arguments = [masks, values, channels]
+    assert paint_maximum_reference(*arguments, 2).equal(torch.stack(want))
+    painted = paint_maximum_triton(*(x.to(DEVICE) for x in arguments), 2)
+    assert painted.cpu().equal(torch.stack(want))
+
+
 def test_painting_shows_what_is_not_a_number():
     masks = torch.zeros(2, 16, 16, dtype=torch.bool)
     masks[0, :8] = masks[1, 4:] = True
@@ -37,4 +47,6 @@ def test_counting_in_half_precision_is_exact(size):
     current, previous = (torch.rand(n, size[0] * size[1], device=DEVICE) > 0.02 for n in (5, 3))
     want = current.double() @ previous.double().T
     assert _count_in_half(current, previous).double().equal(want)
+    pairs = [torch.stack([x, x.flip(0)]) for x in (current, previous)]
+    assert _count_in_half(*pairs).double().equal(torch.stack([want, want.flip(0, 1)]))
     assert size == (16, 16) or want.max() > 2048

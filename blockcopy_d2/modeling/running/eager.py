@@ -115,7 +115,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             is_first=is_first[n],
             policy=policies[n],
             heads_macs=heads.macs,
-            field=None if field is None or is_first[n] else field[n : n + 1],
+            field=None if field is None else field[n : n + 1],
         )
         if present[n]
         else None

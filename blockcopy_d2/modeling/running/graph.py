@@ -241,7 +241,8 @@ class FrameGraph:
         kept = (work.grid.active, memory.drawn, memory.logits, memory.history.age)
         executed, drawn, logits, age = (x.clone().split(1) for x in kept)
         cut, broken = memory.cut.clone(), memory.broken.clone()
-        field = None if capture.field is None else capture.field.clone()
+        moved = capture.field is not None and not all(is_first)
+        field = capture.field.clone() if moved else None
         policies = policies_of(model, streams)
         results = [None] * streams.num_streams
         for n, is_present in enumerate(self._present_now):
@@ -267,7 +268,7 @@ class FrameGraph:
                 timer=timer,
                 is_first=is_first[n],
                 heads_macs=capture.macs["heads"],
-                field=None if is_first[n] or field is None else field[n : n + 1],
+                field=None if field is None else field[n : n + 1],
                 policy_macs=capture.policy_macs[n] if was_asked else 0,
             )
         self.lesson = [

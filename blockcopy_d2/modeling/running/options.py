@@ -27,7 +27,7 @@ class VideoOptions:
         dense_above (float): share of the blocks above which a frame executes all of them.
         amp (bool): run the task network in half precision, see :func:`inference_autocast`. Its
             weights stay as they are.
-        cuda_graph (bool): run single streams as CUDA graphs where that can be done, see
+        cuda_graph (bool): run streams as CUDA graphs where that can be done, see
             :class:`FrameGraph`.
         moved_maps (str): of ``MOVED_MAPS``, the feature maps that move with the picture, where the
             model estimates motion; "auto" for those of the task.

@@ -1,6 +1,6 @@
 """What the policy sees of an output, and how two outputs differ: one class per kind of output."""
 
-from .base import TASK_REGISTRY, Task
+from .base import TASK_REGISTRY, Task, takes_batches
 from .build import build_task, infer_task
 from .instances import InstanceTask
 from .panoptic import PanopticTask

@@ -181,12 +181,14 @@ class CSP(DenseDetector):
     def suppressed_boxes(self, boxes):
         """
         Args:
-            boxes (Tensor): float (k, 4), of :meth:`candidates`.
+            boxes (Tensor): float (..., 4), of :meth:`candidates`.
 
         Returns:
-            Tensor: float (k, 4), the boxes whose overlap decides which are suppressed.
+            Tensor: float (..., 4), the boxes whose overlap decides which are suppressed.
         """
-        return torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1) if self.last_pixel else boxes
+        if not self.last_pixel:
+            return boxes
+        return torch.cat([boxes[..., :2], boxes[..., 2:] + 1], dim=-1)
 
     @property
     def weight_settings(self):
