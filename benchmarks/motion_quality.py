@@ -1,5 +1,5 @@
 """
-How well estimators of motion do, without a network: every so many frames of a video data set, the
+Measures estimators of motion without a network: every so many frames of a video data set, the
 last frame is moved to this one, and so are its masks.
 
     python -m benchmarks.motion_quality --dataset davis_video_val

@@ -138,7 +138,7 @@ def decided_blocks(folder, size, block_size):
 
 
 class Network:
-    """What runs in blocks of a config's model, with random weights, in its variants."""
+    """The part of a config's model that runs in blocks, with random weights, in its variants."""
 
     def __init__(self, config_file, opts, size, block_size, dtype):
         options = ["MODEL.BLOCKCOPY.ENABLED", True, "MODEL.WEIGHTS", ""]

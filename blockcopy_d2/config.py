@@ -208,7 +208,7 @@ def add_blockcopy_config(cfg: CN) -> None:
 
 def enable_blockcopy(cfg: CN) -> None:
     """
-    Where ``MODEL.BLOCKCOPY.ENABLED`` is set, make Detectron2's ``build_model`` build the
+    Make, where ``MODEL.BLOCKCOPY.ENABLED`` is set, Detectron2's ``build_model`` build the
     block-sparse video model around what the config names: the meta-architecture, the backbone
     and the RPN head move to ``MODEL.BLOCKCOPY.BASE_*``. Does nothing when the switch is off or
     when it has been called before.

@@ -1,5 +1,5 @@
 """
-What the package brings along: configs and the demo weights.
+Files that the package brings along: configs and the demo weights.
 
 ``blockcopy://NAME`` names a file of weights/ wherever Detectron2 takes a path, so that a config
 finds its weights from any folder.

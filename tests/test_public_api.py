@@ -1,5 +1,5 @@
 """
-What users of the package call has type hints, which ``py.typed`` ships, and docstrings in Google's
+The public API has type hints, which ``py.typed`` ships, and docstrings in Google's
 style: every argument under Args, what comes back under Returns or Yields.
 """
 

@@ -21,7 +21,7 @@ _NO_MATRIX = (0, 2, 3)
 
 class DecodedVideo:
     """
-    What FFmpeg can read. Each call of :meth:`read` opens it anew.
+    A video that FFmpeg can read. Each call of :meth:`read` opens it anew.
 
     Attributes:
         shown (str): the source, without secrets.

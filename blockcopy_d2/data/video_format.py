@@ -9,7 +9,7 @@ __all__ = ["VideoFormat"]
 @dataclass(frozen=True)
 class VideoFormat:
     """
-    What the header of a video says, beside its size. The numbers of the colours are FFmpeg's, as
+    The header of a video, but for its size. The numbers of the colours are FFmpeg's, as
     PyAV gives and takes them; where the header is silent, they say so.
 
     Attributes:

@@ -105,8 +105,8 @@ class _PlainConfig(CfgNode):
 
 def _fit(value, current, *, root, name=""):
     """
-    What to merge so that yacs, which compares types, takes all that means the same: a whole number
-    for a float, and digits for a text.
+    Returns a value that yacs, which compares types, takes for one that means the same: a whole
+    number for a float, and digits for a text.
 
     Args:
         value: of the key ``name``.

@@ -1,4 +1,4 @@
-"""What train_net.py and demo.py share: from command line arguments to a checked config."""
+"""Shared by train_net.py and demo.py: from command line arguments to a checked config."""
 
 import argparse
 import contextlib

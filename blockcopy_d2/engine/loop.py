@@ -20,7 +20,7 @@ __all__ = ["EvaluationLoop", "ModelRun"]
 @dataclass
 class ModelRun:
     """
-    What one model made of a frame, and at what cost.
+    The output of one model for a frame, and its cost.
 
     Attributes:
         output (dict): in Detectron2's format.

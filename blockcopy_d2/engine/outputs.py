@@ -106,7 +106,7 @@ def _refuse_frames(output, folder):
 
 
 def _same(output, path):
-    """Whether both are one existing file. What is no file, such as /dev/null, is not lost."""
+    """Tells whether both are one existing file. What is no file, such as /dev/null, is not lost."""
     try:
         found, other = os.stat(output), os.stat(path)
     except (OSError, ValueError):

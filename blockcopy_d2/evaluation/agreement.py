@@ -1,4 +1,4 @@
-"""How far one stream of instances is from another one, without ground truth."""
+"""Distance of one stream of instances from another one, without ground truth."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What a frame costs: multiply-accumulates that were executed, and seconds."""
+"""The cost of a frame: multiply-accumulates that were executed, and seconds."""
 
 from blockcopy_d2.modeling import MacCounter
 

@@ -1,5 +1,5 @@
 """
-How good a choice of blocks is, whatever it was learned from.
+Quality of a choice of blocks, whatever it was learned from.
 
 Shape shorthand in this module:
 

@@ -1,4 +1,4 @@
-"""What evaluators on video have in common: which frames count, and files that are whole."""
+"""Common to evaluators on video: the frames that count, and files that are whole."""
 
 import collections
 import contextlib

@@ -25,7 +25,7 @@ _EXPANSION = 1.25
 @dataclass(frozen=True)
 class MissRateSetting:
     """
-    Which persons must be found; the others are ignored. All bounds are inclusive.
+    The persons that must be found; the others are ignored. All bounds are inclusive.
 
     Attributes:
         name (str):

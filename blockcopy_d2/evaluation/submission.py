@@ -110,6 +110,6 @@ class CityscapesSemSegSubmission(_Submission, CityscapesSemSegEvaluator):
 
 
 def _is_last(frame):
-    """Whether a frame is the one its clip is named after; still images all are."""
+    """Tells whether a frame is the one its clip is named after; still images all are."""
     name = os.path.basename(frame["file_name"])
     return "video_id" not in frame or name.startswith(frame["video_id"])

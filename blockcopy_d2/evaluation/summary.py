@@ -20,7 +20,7 @@ __all__ = ["RunRecord", "headline", "remove_summary", "summarize", "summary_tabl
 @dataclass
 class RunRecord:
     """
-    What a run measured, on one rank or, merged, on all.
+    Measurements of a run, on one rank or, merged, on all.
 
     Attributes:
         meters (dict[str, EfficiencyMeter]): by model: "blockcopy", and "dense" and "stock" where

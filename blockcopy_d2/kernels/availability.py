@@ -1,5 +1,5 @@
 """
-Whether Triton kernels can be used. Modules that have some are imported where this says so, and
+Tells whether Triton kernels can run. Modules that have some are imported where this says so, and
 nowhere else: the package works without Triton.
 """
 

@@ -1,5 +1,5 @@
-"""How kernels begin: programmatic dependent launch, by which a kernel starts up while the ones in
-front still run. PDL says whether the GPU has it, see Device.pdl."""
+"""Programmatic dependent launch: a kernel starts up while the ones in front still run. PDL says
+whether the GPU has it, see Device.pdl."""
 
 import triton
 import triton.language as tl

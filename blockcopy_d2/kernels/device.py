@@ -1,4 +1,4 @@
-"""What launches need to know of the GPU that they run on."""
+"""The GPU that launches run on, as far as they need to know it."""
 
 import functools
 
@@ -40,7 +40,7 @@ class Device:
         return {"PDL": True, "launch_pdl": True} if self.pdl else {"PDL": False}
 
     def programs(self, num_pixels, pixels_per_tile, per_sm=_PROGRAMS_PER_SM):
-        """How many programs share the tiles of a launch; at least 1."""
+        """The number of programs that share the tiles of a launch; at least 1."""
         tiles = -(-num_pixels // pixels_per_tile)
         return max(min(tiles, per_sm * self.num_sms), 1)
 

@@ -7,7 +7,7 @@ __all__ = ["CapturedFunction"]
 
 class CapturedFunction:
     """
-    What a function launched, to launch again with one call of the driver: it has to work on tensors
+    The launches of a function, to be repeated by one call of the driver: it has to work on tensors
     that stay where they are, and never to wait for the device. The function itself is not kept but
     given at every call, so that whoever owns the graph may also own what the function needs.
     """

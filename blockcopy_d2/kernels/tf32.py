@@ -24,7 +24,7 @@ def round_tf32(y):
 
 @triton.jit
 def lift_tf32(y):
-    """What tensor cores cut off to the nearest value of 10 fraction bits, ties away from zero.
+    """Rounds to the nearest value of 10 fraction bits, ties away from zero.
     Infinities become NaN."""
     lifted = (y.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
     return tl.where(y == y, lifted, y)

@@ -136,7 +136,7 @@ def _is_reference(packet, context):
 @dataclasses.dataclass(frozen=True)
 class FrameVectors:
     """
-    Where the content of a frame was one frame ago, in pieces of 4 x 4 pixels.
+    The places where the content of a frame was one frame ago, in pieces of 4 x 4 pixels.
 
     Attributes:
         size (tuple[int, int]): height and width of the frame, in pixels.

@@ -31,7 +31,7 @@ BRIGHTEST = 253
 @dataclasses.dataclass
 class MotionFeatures:
     """
-    What an estimator keeps of a frame of N streams, until the next frame.
+    Features of a frame of N streams, which an estimator keeps until the next frame.
 
     Attributes:
         size: H, W of the canvas.

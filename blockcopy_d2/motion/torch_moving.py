@@ -127,7 +127,7 @@ class MovedPixels:
 
 def _taps(pixel, shift, length):
     """
-    Where bilinear interpolation reads along an axis.
+    The places that bilinear interpolation reads along an axis.
 
     Args:
         pixel (Tensor): int64 (M,).

@@ -31,7 +31,7 @@ class ConversionError(ValueError):
 @dataclass(frozen=True)
 class Mapping:
     """
-    How a public checkpoint names what one of our models holds.
+    The names that a public checkpoint has for the tensors of one of our models.
 
     Attributes:
         source (str): which checkpoints these are, for the help text.
@@ -158,7 +158,7 @@ def check_normalization(mapping, source, model):
 
 def weight_settings(model):
     """
-    What a model has to be built with for its weights to mean the same. A module tells its own by an
+    Returns the config keys that the weights of a model depend on. A module tells its own by an
     attribute ``weight_settings``, a dict.
 
     Args:

@@ -21,7 +21,7 @@ __all__ = ["Decision", "Policy", "SeededUniform"]
 @dataclass
 class Decision:
     """
-    Which blocks to execute, A_t of the paper.
+    The blocks to execute, A_t of the paper.
 
     Attributes:
         active (Tensor): bool (N, GH, GW).
@@ -78,7 +78,7 @@ class Policy(nn.Module, ABC):
 
     def macs(self, observation: Observation) -> int:
         """
-        What a call costs. Counted once for every shape, by running the ``network``.
+        Returns the cost of a call. Counted once for every shape, by running the ``network``.
 
         Args:
             observation (Observation): of N streams.

@@ -179,7 +179,7 @@ def block_information_gain(gain, grid_shape):
 
 def _detection_gains(current, previous):
     """
-    What Algorithm 1 assigns to the pixels of each detection.
+    Returns the gain that Algorithm 1 assigns to the pixels of each detection.
 
     Returns:
         tuple[Tensor, Tensor]: float (n,) and (m,), or (N, n) and (N, m).

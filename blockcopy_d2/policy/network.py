@@ -134,7 +134,7 @@ class PolicyNetwork(nn.Module):
     @torch.no_grad()
     def without_gradients(self, observation):
         """
-        What :meth:`forward` gives where no gradient is wanted, wherever it is called.
+        Returns the logits as :meth:`forward` does where no gradient is wanted.
         """
         if self._runs_fused_on(observation.frame.device):
             return self._fused_network()(observation)

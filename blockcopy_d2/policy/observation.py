@@ -1,5 +1,5 @@
 """
-What the policy looks at: frames and outputs at policy resolution.
+Observations of the policy: frames and outputs at policy resolution.
 
 Shape shorthand in this module:
 
@@ -34,7 +34,7 @@ PIXELS_PER_BLOCK = 32
 @dataclass
 class Observation:
     """
-    What the policy knows of N streams before it decides, S_t of eq. 2.
+    State of N streams as the policy sees it before it decides, S_t of eq. 2.
 
     Attributes:
         frame (Tensor): float (N, 3, h, w), normalized as the task network's input, I_t.
@@ -151,7 +151,7 @@ def policy_centres(
     *, image_size, output_size, canvas_size, grid_shape, pixels_per_block=PIXELS_PER_BLOCK, device
 ):
     """
-    Where the policy pixels inside an image lie in the task network's output.
+    Returns the places of the policy pixels inside an image in the task network's output.
 
     Args:
         image_size, canvas_size, grid_shape, pixels_per_block: as in :func:`rasterize_instances`.

@@ -1,4 +1,4 @@
-"""How far the accelerated output is from the dense one, frame by frame and over a video."""
+"""Distance of the accelerated output from the dense one, frame by frame and over a video."""
 
 import math
 

@@ -114,7 +114,7 @@ def mac_table(recording):
 
 
 def _data(recording, points, recommended):
-    """What the page is made of, to read it with a program."""
+    """Returns the data of the page, to read it with a program."""
     run = recording.main
     return {
         "frames": recording.frames,

@@ -43,7 +43,7 @@ STAGES = {
 @dataclass(eq=False)
 class Run:
     """
-    What BlockCopy did at one target, frame by frame.
+    Frames of BlockCopy at one target.
 
     Attributes:
         target (float or None): tau; None for a policy that follows none.
@@ -79,7 +79,7 @@ class Run:
 @dataclass(eq=False)
 class Recording:
     """
-    What was measured on a video. A first frame executes all blocks whatever the policy, and is left
+    Measurements on a video. A first frame executes all blocks whatever the policy, and is left
     out of every mean.
 
     Attributes:

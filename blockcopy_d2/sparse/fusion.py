@@ -1,4 +1,4 @@
-"""Which operators of a program share a launch, for backends that write in place.
+"""Finds operators of a program that share a launch, for backends that write in place.
 
 Shape shorthand: C channels.
 """
@@ -126,7 +126,7 @@ def fuse_bottlenecks(program, operators, reads, residuals, widest):
 
 
 def _is_narrow(operator, residuals):
-    """Whether a convolution can be the second of a Bottleneck."""
+    """Tells whether a convolution can be the second of a Bottleneck."""
     if not isinstance(operator, Convolution) or operator.has_halo or operator.groups > 1:
         return False
     scale = residuals.get(operator, (None, 1))[1]

@@ -22,7 +22,7 @@ def num_blocks(block_size: int, image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 class BlockGrid:
-    """Which blocks of a frame are executed; the others keep their features.
+    """The executed blocks of a frame; the others keep their features.
 
     Block (i, j) covers the input pixels [iB, (i+1)B) x [jB, (j+1)B), clipped at the border. At a
     stride s that divides B it covers B/s x B/s pixels. A pixel at a stride above B covers several
@@ -116,12 +116,12 @@ class BlockGrid:
 
     @property
     def is_full(self) -> bool:
-        """Whether all blocks are active, on the host."""
+        """Tells whether all blocks are active; on the host."""
         return self.num_active == self.active.numel()
 
     @property
     def is_empty(self) -> bool:
-        """Whether no block is active, on the host."""
+        """Tells whether no block is active; on the host."""
         return self.num_active == 0
 
     def selection(self, factor: int) -> "BlockSelection":

@@ -181,7 +181,7 @@ class BlockSparseModule(ModuleProxy):
 
 
 def counts_itself():
-    """Whether what runs now is counted by a SparseFrame, though it runs as modules."""
+    """Tells whether a SparseFrame counts the modules that run now."""
     return _counts_itself.get()
 
 
@@ -190,7 +190,7 @@ def _tensors(args, kwargs):
 
 
 def _shapes(args, kwargs):
-    """What a program depends on of its arguments; hashable."""
+    """Returns the part of its arguments that a program depends on; hashable."""
     return tuple(
         (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
         for leaf in pytree.tree_leaves((args, kwargs))
@@ -273,7 +273,7 @@ class SparseFrame:
 
     @property
     def dense_macs(self):
-        """What they would have executed with all blocks active."""
+        """Multiply-accumulates that all blocks would take."""
         dense = sum(program.dense_macs for program in self.programs)
         return dense + sum(self.dense_module_macs)
 

@@ -1,4 +1,4 @@
-"""Which operator a call becomes, and when: one rule per kind of call.
+"""Rules that turn calls into operators: one per kind of call.
 
 A rule takes the planner and a Call and gives the operator, new or one that the call is fused into;
 None if the call is none that runs in blocks.
@@ -305,7 +305,7 @@ def _pair(value):
 
 
 def _is_per_channel(argument):
-    """Whether a constant argument of a pointwise call is the same for every pixel."""
+    """Tells whether a constant argument of a pointwise call is the same for every pixel."""
     if isinstance(argument, (list, tuple)):
         return all(map(_is_per_channel, argument))
     if isinstance(argument, torch.Tensor):

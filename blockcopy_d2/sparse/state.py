@@ -51,7 +51,7 @@ class FeatureMap:
 
     @property
     def wide(self):
-        """Whether 32 bits do not hold the offset of every element."""
+        """Tells whether 32 bits do not hold the offset of every element."""
         return len(self.rows) * self.rows.stride(0) >= 2**31
 
     def as_nchw(self):
@@ -64,7 +64,7 @@ class MissingFeatures(RuntimeError):
 
 
 class StreamState:
-    """What the block-sparse modules of a model remember of one stream (or one batch of streams).
+    """Memory of the block-sparse modules of a model, of one stream (or one batch of streams).
 
     It belongs to the stream, not to the model: one model serves many streams, each with its own
     state. It is never part of a state_dict.
@@ -139,7 +139,7 @@ class StreamState:
 
 
 class Caches:
-    """What one program keeps of one stream, by number of the value.
+    """Maps that one program keeps of one stream, by number of the value.
 
     Attributes:
         maps: FeatureMap of the persistent values.

@@ -52,7 +52,7 @@ def _convolution_pair(bound, step):
 
 
 def _common(operator):
-    """What the ConvolutionShapes of a Convolution, and of a pair that starts with it, share."""
+    """Returns the part that the ConvolutionShapes of a Convolution and of its pair share."""
     names = ("kernel", "padding", "dilation", "groups", "activation")
     in_channels = operator.weight.shape[1] * operator.groups
     fields = {name: getattr(operator, name) for name in names}

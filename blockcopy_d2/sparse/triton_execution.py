@@ -59,7 +59,7 @@ class TritonExecution:
 
 
 class LoweredForTriton:
-    """What all streams share: the schedule, packed weights, scratch memory."""
+    """Shared by all streams: the schedule, packed weights, scratch memory."""
 
     def __init__(self, program, tensors):
         tensor = next(iter(tensors.values()))
@@ -172,7 +172,7 @@ class Bound:
     # ---------------------------------------------------------------- geometry
 
     def factor(self, stride):
-        """How many blocks along an axis count as one at a stride."""
+        """The number of blocks along an axis that count as one at a stride."""
         return 1 if stride is None else max(stride // self.block_size, 1)
 
     def step_stride(self, step):

@@ -38,7 +38,7 @@ class WeightsWatch:
         self._samples = ()
 
     def changed(self):
-        """Whether anything is other than at the last call; True at the first one."""
+        """Tells whether anything is other than at the last call; True at the first one."""
         state = self._now()
         if _same(state, self._state):
             return False

@@ -271,7 +271,7 @@ class _Clock:
 
 
 class _Colors:
-    """How colours are converted, and what the file says of it; the two must agree."""
+    """The conversion of colours, and its name in the file; the two must agree."""
 
     def __init__(self, matrix, primaries, transfer, color_range):
         self.matrix, self.primaries, self.transfer = matrix, primaries, transfer

@@ -1,4 +1,4 @@
-"""What people pass for arguments: numbers of any library are taken, everything else is named."""
+"""Arguments as people pass them: numbers of any library are taken, everything else is named."""
 
 import math
 

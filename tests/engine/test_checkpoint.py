@@ -379,7 +379,7 @@ def test_secrets_of_an_address_of_weights_are_not_told():
 
 
 class TestResuming:
-    """What is left in the folder of a run, whatever ended it."""
+    """The folder of a run, whatever ended it."""
 
     @pytest.fixture
     def checkpointer(self, tmp_path):

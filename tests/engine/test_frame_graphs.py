@@ -61,7 +61,7 @@ def assert_same_scores(expected, found, where):
 
 
 def assert_same_blocks(expected, found, where):
-    """What was executed, and why it was: from what the policy saw, and from its logits."""
+    """Compares executed blocks, and their reasons: what the policy saw, and its logits."""
     assert found.is_first == expected.is_first, where
     if torch.equal(found.grid.active, expected.grid.active):
         return

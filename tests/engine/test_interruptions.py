@@ -1,4 +1,4 @@
-"""What is left of a run that ends early, or whose outputs cannot be scored."""
+"""Remains of a run that ends early, or whose outputs cannot be scored."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py do. A module of its own, so that they can import it."""
+"""The processes of test_distributed.py. A module of its own, so that they can import it."""
 
 import json
 import os

@@ -88,7 +88,7 @@ def run(root, name, output, predict, split="val", frames=None):
 
 
 def score_by_command_line(script, root, results, tmp_path):
-    """What cityscapesscripts writes of the unpacked results."""
+    """Returns the scores that cityscapesscripts writes of the unpacked results."""
     folder = tmp_path / "unpacked"
     with zipfile.ZipFile(results) as archive:
         archive.extractall(folder)

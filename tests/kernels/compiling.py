@@ -32,7 +32,7 @@ def gpu(capability, name=None):
 
 
 class _Arguments:
-    """How Triton sees the arguments of a launch."""
+    """The arguments of a launch as Triton sees them."""
 
     def __init__(self, function, values):
         self.signature, self.constants, self.attributes = {}, {}, {}

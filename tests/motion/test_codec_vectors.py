@@ -63,7 +63,7 @@ def panned(request, tmp_path_factory):
 
 
 def test_vectors_lead_to_the_frame_shown_before(panned):
-    """Whether frames are reordered or not; intra frames say that they have none."""
+    """With frames reordered or not; intra frames say that they have none."""
     reader, estimator = (
         CodecReader(),
         CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16)),

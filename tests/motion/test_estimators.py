@@ -1,4 +1,4 @@
-"""What every estimator promises, on the CPU."""
+"""Promises of every estimator, on the CPU."""
 
 import pytest
 import torch

@@ -182,7 +182,7 @@ def kernels(module):
 
 
 class Convolutional(nn.Module):
-    """What runs in blocks of a detector, as one module."""
+    """The part of a detector that runs in blocks, as one module."""
 
     def __init__(self, detector, wrap=lambda module: module):
         super().__init__()

@@ -166,7 +166,7 @@ def test_windows_end_within_the_padded_map(num_classes, pixels_per_block):
 
 
 def test_hooks_of_layers_change_no_path(monkeypatch):
-    """Who counts what a policy costs must not make it cost something else."""
+    """Counting the cost of a policy must not change it."""
     network, seen = make(1, 32), observe((1, 2), 1, 32)
     monkeypatch.setattr(policy_network, "triton_runs_on", lambda device: True)
     monkeypatch.setattr(network, "_fused_network", lambda: lambda observation: "fused")

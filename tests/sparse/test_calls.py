@@ -1,4 +1,4 @@
-"""What belongs to a call stays with it: threads, weights that change, traces that fail."""
+"""Calls keep what belongs to them: threads, weights that change, traces that fail."""
 
 import copy
 import pickle

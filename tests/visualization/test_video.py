@@ -91,7 +91,7 @@ def test_frame_rate_must_be_positive(tmp_path, fps):
 
 
 def probe(path):
-    """What the file says of its colours, its shape of pixels and the times of its frames."""
+    """Returns the colours, the shape of pixels and the times of frames that the file tells."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         codec = stream.codec_context

@@ -124,7 +124,7 @@ class Brush:
         return self.light.shade(colour, world / max(float(np.linalg.norm(world)), 1e-6))
 
     def facing(self, point, normal) -> bool:
-        """Whether a surface through `point` shows its front to the camera."""
+        """Tells whether a surface through `point` shows its front to the camera."""
         return float(np.dot(self.eye - np.asarray(point, float), normal)) > 0.0
 
     def pixels(self, points) -> np.ndarray | None:

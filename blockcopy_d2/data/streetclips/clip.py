@@ -61,7 +61,7 @@ class Clip:
         self._sprites: dict[tuple[int, int], Sprite | None] = {}
 
     def camera(self, frame: int) -> Camera:
-        """Where the camera is at a frame."""
+        """The place of the camera at a frame."""
         path, time = self.scene.camera, frame / RATE - LABEL_TIME
         return Camera(
             self.height,

@@ -1,4 +1,4 @@
-"""Who and what is in a clip: a random street, its weather, its traffic and its people."""
+"""The scene of a clip: a random street, its weather, its traffic and its people."""
 
 from dataclasses import dataclass
 

@@ -30,7 +30,7 @@ class Thing:
 
     @property
     def still(self) -> bool:
-        """Whether it looks the same at all times to a camera that stands."""
+        """Tells whether it looks the same at all times to a camera that stands."""
         return not (self.track.moving or self.plays or self.track.fidget)
 
     def footprint(self, time: float) -> np.ndarray:

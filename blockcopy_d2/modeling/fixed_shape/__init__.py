@@ -1,5 +1,5 @@
 """
-What meta-architectures do besides convolutions, without a host in the loop.
+Meta-architectures besides their convolutions, without a host in the loop.
 
 Every shape is fixed: proposals, candidates and detections fill a fixed number of slots, and what
 Detectron2 drops by boolean indices is marked instead. On CUDA the steps that PyTorch lacks are

@@ -25,9 +25,9 @@ __all__ = ["nms"]
 
 def nms(boxes, valid, threshold, labels=None):
     """
-    Which boxes greedy suppression keeps: those that no better kept box of their group overlaps
-    with an intersection over union above the threshold. The arithmetic is torchvision's, on the
-    coordinates as they are (its ``batched_nms`` may add offsets first, which rounds them).
+    Returns the boxes that greedy suppression keeps: those that no better kept box of their group
+    overlaps with an intersection over union above the threshold. The arithmetic is torchvision's,
+    on the coordinates as they are (its ``batched_nms`` may add offsets first, which rounds them).
 
     Args:
         boxes (Tensor): float32 (G, M, 4), x0 y0 x1 y1, in descending order of their scores.

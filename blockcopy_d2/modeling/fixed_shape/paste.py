@@ -50,7 +50,7 @@ def paste_masks_reference(masks, boxes, count, out):
 
 def sample_masks(masks, boxes, count, rows, columns):
     """
-    What :func:`paste_masks` gives for some rows and columns of the output.
+    Returns :func:`paste_masks` of some rows and columns of the output.
 
     Args:
         masks, boxes, count: as in :func:`paste_masks`.

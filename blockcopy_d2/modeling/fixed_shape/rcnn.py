@@ -77,8 +77,8 @@ def _supports_pooler(pooler):
 
 class StaticRCNN(StaticHeads):
     """
-    What a GeneralizedRCNN does, with the same results. Cascade R-CNN, C4, keypoint and rotated
-    models, and any subclass that may compute something else, are not supported.
+    Does the work of a GeneralizedRCNN, with the same results. Cascade R-CNN, C4, keypoint and
+    rotated models, and any subclass that may compute something else, are not supported.
 
     Weights are copied from the model on the first call of a dtype. That call, and the first of a
     FrameSizes, also put tables on the device: make it before a CUDA graph is captured.
@@ -221,7 +221,7 @@ class StaticRCNN(StaticHeads):
 @dataclass
 class _Tables:
     """
-    What depends on sizes only.
+    Tables that depend on sizes only.
 
     Attributes:
         anchors (list[Tensor]): of every level, float32 (H_l W_l A, 4).

@@ -1,4 +1,4 @@
-"""What the policy sees of an output, and how two outputs differ: one class per kind of output."""
+"""Outputs as the policy sees them, and how two of them differ: one class per kind of output."""
 
 from .base import TASK_REGISTRY, Task, takes_batches
 from .build import build_task, infer_task

@@ -38,7 +38,7 @@ def takes_batches(method):
 
 class Task(ABC):
     """
-    What the policy sees of an output of the task network, how two outputs differ, and where an
+    Outputs of the task network as the policy sees them, how two of them differ, and where an
     output is after the picture moved. A task knows outputs; how frames are run is not its concern,
     and it keeps nothing of a stream.
 

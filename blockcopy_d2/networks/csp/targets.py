@@ -1,5 +1,5 @@
 """
-What CSP learns from (section 3.3 of its paper).
+Targets that CSP learns from (section 3.3 of its paper).
 
 Shape shorthand: N images, n boxes of an image, H x W pixels of the feature map.
 """

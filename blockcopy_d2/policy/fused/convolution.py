@@ -141,7 +141,7 @@ def policy_convolution_kernel(
 
 @dataclasses.dataclass
 class Sums:
-    """What a convolution writes: its plain sums, and the statistics that normalize them.
+    """The results of a convolution: its plain sums, and the statistics that normalize them.
 
     Attributes:
         values (Tensor): (N, OH, OW, O), half precision, or float32 logits.

@@ -1,5 +1,5 @@
 """
-What the layers of the policy network start from: its input stacked, its weights packed.
+The start of the layers of the policy network: its input stacked, its weights packed.
 
 Shape shorthand in this module:
 

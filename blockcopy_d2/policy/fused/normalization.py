@@ -1,6 +1,6 @@
 """
-What stands between two convolutions of the policy network: batch norm by the statistics of the
-frame itself, the residual, and the rectifier.
+Batch norm by the statistics of the frame itself, the residual, and the rectifier, between two
+convolutions of the policy network.
 
 Shape shorthand in this module:
 

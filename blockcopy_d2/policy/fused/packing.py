@@ -1,5 +1,5 @@
 """
-How a convolution becomes a matrix product.
+Makes a convolution a matrix product.
 
 With few channels, tensor cores have little to do for what they read. So several neighbouring output
 pixels share what they read: each of the three rows of the kernel is a window of input pixels,

@@ -129,7 +129,7 @@ def _stored(y, dtype: tl.constexpr, PRECISION: tl.constexpr):
 
 @dataclasses.dataclass(frozen=True)
 class BottleneckConfig:
-    """How a launch divides its work.
+    """Division of the work of a launch.
 
     Attributes:
         bm: pixels of a program.
@@ -186,7 +186,7 @@ class BottleneckWeights:
 
     @property
     def operand(self):
-        """What the kernel takes; of a third convolution that is not part, anything."""
+        """Arguments of the kernel; of a third convolution that is not part, anything."""
         out = self.out, self.out_bias
         following = out if self.next is None else (self.next, self.next_bias)
         return (self.middle, self.middle_bias), out, following

@@ -229,7 +229,7 @@ def _level(
 
 @dataclasses.dataclass(frozen=True)
 class BoxConfig:
-    """How a launch divides its work. See tuning.py for where the values come from.
+    """Division of the work of a launch. See tuning.py for where the values come from.
 
     Attributes:
         bm, bn, bk: pixels (at most; those of a block, if it has fewer), channels and reduction of
@@ -322,15 +322,15 @@ class BoxConvolutionLaunch(BlockLaunch):
 
 
 def can_flatten(shape, bk, num_levels):
-    """Whether Triton (3.6 to 3.8) compiles the loop over tiles of a ConvolutionShape, flattened: it
-    fails at some loops over several levels, and at those that end in a branch, as they do where a
-    tile belongs to one of two convolutions."""
+    """Tells whether Triton (3.6 to 3.8) compiles the loop over tiles of a ConvolutionShape,
+    flattened: it fails at some loops over several levels, and at those that end in a branch, as
+    they do where a tile belongs to one of two convolutions."""
     one_step = math.prod(shape.kernel) * shape.in_channels == bk
     return num_levels == 1 and (one_step or shape.first_out is None)
 
 
 def takes_boxes(shape, levels, device):
-    """Whether BoxConvolutionLaunch can run a convolution.
+    """Tells whether BoxConvolutionLaunch can run a convolution.
 
     Args:
         shape: ConvolutionShape.
@@ -346,6 +346,6 @@ def takes_boxes(shape, levels, device):
 
 
 def _describable(x):
-    """Whether bulk copies can read a map: they want multiples of 16 bytes."""
+    """Tells whether bulk copies can read a map: they want multiples of 16 bytes."""
     itemsize = x.rows.element_size()
     return x.rows.data_ptr() % 16 == 0 and x.rows.stride(0) * itemsize % 16 == 0

@@ -1,4 +1,4 @@
-"""What convolutions do with a finished tile: bias, residual, activation, and the only write.
+"""The end of a tile of a convolution: bias, residual, activation, and the only write.
 
 Shape shorthand: BM pixels and BN channels of a tile.
 """
@@ -14,7 +14,7 @@ from .activation import activate
 
 
 class Epilogue(NamedTuple):
-    """What the writes of a launch have in common.
+    """Common to the writes of a launch.
 
     Attributes:
         precision: of float32 products, "tf32" or "ieee".

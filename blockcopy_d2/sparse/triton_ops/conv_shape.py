@@ -1,4 +1,4 @@
-"""What a convolution is to its kernel: shape, configuration, and how weights are laid out.
+"""A convolution as its kernel takes it: shape, configuration, and how weights are laid out.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map, KH x KW taps.
 """
@@ -14,7 +14,7 @@ from .activation import parameters
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionConfig:
-    """How a launch divides its work. See tuning.py for where the values come from.
+    """Division of the work of a launch. See tuning.py for where the values come from.
 
     Attributes:
         bm, bn, bk: pixels, channels and reduction of a tile.
@@ -37,7 +37,7 @@ class ConvolutionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionShape:
-    """What the programs of a convolution have in common, whichever maps it runs on.
+    """Common to the programs of a convolution, whichever maps it runs on.
 
     Attributes:
         in_channels, out_channels, groups, kernel (y, x), stride, dilation (y, x): as in conv2d.
@@ -88,7 +88,7 @@ class ConvolutionShape:
 
     @property
     def reads_beyond_border(self):
-        """Whether taps may fall outside of the input."""
+        """Tells whether taps may fall outside of the input."""
         padded = tuple(self.kernel) != (1, 1) or tuple(self.padding) != (0, 0)
         return padded or self.out_step > 1
 
@@ -117,7 +117,7 @@ class PackedWeight:
 
     @property
     def operand(self):
-        """What kernels take of it; the last is the size of the weight in bytes."""
+        """Arguments of kernels; the last is the size of the weight in bytes."""
         return self.matrix, self.bias, self.matrix.nbytes
 
 

@@ -1,4 +1,4 @@
-"""Where the pixels of the active blocks are.
+"""The places of the pixels of the active blocks.
 
 Shape shorthand: N streams, GH x GW blocks of T x T pixels in a map of H x W pixels; blocks at the
 lower and right border may reach beyond the map.
@@ -30,7 +30,7 @@ class BlockList:
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How blocks cover the maps of one stride.
+    """Blocks as they cover the maps of one stride.
 
     Attributes:
         tile: T.

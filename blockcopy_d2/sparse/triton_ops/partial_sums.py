@@ -54,7 +54,7 @@ class Workspace:
 
     @property
     def operand(self):
-        """What kernels take of it."""
+        """Arguments of kernels."""
         return self.sums, self.arrivals
 
 

@@ -19,7 +19,7 @@ _VALUES = 1024
 
 
 class Window(NamedTuple):
-    """What programs of a pool have in common: see PoolLaunch."""
+    """Common to the programs of a pool: see PoolLaunch."""
 
     kernel: tuple
     stride: int

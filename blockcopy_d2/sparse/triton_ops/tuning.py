@@ -1,4 +1,4 @@
-"""Which configuration a launch gets: from measured tables, else by rule.
+"""Finds the configuration of a launch: from measured tables, else by rule.
 
 Nothing is measured while a network runs. tables/*.json hold what the tuning command found on a GPU;
 layers that it was not told to measure there take what another with the same compute capability has.

@@ -48,7 +48,7 @@ class ProtocolLoop(EvaluationLoop):
 @dataclass
 class Measurement:
     """
-    What was measured of one method.
+    Measurements of one method.
 
     Attributes:
         meter (EfficiencyMeter): averages over all frames, the first ones of clips included.

@@ -17,7 +17,7 @@ __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
 @dataclass(frozen=True)
 class Baseline:
     """
-    What BlockCopy is compared with.
+    A method that BlockCopy is compared with.
 
     Attributes:
         policy (str): in POLICY_REGISTRY.

@@ -1,4 +1,4 @@
-"""What a run of the protocol measured, with what it takes to read and to repeat it."""
+"""Measurements of a run of the protocol, with all it takes to read and to repeat it."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""What the policy sees of class probabilities, and their information gain, by hand."""
+"""Class probabilities as the policy sees them, and their information gain, by hand."""
 
 import math
 

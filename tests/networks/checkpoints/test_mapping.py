@@ -1,4 +1,4 @@
-"""What a conversion accounts for, and what it refuses."""
+"""Conversions: what they account for, and refuse."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What CSP makes of its maps, and what it learns from boxes: cases computed by hand."""
+"""Detections of CSP from its maps, and targets from boxes: cases computed by hand."""
 
 import math
 

@@ -9,7 +9,7 @@ from ..paste import THRESHOLD
 
 @triton.jit
 def mask_coordinate(pixel, low, high, M):
-    """Where the centre of an output pixel lies in the mask of a box, in mask pixels; rounded as
+    """The centre of an output pixel in the mask of a box, in mask pixels; rounded as
     paste_masks_in_image and grid_sample do."""
     grid = tl.math.div_rn(pixel.to(tl.float32) + 0.5 - low, high - low) * 2.0 - 1.0
     return ((grid + 1.0) * M - 1.0) * 0.5

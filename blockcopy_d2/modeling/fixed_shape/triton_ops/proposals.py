@@ -88,7 +88,7 @@ def _pixel_rows(x):
 
 
 def _layout(maps):
-    """What a kernel needs to find pixels: strides of a pixel and of an image, for every level."""
+    """Returns the strides of a pixel and of an image, for every level."""
     # The stride of a dimension of size 1 says nothing.
     pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
     return pixels, tuple(x.stride(0) for x in maps)
