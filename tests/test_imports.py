@@ -25,7 +25,7 @@ ALLOWED = {
     "motion": {"kernels", "sparse"} | FOUNDATION,
     "policy": {"kernels", "sparse", "motion"} | FOUNDATION,
     "modeling": {"kernels", "sparse", "motion", "policy", "networks"} | FOUNDATION,
-    "data": CORE | FOUNDATION,
+    "data": CORE | {"kernels"} | FOUNDATION,
     "evaluation": CORE | {"data"} | FOUNDATION,
     "visualization": CORE | {"data"} | FOUNDATION,
     "engine": CORE | {"kernels", "data", "evaluation", "visualization"} | FOUNDATION,

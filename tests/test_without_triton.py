@@ -17,6 +17,7 @@ from blockcopy_d2.sparse.module import execution
 ROOT = Path(__file__).resolve().parents[1]
 # Where kernels lie, and what runs them: imported where Triton runs.
 KERNELS = (
+    "blockcopy_d2.data.triton_",
     "blockcopy_d2.kernels.clock",
     "blockcopy_d2.kernels.dependent_launch",
     "blockcopy_d2.kernels.table",

@@ -11,10 +11,12 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
+from blockcopy_d2.kernels import triton_runs_on
+
 __all__ = ["only_resize", "resize_picture", "resize_transforms"]
 
 # Pillow's weights of 8-bit pictures are whole numbers of so many bits.
-_BITS = 22
+BITS = 22
 
 
 def only_resize(augmentations):
@@ -65,22 +67,40 @@ def resize_picture(picture, size):
     """
     for dim, extent in ((2, size[1]), (1, size[0])):
         if picture.shape[dim] != extent:
-            picture = _resample(picture, extent, dim)
+            picture = resample(picture, extent, dim)
     return picture
 
 
-def _resample(picture, extent, dim):
-    index, weights = _taps(picture.shape[dim], extent, picture.device)
+def resample(picture, extent, dim):
+    """
+    Args:
+        picture (Tensor): uint8 (C, H, W), of any strides.
+        extent (int): of the dimension ``dim``, h or w.
+        dim (int): 1 or 2.
+
+    Returns:
+        Tensor: uint8, resized along that dimension.
+    """
+    index, weights = taps(picture.shape[dim], extent, picture.device)
+    if triton_runs_on(picture.device):
+        from .triton_resize import resample_triton
+
+        return resample_triton(picture, index, weights, dim)
+    return resample_reference(picture, index, weights, dim)
+
+
+def resample_reference(picture, index, weights, dim):
+    """As :func:`resample`, by the pixels and weights (K, extent) of the filter."""
     shape = [1] * picture.dim()
-    shape[dim] = extent
-    total = 1 << (_BITS - 1)
+    shape[dim] = index.shape[1]
+    total = 1 << (BITS - 1)
     for places, weight in zip(index, weights):
         total = picture.index_select(dim, places) * weight.view(shape) + total
-    return (total >> _BITS).byte()
+    return (total >> BITS).byte()
 
 
 @functools.lru_cache(maxsize=64)
-def _taps(before, after, device):
+def taps(before, after, device):
     """
     As Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc``, in the same order of sums.
 
@@ -92,11 +112,11 @@ def _taps(before, after, device):
     centres = (np.arange(after) + 0.5) * scale
     first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + support + 0.5).astype(np.int64), before)
-    taps = first + np.arange(int(np.ceil(support)) * 2 + 1)[:, None]
-    weights = np.maximum(1 - np.abs((taps - centres + 0.5) * (1 / support)), 0)
-    weights[taps >= last] = 0
+    pixels = first + np.arange(int(np.ceil(support)) * 2 + 1)[:, None]
+    weights = np.maximum(1 - np.abs((pixels - centres + 0.5) * (1 / support)), 0)
+    weights[pixels >= last] = 0
     weights /= functools.reduce(np.add, weights)
-    weights = (weights * (1 << _BITS) + 0.5).astype(np.int32)
+    weights = (weights * (1 << BITS) + 0.5).astype(np.int32)
     used = weights.any(1)
-    taps = np.minimum(taps, before - 1).astype(np.int32)
-    return tuple(torch.from_numpy(x[used]).to(device) for x in (taps, weights))
+    pixels = np.minimum(pixels, before - 1).astype(np.int32)
+    return tuple(torch.from_numpy(x[used]).to(device) for x in (pixels, weights))
