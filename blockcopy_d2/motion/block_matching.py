@@ -46,10 +46,12 @@ class BlockMatching(MotionEstimator):
         out = self._output(current, previous, out)
         cell = self.cell_size // 2
         if triton_runs_on(out.device):
-            from .triton_matching import match_launch
+            from .triton_field import field_launch
+            from .triton_search import search_launch
 
             *vectors, costs = self.workspace(current) if workspace is None else workspace
-            match_launch(current.levels, previous.levels, cell, vectors, costs, out)
+            search_launch(current.levels, previous.levels, cell, vectors)
+            field_launch(current.levels[0], previous.levels[0], cell, vectors[0], costs, out)
             return out
         field = match(current.levels, previous.levels, cell)
         # A pixel of the finest level is two of the input.

@@ -10,7 +10,8 @@ a little for each pixel away from the start. A pixel that comes from beyond the 
 
 At the finest level a Lucas-Kanade step gives eighths of a pixel, 3 x 3 medians remove outliers,
 and :func:`keep_still` sets the cells to zero where the picture stands still. All of it are whole
-numbers, or quotients of them that are rounded: triton_matching.py gives the same bits.
+numbers, or quotients of them that are rounded: triton_search.py and triton_field.py give the same
+bits.
 
 Shape shorthand in this module:
 

@@ -112,7 +112,7 @@ def luma_pyramid(images, image_sizes=None, *, out=None):
         )
     out.codec = out.without_codec = None
     if triton_runs_on(images.device):
-        from .triton_matching import pyramid_launch
+        from .triton_pyramid import pyramid_launch
 
         pyramid_launch(images, image_sizes, out.levels)
     elif images.dtype == torch.uint8:

@@ -15,9 +15,10 @@ PACKAGE = ROOT / "blockcopy_d2"
 
 # Plain counterparts whose names do not say that they are one, by the module of the kernels.
 REFERENCES = {
-    "blockcopy_d2.motion.triton_matching": {"matching"},
+    "blockcopy_d2.motion.triton_field": {"BlockMatching"},
     "blockcopy_d2.motion.triton_moving": {"move"},
     "blockcopy_d2.motion.triton_policy_maps": {"PolicyMotion", "move"},
+    "blockcopy_d2.motion.triton_search": {"matching"},
     "blockcopy_d2.policy.fused.convolution": {"PolicyNetwork"},
     "blockcopy_d2.policy.fused.inputs": {"PolicyNetwork"},
     "blockcopy_d2.policy.fused.normalization": {"PolicyNetwork"},

@@ -7,8 +7,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from blockcopy_d2.motion import BlockMatching, MotionFeatures, matching, triton_matching  # noqa: E402
+from blockcopy_d2.motion import BlockMatching, MotionFeatures, matching, triton_cells  # noqa: E402
 from blockcopy_d2.motion.pyramid import luma_pyramid, pyramid_reference  # noqa: E402
+from blockcopy_d2.motion.triton_field import field_launch  # noqa: E402
+from blockcopy_d2.motion.triton_pyramid import pyramid_launch  # noqa: E402
+from blockcopy_d2.motion.triton_search import search_launch  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 from tests.motion.pictures import moved_pair, texture  # noqa: E402
 
@@ -21,7 +24,7 @@ NAN = float("nan")
 def _few_programs(monkeypatch):
     """An interpreter takes its time for each program, however many cells are in it."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(triton_matching, "_PIXELS", 2**15)
+        monkeypatch.setattr(triton_cells, "PIXELS", 2**15)
 
 
 def by_kernel(images, sizes=None):
@@ -30,7 +33,7 @@ def by_kernel(images, sizes=None):
     for level in features.levels:
         level.random_(0, 255)
     sizes = None if sizes is None else sizes.to(DEVICE)
-    triton_matching.pyramid_launch(images.to(DEVICE), sizes, features.levels)
+    pyramid_launch(images.to(DEVICE), sizes, features.levels)
     return features
 
 
@@ -119,7 +122,8 @@ def compare(current, previous, cell_size, sizes=None):
     *workspace, costs = (x.to(DEVICE).fill_(12345) for x in estimator.workspace(now))
     expected = estimator.estimate(now, before)
     out = torch.full(expected.shape, NAN, device=DEVICE)
-    triton_matching.match_launch(*there, cell, workspace, costs, out)
+    search_launch(*there, cell, workspace)
+    field_launch(*(levels[0] for levels in there), cell, workspace[0], costs, out)
     vectors = None
     for level in reversed(range(len(workspace))):
         radius = matching.RADIUS if level + 1 < len(workspace) else matching.COARSEST_RADIUS
