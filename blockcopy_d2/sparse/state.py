@@ -128,6 +128,19 @@ class StreamState:
             self._programs[program] = Caches()
         return self._programs[program]
 
+    def copy_stream(self, slot, other, other_slot):
+        """Overwrites the features of a stream by those of a stream of another state.
+
+        Args:
+            slot, other_slot: of the streams in the batches.
+            other: StreamState of the same modules at the same size and precision; both have had a
+                frame.
+        """
+        for own, others in zip(self.all_caches(), other.all_caches(), strict=True):
+            for target, source in zip(own.of_streams(), others.of_streams(), strict=True):
+                target[slot].copy_(source[other_slot])
+            own.moved |= others.moved
+
     def share(self, feature_map):
         """Lets other modules of this stream read `feature_map` in place when they are given it."""
         nchw = feature_map.as_nchw()
@@ -155,6 +168,16 @@ class Caches:
         self.whole = {}
         self.bound = None
         self.moved = False
+
+    def of_streams(self):
+        """Tensors (N, ...) of all that is kept of each stream, in an order of their own."""
+        for index in sorted(self.maps):
+            yield self.maps[index].pixels
+        for index in sorted(self.statistics):
+            yield from self.statistics[index]
+        for index in sorted(self.whole):
+            if isinstance(self.whole[index], torch.Tensor):
+                yield self.whole[index]
 
     def tensors(self):
         for feature_map in self.maps.values():

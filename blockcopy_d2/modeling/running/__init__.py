@@ -11,7 +11,8 @@ from .precision import inference_autocast
 from .refresh import due_for_refresh
 from .result import CapturedFrameResult, FrameResult
 from .scene_cut import scene_cuts
-from .stream import StreamBatch, StreamPool, VideoStream
+from .stream import StreamBatch, VideoStream
+from .stream_pool import StreamPool
 from .timing import StageTimer
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

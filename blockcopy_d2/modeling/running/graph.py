@@ -94,7 +94,8 @@ class FrameGraph:
         options, parts = model.options, _Parts.of(model, streams)
         if graph is None or graph._options != options or graph._parts != parts:
             # Memory has no place for what another estimator remembers.
-            if not _serves(model, streams) or (graph and graph._parts.motion is not model.motion):
+            other_motion = graph is not None and graph._parts.motion is not model.motion
+            if other_motion or not cls.serves(model, streams):
                 streams.leave_graph()
             elif graph is None:
                 streams.graph = cls(options, parts, streams.num_streams)
@@ -104,6 +105,25 @@ class FrameGraph:
         if graph is not None and not graph._capturable:
             streams.leave_graph()
         return streams.graph
+
+    @staticmethod
+    def serves(model, streams):
+        """
+        Args:
+            model (BlockCopyVideoModel):
+            streams (StreamBatch):
+
+        Returns:
+            bool: whether a graph can run their frames, as far as is known before the first one.
+        """
+        return (
+            model.cuda_graph
+            and all(policy.capturable for policy in policies_of(model, streams))
+            and model.task.capturable
+            and find_static_heads(model.base) is not None
+            and _has_graphs(model)
+            and (model.motion is None or model.motion.capturable)
+        )
 
     def _change(self, options, parts):
         self._captures.clear()
@@ -340,17 +360,6 @@ class _Parts:
         ]
         weights = [x.data_ptr() for policy in policies for x in policy.parameters()]
         return cls(model.task, model.motion, policies, numbers, weights)
-
-
-def _serves(model, streams):
-    return (
-        model.cuda_graph
-        and all(policy.capturable for policy in policies_of(model, streams))
-        and model.task.capturable
-        and find_static_heads(model.base) is not None
-        and _has_graphs(model)
-        and (model.motion is None or model.motion.capturable)
-    )
 
 
 def _output_sizes(inputs):

@@ -31,6 +31,7 @@ __all__ = [
     "all_blocks",
     "at_policy_resolution",
     "check_first_frames",
+    "check_images",
     "check_inputs",
     "choose_blocks",
     "fill_slots",
@@ -59,7 +60,27 @@ def check_inputs(inputs, streams):
         ValueError: if the number of inputs or the sizes of their images do not fit, or one has no
             image.
     """
-    images = [x.get("image") for x in inputs if x is not None]
+    frames = [x for x in inputs if x is not None]
+    if len(inputs) != streams.num_streams or not frames:
+        raise ValueError(
+            f"{len(inputs)} inputs for {streams.num_streams} streams, {len(frames)} of them with a"
+            " frame; expected an input or None for every stream, and one frame at least."
+        )
+    return check_images(frames)
+
+
+def check_images(frames):
+    """
+    Args:
+        frames (list[dict]): Detectron2's input dicts.
+
+    Returns:
+        tuple[int, int]: height and width of the images.
+
+    Raises:
+        ValueError: if the sizes of the images differ, or an input has no image.
+    """
+    images = [x.get("image") for x in frames]
     for image in images:
         if not isinstance(image, torch.Tensor) or image.dim() != 3 or not image.numel():
             found = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
@@ -68,13 +89,12 @@ def check_inputs(inputs, streams):
                 " (C, H, W)."
             )
     sizes = sorted({tuple(image.shape[-2:]) for image in images})
-    if len(inputs) != streams.num_streams or len(sizes) != 1:
+    if len(sizes) != 1:
         raise ValueError(
-            f"{len(inputs)} inputs for {streams.num_streams} streams, with images of the sizes"
-            f" {sizes}; expected an input or None for every stream, and images of one size."
-            " Run streams of another size as a batch of their own."
+            f"{len(frames)} frames of a batch have images of the sizes {sizes}; expected images of"
+            " one size. Run streams of another size as a batch of their own."
         )
-    return tuple(sizes[0])
+    return sizes[0]
 
 
 def check_first_frames(grid, streams, present):

@@ -4,15 +4,12 @@ What is remembered of a video between its frames.
 Shape shorthand: N streams of a batch.
 """
 
-import logging
-from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import fields, replace
 
 from blockcopy_d2.config_key import whole
 from blockcopy_d2.sparse import StreamState
 
-from .history import StreamHistory, select_stream
+from .history import StreamHistory, select_stream, tensors_of
 
 
 class StreamBatch:
@@ -82,6 +79,30 @@ class StreamBatch:
         self.counts = [0] * self.num_streams
         self.history = None
 
+    def take_over(self, slot, other, other_slot):
+        """
+        Go on with a video of other streams of the same model, whose frames are graphs as well. All
+        that is known of it is copied; where that cannot be, its next frame executes all blocks.
+
+        Args:
+            slot (int): for the video; these streams have had a frame.
+            other (StreamBatch):
+            other_slot (int): of the video.
+        """
+        self.reset(slot)
+        alike = all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("weights_version", "image_size", "canvas_size")
+        )
+        memories = [x.graph and x.graph.memory for x in (self, other)]
+        if not alike or self.lost or other.lost or None in memories:
+            return
+        own, others = (list(tensors_of(memory.history)) for memory in memories)
+        for target, source in zip(own, others, strict=True):
+            target[slot].copy_(source[other_slot])
+        self.features.copy_stream(slot, other.features, other_slot)
+        self.counts[slot] = other.counts[other_slot]
+
     def leave_graph(self):
         """Go on operator by operator, with all that is known."""
         self.graph = None
@@ -147,90 +168,3 @@ class VideoStream(StreamBatch):
     def frames(self):
         """int: number of frames so far."""
         return self.counts[0]
-
-
-# Any number that rises will do, such as a time.
-_INDEX = whole(0, least=0, most=2**63 - 1)
-# Ids of dropped videos that are remembered, to tell when one of them goes on.
-_MAX_DROPPED = 10_000
-
-
-class StreamPool:
-    """
-    The streams a model keeps, by video id. The least recently used one goes first. The first time
-    that a video goes on whose stream has gone, a warning tells: with more videos in turn than
-    there is room for, every frame executes all blocks.
-    """
-
-    def __init__(self, max_streams):
-        """
-        Args:
-            max_streams (int): at least 1.
-        """
-        self.max_streams = max_streams
-        self._streams = OrderedDict()
-        self._dropped = OrderedDict()
-        self._has_warned = False
-
-    def __len__(self):
-        return len(self._streams)
-
-    def get(self, video_id, frame_index):
-        """
-        Args:
-            video_id (str): or anything else that is hashable.
-            frame_index (int or None): 0 starts the video anew.
-
-        Returns:
-            VideoStream: of this video, a fresh one if it is new.
-
-        Raises:
-            ValueError: of another type.
-        """
-        if video_id is None or not isinstance(video_id, Hashable):
-            raise ValueError(
-                f"The video_id of a frame is {video_id!r}; expected a name, such as 'camera 1', or"
-                " no video_id at all for a still image."
-            )
-        if frame_index is not None:
-            frame_index = _INDEX.check("frame_index", frame_index)
-        stream = self._streams.get(video_id)
-        if stream is None:
-            if video_id in self._dropped:
-                self._note_return(video_id, goes_on=frame_index != 0)
-            stream = self._streams[video_id] = self._unused()
-        elif frame_index == 0:
-            stream.reset()
-        self._streams.move_to_end(video_id)
-        return stream
-
-    def _unused(self):
-        """VideoStream: with the memory of the one that goes, if one has to."""
-        if len(self._streams) < self.max_streams:
-            return VideoStream()
-        video_id, stream = self._streams.popitem(last=False)
-        self._dropped[video_id] = None
-        if len(self._dropped) > _MAX_DROPPED:
-            self._dropped.popitem(last=False)
-        stream.reset()
-        return stream
-
-    def _note_return(self, video_id, *, goes_on):
-        if goes_on and not self._has_warned:
-            # All that are here, and all that were dropped after it, had a frame since its last.
-            in_turn = len(self._streams) + len(self._dropped) - list(self._dropped).index(video_id)
-            logging.getLogger(__name__).warning(
-                "%d videos take turns, but MODEL.BLOCKCOPY.MAX_STREAMS is %d: the features of video"
-                " %r were dropped before its next frame, so each such frame executes all blocks."
-                " Set MODEL.BLOCKCOPY.MAX_STREAMS to %d or more, or run fewer videos at once.",
-                in_turn,
-                self.max_streams,
-                video_id,
-                in_turn,
-            )
-            self._has_warned = True
-        del self._dropped[video_id]
-
-    def clear(self):
-        self._streams.clear()
-        self._dropped.clear()

@@ -374,3 +374,27 @@ def test_streams_know_their_own(folder, built, device):
     with pytest.raises(RuntimeError, match="holds a later frame"):
         side.model.step_batch([as_input(image), None], batch)
         again.frame  # noqa: B018
+
+
+def test_a_video_goes_on_in_another_batch(folder, built, device):
+    side = Side(folder, built, device, *MOVED, graph=True, learns=False)
+    videos = [list(panning_clip(device, VECTORS, seed=seed)) for seed in range(2)]
+    small, large = side.model.init_state(2), side.model.init_state(4)
+    alone = [side.model.init_state() for _ in videos]
+    expected = [[side.model.step(as_input(x), s) for x in v] for v, s in zip(videos, alone)]
+    for number in range(3):
+        tick(side, small, [video[number] for video in videos])
+    tick(side, large, [videos[0][0]] * 4)
+    large.take_over(3, small, 1)
+    assert large.counts == [1, 1, 1, 3] and large.frame_index.tolist() == large.counts
+    for one, other in zip(rows_of(large, 3), rows_of(small, 1), strict=True):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    for number in range(3, 6):
+        *_, (found, _) = tick(side, large, [None, videos[0][number], None, videos[1][number]])
+        assert torch.equal(found.grid.active, expected[1][number].grid.active)
+        assert torch.equal(found.age, expected[1][number].age)
+        assert_same_output(expected[1][number], found)
+    # Of other weights nothing is known.
+    small.weights_version = -1
+    large.take_over(0, small, 0)
+    assert large.counts[0] == 0 and large.frame_index[0] == 0
