@@ -21,11 +21,11 @@ import cv2
 import torch
 from detectron2.modeling import build_model
 
-import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data.streetclips.writer import write_split
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.modeling.running.captured_learning import CapturedLearning
 from blockcopy_d2.modeling.running.steps import normalize
 from blockcopy_d2.policy import Decision, OnlineLearner, Policy
@@ -190,6 +190,7 @@ class BlockCopy:
         count = 0
         for image in self.images:
             result = self.frame(image)
+            read_whole(result)
             count += len(result["instances"])
             if share is None:
                 self.decided.append(result.grid.active.clone())
@@ -218,7 +219,7 @@ class BlockCopy:
         seconds = []
         for image in self.images:
             result = self.frame(image)
-            dict(result)
+            read_whole(result)
             seconds.append(result.seconds)
         return {
             name: round(1000 * statistics.median(x[name] for x in seconds), 4)

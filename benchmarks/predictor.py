@@ -34,6 +34,7 @@ from blockcopy_d2.config import base_config
 from blockcopy_d2.engine.arguments import add_config_arguments, positive
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.resources import config_path
 
@@ -163,8 +164,8 @@ class _Video:
 def _count(results):
     count = 0
     for result in results:
-        instances = result["instances"]
-        count += len(instances.pred_masks if instances.has("pred_masks") else instances)
+        read_whole(result)
+        count += len(result["instances"])
     return count
 
 

@@ -22,11 +22,11 @@ import time
 import torch
 from detectron2.modeling import build_model
 
-import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine.arguments import positive
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.modeling.running.precision import inference_autocast
 from blockcopy_d2.modeling.running.steps import normalize
@@ -253,7 +253,7 @@ class Streams:
         for inputs in self.ticks:
             results = self.model.step_batch(inputs, self.streams, learner=self.learner)
             for result in results:
-                dict(result)  # Reading the output is part of a frame.
+                read_whole(result)  # Part of a frame.
             active += results[0].work.grid.active
         _synchronize(active.device)
         seconds = (time.perf_counter() - start) / len(self.ticks)

@@ -10,7 +10,7 @@ from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 
 from blockcopy_d2.evaluation.gathering import wait_for_all
-from blockcopy_d2.modeling import FrameResult, StreamPool
+from blockcopy_d2.modeling import FrameResult, StreamPool, read_whole
 
 from .stopping import RunStopped, StopSignals
 
@@ -49,6 +49,7 @@ class ModelRun:
             ModelRun:
         """
         result = model.step(inputs, stream, **options)
+        read_whole(result)
         return cls(
             output=result.output,
             macs=sum(result.macs_per_stage.values()),

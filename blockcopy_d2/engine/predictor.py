@@ -25,7 +25,7 @@ from blockcopy_d2.data import (
     open_frames,
     read_ahead,
 )
-from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch
+from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch, read_whole
 from blockcopy_d2.motion import FrameVectors
 
 from .acceleration import accelerate, video_config
@@ -341,7 +341,7 @@ class VideoPredictor:
         present = [result for result in results if result is not None]
         if self._budget is not None and not any(result.is_first for result in present):
             for result in present:
-                dict(result)  # Reading the output is part of a frame.
+                read_whole(result)  # Part of a frame.
             executed = statistics.fmean(result.executed for result in present)
             target = self._budget.update(self._clock() - start, executed)
             if target is not None:

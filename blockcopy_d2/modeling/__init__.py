@@ -29,6 +29,7 @@ from .running import (
     VideoStream,
     due_for_refresh,
     learn,
+    read_whole,
     scene_cuts,
 )
 from .tasks import (

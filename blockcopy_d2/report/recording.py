@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from blockcopy_d2.data import FrameReadError, read_ahead
 from blockcopy_d2.engine import VideoPredictor
-from blockcopy_d2.modeling import BlockCopyVideoModel
+from blockcopy_d2.modeling import BlockCopyVideoModel, read_whole
 
 from .agreement import build_measure
 from .macs import StageMacs
@@ -230,7 +230,7 @@ class _Recorder:
     def _run(self, run, predictor, image, vectors):
         start = _now(self._model.device)
         result = predictor(image, vectors)
-        dict(result)  # Reading the output is part of a frame.
+        read_whole(result)  # Part of a frame.
         seconds = _now(self._model.device) - start
         stages = result.seconds
         resizing = max(seconds - sum(stages.values()), 0.0)

@@ -10,6 +10,7 @@ Shape shorthand in this module:
     n: detections of an image
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from blockcopy_d2.policy import DetectionMasks
 
+from .lazy_fields import LazyFields
 from .paste import paste_masks
 
 __all__ = ["StaticDetections"]
@@ -69,11 +71,13 @@ class StaticDetections:
         """
         return [self.instances_of(image, n) for image, n in enumerate(self.count.tolist())]
 
-    def instances_of(self, image, n):
+    def instances_of(self, image, n, *, run_later=None):
         """
         Args:
             image (int):
             n (int): its count.
+            run_later (callable or None): paste masks when they are first read, by what this makes
+                of a function of no arguments. The memory of this object has to stay until then.
 
         Returns:
             Instances: n detections, with "pred_boxes", "scores", "pred_classes" and, for detectors
@@ -84,13 +88,22 @@ class StaticDetections:
         instances.scores = self.scores[image, :n].clone()
         instances.pred_classes = self.classes[image, :n].clone()
         if self.masks is not None:
-            this = slice(image, image + 1)
-            size = (1, n, *self.output_size)
-            pasted = torch.empty(size, dtype=torch.bool, device=self.masks.device)
-            if n:
-                paste_masks(self.masks[this, :n], self.boxes[this, :n], self.count[this], pasted)
-            instances.pred_masks = pasted[0]
+            paste = functools.partial(self._pasted, image, n)
+            if run_later is None:
+                instances.pred_masks = paste()
+            else:
+                instances._fields = fields = LazyFields(instances.get_fields())
+                fields.later("pred_masks", functools.partial(run_later, paste))
         return instances
+
+    def _pasted(self, image, n):
+        """Tensor: bool (n, H, W)."""
+        this = slice(image, image + 1)
+        size = (1, n, *self.output_size)
+        pasted = torch.empty(size, dtype=torch.bool, device=self.masks.device)
+        if n:
+            paste_masks(self.masks[this, :n], self.boxes[this, :n], self.count[this], pasted)
+        return pasted[0]
 
     def of_policy(self, image=0):
         """

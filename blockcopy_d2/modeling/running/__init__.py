@@ -8,6 +8,7 @@ from .learning import learn
 from .mac_counter import MacCounter
 from .options import VideoOptions
 from .precision import inference_autocast
+from .readout import read_whole
 from .refresh import due_for_refresh
 from .result import CapturedFrameResult, FrameResult
 from .scene_cut import scene_cuts

@@ -1,17 +1,21 @@
 """Reading the outputs of frames while the device goes on to what comes after them."""
 
+import functools
+
 import torch
+from detectron2.structures import Instances
 
 from ..fixed_shape import StaticDetections
 
-__all__ = ["Readout"]
+__all__ = ["Readout", "read_whole"]
 
 
 class Readout:
     """
     The outputs of the frames of a batch, each to be read at any time. Detections are made Instances
-    of when they are; on CUDA that happens on a stream beside the current one: neither the host nor
-    the masks wait for what was launched after the detections, such as the learner's step.
+    of when they are, and their masks are pasted when those are. On CUDA both happen on a stream
+    beside the current one: neither the host nor the masks wait for what was launched after the
+    detections, such as the learner's step.
     """
 
     def __init__(self, name, result, side):
@@ -42,21 +46,46 @@ class Readout:
         return {self._name: self._result[image]}
 
     def _instances(self, image, timer):
+        run = functools.partial(self._beside, timer)
+        return run(lambda: self._result.instances_of(image, self._count(image), run_later=run))
+
+    def _beside(self, timer, function):
+        """What a function gives, called on the other stream; the current one waits for it."""
         if self._side is None:
             with timer.stage("inference"):
-                return self._result.instances_of(image, self._count(image))
+                return function()
         current = torch.cuda.current_stream()
         self._side.wait_event(self._ready)
         with torch.cuda.stream(self._side), timer.stage("inference"):
-            instances = self._result.instances_of(image, self._count(image))
+            result = function()
         current.wait_stream(self._side)
-        for value in instances.get_fields().values():
+        for tensor in _tensors(result):
             # Memory of the other stream, in use on this one.
-            getattr(value, "tensor", value).record_stream(current)
-        return instances
+            tensor.record_stream(current)
+        return result
 
     def _count(self, image):
         """int: detections of an image. The host waits once for those of all images."""
         if self._counts is None:
             self._counts = self._result.count.tolist()
         return self._counts[image]
+
+
+def read_whole(output):
+    """
+    Compute what is left of an output until it is read, such as masks to be pasted.
+
+    Args:
+        output (Mapping): of a frame or an image, in Detectron2's format; a FrameResult is one.
+    """
+    for value in output.values():
+        if isinstance(value, Instances):
+            dict(value.get_fields())
+
+
+def _tensors(result):
+    """Those of a mask, or of Instances but for what is computed later."""
+    if not isinstance(result, Instances):
+        return [result]
+    names = ("pred_boxes", "scores", "pred_classes")
+    return [getattr(x, "tensor", x) for x in map(result.get, names)]

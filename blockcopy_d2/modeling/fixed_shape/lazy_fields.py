@@ -1,0 +1,45 @@
+"""Fields of Detectron2's Instances that are computed when they are first read."""
+
+from collections import UserDict
+
+__all__ = ["LazyFields"]
+
+
+class LazyFields(UserDict):
+    """
+    In place of the dict of fields within an Instances. Whatever reads a field, by whichever method
+    of Instances, finds its value. Copies and pickles hold values alone.
+
+    Examples:
+    ::
+        instances = Instances(size, scores=scores)
+        instances._fields = LazyFields(instances.get_fields())
+        instances.get_fields().later("pred_masks", paste)
+    """
+
+    def later(self, name, function):
+        """
+        Args:
+            name (str): of the field.
+            function (callable): gives its value; called once at most.
+        """
+        self.data[name] = _Later(function)
+
+    def __getitem__(self, name):
+        value = self.data[name]
+        if isinstance(value, _Later):
+            value = self.data[name] = value.function()
+        return value
+
+    def __copy__(self):
+        return dict(self)
+
+    copy = __copy__
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+
+class _Later:
+    def __init__(self, function):
+        self.function = function
