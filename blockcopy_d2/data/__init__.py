@@ -23,7 +23,7 @@ from .read_ahead import close_all, read_ahead
 from .registration import register_dataset
 from .sem_seg import build_sem_seg_train_mapper
 from .upload import SentPicture, Uploader
-from .video_files import VideoFormat, VideoFrames, open_frames
+from .video_files import OwnFrames, VideoFormat, VideoFrames, open_frames
 from .visible_boxes import VisibleBoxMapper
 
 from . import builtin  # noqa: F401  isort:skip  registers the data sets
@@ -33,6 +33,7 @@ __all__ = [
     "ClipSampler",
     "FrameMapper",
     "FrameReadError",
+    "OwnFrames",
     "SentPicture",
     "Uploader",
     "VideoFormat",

@@ -90,10 +90,16 @@ class FrameMapper:
     def _augment(self, image):
         """As :meth:`__call__`, of an image that is in the model's format."""
         height, width = image.shape[:2]
-        augmented = T.AugInput(image)
-        self.transforms = self.augmentations(augmented)
-        self.scale = augmented.image.shape[0] / height
-        return {"image": _planes(augmented.image), "height": height, "width": width}
+        if only_resize(self.augmentations.augs):
+            self.transforms = resize_transforms(self.augmentations.augs, (height, width))
+            for transform in self._resizes():
+                image = transform.apply_image(image)
+        else:
+            augmented = T.AugInput(image)
+            self.transforms = self.augmentations(augmented)
+            image = augmented.image
+        self.scale = image.shape[0] / height
+        return {"image": _planes(image), "height": height, "width": width}
 
     def _map_tensor(self, image):
         height, width = image.shape[:2]
@@ -101,12 +107,19 @@ class FrameMapper:
         image = image.permute(2, 0, 1)
         if self.image_format == "RGB":
             image = image.flip(0)
-        for transform in self.transforms:
-            if isinstance(transform, T.ResizeTransform):
-                image = resize_picture(image, (transform.new_h, transform.new_w))
+        for transform in self._resizes():
+            image = resize_picture(image, (transform.new_h, transform.new_w))
         self.scale = image.shape[1] / height
         image = image.clone(memory_format=torch.contiguous_format)
         return {"image": image, "height": height, "width": width}
+
+    def _resizes(self):
+        """Those of ``transforms`` that change a picture: Pillow takes milliseconds for others."""
+        return [
+            x
+            for x in self.transforms
+            if isinstance(x, T.ResizeTransform) and (x.h, x.w) != (x.new_h, x.new_w)
+        ]
 
 
 def _planes(image):

@@ -5,6 +5,8 @@ while the GPU runs what came before. No host waits.
 Shape shorthand: H x W pixels of a picture.
 """
 
+import weakref
+
 import numpy as np
 import torch
 
@@ -15,8 +17,12 @@ class Uploader:
     """
     Sends pictures from the host to a GPU, bytes as they are, through pinned memory and on a stream
     of their own. Both memories are PyTorch's caching allocators': a buffer serves another picture
-    once the copy from it, or whatever reads it, is done, which they know by events.
+    once nobody has it, and the copy from it, or whatever reads it, is done, which they know by
+    events.
     """
+
+    # Of pictures that callers have of :meth:`copy`: what is pinned cannot be swapped out.
+    MAX_PINNED_BYTES = 2**30
 
     def __init__(self, device):
         """
@@ -25,22 +31,50 @@ class Uploader:
         """
         self.device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # By their addresses.
+        self._copies = weakref.WeakValueDictionary()
 
-    def send(self, picture):
+    def copy(self, picture):
         """
         Args:
-            picture (ndarray): uint8 (H, W, 3). It may be written to when the call returns.
+            picture (ndarray): uint8 (H, W, 3).
+
+        Returns:
+            ndarray: a copy, which :meth:`send` need not copy again unless there are too many.
+        """
+        if (len(self._copies) + 1) * picture.nbytes > self.MAX_PINNED_BYTES:
+            return np.array(picture, order="C")
+        copy = self._pinned_copy(picture).numpy()
+        # The tensor that has the memory of the array, and of all views of it.
+        self._copies[copy.ctypes.data] = copy.base
+        return copy
+
+    def send(self, picture, *, stays=False):
+        """
+        Args:
+            picture (ndarray): uint8 (H, W, 3).
+            stays (bool): it is not written to before :meth:`SentPicture.wait` returns. Default: it
+                may be as soon as this call does.
 
         Returns:
             SentPicture:
         """
+        pinned = self._copies.get(picture.ctypes.data) if stays else None
+        if pinned is None:
+            pinned = self._pinned_copy(picture)
         if self._side is None:
-            return SentPicture(torch.from_numpy(np.array(picture, order="C")))
+            return SentPicture(pinned)
         with torch.cuda.stream(self._side):
+            return SentPicture(pinned.to(self.device, non_blocking=True), from_host=True)
+
+    def _pinned_copy(self, picture):
+        if self._side is None:
+            return torch.from_numpy(np.array(picture, order="C"))
+        with torch.cuda.device(self.device):
             pinned = torch.empty(picture.shape, dtype=torch.uint8, pin_memory=True)
-            # From any strides; other threads may run meanwhile.
-            np.copyto(pinned.numpy(), picture)
-            return SentPicture(pinned.to(self.device, non_blocking=True))
+        # From any strides; other threads may run meanwhile.
+        np.copyto(pinned.numpy(), picture)
+        return pinned
 
 
 class SentPicture:
@@ -51,12 +85,13 @@ class SentPicture:
         shape (torch.Size): H, W, 3.
     """
 
-    def __init__(self, picture):
+    def __init__(self, picture, *, from_host=False):
         """
         Args:
             picture (Tensor): uint8 (H, W, 3), written by the current stream.
+            from_host (bool): by a copy from memory of the host.
         """
-        self.shape = picture.shape
+        self.shape, self._from_host = picture.shape, from_host
         self._picture, self._arrived = picture, None
         if picture.is_cuda:
             with torch.cuda.device(picture.device):
@@ -73,3 +108,11 @@ class SentPicture:
             current.wait_event(self._arrived)
             self._picture.record_stream(current)
         return self._picture
+
+    def wait(self):
+        """
+        Wait until it is no longer read from memory of the host: a fraction of a millisecond from
+        when it was sent, since its copy waits for nothing but copies.
+        """
+        if self._from_host:
+            self._arrived.synchronize()

@@ -1,5 +1,6 @@
 """Frames of a video file, a camera, an address or a folder of images, one at a time."""
 
+import functools
 import numbers
 import os
 from fractions import Fraction
@@ -154,7 +155,12 @@ def open_frames(source):
 
 
 class OwnFrames:
-    """Copies of the frames of any iterable."""
+    """
+    Copies of the frames of any iterable.
+
+    Attributes:
+        copy (callable): of an array, gives one in memory of its own.
+    """
 
     live = False
 
@@ -164,6 +170,7 @@ class OwnFrames:
             frames (iterable): of what :func:`as_picture` takes.
         """
         self._frames = frames
+        self.copy = functools.partial(np.array, order="C")
 
     def read(self, *, vectors=False):
         """As :meth:`VideoFrames.read`, without times and vectors."""
@@ -176,16 +183,14 @@ class OwnFrames:
         try:
             for frame in iterator:
                 # Its own memory before the iterator goes on and writes to the old one.
-                frame = _copy(as_picture(frame))
+                frame = as_picture(frame)
+                if isinstance(frame, np.ndarray):
+                    frame = self.copy(frame)
+                else:
+                    # On the current stream, where the iterator works, too.
+                    frame = frame.clone(memory_format=torch.contiguous_format)
                 yield frame
                 del frame
         finally:
             if hasattr(iterator, "close"):
                 iterator.close()
-
-
-def _copy(picture):
-    if isinstance(picture, np.ndarray):
-        return np.array(picture, order="C")
-    # On the current stream, where the iterator works, too.
-    return picture.clone(memory_format=torch.contiguous_format)

@@ -18,6 +18,7 @@ from blockcopy_d2.config import KEYS
 from blockcopy_d2.config_key import flag, number
 from blockcopy_d2.data import (
     FrameMapper,
+    OwnFrames,
     SentPicture,
     Uploader,
     as_picture,
@@ -252,6 +253,8 @@ class VideoPredictor:
         try:
             for source in sources:
                 frames = open_frames(source)
+                if isinstance(frames, OwnFrames) and self._sends:
+                    frames.copy = self._uploader_now().copy
                 items = self._sent(frames.read(vectors=self.reads_vectors))
                 readers.append(read_ahead(items, latest=frames.live))
             dropped = [0] * len(readers)
@@ -267,7 +270,11 @@ class VideoPredictor:
                 vectors = [None if n else x for (_, _, x), n in zip(items, missed, strict=True)]
                 del items
                 results = self._tick(pictures, vectors, batch, policies)
-                del pictures
+                for picture in pictures:
+                    if isinstance(picture, SentPicture):
+                        # Whoever gets the image may draw on it.
+                        picture.wait()
+                del pictures, picture
                 for n, result in enumerate(results):
                     if result is not None:
                         result.dropped = missed[n]
@@ -283,21 +290,26 @@ class VideoPredictor:
         """Yields, on the thread that reads, what :meth:`VideoFrames.read` gave, on its way."""
         with contextlib.closing(items):
             for image, _, vectors in items:
-                yield image, self._send(image), vectors
+                yield image, self._send(image, stays=True), vectors
                 # Not held while the next one is read.
                 del image, vectors
 
-    def _send(self, image):
-        """What :meth:`_map` takes of a frame, ndarray or Tensor, which is no longer needed then."""
+    def _send(self, image, *, stays=False):
+        """What :meth:`_map` takes of a frame; see :meth:`Uploader.send`."""
         if isinstance(image, torch.Tensor):
             return SentPicture(image)
-        device = self.model.device
-        if not self._maps_tensors or device.type != "cuda":
-            return image
-        uploader = self._uploader
+        return self._uploader_now().send(image, stays=stays) if self._sends else image
+
+    @property
+    def _sends(self):
+        """bool: whether frames go to a GPU before they are mapped."""
+        return self._maps_tensors and self.model.device.type == "cuda"
+
+    def _uploader_now(self):
+        uploader, device = self._uploader, self.model.device
         if uploader is None or uploader.device != device:
             uploader = self._uploader = Uploader(device)
-        return uploader.send(image)
+        return uploader
 
     @property
     def _maps_tensors(self):

@@ -93,6 +93,14 @@ def test_arrays_are_mapped_as_by_the_predictor_of_detectron2(name, image_format)
         assert torch.equal(found.float(), expected)
 
 
+def test_what_keeps_its_size_is_not_resized(monkeypatch):
+    mapper = FrameMapper(augmentations=[T.ResizeShortestEdge([90], 999, "choice")])
+    monkeypatch.setattr(T.ResizeTransform, "apply_image", None)
+    image = picture((90, 160))
+    assert np.array_equal(mapper(image)["image"].permute(1, 2, 0).numpy(), image)
+    assert mapper.scale == 1 and len(mapper.transforms.transforms) == 1
+
+
 def test_other_augmentations_take_arrays():
     for augmentation in (T.RandomFlip(prob=1.0), T.Resize((32, 32), interp=Image.NEAREST)):
         mapper = FrameMapper(augmentations=[augmentation])

@@ -66,3 +66,36 @@ def test_buffers_are_used_again_only_when_they_are_done_with():
             del picture
     thread.join()
     assert [int(x) for x in sums] == [int(image.sum()) for image in originals]
+
+
+def test_a_copy_is_sent_without_another():
+    uploader, (image,) = Uploader(DEVICE), pictures(1)
+    copy = uploader.copy(image[::-1])
+    assert np.array_equal(copy, image[::-1]) and copy.flags.c_contiguous and copy.flags.writeable
+    made = []
+    uploader._pinned_copy = lambda picture: made.append(picture) or torch.from_numpy(picture.copy())
+    sent = uploader.send(copy, stays=True)
+    sent.wait()
+    assert not made and np.array_equal(sent.take().cpu().numpy(), image[::-1])
+    # Not where it may be written to meanwhile, nor what it was copied from.
+    uploader.send(copy)
+    uploader.send(image, stays=True)
+    assert len(made) == 2
+
+
+def test_pinned_memory_has_a_limit(monkeypatch):
+    """Callers who keep all frames of a video get them in memory that can be swapped out."""
+    originals = pictures(7)
+    monkeypatch.setattr(Uploader, "MAX_PINNED_BYTES", 4 * originals[0].nbytes)
+    uploader = Uploader(DEVICE)
+    kept = [uploader.copy(image) for image in originals]
+    assert len(uploader._copies) == 4
+    kept[0] = kept[0][1:]
+    assert len(uploader._copies) == 4, "a view keeps the memory"
+    for copy, image in zip(kept[1:], originals[1:], strict=True):
+        sent = uploader.send(copy, stays=True)
+        sent.wait()
+        assert np.array_equal(sent.take().cpu().numpy(), image)
+    del kept, copy
+    assert not len(uploader._copies)
+    assert uploader.copy(originals[0]).base is not None

@@ -533,17 +533,25 @@ def test_pictures_sent_ahead_are_those_of_the_host(folder, monkeypatch):
     """As where the model is on a GPU, but for the memory."""
     predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
     expected = scores_of(result for _, result in predictor.stream(frames(4)))
-    uploader, threads = Uploader(torch.device("cpu")), set()
+    threads, send = set(), Uploader.send
 
-    def send(image):
+    def noted(self, *args, **options):
         threads.add(threading.current_thread().name)
-        return uploader.send(image)
+        return send(self, *args, **options)
 
-    monkeypatch.setattr(predictor, "_send", send)
+    monkeypatch.setattr(Uploader, "send", noted)
+    monkeypatch.setattr(VideoPredictor, "_sends", True)
     pairs = list(predictor.stream(frames(4)))
     assert threads == {"read-ahead"}
     assert all(np.array_equal(x, y) for (x, _), y in zip(pairs, frames(4), strict=True))
     assert_all_equal(scores_of(result for _, result in pairs), expected)
+    # Frames may be drawn on as they come, and are sent once.
+    for image, result in predictor.stream(frames(4)):
+        found = result["instances"].scores
+        image[:] = 0
+    assert torch.equal(found, expected[-1])
+    result = predictor(next(frames(1)))
+    assert torch.equal(result["instances"].scores, expected[0])
 
 
 def test_tensors_that_are_no_pictures_are_named(folder, tensors_lie_on_gpu):
