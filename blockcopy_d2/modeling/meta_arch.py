@@ -35,9 +35,11 @@ from .running import (
     StreamPool,
     VideoOptions,
     VideoStream,
+    explain_shortage,
     inference_autocast,
     learn,
     run_frame,
+    stream_bytes,
 )
 from .running.steps import check_first_frames, check_images, check_inputs, fit_to_size, given_blocks
 from .tasks import build_task
@@ -327,6 +329,18 @@ class BlockCopyVideoModel(ModuleProxy):
             return VideoStream(policy=policies and policies[0])
         return StreamBatch(num_streams, policies=policies)
 
+    def memory_per_stream(self, inputs):
+        """
+        What a stream takes, before any is run. The first frame of one is run for it.
+
+        Args:
+            inputs (dict): one of Detectron2's input dicts, such as with a black image.
+
+        Returns:
+            int: bytes, about; a batch of N streams takes at most N times that.
+        """
+        return stream_bytes(self, inputs)
+
     def replays(self, stream):
         """Deprecated: how a frame was run is told by its result, see :class:`FrameResult`."""
         warnings.warn(
@@ -418,9 +432,12 @@ class BlockCopyVideoModel(ModuleProxy):
                     raise
                 # Such as those of another precision, which was set since the last frame.
                 results = self._run(inputs, streams, grid=grid, **options)
-            except BaseException:
+            except BaseException as error:
                 # Features may be of two frames, and memory that graphs work on may be gone.
                 streams.lose()
+                if streams.num_streams > 1 and _is_shortage(error):
+                    message = explain_shortage(self, inputs, streams)
+                    raise torch.OutOfMemoryError(message) from error
                 raise
             # A module that could not be traced now may be later, with a whole frame.
             streams.lost = any(x.work.may_improve for x in results if x is not None)
@@ -477,6 +494,13 @@ def _frames_of_streams(inference, args, kwargs):
         isinstance(x, dict) and "video_id" in x for x in inputs
     )
     return inputs if in_video else None
+
+
+def _is_shortage(error):
+    """Whether too little memory is what an error came of."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error is not None
 
 
 def _by_size(inputs, numbers):

@@ -1,6 +1,7 @@
 """Running frames of streams: operator by operator, or as CUDA graphs."""
 
 from .eager import run_frame
+from .footprint import explain_shortage, stream_bytes
 from .frame_lock import FrameLock
 from .graph import FrameGraph
 from .history import StreamHistory
