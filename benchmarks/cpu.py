@@ -24,13 +24,12 @@ from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.engine.arguments import add_config_arguments
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.engine.machine import processor_name
 from blockcopy_d2.engine.runs import build_video_model
 from blockcopy_d2.modeling import VideoStream
 from blockcopy_d2.modeling.running.precision import cpu_has_bf16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
-
-from .measure import cpu_name
 
 _RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -70,7 +69,7 @@ def main():
                     executed.setdefault(name, []).append(result.executed)
     means = {name: round(statistics.mean(values), 1) for name, values in times.items()}
     results = {
-        "cpu": cpu_name(),
+        "cpu": processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),

@@ -42,7 +42,7 @@ from .measure import (
     clip_by_clip,
     environment,
     interleaved,
-    require_gpu,
+    prepare_gpu,
     results_path,
     write_results,
 )
@@ -53,9 +53,7 @@ DEMO_WEIGHTS = "blockcopy://maskrcnn_R_18_FPN_streetclips.pth"
 
 def main():
     args = _parser().parse_args()
-    require_gpu()
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    prepare_gpu()
     dtype = DTYPES[args.dtype]
     images = read_clip(args.frames)
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.BLOCKCOPY.ENABLED", True]

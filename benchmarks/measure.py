@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.engine.arguments import add_config_arguments, positive
+from blockcopy_d2.engine.machine import processor_name
 
 __all__ = [
     "COMPILE_MODES",
@@ -21,13 +22,14 @@ __all__ = [
     "RESULTS",
     "SHARES",
     "add_batch_sizes",
+    "add_size",
     "argument_parser",
     "captured",
     "clip_by_clip",
-    "cpu_name",
     "environment",
     "interleaved",
     "matrix_product",
+    "prepare_gpu",
     "require_gpu",
     "results_path",
     "write_json",
@@ -94,6 +96,29 @@ def add_batch_sizes(parser):
         metavar="N",
         help="of further batches that the dense model is timed with (none); each compiles anew",
     )
+
+
+def add_size(parser, height, width):
+    """
+    Args:
+        parser (ArgumentParser): gets the option of the size of frames.
+        height, width (int): by default.
+    """
+    parser.add_argument(
+        "--size",
+        type=positive,
+        nargs=2,
+        default=[height, width],
+        metavar=("H", "W"),
+        help=f"of the frames, in pixels ({height} {width})",
+    )
+
+
+def prepare_gpu():
+    """Lets cuDNN choose its fastest algorithms, and float32 multiply as TF32. Needs a GPU."""
+    require_gpu()
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def require_gpu():
@@ -272,17 +297,7 @@ def _gpu():
 
 
 def _cpu():
-    return {"cpu": cpu_name(), "threads": torch.get_num_threads()}
-
-
-def cpu_name():
-    """
-    Returns:
-        str: of its vendor and model, where the system tells.
-    """
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+    return {"cpu": processor_name(), "threads": torch.get_num_threads()}
 
 
 def results_path(config_name, dtype, device="cuda"):

@@ -38,6 +38,7 @@ from blockcopy_d2.sparse import BlockGrid
 
 from .frame import read_clip
 from .measure import (
+    add_size,
     captured,
     environment,
     interleaved,
@@ -227,14 +228,7 @@ def _parser():
         "--name", default="maskrcnn_R18_FPN", help="in the name of the results (%(default)s)"
     )
     parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
-    parser.add_argument(
-        "--size",
-        type=positive,
-        nargs=2,
-        default=[512, 1024],
-        metavar=("H", "W"),
-        help="of the frames, in pixels (512 1024)",
-    )
+    add_size(parser, 512, 1024)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of the feature maps (%(default)s)"

@@ -19,7 +19,6 @@ from detectron2.modeling import build_model
 
 import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
-from blockcopy_d2.engine.arguments import positive
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.policy import Observation
@@ -32,12 +31,13 @@ from .measure import (
     DTYPES,
     SHARES,
     add_batch_sizes,
+    add_size,
     argument_parser,
     captured,
     environment,
     interleaved,
     matrix_product,
-    require_gpu,
+    prepare_gpu,
     results_path,
     write_results,
 )
@@ -46,9 +46,7 @@ from .plots import plot_shares
 
 def main():
     args = _parser().parse_args()
-    require_gpu()
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    prepare_gpu()
     dtype = DTYPES[args.dtype]
     with torch.no_grad():
         decided = decided_blocks(args.frames, tuple(args.size), args.block_size)
@@ -254,14 +252,7 @@ def _parser():
         name="maskrcnn_R50_FPN",
         rounds=30,
     )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        nargs=2,
-        default=[1024, 2048],
-        metavar=("H", "W"),
-        help="of the frames, in pixels (1024 2048)",
-    )
+    add_size(parser, 1024, 2048)
     add_batch_sizes(parser)
     return parser
 

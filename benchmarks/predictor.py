@@ -39,7 +39,7 @@ from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.resources import config_path
 
 from .frame import DEMO_CONFIG, DEMO_WEIGHTS, read_clip
-from .measure import DTYPES, clip_by_clip, environment, results_path, write_results
+from .measure import DTYPES, add_size, clip_by_clip, environment, results_path, write_results
 
 _DTYPES = {**DTYPES, "fp32": torch.float32}
 _HAS_PYAV = importlib.util.find_spec("av") is not None
@@ -215,14 +215,7 @@ def _parser():
         "--name", default="maskrcnn_R18_FPN", help="in the name of the results (%(default)s)"
     )
     parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
-    parser.add_argument(
-        "--size",
-        type=positive,
-        nargs=2,
-        default=[1024, 2048],
-        metavar=("H", "W"),
-        help="of the frames, in pixels (1024 2048)",
-    )
+    add_size(parser, 1024, 2048)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
     parser.add_argument(
         "--dtype", choices=_DTYPES, default="fp16", help="of the network (%(default)s)"

@@ -42,7 +42,7 @@ from .measure import (
     captured,
     environment,
     interleaved,
-    require_gpu,
+    prepare_gpu,
     results_path,
     write_json,
 )
@@ -56,9 +56,7 @@ RATE = 25  # frames per second of a camera
 
 def main():
     args = _parser().parse_args()
-    require_gpu()
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    prepare_gpu()
     dtype = DTYPES[args.dtype]
     images = read_clip(args.frames)
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.BLOCKCOPY.ENABLED", True]

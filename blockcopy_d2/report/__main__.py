@@ -40,6 +40,7 @@ from blockcopy_d2.engine.arguments import (
     without_secrets,
 )
 from blockcopy_d2.engine.logs import set_up_logs
+from blockcopy_d2.engine.machine import processor_name
 from blockcopy_d2.engine.outputs import check_output, refuse_overwriting, weight_files
 
 from .clip import ComparisonClip
@@ -178,7 +179,7 @@ def _report(args, cfg, video):
 
 def _environment(args, cfg, model, video):
     weights, policy_weights = weight_files(cfg)
-    machine = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores used"
+    machine = f"{processor_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores used"
     if model.device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(model.device)}; {machine}"
     return {
@@ -193,15 +194,6 @@ def _environment(args, cfg, model, video):
         f" {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
-
-
-def _processor():
-    if os.path.isfile("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import weakref
 
 import torch
 
+from .tracing import Ref
+
 
 class FeatureMap:
     """One dense map of features, stored as rows of C channels that outlive a frame.
@@ -140,6 +142,21 @@ class StreamState:
             for target, source in zip(own.of_streams(), others.of_streams(), strict=True):
                 target[slot].copy_(source[other_slot])
             own.moved |= others.moved
+
+    def outputs(self, program):
+        """The outputs of `program` after a frame, as a flat list; maps of the stream's own, which
+        its other modules may read in place."""
+        caches, outputs = self._programs[program], []
+        for output in program.outputs:
+            if isinstance(output, Ref):
+                if program.values[output.index].stride is None:
+                    output = caches.whole[output.index]
+                else:
+                    feature_map = caches.maps[output.index]
+                    self.share(feature_map)
+                    output = feature_map.as_nchw()
+            outputs.append(output)
+        return outputs
 
     def share(self, feature_map):
         """Lets other modules of this stream read `feature_map` in place when they are given it."""

@@ -23,7 +23,6 @@ from .program import (
     Upsample,
 )
 from .state import FeatureMap
-from .tracing import Ref
 
 
 class Execution:
@@ -55,7 +54,7 @@ class Execution:
                 if program.last_use[index] == position:
                     self.tiles_of.pop(index, None)
         self.caches.moved = False
-        return [self.output(output) for output in program.outputs]
+        return self.state.outputs(program)
 
     # ---------------------------------------------------------------- reading
 
@@ -92,15 +91,6 @@ class Execution:
         if self.full and index in self.tiles_of:
             return self.tiles_of[index]
         return self.caches.maps[index].as_nchw()
-
-    def output(self, output):
-        if not isinstance(output, Ref):
-            return output
-        if self.program.values[output.index].stride is None:
-            return self.caches.whole[output.index]
-        feature_map = self.caches.maps[output.index]
-        self.state.share(feature_map)
-        return feature_map.as_nchw()
 
     # ---------------------------------------------------------------- writing
 

@@ -17,7 +17,6 @@ from blockcopy_d2.kernels.tf32 import round_tf32_reference
 from .lowering import lower, scratch_map
 from .program import GlobalMean
 from .state import FeatureMap
-from .tracing import Ref
 from .triton_binding import BINDERS
 from .triton_ops.block_launch import BlockLaunch
 from .triton_ops.bottleneck import pack_bottleneck, widest_bottleneck
@@ -46,16 +45,7 @@ class TritonExecution:
                 self.program.lowered = LoweredForTriton(self.program, tensors)
             bound = self.caches.bound = Bound(self.program, self.caches, self.grid, shared)
         bound.run(self.grid, tensors)
-        return [self.output(output) for output in self.program.outputs]
-
-    def output(self, output):
-        if not isinstance(output, Ref):
-            return output
-        if self.program.values[output.index].stride is None:
-            return self.caches.whole[output.index]
-        feature_map = self.caches.maps[output.index]
-        self.state.share(feature_map)
-        return feature_map.as_nchw()
+        return self.state.outputs(self.program)
 
 
 class LoweredForTriton:

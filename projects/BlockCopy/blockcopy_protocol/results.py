@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 import blockcopy_d2
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import redact, redact_words
+from blockcopy_d2.engine.machine import processor_name
 from blockcopy_d2.evaluation.summary import headline
 
 from .report import write_report
@@ -129,7 +130,7 @@ def describe_run(cfg, args):
         "blockcopy": yaml.safe_load(redact_words(options.dump())),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": _device(cfg.MODEL.DEVICE),
@@ -163,15 +164,6 @@ def read_results(path):
     if not isinstance(results, dict) or not results.get("rows"):
         raise ValueError(f'{path} has no "rows": it is not a results.json of run_protocol.py.')
     return results
-
-
-def _processor():
-    if os.path.isfile("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _device(name):
