@@ -24,7 +24,7 @@ from .frame_capture import FrameCapture
 from .memory import StreamMemory
 from .readout import Readout
 from .result import CapturedFrameResult
-from .steps import all_blocks, policies_of
+from .steps import all_blocks, policies_of, put_image
 from .timing import StageTimer
 
 __all__ = ["FrameGraph"]
@@ -155,7 +155,7 @@ class FrameGraph:
             self._mark(present)
             for place, one in zip(capture.image, inputs, strict=True):
                 if one is not None:
-                    place.copy_(one["image"], non_blocking=True)
+                    put_image(one["image"], place)
         if is_new:
             # Of streams without a frame, too: features that were never written are NaN.
             capture.grid = all_blocks(model, streams)

@@ -27,8 +27,12 @@ class Readout:
             side (torch.cuda.Stream or None): None on other devices.
         """
         self._name, self._result = name, result.clone()
-        self._side, self._counts = side, None
-        self._ready = None if side is None else torch.cuda.current_stream().record_event()
+        self._side, self._ready, self._counted = side, None, None
+        self._counts = self._result.count if isinstance(result, StaticDetections) else None
+        if side is not None:
+            self._ready = torch.cuda.current_stream().record_event()
+            if self._counts is not None:
+                self._send_counts()
 
     def output(self, image, timer):
         """
@@ -64,11 +68,20 @@ class Readout:
             tensor.record_stream(current)
         return result
 
+    def _send_counts(self):
+        """To the host, as soon as they are known."""
+        self._side.wait_event(self._ready)
+        with torch.cuda.stream(self._side):
+            counts = self._result.count
+            self._counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+            self._counts.copy_(counts, non_blocking=True)
+            self._counted = self._side.record_event()
+
     def _count(self, image):
-        """int: detections of an image. The host waits once for those of all images."""
-        if self._counts is None:
-            self._counts = self._result.count.tolist()
-        return self._counts[image]
+        """int: detections of an image. The host waits for it."""
+        if self._counted is not None:
+            self._counted.synchronize()
+        return int(self._counts[image])
 
 
 def read_whole(output):

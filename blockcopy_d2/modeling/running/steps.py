@@ -43,6 +43,7 @@ __all__ = [
     "normalize",
     "pad",
     "policies_of",
+    "put_image",
     "remember",
 ]
 
@@ -126,6 +127,23 @@ def fill_slots(inputs):
     image = next(x["image"] for x in inputs if x is not None)
     idle = {"image": torch.zeros_like(image)}
     return [idle if x is None else x for x in inputs]
+
+
+def put_image(image, place):
+    """
+    Copy an image to where frames are read. The host does not wait for the device, and may write to
+    the image at once.
+
+    Args:
+        image (Tensor): (C, height, width), on any device.
+        place (Tensor): of the same shape.
+    """
+    if place.is_cuda and not image.is_cuda:
+        # From other memory the copy would wait for what runs; from the caller's, if that is pinned,
+        # the caller would have to wait for the copy.
+        pinned = torch.empty(image.shape, dtype=place.dtype, pin_memory=True)
+        image = pinned.copy_(image)
+    place.copy_(image, non_blocking=True)
 
 
 def fit_to_size(model, streams, image_size):

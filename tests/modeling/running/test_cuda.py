@@ -187,3 +187,21 @@ def test_half_precision(folder, built):
     finally:
         for side in (eager, graph):
             side.model.amp = False
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_an_image_of_the_host_may_be_written_to_at_once(folder, built, pinned):
+    """Also where the device is far behind; and the host goes on before the image is read."""
+    graph = Side(folder, built, "cuda", "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks", graph=True)
+    images = [image.cpu() for image in clip("cuda", 6)]
+    for image in images[:3]:
+        graph.frame(image)
+    for image in images[3:]:
+        given = image.clone().pin_memory() if pinned else image.clone()
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)
+        behind = torch.cuda.current_stream().record_event()
+        graph.model.step({"image": given}, graph.stream)
+        assert not behind.query(), "the host waited for the device"
+        given.zero_()
+        assert torch.equal(graph.stream.graph._latest.image[0].cpu(), image)
