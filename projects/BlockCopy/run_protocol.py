@@ -74,6 +74,14 @@ def get_parser():
         help="wished fractions of executed blocks (0.3 0.5 0.7)",
     )
     parser.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="S",
+        help="policies per target, and random baselines, that differ in the seed of their draws;"
+        " tables and plots show mean and standard deviation (%(default)s)",
+    )
+    parser.add_argument(
         "--baselines",
         nargs="*",
         choices=list(BASELINES),
@@ -127,14 +135,14 @@ def warm_policies(cfg, model, methods, loader, passes):
     finally:
         for method in methods:
             saver = PolicyCheckpointer(method.policy, cfg.OUTPUT_DIR, learner=method.learner)
-            saver.save(f"policy_{method.target:g}{suffix}")
+            saver.save(f"{method.file_name}{suffix}")
 
 
 def load_policies(cfg, methods):
     """Take the policies that an earlier run warmed."""
     for method in methods:
         if method.kind == "blockcopy":
-            path = os.path.join(cfg.OUTPUT_DIR, f"policy_{method.target:g}.pth")
+            path = os.path.join(cfg.OUTPUT_DIR, f"{method.file_name}.pth")
             PolicyCheckpointer(method.policy, learner=method.learner).load(path)
 
 
@@ -169,6 +177,7 @@ def main(argv=None):
             model,
             targets=sorted(set(args.targets)),
             baselines=dict.fromkeys(args.baselines),
+            seeds=args.seeds,
         )
         if args.resume:
             load_policies(cfg, methods)

@@ -133,6 +133,45 @@ def test_resumed_run_takes_the_policies_that_were_warmed(run, monkeypatch):
             assert method.learner.state_dict()["frames"] == 2
 
 
+def test_seeds_of_the_draws(run, read, tmp_path):
+    run("--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 3)
+    results = read()
+    assert [row["method"] for row in results["rows"]] == [
+        "dense",
+        "blockcopy",
+        "random",
+        "frame_difference",
+    ]
+    assert results["seeds"] == 3
+    dense, learned, random, difference = results["rows"]
+    assert "seeds" not in dense and "seeds" not in difference
+    for row in (learned, random):
+        assert len(row["seeds"]) == 3 and "phases" not in row
+        for key in ("executed_fraction", "AP", "gmacs", "ms_median", "gain_share"):
+            values = [seed[key] for seed in row["seeds"]]
+            assert row[key] == pytest.approx(sum(values) / 3)
+        # They draw different blocks, the learned ones by policies of their own.
+        assert len({seed["executed_fraction"] for seed in row["seeds"]}) > 1
+    names = ("policy_0.4", "policy_0.4_seed_1", "policy_0.4_seed_2")
+    policies = [torch.load(tmp_path / "output" / f"{n}.pth", weights_only=True) for n in names]
+    weights = [policy["model"]["network.head.0.weight"] for policy in policies]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    table = (tmp_path / "output" / "results.md").read_text()
+    assert "Mean and standard deviation of 3 seeds" in table
+    rows = [line for line in table.splitlines() if " ± " in line]
+    assert [line.split("|")[1].strip() for line in rows] == ["BlockCopy", "random blocks"]
+
+
+def test_spread_is_the_standard_deviation(results_file):
+    from blockcopy_protocol.report import markdown_table
+
+    results = json.loads(results_file.read_text())
+    results["rows"][1]["seeds"] = [{"AP": 44.0, "AP50": 69.0}, {"AP": 45.0, "AP50": 69.0}]
+    assert "44.5 ± 0.7" in markdown_table(results) and "69.0 ± 0.0" in markdown_table(results)
+    results["rows"][1]["seeds"].pop()
+    assert "±" not in markdown_table(results)
+
+
 class Interrupted:
     """Raises in the place of a method's run, after ``frames`` frames."""
 
@@ -263,7 +302,7 @@ def test_results_show_no_secrets_of_addresses(tmp_path):
     address = "http://u:s3cret@h/policy.pth?token=s3cret"
     opts = ["MODEL.BLOCKCOPY.POLICY.WEIGHTS", address, "MODEL.WEIGHTS", address]
     cfg = load_config(config_path(CONFIG), [*small_model_opts(tmp_path), *opts])
-    args = argparse.Namespace(config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1)
+    args = argparse.Namespace(config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1, seeds=1)
     written = json.dumps(describe_run(cfg, args))
     assert written.count("http://***@h/policy.pth?***") == 5 and "s3cret" not in written
 
@@ -307,6 +346,7 @@ def test_broken_frame_ends_its_clip_only(run, read, clips):
         (["--targets"], "expected at least one"),
         (["--baselines", "oracle"], "invalid choice: 'oracle'"),
         (["--clips", 0], "0 is not at least 1"),
+        (["--seeds", 0], "0 is not at least 1"),
         (["--warm-clips", -1], "--warm-clips"),
     ],
 )

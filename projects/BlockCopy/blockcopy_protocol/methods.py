@@ -22,6 +22,7 @@ class Baseline:
     Attributes:
         policy (str): in POLICY_REGISTRY.
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
+        draws (bool): its blocks are drawn, so that they depend on a seed.
         period (int): k, where every k-th frame is executed. There is a method for each of the k
             frames to begin with, and a row for their mean.
         scale (float): of the frames that the network gets.
@@ -32,6 +33,7 @@ class Baseline:
 
     policy: str
     follows_target: bool = False
+    draws: bool = False
     period: int = 1
     scale: float = 1.0
     moved: bool = False
@@ -40,7 +42,7 @@ class Baseline:
 
 # By their name on the command line.
 BASELINES = {
-    "random": Baseline("RandomBlocks", follows_target=True),
+    "random": Baseline("RandomBlocks", follows_target=True, draws=True),
     "frame_difference": Baseline("FrameDifference", follows_target=True),
     "every_second_frame": Baseline("AllBlocks", period=2),
     "every_third_frame": Baseline("AllBlocks", period=3),
@@ -88,6 +90,7 @@ class Method:
         motion=None,
         period=1,
         phase=0,
+        seed=None,
     ):
         """
         Args:
@@ -102,6 +105,7 @@ class Method:
             period, phase (int): only every period-th frame is executed, from frame ``phase`` on,
                 and the first of a clip. Where nothing moves, the others are not run at all: their
                 output is the last one, for nothing.
+            seed (int or None): of the policy's draws, where there are methods of several.
         """
         self.kind = kind
         self.policy = policy
@@ -111,6 +115,7 @@ class Method:
         self._scale = scale
         self._motion = motion
         self._period, self._phase = period, phase
+        self._seed = seed
         self._last = None
         self._streams = StreamPool(max_streams=1)
 
@@ -123,7 +128,13 @@ class Method:
     def name(self):
         """str: unique among methods, such as "blockcopy 0.3"."""
         target = "" if self.target is None else f" {self.target:g}"
-        return self.kind + target + (f" from {self._phase}" if self._period > 1 else "")
+        phase = f" from {self._phase}" if self._period > 1 else ""
+        return self.kind + target + phase + (f" seed {self._seed}" if self._seed else "")
+
+    @property
+    def file_name(self):
+        """str: of the checkpoint of its policy, without its ending."""
+        return f"policy_{self.target:g}" + (f"_seed_{self._seed}" if self._seed else "")
 
     def warm_up(self, model, inputs):
         """Let what frames of this method need be captured or recorded, which is no cost of one."""
@@ -180,13 +191,14 @@ class Method:
         return {**inputs, "image": image}
 
 
-def build_methods(cfg, model, *, targets, baselines=()):
+def build_methods(cfg, model, *, targets, baselines=(), seeds=1):
     """
     Args:
         cfg (CfgNode): with BlockCopy enabled; names a policy that learns.
         model (BlockCopyVideoModel): built from ``cfg``.
         targets (sequence[float]): values of tau.
         baselines (sequence[str]): keys of ``BASELINES``.
+        seeds (int): how many of each method that draws its blocks, from the config's seed on.
 
     Returns:
         list[Method]: dense and the baselines that know no target, then per target a policy that
@@ -203,17 +215,29 @@ def build_methods(cfg, model, *, targets, baselines=()):
             methods += [_fixed_method(kind, baseline, cfg, model, phase) for phase in phases]
     for target in targets:
         learned_cfg = _configure(cfg, cfg.MODEL.BLOCKCOPY.POLICY.NAME, target)
-        methods.append(_learned_method(learned_cfg, model))
+        methods += [_learned_method(*one, model) for one in _of_seeds(learned_cfg, seeds)]
         for kind, baseline in chosen.items():
             if baseline.follows_target:
                 own = _configure(cfg, baseline.policy, target)
                 if not baseline.aged:
                     own.MODEL.BLOCKCOPY.POLICY.AGE_WEIGHT = 0.0
-                policy = _build_policy(own, model)
-                methods.append(
-                    Method(kind, policy, target=target, motion=_motion(baseline, cfg, model))
-                )
+                options = {"target": target, "motion": _motion(baseline, cfg, model)}
+                for one, seed in _of_seeds(own, seeds if baseline.draws else 1):
+                    policy = _build_policy(one, model)
+                    methods.append(Method(kind, policy, seed=seed, **options))
     return methods
+
+
+def _of_seeds(cfg, number):
+    """
+    Yields:
+        tuple[CfgNode, int or None]: a config with a seed of its own, and the seed's number.
+    """
+    for index in range(number):
+        own = cfg.clone()
+        own.defrost()
+        own.MODEL.BLOCKCOPY.POLICY.SEED += index
+        yield own, index if number > 1 else None
 
 
 def _fixed_method(kind, baseline, cfg, model, phase=0):
@@ -238,7 +262,7 @@ def _motion(baseline, cfg, model):
     return build_motion(cfg)
 
 
-def _learned_method(cfg, model):
+def _learned_method(cfg, seed, model):
     options = cfg.MODEL.BLOCKCOPY
     policy = _build_policy(cfg, model)
     if not policy.learns:
@@ -250,7 +274,8 @@ def _learned_method(cfg, model):
     learner = OnlineLearner(cfg, policy) if options.LEARNER.ENABLED else None
     if options.POLICY.WEIGHTS:
         PolicyCheckpointer(policy, learner=learner).load(options.POLICY.WEIGHTS)
-    return Method("blockcopy", policy, target=options.TARGET, learner=learner, motion=model.motion)
+    shown = {"target": options.TARGET, "seed": seed}
+    return Method("blockcopy", policy, learner=learner, motion=model.motion, **shown)
 
 
 def _configure(cfg, policy_name, target=None):

@@ -1,12 +1,14 @@
 """Accuracy against cost, one curve per kind of method."""
 
+import statistics
+
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from blockcopy_d2.atomic import atomic_write
 
-__all__ = ["TITLES", "plot_trade_off", "quantity"]
+__all__ = ["TITLES", "plot_trade_off", "quantity", "spread_of"]
 
 # What a kind of method is called.
 TITLES = {
@@ -79,15 +81,18 @@ def plot_trade_off(results, metric, cost, label, path):
     axes = figure.subplots()
     for title, kinds in _CURVES.items():
         points = sorted(
-            (_cost(row, cost), row[metric], row["target"] or 0)
+            (_cost(row, cost), row[metric], row["target"] or 0, spread_of(row, metric) or 0)
             for row in results["rows"]
             if row["method"] in kinds and None not in (_cost(row, cost), row.get(metric))
         )
         if not points:
             continue
-        costs, accuracies, targets = zip(*points)
+        costs, accuracies, targets, spreads = zip(*points)
         on_top, style = (3 if title in ("dense", "BlockCopy") else 2), _STYLES[title]
         axes.plot(costs, accuracies, label=title, zorder=on_top, **style)
+        if any(spreads):
+            bars = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2}
+            axes.errorbar(costs, accuracies, yerr=spreads, zorder=on_top, **bars)
         if title == "dense":
             axes.axhline(accuracies[0], color=style["color"], linestyle=":", linewidth=1, alpha=0.6)
         for x, y, target in zip(costs, accuracies, targets) if title == "BlockCopy" else ():
@@ -120,3 +125,16 @@ def plot_trade_off(results, metric, cost, label, path):
 def _cost(row, cost):
     mean = {"ms_median": "ms_mean"}.get(cost, cost)
     return row.get(cost) if row.get(cost) is not None else row.get(mean)
+
+
+def spread_of(row, metric):
+    """
+    Args:
+        row (dict): of results.json.
+        metric (str):
+
+    Returns:
+        float or None: standard deviation over the seeds of the policy's draws; None of one seed.
+    """
+    values = [seed.get(metric) for seed in row.get("seeds", ())]
+    return None if len(values) < 2 or None in values else statistics.stdev(values)

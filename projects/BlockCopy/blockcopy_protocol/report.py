@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
 
-from .plots import TITLES, plot_trade_off, quantity
+from .plots import TITLES, plot_trade_off, quantity, spread_of
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
 
@@ -35,13 +35,18 @@ def markdown_table(results):
         results (dict): of results.json.
 
     Returns:
-        str: a row per method. What was not measured is "-".
+        str: a row per method, scores with their spread over seeds. What was not measured is "-".
     """
     columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
     rows = [
         [TITLES[row["method"]], *(_format(row.get(key), spec) for key, _, spec in columns)]
         for row in results["rows"]
     ]
+    for cells, row in zip(rows, results["rows"]):
+        for index, (metric, _, spec) in enumerate(columns, start=1):
+            if metric in results["metrics"] and row.get(metric) is not None:
+                spread = spread_of(row, metric)
+                cells[index] += "" if spread is None else f" ± {spread:{spec}}"
     return tabulate(
         rows,
         headers=["method", *(title for _, title, _ in columns)],
@@ -120,12 +125,14 @@ def _provenance(results):
     passes = results["warm_passes"]
     often = f", {passes} times over," if passes > 1 else ""
     ended = "" if results["complete"] else " The run was ended early."
+    number = results.get("seeds", 1)
+    seeds = f" Mean and standard deviation of {number} seeds." if number > 1 else ""
     return (
         f"{quantity(results['clips'], 'clip')} ({results['frames']} frames) of"
         f" {results['dataset']}, `{results['config_file']}`, policies warmed on"
         f" {quantity(results['warm_clips'], 'clip')} of"
-        f" {results['train_dataset']}{often} per target. {device}, torch {versions['torch']},"
-        f" {results['date'][:10]}.{ended}"
+        f" {results['train_dataset']}{often} per target.{seeds} {device}, torch"
+        f" {versions['torch']}, {results['date'][:10]}.{ended}"
     )
 
 

@@ -18,6 +18,7 @@ from blockcopy_d2.data import redact, redact_words
 from blockcopy_d2.engine.machine import processor_name
 from blockcopy_d2.evaluation.summary import headline
 
+from .methods import BASELINES
 from .report import write_report
 
 __all__ = ["ResultsHook", "describe_run", "read_results"]
@@ -79,8 +80,8 @@ class ResultsHook(HookBase):
             "failed_clips": [str(error) for error in self.trainer.failures],
             "metrics": list(next(iter(scores.values()), {})),
             "rows": [
-                {"method": kind, "target": target, **_mean(phases), **_phases(phases)}
-                for (kind, target), phases in rows.items()
+                {"method": kind, "target": target, **_mean(found), **_each(kind, found)}
+                for (kind, target), found in rows.items()
             ],
         }
         # A run that ends while writing leaves the file of the clip before.
@@ -103,9 +104,11 @@ def _mean(values):
     return None if None in values else statistics.fmean(values)
 
 
-def _phases(rows):
+def _each(kind, rows):
     """dict: what the methods of a row have each, where they are several."""
-    return {"phases": rows} if len(rows) > 1 else {}
+    baseline = BASELINES.get(kind)
+    name = "phases" if baseline is not None and baseline.period > 1 else "seeds"
+    return {name: rows} if len(rows) > 1 else {}
 
 
 def describe_run(cfg, args):
@@ -127,6 +130,7 @@ def describe_run(cfg, args):
         "policy_weights": redact(options.POLICY.WEIGHTS),
         "warm_clips": args.warm_clips,
         "warm_passes": args.warm_passes,
+        "seeds": args.seeds,
         "blockcopy": yaml.safe_load(redact_words(options.dump())),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
