@@ -7,19 +7,19 @@ import triton.language as tl
 from .device_resize import BITS
 
 
-# Strides and sizes are of a video: one variant for those of all.
-@triton.jit(do_not_specialize=["ROWS", "COLUMNS", "PLANE_STRIDE", "ROW_STRIDE", "COLUMN_STRIDE"])
+# Sizes are of a video: one variant for those of all.
+@triton.jit(do_not_specialize=["TAPS", "ROWS", "COLUMNS", "PLANE_STRIDE", "ROW_STRIDE"])
 def resample_kernel(
     picture_ptr,
     out_ptr,
     index_ptr,
     weights_ptr,
+    TAPS,
     ROWS,
     COLUMNS,
     PLANE_STRIDE,
     ROW_STRIDE,
     COLUMN_STRIDE,
-    TAPS: tl.constexpr,
     ALONG_ROWS: tl.constexpr,
     BITS: tl.constexpr,
     BY: tl.constexpr,
@@ -33,7 +33,7 @@ def resample_kernel(
     exists = (i < ROWS)[:, None] & (j < COLUMNS)[None, :]
     source = picture_ptr + plane * PLANE_STRIDE
     total = tl.full((BY, BX), 1 << (BITS - 1), tl.int32)
-    for tap in tl.static_range(TAPS):
+    for tap in range(TAPS):
         if ALONG_ROWS:
             at = tap * COLUMNS + j
             pixel = tl.load(index_ptr + at, mask=j < COLUMNS, other=0)
@@ -62,10 +62,10 @@ def resample_triton(picture, index, weights, dim):
         out,
         index,
         weights,
+        len(index),
         rows,
         columns,
         *picture.stride(),
-        TAPS=len(index),
         ALONG_ROWS=dim == 2,
         BITS=BITS,
         **blocks,
