@@ -22,13 +22,14 @@ def pasted(monkeypatch):
 
 
 def test_masks_are_pasted_when_they_are_read(folder, built, device, pasted):
-    graph = Side(folder, built, device, graph=True)
+    opts = ("MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    graph = Side(folder, built, device, *opts, graph=True)
     results = [graph.frame(image)[0] for image in clip(device, 4)]
     instances = [result["instances"] for result in results]
     for one in instances:
         assert len(one) == len(one.scores) == len(one.pred_boxes) == 5 and one.has("pred_masks")
     assert not pasted
-    again = Side(folder, built, device, graph=True)
+    again = Side(folder, built, device, *opts, graph=True)
     for index, image in enumerate(clip(device, 4)):
         expected = again.frame(image)[0]["instances"].pred_masks
         found = instances[index].pred_masks
