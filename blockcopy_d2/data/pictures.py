@@ -86,7 +86,7 @@ def as_frame(picture):
         kind = type(picture)
         raise TypeError(
             f"A frame is a {kind.__module__}.{kind.__qualname__}; expected a numpy array, uint8 of"
-            " shape (height, width, 3), in BGR, or a PIL picture. Tensors are taken on a GPU."
+            " shape (height, width, 3), in BGR, or a PIL picture."
         )
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise ValueError(
@@ -112,7 +112,10 @@ def as_picture(picture):
         ValueError: another shape or type of numbers.
     """
     if not _lies_on_gpu(picture):
-        return as_frame(picture)
+        try:
+            return as_frame(picture)
+        except TypeError as error:
+            raise TypeError(f"{error} What lies on a GPU may be a tensor.") from None
     if not isinstance(picture, torch.Tensor):
         picture = torch.from_dlpack(picture)
     shape = tuple(picture.shape)

@@ -1,10 +1,11 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from blockcopy_d2.data import FrameReadError, VideoFrames, as_frame, read_picture
+from blockcopy_d2.data import FrameReadError, VideoFrames, as_frame, as_picture, read_picture
 
 LEVELS = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
 EXPECTED = np.rint(LEVELS / 257)
@@ -71,3 +72,16 @@ def test_frames_are_arrays_or_pil_pictures():
 def test_what_is_no_frame_is_named(thing, error, message):
     with pytest.raises(error, match=message):
         as_frame(thing)
+
+
+def test_tensors_are_pictures_on_a_gpu_alone():
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    assert as_picture(pixels) is pixels
+    for thing in (torch.from_numpy(pixels), [[1, 2, 3]], None):
+        with pytest.raises(TypeError, match="expected a numpy array.* on a GPU may be a tensor"):
+            as_picture(thing)
+    with pytest.raises(ValueError, match=r"A frame is uint8 of shape \(3, 8, 9\)"):
+        as_picture(pixels.transpose(2, 0, 1))
+    meta = torch.empty(8, 9, 3, dtype=torch.uint8, device="meta")
+    with pytest.raises(TypeError, match="A frame is a torch.Tensor"):
+        as_picture(meta)
