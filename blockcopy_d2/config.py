@@ -74,7 +74,7 @@ def _model_keys():
     _C.MAX_STREAMS = whole(8, least=1)
 
     _C.POLICY = SimpleNamespace()
-    # A name in POLICY_REGISTRY: LearnedPolicy, AllBlocks, NoBlocks, RandomBlocks,
+    # A name in POLICY_REGISTRY: LearnedPolicy, ExpectedGain, AllBlocks, NoBlocks, RandomBlocks,
     # FrameDifference, MovedDifference, EveryKthFrame
     _C.POLICY.NAME = text("LearnedPolicy", allowed="the name of a policy")
     # Checkpoint of a warmed policy and its learner (policy_final.pth). Empty: start from scratch
@@ -117,6 +117,8 @@ def _model_keys():
     # RMSprop
     _C.LEARNER.LR = number(1e-4, most=1)
     _C.LEARNER.WEIGHT_DECAY = number(1e-3, most=1)
+    # The same for ExpectedGain, which has a few weights
+    _C.LEARNER.GAIN_LR = number(0.01, most=1)
     # One update every so many frames
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)
     # gamma of eq. 8

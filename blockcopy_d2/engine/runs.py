@@ -13,7 +13,6 @@ from blockcopy_d2.config import base_config
 from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.evaluation import build_evaluator
 from blockcopy_d2.evaluation.summary import RunRecord, remove_summary
-from blockcopy_d2.policy import OnlineLearner
 
 from .checkpoint import PolicyCheckpointer, WeightsCheckpointer
 from .hooks import (
@@ -70,7 +69,7 @@ def build_learner(cfg, policy):
     """
     options, learner = cfg.MODEL.BLOCKCOPY, None
     if options.LEARNER.ENABLED and policy.learns:
-        learner = OnlineLearner(cfg, policy)
+        learner = policy.learner_class(cfg, policy)
     if options.POLICY.WEIGHTS and policy.learns:
         PolicyCheckpointer(policy, learner=learner).load(options.POLICY.WEIGHTS)
     return learner

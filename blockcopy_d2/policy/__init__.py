@@ -10,6 +10,8 @@ from .baselines import (
     RandomBlocks,
 )
 from .build import POLICY_REGISTRY, build_policy, check_policy_name
+from .expected_gain import ExpectedGain, GainNetwork
+from .gain_learner import GainLearner
 from .information_gain import (
     DetectionMasks,
     block_information_gain,
@@ -29,7 +31,10 @@ __all__ = [
     "Decision",
     "DetectionMasks",
     "EveryKthFrame",
+    "ExpectedGain",
     "FrameDifference",
+    "GainLearner",
+    "GainNetwork",
     "LearnedPolicy",
     "MovedDifference",
     "NoBlocks",

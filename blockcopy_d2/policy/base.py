@@ -47,12 +47,17 @@ class Decision:
 class Policy(nn.Module, ABC):
     """Picks the blocks of a frame worth executing. A stream's first frame runs without asking."""
 
-    # Whether an OnlineLearner can improve it.
+    # Whether it can be improved, and the class of OnlineLearner that does; built from a config and
+    # the policy.
     learns: bool = False
+    learner_class: type | None = None
     # Whether forward() is safe to capture in a CUDA graph: it does the same whatever the numbers,
     # and never waits for the device. If the policy learns, it has its logits from a module
     # ``network``.
     capturable: bool = False
+    # Whether observations have the gain that each block had when it was last executed. To measure
+    # it takes time in every frame, also where nothing is learned.
+    wants_gain: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode, num_classes: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _PICTURES = _MAPS[:3]
 _HEAD_STRIDES = {32: (2, 2, 2), 16: (2, 2, 1), 8: (2, 1, 1)}
 
 # Standard deviation of natural images in pixel values (0 to 255).
-_NATURAL_PIXEL_STD = 58.0
+NATURAL_PIXEL_STD = 58.0
 
 
 class _FrameBatchNorm2d(nn.BatchNorm2d):
@@ -87,7 +87,7 @@ class PolicyNetwork(nn.Module):
             center_inputs (bool): shift output and grid by -0.5, as the authors' code does.
         """
         super().__init__()
-        scale = torch.tensor(pixel_std, dtype=torch.float32) / _NATURAL_PIXEL_STD
+        scale = torch.tensor(pixel_std, dtype=torch.float32) / NATURAL_PIXEL_STD
         self.register_buffer("pixel_scale", scale.view(1, -1, 1, 1), persistent=False)
         self.center_inputs = center_inputs
         self.inputs = tuple(name for name in _MAPS if name in inputs)

@@ -48,6 +48,8 @@ class Observation:
         age (Tensor or None): int (N, GH, GW), frames since each block was executed, as of the
             previous frame; None where it is not known.
         previous_frame (Tensor or None): float (N, 3, h, w), I_{t-1}; None where it is not known.
+        gain (Tensor or None): float (N, GH, GW), the information gain that each block had when it
+            was last executed; negative where it is not known. None where no policy wants it.
     """
 
     frame: Tensor
@@ -57,6 +59,7 @@ class Observation:
     frame_index: int | Tensor
     age: Tensor | None = None
     previous_frame: Tensor | None = None
+    gain: Tensor | None = None
 
     def split(self):
         """
@@ -68,7 +71,7 @@ class Observation:
         index = index.split(1) if isinstance(index, Tensor) else [index] * len(self.frame)
         known = (
             [None] * len(self.frame) if x is None else x.split(1)
-            for x in (self.age, self.previous_frame)
+            for x in (self.age, self.previous_frame, self.gain)
         )
         parts = zip(*(m.split(1) for m in maps), index, *known, strict=True)
         return [Observation(*part) for part in parts]

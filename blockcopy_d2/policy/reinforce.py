@@ -188,6 +188,33 @@ class OnlineLearner:
         executed = decision.active if executed is None else executed
         costs = (executed & usable).float().mean(dim=(1, 2)).sum()
         num_streams = self._count(costs, usable.sum())
+        losses, metrics = self._teach(decision, gain, executed, usable)
+        with torch.enable_grad():
+            loss = losses.sum() / num_streams.clamp_min(1)
+        if updates:
+            leaves = self._parameters if leaves is None else leaves
+            self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
+        usable_streams = usable.sum().clamp_min(1)
+        return {
+            "gain": gain.mean(dim=(1, 2)).sum() / usable_streams,
+            **metrics,
+            "cost": costs / usable_streams,
+            "moving_cost": self._moving_cost.clone(),
+            "loss": loss.detach(),
+            "skipped_updates": self._skipped_updates.clone(),
+        }
+
+    def _teach(self, decision, gain, executed, usable):
+        """
+        Args:
+            decision, gain, executed: as of :meth:`learn`; gains are finite.
+            usable (Tensor): bool (N, 1, 1), the streams to learn from.
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]: float (N,), the loss of every stream in the autograd
+            graph of the decision, 0 for those that are not usable; "reward" and "entropy" of
+            :meth:`learn`, and whatever else of it is different.
+        """
         reward = torch.where(usable, self._reward(decision.active, gain), 0.0)
         with torch.enable_grad():
             surprise = F.binary_cross_entropy_with_logits(
@@ -195,22 +222,10 @@ class OnlineLearner:
             )
             losses = (reward * surprise).flatten(1)
             losses = losses.mean(1) if self.cost_form == "code" else losses.sum(1)
-            loss = losses.sum() / num_streams.clamp_min(1)
-        if updates:
-            leaves = self._parameters if leaves is None else leaves
-            self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
         logits = decision.logits.detach()
         entropy = F.binary_cross_entropy_with_logits(logits, logits.sigmoid())
-        usable_streams = usable.sum().clamp_min(1)
-        return {
-            "reward": reward.mean(dim=(1, 2)).sum() / usable_streams,
-            "gain": gain.mean(dim=(1, 2)).sum() / usable_streams,
-            "entropy": entropy,
-            "cost": costs / usable_streams,
-            "moving_cost": self._moving_cost.clone(),
-            "loss": loss.detach(),
-            "skipped_updates": self._skipped_updates.clone(),
-        }
+        mean_reward = reward.mean(dim=(1, 2)).sum() / usable.sum().clamp_min(1)
+        return losses, {"reward": mean_reward, "entropy": entropy}
 
     def observe(self, *args, **kwargs):
         """Deprecated: :meth:`learn`."""

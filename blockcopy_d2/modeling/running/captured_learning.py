@@ -88,7 +88,11 @@ class CapturedLearning:
         slots, history = self._slots, memory.history
         seen, last_seen = (select_stream(x, slots) for x in (memory.seen, memory.last_seen))
         streams, *grid_shape = history.active[slots].shape
-        gain = block_gains(model.task, seen, last_seen, streams, tuple(grid_shape))
+        if self._policy.wants_gain:
+            # Measured for the history, of the blocks that were executed.
+            gain = history.gain[slots]
+        else:
+            gain = block_gains(model.task, seen, last_seen, streams, tuple(grid_shape))
         # Nobody decided a first frame; what the memory has of an absent stream is an older frame's.
         left_out = memory.broken | memory.cut | (history.frame_index <= 1)
         if self._present is not None:

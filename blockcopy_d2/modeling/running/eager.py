@@ -92,7 +92,16 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     ):
         outputs = model.base(inputs)
     with timer.stage("observe"):
-        remember(model, streams, frame, outputs, work.refreshed, motion_features=features, **only)
+        remember(
+            model,
+            streams,
+            frame,
+            outputs,
+            work.refreshed,
+            cut=cut,
+            motion_features=features,
+            **only,
+        )
         streams.advance(present)
     last_seen = [None] * len(inputs) if history is None else history.outputs
     broken = streams.broken.clone() if history is None else streams.broken | history.broken

@@ -237,7 +237,11 @@ class FrameCapture:
         if isinstance(seen, StaticDetections):
             seen = seen.of_policy(slice(None))
         output = {self._static_heads.output_name: seen}
-        options = {"motion_features": self._features, "present": self._present}
+        options = {
+            "cut": self._cut,
+            "motion_features": self._features,
+            "present": self._present,
+        }
         remember(model, streams, self.frame, output, self.grid, **options)
         if memory is not None:
             memory.store(

@@ -45,6 +45,8 @@ class StreamHistory:
         active (Tensor): bool (N, GH, GW), the blocks executed last.
         age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for those executed
             last.
+        gain (Tensor): float (N, GH, GW), the information gain that each block had when it was last
+            executed; negative where it is not known. Kept for policies that want it.
         broken (Tensor): bool (N,), whether the last frame left features that are not finite.
         frame_index (Tensor): int64 (N,), frames so far.
         outputs: the last outputs as information gain compares them: a list of those of every
@@ -59,6 +61,7 @@ class StreamHistory:
     painted: Tensor
     active: Tensor
     age: Tensor
+    gain: Tensor
     broken: Tensor
     frame_index: Tensor
     outputs: Any
@@ -82,12 +85,15 @@ class StreamHistory:
             painted=torch.zeros_like(painted),
             active=torch.zeros_like(active),
             age=torch.zeros_like(active, dtype=torch.int32),
+            gain=torch.full_like(active, -1, dtype=torch.float32),
             broken=flag,
             frame_index=torch.zeros_like(flag, dtype=torch.int64),
             outputs=[None] * len(active),
         )
 
-    def after(self, *, frame, painted, outputs, active, broken, motion_features, present):
+    def after(
+        self, *, frame, painted, outputs, active, broken, motion_features, present, gain=None
+    ):
         """
         Args:
             frame (Tensor): float (N, 3, h, w), finite.
@@ -98,6 +104,8 @@ class StreamHistory:
             motion_features (MotionFeatures or None): of the frame; of absent streams the last ones.
             present (sequence[bool] or Tensor or None): bool (N,), the streams that had a frame; the
                 others stay as they are. None: all had one.
+            gain (Tensor or None): float (N, GH, GW), measured on the frame, negative where it is
+                not known; None where nobody wants it.
 
         Returns:
             StreamHistory: with a frame more.
@@ -109,6 +117,7 @@ class StreamHistory:
             "painted": painted,
             "active": active,
             "age": torch.where(active, 0, self.age + 1),
+            "gain": self.gain if gain is None else torch.where(active, gain, self.gain),
             "broken": broken,
             "frame_index": self.frame_index + 1,
         }

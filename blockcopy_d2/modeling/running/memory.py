@@ -91,7 +91,8 @@ class StreamMemory:
         Returns:
             Observation: what the policies saw when they were asked last.
         """
-        return Observation(*self._observation, frame_index=self.history.frame_index - 1)
+        *maps, gain = self._observation
+        return Observation(*maps, frame_index=self.history.frame_index - 1, gain=gain)
 
     def tensors(self):
         """
@@ -103,11 +104,13 @@ class StreamMemory:
 
 def _observed(history):
     grid = history.active[:, None].float()
-    return Observation(history.frame, history.frame_state, history.painted, grid, frame_index=0)
+    maps = (history.frame, history.frame_state, history.painted, grid)
+    return Observation(*maps, frame_index=0, gain=history.gain)
 
 
 def _maps(observation):
-    return [observation.frame, observation.frame_state, observation.output, observation.grid]
+    maps = (observation.frame, observation.frame_state, observation.output, observation.grid)
+    return [*maps, observation.gain]
 
 
 def _anew(seen):

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from blockcopy_d2.policy import Observation, resize_to_policy
 from blockcopy_d2.sparse import BlockGrid, MissingFeatures, num_blocks
 
-from .batch_task import observe_outputs, paint_outputs
+from .batch_task import block_gains, observe_outputs, paint_outputs
 from .history import StreamHistory, flags
 from .refresh import due_for_refresh
 from .scene_cut import scene_cuts
@@ -340,6 +340,7 @@ def _ask(model, frame, streams, learning):
         frame_index=history.frame_index,
         age=history.age,
         previous_frame=history.frame,
+        gain=history.gain,
     )
     if not isinstance(learning, list):
         learning = [learning] * streams.num_streams
@@ -353,7 +354,7 @@ def _ask(model, frame, streams, learning):
     return observation, decisions
 
 
-def remember(model, streams, frame, outputs, grid, *, motion_features=None, present=None):
+def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=None, present=None):
     """
     Bring the history of streams up to date with a frame.
 
@@ -364,6 +365,7 @@ def remember(model, streams, frame, outputs, grid, *, motion_features=None, pres
         outputs (list[dict] or dict): of the task network, for every stream, or of all streams as
             one, as StaticHeads give them.
         grid (BlockGrid): what the frame executed.
+        cut (Tensor or None): bool (N,), of :func:`find_cuts`.
         motion_features (MotionFeatures or None): of the frame.
         present (sequence[bool] or Tensor or None): the streams that had a frame; None: all.
     """
@@ -381,6 +383,9 @@ def remember(model, streams, frame, outputs, grid, *, motion_features=None, pres
     else:
         seen = observe_outputs(task, outputs, len(frame), **geometry)
         painted = paint_outputs(task, seen, len(frame))
+    gain = None
+    if streams.history and any(policy.wants_gain for policy in policies_of(model, streams)):
+        gain = _measure_gain(task, frame, streams.history, seen, cut, grid.active)
     history = streams.history or StreamHistory.empty(frame, painted, grid.active)
     streams.history = history.after(
         frame=frame.nan_to_num(),
@@ -390,7 +395,31 @@ def remember(model, streams, frame, outputs, grid, *, motion_features=None, pres
         broken=~(is_finite(frame) & is_finite(painted)),
         motion_features=motion_features,
         present=present,
+        gain=gain,
     )
+
+
+def _measure_gain(task, frame, history, seen, cut, active):
+    """
+    Returns:
+        Tensor: float (N, GH, GW), the information gain of a frame; -1 where there is none.
+    """
+    grid_shape = tuple(active.shape[1:])
+    if isinstance(seen, list):
+        unknown = torch.full(grid_shape, -1.0, device=frame.device)
+        gain = torch.stack(
+            [
+                unknown if before is None else task.block_gain(now, before, grid_shape)
+                for now, before in zip(seen, history.outputs, strict=True)
+            ]
+        )
+    else:
+        gain = block_gains(task, seen, history.outputs, len(frame), grid_shape)
+    alone = follows_nothing(
+        frame, history, torch.zeros_like(history.broken) if cut is None else cut
+    )
+    known = torch.isfinite(gain).flatten(1).all(1) & ~alone
+    return torch.where(known[:, None, None], gain.float(), -1.0)
 
 
 def is_finite(x):

@@ -8,7 +8,7 @@ from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
 from blockcopy_d2.modeling import StreamPool
 from blockcopy_d2.motion import build_motion
-from blockcopy_d2.policy import OnlineLearner, build_policy
+from blockcopy_d2.policy import build_policy
 from blockcopy_d2.sparse import BlockGrid
 
 __all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
@@ -271,7 +271,7 @@ def _learned_method(cfg, seed, model):
             " protocol needs a policy that does, such as LearnedPolicy. The others are --baselines."
         )
     policy.load_state_dict(model.policy.state_dict())
-    learner = OnlineLearner(cfg, policy) if options.LEARNER.ENABLED else None
+    learner = policy.learner_class(cfg, policy) if options.LEARNER.ENABLED else None
     if options.POLICY.WEIGHTS:
         PolicyCheckpointer(policy, learner=learner).load(options.POLICY.WEIGHTS)
     shown = {"target": options.TARGET, "seed": seed}

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import VideoOptions
 from blockcopy_d2.motion import build_motion
-from blockcopy_d2.policy import OnlineLearner, build_policy
+from blockcopy_d2.policy import build_policy
 from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
 from tests.sparse.networks import randomize
@@ -40,7 +40,7 @@ class Side:
         model.policy = build_policy(cfg, num_classes=model.task.num_classes).to(device)
         model.options, model.motion = VideoOptions.from_config(cfg), build_motion(cfg)
         learns = learns and model.policy.learns
-        self.learner = OnlineLearner(cfg, model.policy) if learns else None
+        self.learner = model.policy.learner_class(cfg, model.policy) if learns else None
         self.stream = model.init_state()
 
     def frame(self, image, grid=None, stream=None):

@@ -10,7 +10,6 @@ import torch
 
 from blockcopy_d2.modeling import InstanceTask, learn
 from blockcopy_d2.modeling.running.history import tensors_of
-from blockcopy_d2.policy import OnlineLearner
 from blockcopy_d2.sparse import BlockGrid, MissingFeatures
 from tests.modeling.running.sides import (
     BLOCK,
@@ -29,6 +28,7 @@ from tests.networks.test_semantic_networks import NETWORKS as SEMANTIC
 MOTION = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
 DIFFERENCE = ("MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
 MOVED = (*MOTION, "MODEL.BLOCKCOPY.POLICY.NAME", "MovedDifference")
+EXPECTED = (*MOTION, "MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain")
 VECTORS = [(8, 0), (5, -3), (0, 0), (-6, 8), (2, 2), (-4, 0), (3, 3)]
 UPDATES = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
 
@@ -81,7 +81,9 @@ def rows_of(batch, slot):
     return [x.clone() for x in [*history, *maps]]
 
 
-@pytest.mark.parametrize("opts", [DIFFERENCE, MOVED], ids=["in-place", "moved"])
+@pytest.mark.parametrize(
+    "opts", [DIFFERENCE, MOVED, EXPECTED], ids=["in-place", "moved", "expected-gain"]
+)
 def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
     options = ("MODEL.BLOCKCOPY.SCENE_CUT", 0.2, "MODEL.BLOCKCOPY.REFRESH_EVERY", 4)
     side = Side(folder, built, device, *opts, *options, graph=True, learns=False)
@@ -125,9 +127,10 @@ def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
 
 
 @pytest.mark.usefixtures("replayed_lessons")
+@pytest.mark.parametrize("opts", [MOTION, EXPECTED], ids=["paper", "expected-gain"])
 @pytest.mark.parametrize("own", [False, True], ids=["one-policy", "one-each"])
-def test_a_batch_learns_as_operator_by_operator(folder, built, device, own):
-    eager, graph = sides(folder, built, device, *MOTION, *UPDATES)
+def test_a_batch_learns_as_operator_by_operator(folder, built, device, own, opts):
+    eager, graph = sides(folder, built, device, *opts, *UPDATES)
     videos = [list(panning_clip(device, VECTORS, seed=seed)) for seed in range(3)]
     batches, learners = [], []
     for side in (eager, graph):
@@ -136,7 +139,7 @@ def test_a_batch_learns_as_operator_by_operator(folder, built, device, own):
         batches.append(batch)
         learners.append(side.learner)
         if own:
-            learners[-1] = [OnlineLearner(side.cfg, policy) for policy in batch.policies]
+            learners[-1] = [policy.learner_class(side.cfg, policy) for policy in batch.policies]
     for number in range(len(VECTORS)):
         images = [video[number] for video in videos]
         if number in (2, 5):

@@ -33,6 +33,7 @@ def some_history(streams=1):
         painted=rand(streams, 5, *PIXELS),
         active=active,
         age=torch.ones_like(active, dtype=torch.int32),
+        gain=rand(streams, *BLOCKS),
         broken=torch.ones(streams, dtype=torch.bool),
         frame_index=torch.full((streams,), 3),
         outputs=[(detections, rand(5, *PIXELS)) for _ in range(streams)],
@@ -100,6 +101,7 @@ def test_absent_streams_stay_as_they_are():
         broken=torch.zeros_like(history.broken),
         motion_features=None,
         present=[True, False],
+        gain=torch.full_like(history.gain, 2),
     )
     for field in dataclasses.fields(StreamHistory):
         if isinstance(value := getattr(after, field.name), torch.Tensor):

@@ -1,0 +1,110 @@
+"""
+A few numbers per block that tell how much its output may have changed, for any model: none of them
+knows classes or the unit of the information gain.
+
+Shape shorthand in this module:
+
+    N: streams
+    GH, GW: rows and columns of the block grid
+    P: side of a block in policy pixels
+    h, w: policy resolution, P GH x P GW
+    K: classes of the task network's output
+    F: features
+"""
+
+import torch
+from torch.nn import functional as F
+
+from blockcopy_d2.kernels import triton_runs_on
+
+__all__ = ["FEATURES", "block_features", "block_means"]
+
+# By name: the weight that a policy starts from, and the floor of its logarithm, in means of all
+# blocks: what lies below is noise. The weights are those that predict the gains of three networks
+# (an instance detector, two of semantic segmentation) alike; see docs/policy.md.
+FEATURES = {
+    # Mean of the difference to the picture last executed, at the edges of the output: there it
+    # moves a border.
+    "edge_difference": (0.45, 0.5),
+    # Means of the difference, of the largest one of 4 x 4 pixels, of the edges of the output and of
+    # the picture, and of what is missing to a sure output.
+    "difference": (0.0, 0.1),
+    "peak": (0.0, 0.1),
+    "edge": (0.0, 0.1),
+    "texture": (0.0, 0.1),
+    "doubt": (0.0, 0.1),
+    # Information gain when the block was last executed, and the largest of its 3 x 3 neighbours.
+    "gain": (0.25, 0.02),
+    "gain_nearby": (0.2, 0.02),
+}
+
+
+def block_features(observation, pixel_scale):
+    """
+    Args:
+        observation (Observation): of N streams, with the gains of blocks.
+        pixel_scale (Tensor): float (3,), see :class:`PolicyNetwork`.
+
+    Returns:
+        Tensor: float (N, F, GH, GW), in the order of :data:`FEATURES`: logarithms of values as
+        multiples of their mean over the blocks of a stream, so that their unit does not count.
+    """
+    means = block_means(
+        observation.frame,
+        observation.frame_state,
+        observation.output,
+        pixel_scale,
+        observation.grid.shape[2:],
+    )
+    known = observation.gain >= 0
+    number = known.sum(dim=(1, 2), keepdim=True).clamp_min(1)
+    mean = torch.where(known, observation.gain, 0.0).sum(dim=(1, 2), keepdim=True) / number
+    # A gain that is not known counts as the mean of the others.
+    gain = torch.where(known, observation.gain, mean)[:, None]
+    nearby = F.max_pool2d(gain, kernel_size=3, stride=1, padding=1)
+    values = torch.cat([means, gain, nearby], dim=1)
+    mean = values.mean(dim=(2, 3), keepdim=True)
+    floors = values.new_tensor([floor for _, floor in FEATURES.values()]).view(1, -1, 1, 1)
+    # Where nothing differs at all, blocks are alike.
+    relative = torch.where(mean == 0, 1.0, values / mean)
+    return (relative + floors).log()
+
+
+def block_means(frame, frame_state, output, pixel_scale, grid_shape):
+    """
+    Args:
+        frame, frame_state (Tensor): float (N, 3, h, w).
+        output (Tensor): float (N, K, h, w), in [0, 1].
+        pixel_scale (Tensor): float (3,).
+        grid_shape (tuple[int, int]): GH, GW.
+
+    Returns:
+        Tensor: float (N, 6, GH, GW), the first six of :data:`FEATURES`, not negative, before their
+        logarithm. An edge is the larger of the steps to the pixel on the right and the one below.
+    """
+    if triton_runs_on(frame.device):
+        from .block_kernels import block_means_triton
+
+        return block_means_triton(frame, frame_state, output, pixel_scale, grid_shape)
+    return block_means_reference(frame, frame_state, output, pixel_scale, grid_shape)
+
+
+def block_means_reference(frame, frame_state, output, pixel_scale, grid_shape):
+    """As :func:`block_means`, in plain PyTorch."""
+    scale = pixel_scale.view(1, -1, 1, 1)
+    difference = ((frame - frame_state).abs() * scale).mean(dim=1, keepdim=True)
+    edge = _largest_step(output)
+    texture = _largest_step((frame * scale).mean(dim=1, keepdim=True))
+    doubt = 1 - output.amax(dim=1, keepdim=True)
+    peak = F.avg_pool2d(difference, kernel_size=4)
+    maps = torch.cat([edge * difference, difference, edge, texture, doubt.clamp_min(0)], dim=1)
+    means = F.adaptive_avg_pool2d(maps, tuple(grid_shape))
+    peak = F.adaptive_max_pool2d(peak, tuple(grid_shape))
+    return torch.cat([means[:, :2], peak, means[:, 2:]], dim=1)
+
+
+def _largest_step(maps):
+    """float (N, 1, h, w), over all maps; 0 at the border that has no next pixel."""
+    across = F.pad((maps[..., :, 1:] - maps[..., :, :-1]).abs(), (0, 1, 0, 0))
+    down = F.pad((maps[..., 1:, :] - maps[..., :-1, :]).abs(), (0, 0, 0, 1))
+    return torch.maximum(across, down).amax(dim=1, keepdim=True)

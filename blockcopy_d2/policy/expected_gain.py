@@ -1,0 +1,140 @@
+"""
+A policy that expects a gain of every block and keeps its budget.
+
+Shape shorthand in this module:
+
+    N: streams
+    GH, GW: rows and columns of the block grid
+    F: features of a block
+"""
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+
+from blockcopy_d2.config import check_arguments
+
+from .base import Decision, Policy
+from .block_features import FEATURES, block_features
+from .build import POLICY_REGISTRY
+from .gain_learner import GainLearner
+from .network import NATURAL_PIXEL_STD
+
+__all__ = ["ExpectedGain", "GainNetwork", "largest_blocks"]
+
+
+class GainNetwork(nn.Module):
+    """
+    Logarithm of the information gain that is expected of each block, up to a constant of the frame:
+    a weighted sum of :data:`FEATURES`. The weights are those that hold for any model, plus the
+    ``correction`` that is learned.
+    """
+
+    def __init__(self, *, pixel_std=(1.0, 1.0, 1.0)):
+        """
+        Args:
+            pixel_std (sequence[float]): see :class:`PolicyNetwork`.
+        """
+        super().__init__()
+        scale = torch.tensor(pixel_std, dtype=torch.float32) / NATURAL_PIXEL_STD
+        self.register_buffer("pixel_scale", scale, persistent=False)
+        prior = torch.tensor([weight for weight, _ in FEATURES.values()])
+        self.register_buffer("prior", prior, persistent=False)
+        self.correction = nn.Parameter(torch.zeros(len(FEATURES)))
+
+    def forward(self, observation):
+        """
+        Args:
+            observation (Observation): of N streams, with the gains of blocks.
+
+        Returns:
+            Tensor: float (N, GH, GW).
+        """
+        features = block_features(observation, self.pixel_scale)
+        return (features * (self.prior + self.correction).view(1, -1, 1, 1)).sum(dim=1)
+
+
+@POLICY_REGISTRY.register()
+class ExpectedGain(Policy):
+    """
+    Executes the blocks of largest expected gain times age, as many of them as the budget has.
+
+    A block that is executed changes again, the sooner the faster its content does. If its gain
+    grows evenly with the frames since it was executed, the order in which blocks are executed at
+    the least mean error is that of gain times age (the index of a restless bandit, Whittle 1988):
+    a block that changes fast is wrong again after a frame, one that changes slowly stays right for
+    long. So every block is looked at in the end, and exploration never stops.
+
+    The number of blocks is exact: over any frames in a row it is tau times theirs, up to one.
+    Taught by :class:`GainLearner`; before it has learned anything it goes by weights that hold for
+    any model.
+    """
+
+    learns = True
+    capturable = True
+    wants_gain = True
+    learner_class = GainLearner
+
+    @configurable
+    def __init__(self, *, target, pixel_std=(1.0, 1.0, 1.0)):
+        """
+        Args:
+            target (float): tau, the fraction of the blocks of a frame.
+            pixel_std (sequence[float]): of the task network's input normalization.
+        """
+        super().__init__()
+        self.network = GainNetwork(pixel_std=pixel_std)
+        # Where a captured graph reads it.
+        target_on_device = torch.zeros((), dtype=torch.float64)
+        self.register_buffer("_target_on_device", target_on_device, persistent=False)
+        self.target = target
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        return {"target": cfg.MODEL.BLOCKCOPY.TARGET, "pixel_std": cfg.MODEL.PIXEL_STD}
+
+    @property
+    def target(self):
+        """float: tau. May be changed at any time."""
+        return self._target
+
+    @target.setter
+    def target(self, value):
+        check_arguments(target=value)
+        self._target = float(value)
+        self._target_on_device.fill_(self._target)
+
+    def forward(self, observation):
+        """
+        Args:
+            observation (Observation): of N streams, with age and gain of blocks.
+
+        Returns:
+            Decision: its logits are logarithms of expected gains.
+        """
+        logits = self.network(observation)
+        score = logits.detach() + (observation.age + 1).log()
+        index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
+        return Decision(largest_blocks(score, self._target_on_device, index), logits)
+
+
+def largest_blocks(score, target, index):
+    """
+    Args:
+        score (Tensor): float (N, GH, GW).
+        target (Tensor): float64 scalar, fraction of the blocks.
+        index (Tensor): int (N,) or (1,), number of the frame in each stream.
+
+    Returns:
+        Tensor: bool (N, GH, GW), the blocks of largest score; all blocks of a stream whose scores
+        are not finite. Their number is rounded so that it is right over any frames in a row.
+    """
+    blocks = target * score[0].numel()
+    # Of a product such as 0.29 x 100 the last digit must not take a block.
+    count = (blocks * (index + 1) + 1e-6).floor() - (blocks * index + 1e-6).floor()
+    flat = score.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
+    unusable = ~torch.isfinite(flat).all(dim=1, keepdim=True)
+    return ((rank < count[:, None]) | unusable).view(score.shape)

@@ -1,0 +1,99 @@
+"""
+Online learning of expected gains from those of the blocks that were executed.
+
+Shape shorthand: N streams, GH x GW blocks.
+"""
+
+import torch
+from detectron2.config import configurable
+
+from .reinforce import OnlineLearner
+
+__all__ = ["GainLearner"]
+
+
+class GainLearner(OnlineLearner):
+    """
+    Teaches a policy the share of the information gain that each executed block has.
+
+    The loss of a frame is the cross-entropy between the measured shares of the gain of its executed
+    blocks and those that the policy expected, a softmax of its logits over the same blocks. That is
+    the likelihood of a Poisson regression of the gains, given their sum: it has no unit, so that
+    detectors and segmentation learn at one rate, and a block that was not executed says nothing.
+    The policy keeps its budget by itself; no reward depends on a price.
+    What it tells as "reward" and "gain" is the gain of executed blocks.
+    """
+
+    @configurable
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        policy,
+        *,
+        target,
+        update_every=4,
+        learning_rate=0.01,
+        weight_decay=1e-3,
+        sync=False,
+    ):
+        """
+        Args:
+            policy (Policy): whose logits are logarithms of expected gains.
+            target (float): tau, handed on to the policy. May be changed at any time.
+            update_every (int): frames per update of the weights.
+            learning_rate, weight_decay (float): of RMSprop; decay leads back to the weights that
+                the policy starts from.
+            sync (bool): see :class:`OnlineLearner`.
+        """
+        self._policy = policy
+        super().__init__(
+            policy,
+            target=target,
+            update_every=update_every,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            sync=sync,
+        )
+
+    @classmethod
+    def from_config(cls, cfg, policy):
+        options = cfg.MODEL.BLOCKCOPY
+        return {
+            "policy": policy,
+            "target": options.TARGET,
+            "update_every": options.LEARNER.UPDATE_EVERY,
+            "learning_rate": options.LEARNER.GAIN_LR,
+            "weight_decay": options.LEARNER.WEIGHT_DECAY,
+            "sync": options.POLICY.SYNC,
+        }
+
+    @property
+    def target(self):
+        """float: tau, the fraction of executed blocks."""
+        return self._policy.target
+
+    @target.setter
+    def target(self, value):
+        self._policy.target = value
+
+    def _teach(self, decision, gain, executed, usable):
+        taught = executed & usable
+        gain = torch.where(taught, gain.clamp_min(0), 0.0).flatten(1)
+        total = gain.sum(dim=1, keepdim=True)
+        share = gain / total.clamp_min(torch.finfo(gain.dtype).tiny)
+        with torch.enable_grad():
+            # Not -inf: a stream without a block would be NaN.
+            logits = decision.logits.masked_fill(~taught, torch.finfo(gain.dtype).min)
+            log_expected = logits.flatten(1).log_softmax(dim=1)
+            losses = -(share * torch.where(share > 0, log_expected, 0.0)).sum(dim=1)
+        expected = log_expected.detach().exp()
+        entropy = -(expected * torch.where(expected > 0, log_expected.detach(), 0.0)).sum(dim=1)
+        usable = usable.flatten()
+        streams = usable.sum().clamp_min(1)
+        measured = gain.mean(dim=1).sum() / streams
+        metrics = {
+            "gain": measured,
+            "reward": measured,
+            "entropy": torch.where(usable, entropy, 0.0).sum() / streams,
+        }
+        return losses, metrics

@@ -1,0 +1,254 @@
+"""The policy that expects gains, its budget, its features and its learner."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from blockcopy_d2.policy import Decision, ExpectedGain, GainLearner, Observation
+from blockcopy_d2.policy.block_features import FEATURES, block_features
+from blockcopy_d2.policy.expected_gain import largest_blocks
+
+GRID = (4, 8)
+
+
+def observation(seed=0, grid_shape=GRID, streams=1, side=8, frame_index=1, num_classes=2):
+    generator = torch.Generator().manual_seed(seed)
+    size = (side * grid_shape[0], side * grid_shape[1])
+
+    def draw(*shape):
+        return torch.rand(shape, generator=generator)
+
+    return Observation(
+        frame=draw(streams, 3, *size),
+        frame_state=draw(streams, 3, *size),
+        output=draw(streams, num_classes, *size),
+        grid=torch.zeros(streams, 1, *grid_shape),
+        frame_index=frame_index,
+        age=torch.zeros(streams, *grid_shape, dtype=torch.int32),
+        gain=draw(streams, *grid_shape),
+    )
+
+
+def features(seen):
+    found = block_features(seen, torch.ones(3))
+    return dict(zip(FEATURES, found.unbind(1), strict=True))
+
+
+@pytest.mark.parametrize("target", [0.0, 0.05, 0.15, 0.29, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("grid_shape", [(1, 3), (2, 4), (4, 8), (9, 16)])
+def test_the_budget_holds_over_any_frames_in_a_row(target, grid_shape):
+    policy, blocks = ExpectedGain(target=target), math.prod(grid_shape)
+    counts = [
+        int(policy(observation(seed % 7, grid_shape, frame_index=seed)).active.sum())
+        for seed in range(1, 130)
+    ]
+    total = torch.tensor([0, *counts], dtype=torch.float64).cumsum(0)
+    for length in (1, 2, 10, 100):
+        executed = total[length:] - total[:-length]
+        assert ((executed - target * blocks * length).abs() < 1 + 1e-4).all(), length
+
+
+def test_a_new_target_holds_from_the_next_frame_on():
+    policy = ExpectedGain(target=0.3)
+    learner = GainLearner(policy, target=0.3)
+    assert policy(observation()).active.float().mean() == pytest.approx(0.3, abs=1 / 32)
+    learner.target = 0.75
+    assert policy.target == learner.target == 0.75
+    assert policy(observation()).active.sum() == 24
+    with pytest.raises(ValueError, match="target"):
+        learner.target = 1.5
+
+
+def test_the_largest_scores_are_executed():
+    score = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    active = largest_blocks(score, torch.tensor(0.2, dtype=torch.float64), torch.tensor([4, 5, 9]))
+    assert active.sum(dim=(1, 2)).tolist() == [7, 7, 7]
+    for one, picked in zip(score, active, strict=True):
+        assert one[picked].min() > one[~picked].max()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_stream_without_numbers_executes_all(bad):
+    seen = observation(streams=2)
+    seen.output[1, 0, 3, 3] = bad
+    active = ExpectedGain(target=0.25)(seen).active
+    assert active[0].sum() == 8 and active[1].all()
+
+
+def test_every_block_is_looked_at_in_the_end():
+    """However small the gain that is expected of it: here, of all but a few blocks nothing."""
+    seen = observation()
+    seen.frame_state[:] = seen.frame
+    seen.frame[..., :8, :16] += 5
+    seen.output[..., 16:] = 0
+    seen.gain[:] = 0
+    seen.gain[0, 0, :2] = 1
+    policy, looks = ExpectedGain(target=0.125), torch.zeros(1, *GRID)
+    for index in range(1, 200):
+        active = policy(dataclasses.replace(seen, frame_index=index)).active
+        seen.age = torch.where(active, 0, seen.age + 1)
+        looks += active
+    assert looks.min() >= 3
+    assert looks[0, 0, :2].min() > 3 * looks.flatten()[2:].max()
+
+
+def test_streams_do_not_mix():
+    both = observation(streams=2, frame_index=torch.tensor([3, 4]))
+    policy = ExpectedGain(target=0.3)
+    together = policy(both)
+    for n, one in enumerate(both.split()):
+        alone = policy(one)
+        assert torch.equal(together.active[n : n + 1], alone.active)
+        torch.testing.assert_close(together.logits[n : n + 1], alone.logits)
+
+
+# ------------------------------------------------------------------------------------- features
+
+
+def test_units_do_not_count():
+    seen = observation()
+    other = dataclasses.replace(
+        seen, frame=7 * seen.frame, frame_state=7 * seen.frame_state, gain=300 * seen.gain
+    )
+    torch.testing.assert_close(
+        block_features(other, torch.ones(3)), torch.stack(list(features(seen).values()), dim=1)
+    )
+
+
+def test_a_change_counts_at_the_edges_of_the_output():
+    """Two blocks change alike, one has the border of an object."""
+    seen = observation()
+    seen.frame_state = seen.frame.clone()
+    seen.frame[..., :8, :16] += 1
+    seen.output[:] = 0
+    seen.output[:, 1, 2:6, 2:6] = 0.9
+    found = features(seen)
+    difference = found["difference"][0, 0]
+    torch.testing.assert_close(difference[0], difference[1])
+    assert found["edge_difference"][0, 0, 0] > found["edge_difference"][0, 0, 1] + 2
+    assert (found["edge_difference"].flatten()[1:] < math.log(0.5) + 1e-6).all()
+    # Sixteen of 64 pixels are sure to 0.9.
+    doubt = torch.ones(32)
+    doubt[0] = (48 + 16 * 0.1) / 64
+    torch.testing.assert_close(found["doubt"].flatten(), (doubt / doubt.mean() + 0.1).log())
+
+
+def test_a_peak_is_of_a_few_pixels():
+    seen = observation()
+    seen.frame_state = seen.frame.clone()
+    seen.frame[..., 0:4, 0:4] += 1
+    seen.frame[..., :8, 8:16] += 0.25
+    found = features(seen)
+    difference = found["difference"][0, 0]
+    torch.testing.assert_close(difference[0], difference[1], rtol=1e-4, atol=1e-4)
+    peaks = torch.tensor([1, 0.25]) / (1.25 / 32) + 0.1
+    torch.testing.assert_close(found["peak"][0, 0, :2], peaks.log(), rtol=1e-4, atol=1e-4)
+
+
+def test_gains_that_are_not_known_count_as_the_mean_of_the_others():
+    seen = observation()
+    seen.gain[:] = -1
+    found = features(seen)
+    assert torch.equal(found["gain"], found["gain"][0, 0, 0].expand_as(found["gain"]))
+    seen.gain[0, 1, 1], seen.gain[0, 2, 6] = 0.1, 0.3
+    found = features(seen)
+    relative = torch.ones(GRID)
+    relative[1, 1], relative[2, 6] = 0.5, 1.5
+    torch.testing.assert_close(found["gain"][0], (relative + 0.02).log(), rtol=1e-4, atol=1e-4)
+    # Next to the smaller gain the mean is larger.
+    near = found["gain_nearby"][0]
+    assert (near[1:, 5:] == near.max()).all() and (near[:, :5] == near.min()).all()
+
+
+@pytest.mark.parametrize("what", ["frame_state", "output", "gain"])
+def test_nothing_is_no_division_by_zero(what):
+    seen = observation()
+    value = seen.frame if what == "frame_state" else torch.zeros_like(getattr(seen, what))
+    decision = ExpectedGain(target=0.25)(dataclasses.replace(seen, **{what: value}))
+    assert decision.logits.isfinite().all() and decision.active.sum() == 8
+
+
+# -------------------------------------------------------------------------------------- learning
+
+
+def test_the_loss_is_the_cross_entropy_of_shares_of_the_gain():
+    learner = GainLearner(ExpectedGain(target=0.5), target=0.5, update_every=100)
+    active = torch.tensor([[[True, False, True], [True, False, False]]])
+    logits = torch.tensor([[[0.5, 9.0, -1.0], [0.2, 3.0, 1.0]]])
+    gain = torch.tensor([[[0.3, 0.7, 0.0], [0.1, 0.0, 0.6]]])
+    told = learner.learn(Decision(active, logits), gain)
+    expected = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64).softmax(0)
+    loss = -(0.75 * expected[0].log() + 0.25 * expected[2].log())
+    assert told["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert told["entropy"].item() == pytest.approx(-(expected * expected.log()).sum().item())
+    assert told["cost"] == 0.5 and told["reward"].item() == pytest.approx(0.4 / 6)
+
+
+def test_blocks_that_were_not_executed_say_nothing():
+    losses = []
+    for unseen in (0.0, 5.0):
+        learner = GainLearner(ExpectedGain(target=0.5), target=0.5, update_every=100)
+        active = torch.tensor([[[True, True, False]]])
+        gain = torch.tensor([[[0.2, 0.4, unseen]]])
+        losses.append(learner.learn(Decision(active, torch.zeros(1, 1, 3)), gain)["loss"].item())
+    assert losses[0] == losses[1] == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("gain", [torch.nan, 0.0])
+def test_frames_that_teach_nothing_change_nothing(gain):
+    policy = ExpectedGain(target=0.3)
+    learner = GainLearner(policy, target=0.3, update_every=1, weight_decay=0.0)
+    for seed in range(3):
+        told = learner.learn(policy(observation(seed)), torch.full((1, *GRID), gain))
+    assert not policy.network.correction.any() and told["loss"] == 0
+
+
+def test_it_learns_where_the_gain_is():
+    """Here it follows the texture of the picture, which the policy gives no weight at first."""
+    policy = ExpectedGain(target=0.25)
+    learner = GainLearner(policy, target=0.25, update_every=1, learning_rate=0.01)
+    shares = []
+    for seed in range(200):
+        seen = observation(seed)
+        smooth = torch.rand(1, 1, *GRID, generator=torch.Generator().manual_seed(seed)) < 0.5
+        smooth = smooth.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        noise = seen.frame - seen.frame_state
+        seen.frame = torch.where(smooth, 0.5, seen.frame)
+        seen.frame_state = seen.frame - noise
+        texture = features(seen)["texture"]
+        gain = (texture > texture.median()).float() + 0.01
+        decision = policy(seen)
+        shares.append((gain * decision.active).sum() / gain.sum())
+        learner.learn(decision, gain)
+    correction = dict(zip(FEATURES, policy.network.correction.tolist(), strict=True))
+    assert correction["texture"] > 0.1 and correction["texture"] == max(correction.values())
+    # At best, eight of some sixteen.
+    assert shares[0] < 0.25 and sum(shares[-50:]) / 50 > 0.45
+
+
+def test_learning_goes_on_from_its_state():
+    def run(policy, learner, seeds):
+        for seed in seeds:
+            gain = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(seed))
+            learner.learn(policy(observation(seed)), gain)
+
+    sides = []
+    for stops in (False, True):
+        policy = ExpectedGain(target=0.3)
+        learner = GainLearner(policy, target=0.3, update_every=2)
+        run(policy, learner, range(4))
+        if stops:
+            states = policy.state_dict(), learner.state_dict()
+            policy = ExpectedGain(target=0.3)
+            learner = GainLearner(policy, target=0.3, update_every=2)
+            policy.load_state_dict(states[0])
+            learner.load_state_dict(states[1])
+        run(policy, learner, range(4, 9))
+        sides.append(policy.network.correction.detach())
+    assert sides[0].any() and torch.equal(*sides)
+
+
+def test_its_state_is_the_correction_alone():
+    assert list(ExpectedGain(target=0.3).state_dict()) == ["network.correction"]
