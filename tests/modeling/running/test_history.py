@@ -51,7 +51,7 @@ def test_a_copy_has_all_of_it_in_memory_of_its_own():
         for one, other in zip(own, others):
             assert torch.equal(one, other) and one.data_ptr() != other.data_ptr(), field.name
     # Masks, scores, classes, boxes and probabilities; four levels of a pyramid.
-    assert len(list(tensors_of(history))) == 7 + 5 + 4
+    assert len(list(tensors_of(history))) == 8 + 5 + 4
     assert copied.outputs[0][0].box_scale == (2.0, 1.0) and copied.motion_features.size == (64, 96)
 
 
