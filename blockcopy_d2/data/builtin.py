@@ -38,7 +38,10 @@ def register_all_cityscapes_video(root):
 
 
 def register_all_citypersons(root):
-    """Registers ``citypersons_{train,val}``, labelled frames, and ``citypersons_video_{...}``."""
+    """
+    Registers ``citypersons_{train,val}``, labelled frames, and ``citypersons_video_{...}``, with
+    ``_test``, too, whose boxes are written for the benchmark.
+    """
     root = os.path.join(root, "cityscapes")
     origin = (
         "CityPersons comes from https://www.cityscapes-dataset.com: unpack the packages "
@@ -48,6 +51,7 @@ def register_all_citypersons(root):
     for split in ("train", "val"):
         register_citypersons(f"citypersons_{split}", root, split, origin=origin)
         register_citypersons_video(f"citypersons_video_{split}", root, split, origin=origin)
+    register_citypersons_video("citypersons_video_test", root, "test", origin=origin)
 
 
 def register_all_pets09(root):

@@ -63,10 +63,10 @@ def load_citypersons(root, split, origin=""):
 def load_citypersons_video(root, split, origin=""):
     """
     The clips of :func:`load_cityscapes_video`, with the annotations of :func:`load_citypersons` on
-    the last frame of each.
+    the last frame of each; those of "test" are not public.
 
     Args:
-        root, split, origin: as in :func:`load_citypersons`; ``root`` holds
+        root, split, origin: as in :func:`load_citypersons`, or "test"; ``root`` holds
             ``leftImg8bit_sequence`` as well.
 
     Returns:
@@ -76,6 +76,12 @@ def load_citypersons_video(root, split, origin=""):
         FileNotFoundError: names the missing file or folder, and where the data set comes from.
         AnnotationError: names a file of annotations that cannot be used.
     """
+    if split == "test":
+        frames = load_cityscapes_video(root, split, origin)
+        for frame in frames:
+            frame.pop("sem_seg_file_name", None)
+            frame["labelled"] = False
+        return frames
     gt_dir = os.path.join(root, "gtBboxCityPersons", split)
     require_folder(gt_dir, root, origin)
     files = {
@@ -129,7 +135,7 @@ def _register(name, load, root, split, images):
         load,
         image_dir=os.path.join(root, images, split),
         gt_dir=os.path.join(root, "gtBboxCityPersons", split),
-        evaluator_type="citypersons",
+        evaluator_type="citypersons_submission" if split == "test" else "citypersons",
         thing_classes=["pedestrian"],
     )
 

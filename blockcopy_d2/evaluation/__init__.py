@@ -3,6 +3,7 @@
 from .agreement import InstanceAgreement
 from .build import build_evaluator
 from .citypersons import MissRateEvaluator
+from .citypersons_submission import CityPersonsSubmission
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
 from .detection import VideoCOCOEvaluator
 from .miss_rate import MissRateSetting, log_average_miss_rate
@@ -10,6 +11,7 @@ from .semantic import VideoSemSegEvaluator
 from .submission import CityscapesInstanceSubmission, CityscapesSemSegSubmission
 
 __all__ = [
+    "CityPersonsSubmission",
     "CityscapesInstanceSubmission",
     "CityscapesSemSegSubmission",
     "CityscapesVideoInstanceEvaluator",

@@ -4,6 +4,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
 from .citypersons import MissRateEvaluator
+from .citypersons_submission import CityPersonsSubmission
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
 from .detection import VideoCOCOEvaluator
 from .miss_rate import SETTINGS
@@ -23,7 +24,7 @@ _SUBMISSIONS = {
 }
 
 _TYPES = (*_CITYSCAPES, *(f"{name}_submission" for name in _SUBMISSIONS))
-_TYPES += ("citypersons", "pets09", "sem_seg", "coco")
+_TYPES += ("citypersons", "citypersons_submission", "pets09", "sem_seg", "coco")
 
 
 def build_evaluator(cfg, dataset_name, output_folder):
@@ -43,8 +44,9 @@ def build_evaluator(cfg, dataset_name, output_folder):
         * sem_seg: ``{"sem_seg": {"mIoU", ...}}``;
         * coco: that of Detectron2's ``COCOEvaluator``, of the labelled frames that were run.
 
-        Those of cityscapes_video write files for its benchmark, too, if the config asks for it.
-        With ``_submission`` appended to the type, as on the test split, they do nothing else.
+        Those of cityscapes_video and citypersons write files for the benchmark, too, if the config
+        asks for it. With ``_submission`` appended to the type, as on the test split, they do
+        nothing else.
 
     Raises:
         NotImplementedError: another evaluator_type.
@@ -60,9 +62,16 @@ def build_evaluator(cfg, dataset_name, output_folder):
         return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     if evaluator_type == "sem_seg":
         return VideoSemSegEvaluator(dataset_name, output_folder)
-    if evaluator_type == "citypersons":
-        to_last_pixel = cfg.TEST.get("BLOCKCOPY", {}).get("SCORE_TO_LAST_PIXEL", False)
-        return MissRateEvaluator(dataset_name, to_last_pixel=to_last_pixel)
+    if scored == "citypersons":
+        options = cfg.TEST.get("BLOCKCOPY", {})
+        export = {"to_last_pixel": options.get("SCORE_TO_LAST_PIXEL", False)}
+        submission = CityPersonsSubmission(dataset_name, output_folder, **export)
+        if scored != evaluator_type:
+            return submission
+        miss_rate = MissRateEvaluator(dataset_name, **export)
+        if not options.get("SUBMISSION", False):
+            return miss_rate
+        return DatasetEvaluators([miss_rate, submission])
     if evaluator_type == "pets09":
         # Nothing tells how much of a person is visible, so all of them count as visible.
         reasonable = MissRateEvaluator(dataset_name, settings=SETTINGS[:1])

@@ -21,7 +21,7 @@ from blockcopy_d2.atomic import atomic_write
 
 from .gathering import gather, wait_for_all
 
-__all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission"]
+__all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission", "is_last"]
 
 
 class _Submission:
@@ -67,7 +67,7 @@ class _Submission:
             outputs (list[dict]): of the model, for these frames.
         """
         for frame, output in zip(inputs, outputs, strict=True):
-            if _is_last(frame):
+            if is_last(frame):
                 super().process([frame], [output])
                 self._num_frames += 1
 
@@ -78,7 +78,7 @@ class _Submission:
         """
         found = sum(gather(self._num_frames))
         if comm.is_main_process():
-            expected = sum(map(_is_last, DatasetCatalog.get(self._dataset_name)))
+            expected = sum(map(is_last, DatasetCatalog.get(self._dataset_name)))
             suffix = ".zip" if found == expected else ".incomplete.zip"
             path = os.path.join(self._output_dir, self.name + suffix)
             if found:
@@ -109,7 +109,13 @@ class CityscapesSemSegSubmission(_Submission, CityscapesSemSegEvaluator):
     name = "submission_sem_seg"
 
 
-def _is_last(frame):
-    """Tells whether a frame is the one its clip is named after; still images all are."""
+def is_last(frame):
+    """
+    Args:
+        frame (dict): of a data set in Cityscapes' layout.
+
+    Returns:
+        bool: whether it is the one its clip is named after; still images all are.
+    """
     name = os.path.basename(frame["file_name"])
     return "video_id" not in frame or name.startswith(frame["video_id"])

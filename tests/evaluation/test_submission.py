@@ -20,10 +20,15 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from blockcopy_d2.data import load_cityscapes_video, register_cityscapes_video
+from blockcopy_d2.data import (
+    load_cityscapes_video,
+    register_citypersons_video,
+    register_cityscapes_video,
+)
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.evaluation import build_evaluator
 from tests.data.cityscapes_tree import HEIGHT, WIDTH, instance_masks, write_clip
+from tests.data.test_citypersons import write_boxes
 
 TYPES = {"instance": "test_submission", "sem_seg": "test_submission_sem_seg"}
 
@@ -233,3 +238,64 @@ def test_folders_of_the_user_stay(root, tmp_path):
 def test_only_who_asks_gets_a_submission_of_val(root, tmp_path):
     evaluator = build_evaluator(load_config(), "test_submission_val", str(tmp_path))
     assert not isinstance(evaluator, DatasetEvaluators)
+
+
+@pytest.fixture
+def pedestrians(root):
+    """CityPersons on the same clips: val has boxes, test has none."""
+    for index in range(3):
+        write_boxes(root, f"ulm_{index:06d}_000002")
+    for split in ("val", "test"):
+        register_citypersons_video(f"test_submission_people_{split}", str(root), split)
+    yield root
+    for split in ("val", "test"):
+        DatasetCatalog.remove(f"test_submission_people_{split}")
+        MetadataCatalog.remove(f"test_submission_people_{split}")
+
+
+def found_people(index):
+    """Detections of a frame: as many pedestrians as its number says, and one of another class."""
+    boxes = torch.tensor([[10.0 * i, 5, 10 * i + 20.5, 55] for i in range(index + 1)])
+    instances = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes))
+    instances.scores = torch.linspace(0.9, 0.5, index + 1)
+    instances.pred_classes = torch.tensor([0] * index + [1])
+    return {"instances": instances}
+
+
+def run_people(output, split, *, frames=None, opts=()):
+    cfg = load_config(opts=["TEST.BLOCKCOPY.SUBMISSION", "True", *opts])
+    name = f"test_submission_people_{split}"
+    evaluator = build_evaluator(cfg, name, str(output))
+    evaluator.reset()
+    # In another order than that of their names.
+    for frame in DatasetCatalog.get(name)[::-1][:frames]:
+        number = int(frame["video_id"].split("_")[1])
+        last = frame["file_name"].endswith(f"{frame['video_id']}_leftImg8bit.png")
+        evaluator.process([frame], [found_people(number + 1) if last else nothing()])
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("to_last_pixel", [False, True])
+@pytest.mark.parametrize("split, count", [("val", 3), ("test", 2)])
+def test_pedestrians_are_numbered_by_the_names_of_their_files(
+    pedestrians, tmp_path, split, count, to_last_pixel
+):
+    opts = ["TEST.BLOCKCOPY.SCORE_TO_LAST_PIXEL", str(to_last_pixel)]
+    scores = run_people(tmp_path / "out", split, opts=opts)
+    assert set(scores or {}) == ({"miss_rate"} if split == "val" else set())
+    found = json.loads((tmp_path / "out" / "submission_citypersons.json").read_text())
+    assert [x["image_id"] for x in found] == [i for i in range(1, count + 1) for _ in range(i)]
+    assert {x["category_id"] for x in found} == {1}
+    less = int(to_last_pixel)
+    assert found[2]["bbox"] == [10, 5, 20.5 - less, 50 - less]
+    assert found[1]["score"] == pytest.approx(0.9) and found[2]["score"] == pytest.approx(0.7)
+
+
+def test_pedestrians_of_some_frames_are_incomplete(pedestrians, tmp_path, caplog):
+    run_people(tmp_path / "out", "test", frames=3)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [
+        "submission_citypersons.incomplete.json"
+    ]
+    assert "has 2 frames to submit, and 1 of them were run" in caplog.text
+    run_people(tmp_path / "none", "test", frames=0)
+    assert not (tmp_path / "none").exists()
