@@ -55,8 +55,8 @@ def resize_transforms(augmentations, size):
 
 def resize_picture(picture, size):
     """
-    As ``PIL.Image.resize`` with its bilinear filter: along rows, then along columns, each rounded
-    to whole grey levels.
+    As ``PIL.Image.resize`` with its bilinear filter: along rows and along columns, each rounded to
+    whole grey levels.
 
     Args:
         picture (Tensor): uint8 (C, H, W), of any strides.
@@ -65,10 +65,28 @@ def resize_picture(picture, size):
     Returns:
         Tensor: uint8 (C, h, w).
     """
-    for dim, extent in ((2, size[1]), (1, size[0])):
-        if picture.shape[dim] != extent:
-            picture = resample(picture, extent, dim)
+    size = tuple(size)
+    for dim in (2, 1) if _rows_first(tuple(picture.shape[1:]), size) else (1, 2):
+        if picture.shape[dim] != size[dim - 1]:
+            picture = resample(picture, size[dim - 1], dim)
     return picture
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_first(before, after):
+    """
+    Whether Pillow resizes along rows first. From version 13 on it may begin with the columns of
+    pictures that become lower, by rules of its own: it is asked, once per size.
+    """
+    if after[0] >= before[0] or after[1] == before[1]:
+        return True
+    picture = np.random.default_rng(0).integers(0, 256, before, dtype=np.uint8)
+    resized = Image.fromarray(picture).resize(after[::-1], Image.BILINEAR)
+    found, cpu = torch.from_numpy(picture)[None], torch.device("cpu")
+    for dim in (1, 2):
+        filter_ = taps(before[dim - 1], after[dim - 1], cpu)
+        found = resample_reference(found, *filter_, dim)
+    return not np.array_equal(found[0].numpy(), resized)
 
 
 def resample(picture, extent, dim):

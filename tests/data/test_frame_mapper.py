@@ -31,6 +31,10 @@ def picture(size, seed=0):
         ((333, 517), (40, 62)),
         ((5, 3), (64, 99)),
         ((7, 1), (1, 7)),
+        # From Pillow 13 on along columns first, and one that is not.
+        ((96, 160), (64, 213)),
+        ((147, 38), (102, 16)),
+        ((137, 129), (41, 17)),
         ((50, 70), (50, 70)),
     ],
 )
@@ -113,3 +117,10 @@ def test_other_augmentations_take_arrays():
             return super().__call__(255 - image)
 
     assert not Own().takes_tensors
+
+
+def test_pictures_of_any_size_are_resized_as_by_pillow():
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        before, after = (tuple(generator.integers(1, 99, 2).tolist()) for _ in range(2))
+        test_pictures_are_resized_as_by_pillow(before, after)
