@@ -213,6 +213,35 @@ def test_baselines_without_a_target(run, read):
         assert set(row["ms_per_stage"]) == {"network", "heads"}
 
 
+def test_stages_of_a_frame(run, read, tmp_path):
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", "stock")
+    stock, learned = (read()["rows"][index] for index in (1, 2))
+    dense = read()["rows"][0]
+    assert stock["method"] == "stock" and stock["executed_fraction"] is None
+    assert stock["gmacs"] is None and stock["gain_share"] is None
+    # The same network: the same detections.
+    assert stock["AP"] == dense["AP"] and set(stock["ms_per_stage"]) == {"stock"}
+    for row in (dense, learned):
+        assert sum(row["gmacs_per_stage"].values()) == pytest.approx(row["gmacs"])
+    assert learned["gmacs_per_stage"]["policy"] > 0 == dense["gmacs_per_stage"]["policy"]
+    text = (tmp_path / "output" / "results.md").read_text()
+    table = [line.split("|") for line in text.split("\n\n")[1].splitlines()]
+    cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in table}
+    titles = cells["method"]
+    assert titles[0] == "ms" and titles[-2:] == ["GMACs, task", "GMACs, policy"]
+    found = dict(zip(titles, cells["BlockCopy, tau 0.4"]))
+    assert float(found["policy network"]) == pytest.approx(
+        learned["ms_per_stage"]["policy"], abs=0.051
+    )
+    parts = [
+        float(value) for title, value in found.items() if title in titles[1:8] and value != "-"
+    ]
+    assert sum(parts) == pytest.approx(float(found["ms"]), abs=0.5)
+    only = dict(zip(titles, cells["stock Detectron2"]))
+    assert only["task network"] == only["ms"] and only["GMACs, task"] == "-"
+    assert Image.open(tmp_path / "output" / "stages.png").width == 960
+
+
 def test_every_phase_of_a_lower_frame_rate_scores_another_frame(run, read, monkeypatch):
     """The last of three frames has labels; what each method gives for it is a frame's number."""
     from blockcopy_protocol.methods import Method

@@ -55,12 +55,14 @@ class Measurement:
         milliseconds (list[float]): of every frame.
         executed (list[float]): executed fraction of every frame but the first ones of clips.
         gain_share (GainShare): against dense outputs; empty where the frames have another size.
+        macs (dict[str, int]): multiply-accumulates of all frames, by stage.
     """
 
     meter: EfficiencyMeter = field(default_factory=EfficiencyMeter)
     milliseconds: list = field(default_factory=list)
     executed: list = field(default_factory=list)
     gain_share: GainShare = field(default_factory=GainShare)
+    macs: dict = field(default_factory=dict)
 
     def add(self, run, frame, dense_gain):
         """
@@ -73,6 +75,10 @@ class Measurement:
         seconds = run.seconds()
         self.meter.add(seconds, run.macs)
         self.milliseconds.append(1000 * sum(seconds.values()))
+        if run.result is None:
+            return
+        for stage, macs in run.result.macs_per_stage.items():
+            self.macs[stage] = self.macs.get(stage, 0) + macs
         if dense_gain is None:
             self.gain_share.start(frame)
         else:
@@ -90,7 +96,10 @@ class Measurement:
         shares = self.gain_share.shares()
         return {
             "executed_fraction": statistics.fmean(self.executed) if self.executed else None,
-            "gmacs": self.meter.gmacs,
+            "gmacs": self.meter.gmacs if self.macs else None,
+            "gmacs_per_stage": {
+                stage: macs / self.meter.frames / 1e9 for stage, macs in self.macs.items()
+            },
             "ms_median": statistics.median(self.milliseconds),
             "ms_mean": statistics.fmean(self.milliseconds),
             "ms_per_stage": {

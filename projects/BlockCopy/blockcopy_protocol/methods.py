@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch.nn import functional as F
 
 from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
-from blockcopy_d2.modeling import StreamPool
+from blockcopy_d2.modeling import StageTimer, StreamPool
 from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import build_policy
 from blockcopy_d2.sparse import BlockGrid
@@ -20,7 +21,7 @@ class Baseline:
     A method that BlockCopy is compared with.
 
     Attributes:
-        policy (str): in POLICY_REGISTRY.
+        policy (str): in POLICY_REGISTRY; "" for PyTorch's dense network, without this engine.
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
         draws (bool): its blocks are drawn, so that they depend on a seed.
         period (int): k, where every k-th frame is executed. There is a method for each of the k
@@ -42,6 +43,7 @@ class Baseline:
 
 # By their name on the command line.
 BASELINES = {
+    "stock": Baseline(""),
     "random": Baseline("RandomBlocks", follows_target=True, draws=True),
     "frame_difference": Baseline("FrameDifference", follows_target=True),
     "every_second_frame": Baseline("AllBlocks", period=2),
@@ -67,9 +69,38 @@ class SkippedFrame:
 
     Attributes:
         grid (BlockGrid): without an executed block.
+        macs_per_stage (dict[str, int]): all of them 0.
     """
 
     grid: BlockGrid
+    macs_per_stage: dict
+
+
+class StockMethod:
+    """The task network as Detectron2 runs it, without blocks: to see what those cost."""
+
+    kind = name = "stock"
+    target, learner, skips = None, None, False
+    row = kind, target
+
+    def warm_up(self, model, inputs):
+        self.run(model, inputs)
+
+    @torch.no_grad()
+    def run(self, model, inputs):
+        """
+        Args:
+            model (BlockCopyVideoModel): whose wrapped network runs.
+            inputs (dict): of :class:`blockcopy_d2.data.ClipMapper`.
+
+        Returns:
+            ModelRun: without a result, since there are no blocks.
+        """
+        image = {key: value for key, value in inputs.items() if key != "video_id"}
+        timer = StageTimer(model.device)
+        with timer.stage("stock"):
+            (output,) = model([image])
+        return ModelRun(output, macs=0, seconds=timer.seconds)
 
 
 class Method:
@@ -167,7 +198,9 @@ class Method:
         if self._period > 1:
             grid = run.result.grid
             layout = {"block_size": grid.block_size, "image_size": grid.image_size}
-            skipped = SkippedFrame(BlockGrid.empty(**layout, device=grid.active.device))
+            nothing = dict.fromkeys(run.result.macs_per_stage, 0)
+            empty = BlockGrid.empty(**layout, device=grid.active.device)
+            skipped = SkippedFrame(empty, macs_per_stage=nothing)
             nothing = dict.fromkeys(seconds, 0.0)
             self._last = ModelRun(run.output, macs=0, seconds=lambda: nothing, result=skipped)
         return replace(run, seconds=lambda: seconds)
@@ -210,7 +243,9 @@ def build_methods(cfg, model, *, targets, baselines=(), seeds=1):
     methods = [_fixed_method("dense", Baseline("AllBlocks"), cfg, model)]
     chosen = {kind: BASELINES[kind] for kind in baselines}
     for kind, baseline in chosen.items():
-        if not baseline.follows_target:
+        if not baseline.policy:
+            methods.append(StockMethod())
+        elif not baseline.follows_target:
             phases = range(baseline.period)
             methods += [_fixed_method(kind, baseline, cfg, model, phase) for phase in phases]
     for target in targets:

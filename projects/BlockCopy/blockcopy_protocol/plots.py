@@ -12,6 +12,7 @@ __all__ = ["TITLES", "plot_trade_off", "quantity", "spread_of"]
 
 # What a kind of method is called.
 TITLES = {
+    "stock": "stock Detectron2",
     "dense": "dense",
     "blockcopy": "BlockCopy",
     "frame_difference": "frame difference",
@@ -32,6 +33,7 @@ TITLES = {
 # Methods that are one curve, by what it is called.
 _RATES = ("every_second_frame", "every_third_frame", "every_fourth_frame")
 _CURVES = {
+    "stock Detectron2": ("stock",),
     "dense": ("dense",),
     "BlockCopy": ("blockcopy",),
     "frame difference": ("frame_difference",),
@@ -45,6 +47,7 @@ _CURVES = {
 
 # Colours of Okabe and Ito, which also the colour-blind can tell apart.
 _STYLES = {
+    "stock Detectron2": {"color": "#8C8C8C", "marker": "P", "markersize": 9, "linestyle": "none"},
     "dense": {"color": "#000000", "marker": "*", "markersize": 13, "linestyle": "none"},
     "BlockCopy": {"color": "#0072B2", "marker": "o", "markersize": 7, "linewidth": 2.2},
     "frame difference": {"color": "#D55E00", "marker": "s", "markersize": 5.5},

@@ -7,6 +7,7 @@ from tabulate import tabulate
 from blockcopy_d2.atomic import atomic_write
 
 from .plots import TITLES, plot_trade_off, quantity, spread_of
+from .stages import plot_stages, stage_table
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
 
@@ -58,7 +59,7 @@ def markdown_table(results):
 
 def write_report(results, folder):
     """
-    Write results.md and the plots.
+    Write results.md, with a table of the stages of a frame below the first, and the plots.
 
     Args:
         results (dict): of results.json.
@@ -67,8 +68,10 @@ def write_report(results, folder):
     folder = Path(folder)
     if results["metrics"]:
         _plot(results, folder)
+    plot_stages(results, folder / "stages.png")
+    parts = (markdown_table(results), stage_table(results), _provenance(results))
     with atomic_write(folder / "results.md") as temporary:
-        Path(temporary).write_text(f"{markdown_table(results)}\n\n{_provenance(results)}\n")
+        Path(temporary).write_text("\n\n".join(parts) + "\n")
 
 
 def embed_report(results, readme, section=""):

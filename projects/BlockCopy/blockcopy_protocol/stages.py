@@ -1,0 +1,98 @@
+"""
+Where the time of a frame goes, and its operations: Table 3 of the paper.
+
+There, blocks are gathered, padded and copied, which "sparse conv overhead" and "feature transfer"
+count. Here they run in place; what stands for the two is the time of all blocks (dense) against
+that of Detectron2's own network (stock), and the stage "motion", where features move along.
+"""
+
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from blockcopy_d2.atomic import atomic_write
+
+from .plots import TITLES
+
+__all__ = ["plot_stages", "stage_table"]
+
+# Title of a column, and the stages that it adds up.
+_COLUMNS = {
+    "prepare, remember": ("preprocess", "observe"),
+    "motion": ("motion",),
+    "task network": ("stock", "network"),
+    "heads": ("heads",),
+    "policy network": ("policy",),
+    "inform. gain": ("information_gain",),
+    "backward, update": ("policy_update",),
+}
+# Of Okabe and Ito.
+_COLORS = ("#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7")
+
+
+def stage_table(results):
+    """
+    Args:
+        results (dict): of results.json.
+
+    Returns:
+        str: milliseconds of each stage, means over all frames, and GMACs of task and policy.
+    """
+    rows = []
+    for row in _measured(results):
+        stages, macs = _milliseconds(row), row.get("gmacs_per_stage", {})
+        task = macs.get("network", 0) + macs.get("heads", 0)
+        rows.append(
+            [
+                _title(row),
+                f"{row['ms_mean']:.1f}",
+                *("-" if value is None else f"{value:.1f}" for value in stages.values()),
+                f"{task:.1f}" if macs else "-",
+                f"{macs['policy']:.1f}" if macs.get("policy") else "-",
+            ]
+        )
+    headers = ["method", "ms", *_COLUMNS, "GMACs, task", "GMACs, policy"]
+    align = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
+def plot_stages(results, path):
+    """
+    Draw the milliseconds of each stage as bars.
+
+    Args:
+        results (dict): of results.json.
+        path (str or Path): of the PNG file.
+    """
+    rows = list(_measured(results))[::-1]
+    figure = Figure(figsize=(6.4, 0.8 + 0.32 * len(rows)), dpi=150, layout="constrained")
+    axes, ends = figure.subplots(), [0.0] * len(rows)
+    for (title, _), color in zip(_COLUMNS.items(), _COLORS, strict=True):
+        widths = [_milliseconds(row)[title] or 0.0 for row in rows]
+        if any(widths):
+            axes.barh(range(len(rows)), widths, left=ends, color=color, label=title)
+            ends = [end + width for end, width in zip(ends, widths)]
+    axes.set_yticks(range(len(rows)), [_title(row) for row in rows])
+    axes.set_xlabel("ms per frame")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _measured(results):
+    """Rows that were timed by stage, which those of older versions were not."""
+    return [row for row in results["rows"] if row.get("ms_per_stage")]
+
+
+def _milliseconds(row):
+    """dict[str, float or None]: by column; None where the method has no such stage."""
+    found = {}
+    for title, stages in _COLUMNS.items():
+        values = [row["ms_per_stage"][stage] for stage in stages if stage in row["ms_per_stage"]]
+        found[title] = sum(values) if values else None
+    return found
+
+
+def _title(row):
+    title = TITLES[row["method"]]
+    return title if row["target"] is None else f"{title}, tau {row['target']:g}"
