@@ -80,7 +80,7 @@ def select_detections(
         classes, int64 (N, D); and the number of detections, int32 (N,).
     """
     num_classes = scores.shape[1] // boxes.shape[1]
-    scores, pair = best_values(scores, max_candidates)
+    scores, pair = best_values(scores, max_candidates, NO_SCORE)
     classes = pair % num_classes
     box = pair if boxes.shape[2] == num_classes else pair // num_classes
     boxes = _select(boxes.flatten(1, 2), box)

@@ -100,9 +100,10 @@ class StaticDetections:
         """Tensor: bool (n, H, W)."""
         this = slice(image, image + 1)
         size = (1, n, *self.output_size)
-        pasted = torch.empty(size, dtype=torch.bool, device=self.masks.device)
+        pasted = torch.zeros(size, dtype=torch.bool, device=self.masks.device)
         if n:
-            paste_masks(self.masks[this, :n], self.boxes[this, :n], self.count[this], pasted)
+            masks, boxes = self.masks[this, :n], self.boxes[this, :n]
+            paste_masks(masks, boxes, self.count[this], pasted, blank=True)
         return pasted[0]
 
     def of_policy(self, image=0):

@@ -21,7 +21,7 @@ __all__ = ["paste_masks", "sample_masks"]
 THRESHOLD = 0.5
 
 
-def paste_masks(masks, boxes, count, out):
+def paste_masks(masks, boxes, count, out, *, blank=False):
     """
     The masks of the detections, as ``paste_masks_in_image`` with its threshold of 0.5.
 
@@ -31,11 +31,12 @@ def paste_masks(masks, boxes, count, out):
         count (Tensor): int32 (N,), detections of each image.
         out (Tensor): bool (N, D, H, W), at the size of the output. The masks of the first
             ``count`` detections are overwritten, whole; those beyond stay what they are.
+        blank (bool): ``out`` is all False already, which is faster where most boxes are small.
     """
     if triton_runs_on(masks.device):
         from .triton_ops.paste import paste_masks_triton
 
-        paste_masks_triton(masks, boxes, count, out)
+        paste_masks_triton(masks, boxes, count, out, blank=blank)
     else:
         paste_masks_reference(masks, boxes, count, out)
 

@@ -59,7 +59,7 @@ def find_proposals(
     )
     keep = nms(boxes.flatten(0, 1), valid.flatten(0, 1), nms_threshold).view_as(valid)
     kept_logits = torch.where(keep, top_logits.float(), -torch.inf).flatten(1)
-    best_logits, best = best_values(kept_logits, post_nms_topk)
+    best_logits, best = best_values(kept_logits, post_nms_topk, -torch.inf)
     best_boxes = boxes.flatten(1, 2).gather(1, best[..., None].expand(-1, -1, 4))
     found = best_logits > -torch.inf
     return torch.where(found[..., None], best_boxes, 0.0), best_logits

@@ -2,7 +2,7 @@
 The best of a few thousand values, in one launch.
 
 The place of a value is the number of values before it, and counting them all is quicker on a GPU
-than the passes of a radix selection and a sort.
+than the passes of a radix selection and a sort. Most values are nothing at all, and not counted.
 
 Shape shorthand in this module:
 
@@ -10,6 +10,8 @@ Shape shorthand in this module:
     M: values of an image
     k: how many are wanted
 """
+
+import torch
 
 from blockcopy_d2.kernels import triton_runs_on
 
@@ -19,15 +21,17 @@ __all__ = ["best_values"]
 MOST_COUNTED = 16384
 
 
-def best_values(values, k):
+def best_values(values, k, nothing=-torch.inf):
     """
     Args:
         values (Tensor): float32 (N, M), none of them NaN.
         k (int): all of them where there are fewer.
+        nothing (float): the least value there is, of what is not wanted.
 
     Returns:
         tuple[Tensor, Tensor]: the k largest in descending order, float32 (N, k), and their
-        indices, int64 (N, k); of equal values the first comes first, except where M is large.
+        indices, int64 (N, k), some valid index for nothing; of equal values the first comes first,
+        except where M is large.
     """
     k = min(k, values.shape[1])
     if values.shape[1] > MOST_COUNTED:
@@ -35,11 +39,12 @@ def best_values(values, k):
     if triton_runs_on(values.device):
         from .triton_ops.ranking import best_values_triton
 
-        return best_values_triton(values, k)
-    return best_values_reference(values, k)
+        return best_values_triton(values, k, nothing)
+    return best_values_reference(values, k, nothing)
 
 
-def best_values_reference(values, k):
+def best_values_reference(values, k, nothing=-torch.inf):
     """As :func:`best_values`, in plain PyTorch."""
     ranked, order = values.sort(dim=1, descending=True, stable=True)
-    return ranked[:, :k], order[:, :k]
+    ranked, order = ranked[:, :k], order[:, :k]
+    return ranked, torch.where(ranked > nothing, order, 0)

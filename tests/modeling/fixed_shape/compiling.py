@@ -49,14 +49,16 @@ def launch_all(dtype):
         maps = [torch.randn(1, 256, 128 >> i, 128 >> i).to(dtype) for i in range(levels)]
         scales = [2.0 ** -(2 + i) for i in range(levels)]
         pool_regions_triton(ROIPooler(side, scales, 0, "ROIAlignV2"), maps, boxes[:1, :50])
-    best_values_triton(torch.rand(1, 8000), 2048)
+    best_values_triton(torch.rand(1, 8000), 2048, -1.0)
     class_logits = torch.randn(1, 1000, 41).to(dtype)[..., :9]
     candidate_scores_triton(class_logits, valid[:1], torch.ones(1, 1000, 8).bool(), 0.05)
     scores, classes = torch.rand(1, 2048), torch.zeros(1, 2048).long()
     best_boxes = torch.rand(1, 2048, 4)
     fill_slots_triton(scores > 0.5, best_boxes, scores, classes, (2.0, 2.0), (64, 96), 100)
     masks, count = torch.rand(1, 100, 28, 28), torch.ones(1, dtype=torch.int32)
-    paste_masks_triton(masks, boxes[:1, :100], count, torch.zeros(1, 100, 64, 96).bool())
+    for blank in (False, True):
+        pasted = torch.zeros(1, 100, 64, 96).bool()
+        paste_masks_triton(masks, boxes[:1, :100], count, pasted, blank=blank)
     paint_maximum_triton(torch.zeros(100, 64, 96).bool(), scores[0, :100], classes[0, :100], 8)
     rows = torch.arange(32)
     sample_masks_triton(masks, boxes[:1, :100], count, rows, rows)

@@ -105,6 +105,17 @@ def test_nms_along_the_longest_chain():
     assert keep[0].tolist() == [True, False] * 50
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_best_values_among_many_that_are_none(share):
+    values = torch.rand(2, 700)
+    values[torch.rand(2, 700) > share] = -1.0
+    values[0, :300] = -1.0
+    values[1, 40:43] = values[1, 300]
+    got, want = best_values_triton(values, 256, -1.0), best_values_reference(values, 256, -1.0)
+    for one, other in zip(got, want):
+        assert one.equal(other)
+
+
 @pytest.mark.parametrize("size", [1, 33, 300])
 def test_best_values(size):
     values = torch.randint(size, (2, size)).float()
@@ -246,6 +257,9 @@ def test_paste_masks():
         assert 0.005 < want.float().mean() < 0.95
         # Slots beyond the count keep what they held.
         assert got[image, filled:].all()
+    blank = torch.zeros_like(got)
+    paste_masks_triton(masks, boxes, count, blank, blank=True)
+    assert blank[0].equal(got[0]) and blank[1, :2].equal(got[1, :2]) and not blank[1, 2:].any()
 
 
 def test_sample_masks():

@@ -30,14 +30,16 @@ def paste_kernel(
     M,
     threshold,
     SAMPLED: tl.constexpr,
+    BLANK: tl.constexpr,
     BY: tl.constexpr,
     BX: tl.constexpr,
 ):
     """A program writes BY x BX pixels of a mask; with SAMPLED these are pixels of the output that
-    rows and columns name, -1 for one beyond it."""
+    rows and columns name, -1 for one beyond it. With BLANK all of them are False already, and most
+    programs have nothing to write."""
     slot = tl.program_id(2)
     filled = slot % D < tl.load(count_ptr + slot // D)
-    if not SAMPLED:
+    if BLANK or not SAMPLED:
         if filled == 0:
             return
     i = tl.program_id(1) * BY + tl.arange(0, BY)
@@ -71,29 +73,29 @@ def paste_kernel(
             probability = tl.load(masks_ptr + pixel, mask=known, other=0.0)
             value += probability * (share_y[:, None] * share_x[None, :])
         tl.store(target, (inside & (value >= threshold)).to(tl.uint8), mask=exists)
-    else:
+    elif not BLANK:
         tl.store(target, tl.zeros((BY, BX), tl.uint8), mask=exists)
 
 
-def paste_masks_triton(masks, boxes, count, out):
+def paste_masks_triton(masks, boxes, count, out, *, blank=False):
     """As :func:`paste_masks`."""
-    _launch(masks, boxes, count, None, None, out, block=(8, 256))
+    _launch(masks, boxes, count, None, None, out, block=(8, 256), blank=blank)
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
     """As :func:`sample_masks`."""
     size = (*masks.shape[:2], len(rows), len(columns))
-    out = torch.empty(size, dtype=torch.bool, device=masks.device)
-    _launch(masks, boxes, count, rows, columns, out, block=(8, 128))
+    out = torch.zeros(size, dtype=torch.bool, device=masks.device)
+    _launch(masks, boxes, count, rows, columns, out, block=(8, 128), blank=True)
     return out
 
 
-def _launch(masks, boxes, count, rows, columns, out, block):
+def _launch(masks, boxes, count, rows, columns, out, block, blank):
     images, detections, height, width = out.shape
     grid = (triton.cdiv(width, block[1]), triton.cdiv(height, block[0]), images * detections)
     masks, boxes, sampled = masks.contiguous(), boxes.contiguous(), rows is not None
     pixels = (rows, columns) if sampled else (count, count)
     sizes = (detections, height, width, masks.shape[-1])
-    blocks = dict(BY=block[0], BX=block[1], num_warps=4)
+    blocks = dict(BLANK=blank, BY=block[0], BX=block[1], num_warps=4)
     tensors = (masks, boxes, count, *pixels, out.view(torch.uint8))
     paste_kernel[grid](*tensors, *sizes, THRESHOLD, SAMPLED=sampled, **blocks)

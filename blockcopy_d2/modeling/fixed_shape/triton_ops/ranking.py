@@ -6,30 +6,32 @@ import triton.language as tl
 
 
 @triton.jit
-def rank_kernel(values_ptr, best_ptr, index_ptr, M, K, BI: tl.constexpr, BJ: tl.constexpr):
-    """A program places BI values."""
+def rank_kernel(values_ptr, best_ptr, index_ptr, M, K, nothing, BI: tl.constexpr, BJ: tl.constexpr):
+    """A program places BI values; those that are nothing have no place, and are before none."""
     image = tl.program_id(1)
     values_ptr += image * M
     i = tl.program_id(0) * BI + tl.arange(0, BI)
-    value = tl.load(values_ptr + i, mask=i < M, other=float("-inf"))
+    value = tl.load(values_ptr + i, mask=i < M, other=nothing)
+    if tl.max(value, 0) <= nothing:
+        return
     place = tl.zeros((BI,), tl.int32)
     for first in range(0, M, BJ):
         j = first + tl.arange(0, BJ)
-        other = tl.load(values_ptr + j, mask=j < M, other=float("-inf"))
-        before = (other[None, :] == value[:, None]) & (j[None, :] < i[:, None])
-        before = before | (other[None, :] > value[:, None])
-        place += tl.sum(before.to(tl.int32), axis=1)
-    wanted = (i < M) & (place < K)
+        other = tl.load(values_ptr + j, mask=j < M, other=nothing)
+        if tl.max(other, 0) > nothing:
+            before = (other[None, :] == value[:, None]) & (j[None, :] < i[:, None])
+            before = before | (other[None, :] > value[:, None])
+            place += tl.sum(before.to(tl.int32), axis=1)
+    wanted = (value > nothing) & (place < K)
     tl.store(best_ptr + image * K + place, value, mask=wanted)
     tl.store(index_ptr + image * K + place, i.to(tl.int64), mask=wanted)
 
 
-def best_values_triton(values, k):
+def best_values_triton(values, k, nothing=-torch.inf):
     """As :func:`best_values`."""
     images, size = values.shape
-    best = torch.empty(images, k, dtype=torch.float32, device=values.device)
-    index = torch.empty(images, k, dtype=torch.int64, device=values.device)
-    rank_kernel[triton.cdiv(size, 32), images](
-        values.contiguous(), best, index, size, k, BI=32, BJ=128, num_warps=4
-    )
+    best = torch.full((images, k), nothing, dtype=torch.float32, device=values.device)
+    index = torch.zeros(images, k, dtype=torch.int64, device=values.device)
+    arguments = (values.contiguous(), best, index, size, k, float(nothing))
+    rank_kernel[triton.cdiv(size, 32), images](*arguments, BI=32, BJ=128, num_warps=4)
     return best, index
