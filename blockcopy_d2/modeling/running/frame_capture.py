@@ -20,11 +20,10 @@ from ..fixed_shape import StaticDetections
 from .history import flags
 from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
+from .preparation import prepare
 from .steps import (
-    at_policy_resolution,
     choose_blocks,
     find_cuts,
-    normalize,
     policies_of,
     remember,
 )
@@ -169,8 +168,9 @@ class FrameCapture:
         memory.bind(streams)
 
     def _preprocess(self, model, streams, memory):
-        self._normalized = normalize(model, self.image)
-        frame = at_policy_resolution(model, self._normalized)
+        dtype = next(model.base.backbone.parameters()).dtype
+        size = streams.canvas_size
+        self._normalized, frame = prepare(model, self.image, size, dtype)
         if self.frame is None:
             # Results are read after other functions of the pool have run.
             self.frame = torch.empty_like(frame)
@@ -217,12 +217,11 @@ class FrameCapture:
 
     def _network(self, model, streams, memory):
         base, grid = model.base, self._executed(model, streams, memory)
-        dtype = next(base.backbone.parameters()).dtype
         with (
             inference_autocast(model.device, model.amp),
             block_sparse(base, grid, streams.features) as work,
         ):
-            self._outputs = self._static_heads.network(self._normalized.tensor.to(dtype))
+            self._outputs = self._static_heads.network(self._normalized)
         self.programs, self.dense_module_macs = work.programs, work.dense_module_macs
         self.may_improve = work.may_improve
 
@@ -237,16 +236,13 @@ class FrameCapture:
         if isinstance(seen, StaticDetections):
             seen = seen.of_policy(slice(None))
         output = {self._static_heads.output_name: seen}
-        options = {
-            "cut": self._cut,
-            "motion_features": self._features,
-            "present": self._present,
-        }
+        options = {"cut": self._cut, "motion_features": self._features}
         remember(model, streams, self.frame, output, self.grid, **options)
         if memory is not None:
             memory.store(
                 streams,
                 before,
+                present=self._present,
                 cut=self._cut,
                 observation=self._observation,
                 decisions=self._decisions,

@@ -173,6 +173,9 @@ class FrameGraph:
         capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(streams)
+            for slot, is_present in enumerate(present):
+                if not is_present:
+                    self.memory.history.forget(slot)
         self.memory.bind(streams)
         self.frames += 1
         self._latest, self._settled = capture, True

@@ -102,8 +102,8 @@ class StreamHistory:
             active (Tensor): bool (N, GH, GW), the blocks that were executed.
             broken (Tensor): bool (N,), whether anything was not finite.
             motion_features (MotionFeatures or None): of the frame; of absent streams the last ones.
-            present (sequence[bool] or Tensor or None): bool (N,), the streams that had a frame; the
-                others stay as they are. None: all had one.
+            present (sequence[bool] or None): the streams that had a frame; the others stay as they
+                are. None: all had one.
             gain (Tensor or None): float (N, GH, GW), measured on the frame, negative where it is
                 not known; None where nobody wants it.
 
@@ -124,10 +124,7 @@ class StreamHistory:
         if present is not None:
             for name, value in after.items():
                 after[name] = where_present(present, value, getattr(self, name))
-            if isinstance(outputs, list):
-                outputs = [new if p else old for p, new, old in zip(present, outputs, self.outputs)]
-            elif not isinstance(self.outputs, list):
-                outputs = where_present(present, outputs, self.outputs)
+            outputs = [new if p else old for p, new, old in zip(present, outputs, self.outputs)]
         return StreamHistory(**after, outputs=outputs, motion_features=motion_features)
 
     def forget(self, slot):
@@ -141,14 +138,19 @@ class StreamHistory:
         """Returns a copy in memory of its own."""
         return map_tensors(torch.clone, self)
 
-    def copy_(self, other):
+    def copy_(self, other, present=None):
         """
         Overwrite every tensor in place.
 
         Args:
             other (StreamHistory): with tensors of the same sizes.
+            present (Tensor or None): bool (N,), the streams to overwrite; None: all.
         """
-        copy_tensors(self, other)
+        if present is None:
+            copy_tensors(self, other)
+            return
+        for to, value in zip(tensors_of(self), tensors_of(other), strict=True):
+            torch.where(flags(present, to), value, to, out=to)
 
 
 def flags(values, like):
@@ -168,13 +170,12 @@ def where_present(present, new, old):
     """
     Args:
         present: as of :func:`flags`.
-        new, old: of N streams, alike, as of :func:`tensors_of`.
+        new, old (Tensor): (N, ...).
 
     Returns:
-        ``new`` for the streams that are present, ``old`` for the others.
+        Tensor: ``new`` for the streams that are present, ``old`` for the others.
     """
-    old = tensors_of(old)
-    return map_tensors(lambda x: torch.where(flags(present, x), x, next(old)), new)
+    return torch.where(flags(present, new), new, old)
 
 
 # ---------------------------------------------------------------- tensors in lists and dataclasses

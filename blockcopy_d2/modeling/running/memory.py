@@ -51,13 +51,15 @@ class StreamMemory:
         self.history.frame_index.zero_()
         self.history.broken.zero_()
 
-    def store(self, streams, before, *, cut=None, observation=None, decisions=None):
+    def store(self, streams, before, *, present=None, cut=None, observation=None, decisions=None):
         """
         Take over a frame of every stream.
 
         Args:
             streams (StreamBatch): brought up to date with it, in other memory.
             before (StreamHistory): that the frame started from, moved where there is motion.
+            present (Tensor or None): bool (N,), the streams that had a frame; the history of the
+                others stays as it is. None: all.
             cut (Tensor or None): bool (N,).
             observation, decisions: as of :func:`choose_blocks`; None where no policy was asked.
         """
@@ -73,7 +75,7 @@ class StreamMemory:
         torch.logical_or(before.broken, streams.history.broken, out=self.broken)
         self.cut.zero_() if cut is None else self.cut.copy_(cut)
         copy_tensors(self._last_seen, before.outputs)
-        self.history.copy_(streams.history)
+        self.history.copy_(streams.history, present)
         self.bind(streams)
 
     @property

@@ -201,7 +201,9 @@ def pad(model, images):
         # Of one size: all of them in one launch.
         height, width = images.shape[-2:]
         canvas = pad(model, [torch.empty(images.shape[1:], device="meta")]).tensor.shape[-2:]
-        padded = F.pad(images, (0, canvas[1] - width, 0, canvas[0] - height))
+        padded = images
+        if tuple(canvas) != (height, width):
+            padded = F.pad(images, (0, canvas[1] - width, 0, canvas[0] - height))
         return ImageList(padded, [(height, width)] * len(images))
     return ImageList.from_tensors(
         images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
@@ -367,7 +369,7 @@ def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=
         grid (BlockGrid): what the frame executed.
         cut (Tensor or None): bool (N,), of :func:`find_cuts`.
         motion_features (MotionFeatures or None): of the frame.
-        present (sequence[bool] or Tensor or None): the streams that had a frame; None: all.
+        present (sequence[bool] or None): the streams that had a frame; None: all.
     """
     task, geometry = (
         model.task,
