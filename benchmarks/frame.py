@@ -28,7 +28,7 @@ from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.modeling.running.captured_learning import CapturedLearning
 from blockcopy_d2.modeling.running.steps import normalize
-from blockcopy_d2.policy import Decision, OnlineLearner, Policy
+from blockcopy_d2.policy import Decision, Policy
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import num_blocks
 
@@ -155,7 +155,7 @@ class BlockCopy:
         self.model = model = build_model(cfg)
         WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         self.policy = model.policy = Overruled(model.policy)
-        self.learner = OnlineLearner(cfg, model.policy)
+        self.learner = self.policy.learner_class(cfg, self.policy)
         model.backbone.to(dtype)
         model.proposal_generator.rpn_head.to(dtype)
         self.stream = model.init_state()
@@ -235,7 +235,17 @@ class Overruled(Policy):
         super().__init__()
         self.policy = policy
         self.network = policy.network
+        self.wants_gain, self.learner_class = policy.wants_gain, policy.learner_class
         self.chosen = self.obeyed = None
+
+    @property
+    def target(self):
+        """float: of the policy, for a learner that hands it on."""
+        return self.policy.target
+
+    @target.setter
+    def target(self, value):
+        self.policy.target = value
 
     def generators(self, device):
         return self.policy.generators(device)

@@ -9,7 +9,7 @@ A frame is timed as in benchmarks/frame.py: from uint8 images on the GPU to Inst
 masks, information gain and the policy's updates included; the network alone is one graph with the
 policy. All times are milliseconds per frame: those of a tick, divided by N. Streams show one clip
 of 1024x2048, which is drawn, each from another frame on. Without weights those of the task network
-are random: fixed shapes take the same time whatever they detect.
+are random, and one in fifty of the pairs of a proposal and a class is a candidate.
 
 Writes benchmarks/results/GPU_streams_CONFIG_DTYPE.json, and a plot beside it. Numbers of streams
 that were measured before stay in it, so that they may be measured one call each.
@@ -18,6 +18,7 @@ that were measured before stay in it, so that they may be measured one call each
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from detectron2.modeling import build_model
@@ -30,7 +31,6 @@ from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.modeling.running.precision import inference_autocast
 from blockcopy_d2.modeling.running.steps import normalize
-from blockcopy_d2.policy import OnlineLearner
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, block_sparse, num_blocks
 
@@ -141,7 +141,7 @@ def measure_dense(cfg, images, number, dtype, *, modes, rounds):
         dict: of :meth:`BestDense.measure`.
     """
     with torch.no_grad():
-        model = build_dense(cfg)
+        model = build_dense(cfg, images[0])
         batch = [images[n % len(images)] for n in range(number)]
         dense = BestDense(model, batch, dtype, modes=modes)
         measured = dense.measure(batch, rounds=rounds)
@@ -206,9 +206,12 @@ class Streams:
         if cfg.MODEL.WEIGHTS:
             WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         else:
-            model.load_state_dict(build_dense(cfg).state_dict(), strict=False)
+            dense = build_dense(cfg, images[0])
+            model.load_state_dict(dense.state_dict(), strict=False)
+            threshold = dense.roi_heads.box_predictor.test_score_thresh
+            model.roi_heads.box_predictor.test_score_thresh = threshold
         self.policy = model.policy = Overruled(model.policy)
-        self.learner = OnlineLearner(cfg, model.policy)
+        self.learner = self.policy.learner_class(cfg, self.policy)
         model.backbone.to(dtype)
         model.proposal_generator.rpn_head.to(dtype)
         self.streams = model.init_state(number)
@@ -260,7 +263,7 @@ class Streams:
     def _network(self, dtype):
         """The policy and what runs in blocks, as a graph of its own on the same features."""
         model, policy, streams = self.model, self.policy, self.streams
-        observation = streams.graph.memory.observation()
+        observation = replace(streams.graph.memory.observation(), age=streams.age)
         pictures = torch.stack([x["image"] for x in self.ticks[0]])
         images = normalize(model, pictures).tensor.to(dtype)
         network = find_static_heads(model.base)(model.base).network
@@ -282,10 +285,11 @@ class Streams:
             return captured(run, generators=policy.generators(model.device))
 
 
-def build_dense(cfg):
+def build_dense(cfg, image):
     """
     Args:
         cfg (CfgNode): of the video model.
+        image (Tensor): uint8 (3, H, W), of the clip.
 
     Returns:
         nn.Module: its task network, with weights of the config, or random ones.
@@ -299,7 +303,20 @@ def build_dense(cfg):
     # As for pictures of a standard deviation of 1, or half precision overflows.
     first = next(m for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d))
     first.weight.data.mul_(model.pixel_std.mean() / 58)
+    predictor = model.roi_heads.box_predictor
+    predictor.test_score_thresh = _threshold(model, predictor, image)
     return model
+
+
+@torch.no_grad()
+def _threshold(model, predictor, image):
+    """float: above which are one in fifty of the scores that a model gives to an image."""
+    logits = []
+    hook = predictor.register_forward_hook(lambda module, inputs, outputs: logits.append(outputs))
+    model([{"image": image}])
+    hook.remove()
+    scores = logits[0][0].softmax(dim=1)[:, :-1].flatten()
+    return scores.kthvalue(scores.numel() - scores.numel() // 50).values.item()
 
 
 def _free_memory(device):

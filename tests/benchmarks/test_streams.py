@@ -10,9 +10,11 @@ from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
 
 
-def test_what_is_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize("policy", ["LearnedPolicy", "ExpectedGain"])
+def test_what_is_measured(tmp_path, monkeypatch, policy):
     monkeypatch.setattr(frame_graph, "_has_graphs", lambda model: True)
     opts = ["MODEL.BLOCKCOPY.ENABLED", "True", "MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching"]
+    opts += ["MODEL.BLOCKCOPY.POLICY.NAME", policy]
     cfg = load_config(config_path(CONFIG), [*small_model_opts(tmp_path), *opts])
     images = list(torch.randint(0, 256, (2, 3, 128, 256), dtype=torch.uint8))
     results = {}
@@ -33,12 +35,21 @@ def test_what_is_measured(tmp_path, monkeypatch):
     assert results["cameras_at_25"]["0.3"] == int(40 / fastest)
 
 
-def test_random_weights_are_those_of_the_dense_rival(tmp_path):
+def test_random_weights_are_those_of_the_dense_rival(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_graph, "_has_graphs", lambda model: True)
     opts = small_model_opts(tmp_path)
     cfg = load_config(config_path(CONFIG), [*opts, "MODEL.WEIGHTS", ""])
-    one, other = (streams.build_dense(cfg).state_dict() for _ in range(2))
+    image = torch.randint(0, 256, (3, 128, 256), dtype=torch.uint8)
+    models = [streams.build_dense(cfg, image) for _ in range(2)]
+    one, other = (model.state_dict() for model in models)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     variances = [value for name, value in one.items() if name.endswith("running_var")]
+    thresholds = {model.roi_heads.box_predictor.test_score_thresh for model in models}
+    assert len(thresholds) == 1 and 0 < thresholds.pop() < 1
+    opts += ["MODEL.WEIGHTS", "", "MODEL.BLOCKCOPY.ENABLED", "True"]
+    cfg = load_config(config_path(CONFIG), opts)
+    made = streams.Streams(cfg, [image], 1, torch.float32, "cpu").model.state_dict()
+    assert all(torch.equal(made[name], value) for name, value in one.items())
     assert variances and all(1 <= value.min() < value.max() <= 2 for value in variances)
 
 
