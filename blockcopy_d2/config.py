@@ -63,8 +63,8 @@ def _model_keys():
     # Side of a cell that moves as one, in pixels of the network's input
     _C.MOTION.CELL_SIZE = choice(8, 16, 32)
     # The feature maps that move in blocks that are not executed: "outputs", which leave the
-    # block-sparse modules, or "all" that outlive a frame; both up to a stride. "auto" is what pays
-    # for the task: all for segmentation, outputs for detection
+    # block-sparse modules, or "all" that outlive a frame; both up to a stride. "auto" is what pays:
+    # all on a GPU and for segmentation, outputs for detection on a CPU
     _C.MOTION.MAPS = choice("auto", "outputs", "all")
     _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
     # Of DISFlow, from fast to slow

@@ -57,7 +57,7 @@ class Task(ABC):
             device, take "instances" as :class:`DetectionMasks`, and what they see of an output is
             a Tensor or DetectionMasks. Where not, frames are run operator by operator.
         moved_maps (str): of ``blockcopy_d2.motion.MOVED_MAPS``, the feature maps worth moving with
-            the picture, see docs/motion.md.
+            the picture on a CPU, see docs/motion.md; a GPU moves all.
     """
 
     capturable = False
