@@ -35,7 +35,10 @@ _OPTIONS = {
 }
 
 # What whoever runs a video of their own gets, unless a config says otherwise.
-_DEFAULTS = ("MODEL.BLOCKCOPY.MOTION.NAME", "auto")
+_DEFAULTS = (
+    *("MODEL.BLOCKCOPY.MOTION.NAME", "auto"),
+    *("MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain"),
+)
 
 
 def accelerate(

@@ -39,11 +39,12 @@ FEATURES = {
 }
 
 
-def block_features(observation, pixel_scale):
+def block_features(observation, pixel_scale, floors):
     """
     Args:
         observation (Observation): of N streams, with the gains of blocks.
         pixel_scale (Tensor): float (3,), see :class:`PolicyNetwork`.
+        floors (Tensor): float (F,), those of :data:`FEATURES`.
 
     Returns:
         Tensor: float (N, F, GH, GW), in the order of :data:`FEATURES`: logarithms of values as
@@ -64,10 +65,9 @@ def block_features(observation, pixel_scale):
     nearby = F.max_pool2d(gain, kernel_size=3, stride=1, padding=1)
     values = torch.cat([means, gain, nearby], dim=1)
     mean = values.mean(dim=(2, 3), keepdim=True)
-    floors = values.new_tensor([floor for _, floor in FEATURES.values()]).view(1, -1, 1, 1)
     # Where nothing differs at all, blocks are alike.
     relative = torch.where(mean == 0, 1.0, values / mean)
-    return (relative + floors).log()
+    return (relative + floors.view(1, -1, 1, 1)).log()
 
 
 def block_means(frame, frame_state, output, pixel_scale, grid_shape):

@@ -38,8 +38,9 @@ class GainNetwork(nn.Module):
         super().__init__()
         scale = torch.tensor(pixel_std, dtype=torch.float32) / NATURAL_PIXEL_STD
         self.register_buffer("pixel_scale", scale, persistent=False)
-        prior = torch.tensor([weight for weight, _ in FEATURES.values()])
-        self.register_buffer("prior", prior, persistent=False)
+        prior, floors = torch.tensor(list(FEATURES.values())).unbind(dim=1)
+        self.register_buffer("prior", prior.clone(), persistent=False)
+        self.register_buffer("floors", floors.clone(), persistent=False)
         self.correction = nn.Parameter(torch.zeros(len(FEATURES)))
 
     def forward(self, observation):
@@ -50,7 +51,7 @@ class GainNetwork(nn.Module):
         Returns:
             Tensor: float (N, GH, GW).
         """
-        features = block_features(observation, self.pixel_scale)
+        features = block_features(observation, self.pixel_scale, self.floors)
         return (features * (self.prior + self.correction).view(1, -1, 1, 1)).sum(dim=1)
 
 

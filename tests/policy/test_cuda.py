@@ -8,7 +8,9 @@ from detectron2.structures import Boxes, Instances
 
 from blockcopy_d2.policy import (
     DetectionMasks,
+    ExpectedGain,
     FrameDifference,
+    GainLearner,
     LearnedPolicy,
     Observation,
     OnlineLearner,
@@ -124,3 +126,36 @@ def test_learning_never_waits_and_follows_the_cpu():
         with torch.no_grad():
             logits.append(policy(seen).logits.cpu())
     torch.testing.assert_close(*logits, rtol=0.05, atol=0.02)
+
+
+def test_expected_gain_never_waits_and_follows_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    policies = [ExpectedGain(target=0.3), ExpectedGain(target=0.3).cuda()]
+    fields = {
+        "frame": torch.randn(2, 3, 128, 192, generator=generator),
+        "frame_state": torch.randn(2, 3, 128, 192, generator=generator),
+        "output": torch.rand(2, 3, 128, 192, generator=generator),
+        "grid": torch.ones(2, 1, *GRID),
+        "frame_index": torch.tensor([1, 5]),
+        "age": torch.randint(0, 9, (2, *GRID), generator=generator),
+        "gain": torch.rand(2, *GRID, generator=generator) - 0.2,
+    }
+    gain, results = torch.rand(2, *GRID, generator=generator), []
+    for policy in policies:
+        device = policy.network.correction.device
+        learner = GainLearner(policy, target=0.3, update_every=1)
+        seen = Observation(**{k: v.to(device) for k, v in fields.items()})
+        value = gain.to(device)
+        policy(seen)  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            decision = policy(seen)
+            learner.target = 0.4
+            metrics = learner.learn(decision, value)
+            later = policy(seen)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        results.append([decision.logits, metrics["loss"], later.logits, decision.active.float()])
+    for own, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(own.cpu(), expected, rtol=1e-3, atol=1e-3)

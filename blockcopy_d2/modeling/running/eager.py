@@ -125,6 +125,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             policy=policies[n],
             heads_macs=heads.macs,
             field=None if field is None else field[n : n + 1],
+            gain=streams.gain[n : n + 1] if policies[n].wants_gain else None,
         )
         if present[n]
         else None

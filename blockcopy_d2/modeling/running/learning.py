@@ -44,7 +44,7 @@ def _learn(learner, model, results):
         if learned is not None:
             return learned
     with timer.stage("information_gain"):
-        gain = torch.cat([model.information_gain(result) for result in results])
+        gain = torch.cat([_gain_of(model, result) for result in results])
     with timer.stage("policy_update"):
         with torch.enable_grad():
             decision = Decision(
@@ -53,3 +53,9 @@ def _learn(learner, model, results):
             )
         executed = torch.cat([result.grid.active for result in results])
         return learner.learn(decision, gain, executed=executed)
+
+
+def _gain_of(model, result):
+    if result.gain is None:
+        return model.information_gain(result)
+    return result.gain.masked_fill(result.broken | result.cut, torch.nan)

@@ -58,6 +58,8 @@ class FrameResult(Mapping):
         field (Tensor or None): float32 (1, 2, FH, FW), where the content of each cell was one frame
             ago, see :mod:`blockcopy_d2.motion.field`; what is remembered was moved by it. None
             without motion, and where no stream of the batch has had a frame.
+        gain (Tensor or None): float (1, GH, GW), information gain that each block had when it was
+            last executed, negative where it is not known; None where the policy does not want it.
         learned (dict[str, Tensor]): what the learner told of the frame, see
             :meth:`OnlineLearner.learn`; empty where nothing was learned from it.
         scale (float or None): pixels of the network's input per pixel of the picture; None where
@@ -81,6 +83,7 @@ class FrameResult(Mapping):
     policy: Policy
     heads_macs: int
     field: Tensor | None = None
+    gain: Tensor | None = None
     learned: dict = dataclasses.field(default_factory=dict)
     scale: float | None = None
     dropped: int = 0
@@ -149,9 +152,9 @@ class CapturedFrameResult(FrameResult):
     """
     Of a frame that was replayed as a graph, see :class:`FrameGraph`. The output is made when it is
     first read, at any time, which waits for the detections of the frame. ``frame``,
-    ``observation``, ``detections`` and ``previous_detections`` lie in the memory of the graph, and
-    so does what a ``decision`` to learn from is made of: they can be read until the next frame of
-    the stream.
+    ``observation``, ``detections``, ``previous_detections`` and ``gain`` lie in the memory of the
+    graph, and so does what a ``decision`` to learn from is made of: they can be read until the next
+    frame of the stream.
     """
 
     def __init__(
@@ -198,6 +201,11 @@ class CapturedFrameResult(FrameResult):
     def previous_detections(self) -> Any:
         last_seen = self._latest().memory.last_seen
         return None if self.is_first else select_stream(last_seen, self._slot)
+
+    @property
+    def gain(self) -> Tensor | None:
+        gain = self._latest().memory.history.gain
+        return self._of_slot(gain) if self.policy.wants_gain else None
 
     @property
     def policy_macs(self) -> int:

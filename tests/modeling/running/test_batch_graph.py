@@ -62,6 +62,9 @@ def assert_same_result(expected, found, where):
     elif found.field is not None:
         assert found.is_first and not found.field.any(), where
     torch.testing.assert_close(found.frame, expected.frame, atol=1e-4, rtol=1e-5)
+    assert (found.gain is None) == (expected.gain is None), where
+    if found.gain is not None:
+        torch.testing.assert_close(found.gain, expected.gain, atol=2e-3, rtol=1e-3)
     assert (found.observation is None) == (expected.observation is None), where
     if found.observation is not None:
         torch.testing.assert_close(

@@ -1,4 +1,5 @@
-"""Whose models move what is copied: those for videos of one's own, not those of the paper."""
+"""Defaults of videos of one's own: what is copied moves, and the policy is ExpectedGain; configs of
+the paper copy in place, under the policy that it describes."""
 
 import importlib.util
 from pathlib import Path
@@ -10,6 +11,7 @@ from blockcopy_d2.config import add_blockcopy_config
 from blockcopy_d2.engine.acceleration import accelerate, load_video_config, video_config
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.motion import BlockMatching, build_motion
+from blockcopy_d2.policy import ExpectedGain
 from tests.modeling.test_meta_arch import build_pair
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -21,17 +23,26 @@ def name_of(cfg):
     return cfg.MODEL.BLOCKCOPY.MOTION.NAME
 
 
+def policy_of(cfg):
+    return cfg.MODEL.BLOCKCOPY.POLICY.NAME
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*blockcopy.yaml")), ids=lambda p: p.stem)
-def test_configs_that_repeat_the_paper_copy_in_place(path):
+def test_configs_that_repeat_the_paper_are_as_it_is(path):
     cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
     of_the_paper = path.parent.name in ("Cityscapes", "CityPersons")
     assert name_of(cfg) == ("none" if of_the_paper else "auto")
+    assert policy_of(cfg) == ("LearnedPolicy" if of_the_paper else "ExpectedGain")
     # What a file says counts, also for those who run a video of their own.
     assert name_of(load_video_config(str(path))) == name_of(cfg)
 
 
 def test_videos_of_ones_own_move_unless_they_say_otherwise(tmp_path):
     assert name_of(load_video_config(ZOO)) == "auto"
+    assert policy_of(load_video_config(ZOO)) == policy_of(video_config(get_cfg())) == "ExpectedGain"
+    opts = ["MODEL.BLOCKCOPY.POLICY.NAME", "LearnedPolicy"]
+    assert policy_of(load_video_config(ZOO, opts)) == "LearnedPolicy"
+    assert policy_of(video_config(get_cfg(), policy="LearnedPolicy")) == "LearnedPolicy"
     assert name_of(load_video_config(ZOO, [KEY, "none"])) == "none"
     (tmp_path / "own.yaml").write_text("MODEL: {BLOCKCOPY: {MOTION: {NAME: none}}}\n")
     assert name_of(load_video_config(str(tmp_path / "own.yaml"))) == "none"
@@ -47,6 +58,7 @@ def test_an_accelerated_model_moves():
     _, stock = build_pair("mask-rcnn")
     model = accelerate(stock, block_size=64, learn=False, moved_maps="all")
     assert model.motion is not None and model.cache_mover.maps == "all"
+    assert isinstance(model.policy, ExpectedGain)
 
 
 @pytest.mark.parametrize("block_size, cell_size", [(8, 8), (16, 16), (128, 32)])
