@@ -206,7 +206,7 @@ def test_a_lazy_config_has_a_report(report_folder, monkeypatch, tmp_path):
     assert "executed (τ 0.4)" in re.sub(r"\s+", " ", page.text)
     cells = {row[0].split()[0]: row for row in page.rows}
     assert "0.7" in cells and "lazy_model.pth" in cells["config"][1]
-    assert cells["policy"][1].startswith("LearnedPolicy, blocks of 32 pixels")
+    assert cells["policy"][1].startswith("ExpectedGain, blocks of 32 pixels")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,11 @@ class StreamPool:
         """
         Returns:
             bool: whether the video has a slot in a batch of streams.
+
+        Raises:
+            ValueError: its name cannot be that of a video.
         """
+        self._check(video_id, None)
         return video_id in self._slots
 
     def get_batch(self, frames, image_size):
