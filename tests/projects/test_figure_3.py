@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.engine.acceleration import load_video_config
-from tests.projects.test_protocol import PROJECT
+from tests.projects.names import PROJECT
 from tests.small_model import CONFIG, small_model_opts
 
 

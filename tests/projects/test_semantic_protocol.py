@@ -13,7 +13,7 @@ from blockcopy_d2.data import register_camvid
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.resources import config_path
 from tests.data.test_camvid import write_camvid
-from tests.projects.test_protocol import PROJECT
+from tests.projects.names import PROJECT
 
 CONFIG = "CamVid/swiftnet_R_18_blockcopy.yaml"
 OPTS = [

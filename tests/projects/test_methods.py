@@ -1,0 +1,136 @@
+"""The methods that the protocol compares, and the rows that they become."""
+
+import pytest
+import torch
+from PIL import Image
+
+
+def test_seeds_of_the_draws(run, read, tmp_path):
+    run("--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 3)
+    results = read()
+    assert [row["method"] for row in results["rows"]] == [
+        "dense",
+        "blockcopy",
+        "random",
+        "frame_difference",
+    ]
+    assert results["seeds"] == 3
+    dense, learned, random, difference = results["rows"]
+    assert "seeds" not in dense and "seeds" not in difference
+    for row in (learned, random):
+        assert len(row["seeds"]) == 3 and "phases" not in row
+        for key in ("executed_fraction", "AP", "gmacs", "ms_median", "gain_share"):
+            values = [seed[key] for seed in row["seeds"]]
+            assert row[key] == pytest.approx(sum(values) / 3)
+        # They draw different blocks, the learned ones by policies of their own.
+        assert len({seed["executed_fraction"] for seed in row["seeds"]}) > 1
+    names = ("policy_0.4", "policy_0.4_seed_1", "policy_0.4_seed_2")
+    policies = [torch.load(tmp_path / "output" / f"{n}.pth", weights_only=True) for n in names]
+    weights = [policy["model"]["network.head.0.weight"] for policy in policies]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    table = (tmp_path / "output" / "results.md").read_text()
+    assert "Mean and standard deviation of 3 seeds" in table
+    rows = [line for line in table.splitlines() if " ± " in line]
+    assert [line.split("|")[1].strip() for line in rows] == ["BlockCopy", "random blocks"]
+
+
+def test_baselines_without_a_target(run, read):
+    names = ["every_second_frame", "every_third_frame", "half_resolution"]
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *names)
+    dense, second, third, half, learned = read()["rows"]
+    assert [row["method"] for row in (second, third, half)] == names
+    assert learned["method"] == "blockcopy"
+    # Two frames follow the first one, which all but half_resolution run whole.
+    assert [row["executed_fraction"] for row in second["phases"]] == [0.5, 0.5]
+    assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
+    assert second["executed_fraction"] == 0.5
+    assert third["executed_fraction"] == pytest.approx(1 / 3)
+    assert half["executed_fraction"] == 1 and half["gain_share"] is None
+    # Frames that are skipped cost nothing, neither network nor heads.
+    assert second["gmacs"] == pytest.approx(2 / 3 * dense["gmacs"], rel=0.02)
+    costs = [row["gmacs"] / dense["gmacs"] for row in third["phases"]]
+    assert costs == pytest.approx([1 / 3, 2 / 3, 2 / 3], rel=0.02)
+    assert half["gmacs"] < dense["gmacs"]
+    for row in (second, third):
+        assert row["ms_median"] is None and row["ms_mean"] > 0
+        for key in ("AP", "gmacs", "ms_mean", "gain_share"):
+            values = [phase[key] for phase in row["phases"]]
+            assert row[key] == pytest.approx(sum(values) / len(values))
+    for row in (second, third, half):
+        assert set(row["ms_per_stage"]) == {"network", "heads"}
+
+
+def test_stages_of_a_frame(run, read, tmp_path):
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", "stock")
+    stock, learned = (read()["rows"][index] for index in (1, 2))
+    dense = read()["rows"][0]
+    assert stock["method"] == "stock" and stock["executed_fraction"] is None
+    assert stock["gmacs"] is None and stock["gain_share"] is None
+    # The same network: the same detections.
+    assert stock["AP"] == dense["AP"] and set(stock["ms_per_stage"]) == {"stock"}
+    for row in (dense, learned):
+        assert sum(row["gmacs_per_stage"].values()) == pytest.approx(row["gmacs"])
+    assert learned["gmacs_per_stage"]["policy"] > 0 == dense["gmacs_per_stage"]["policy"]
+    text = (tmp_path / "output" / "results.md").read_text()
+    table = [line.split("|") for line in text.split("\n\n")[1].splitlines()]
+    cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in table}
+    titles = cells["method"]
+    assert titles[0] == "ms" and titles[-2:] == ["GMACs, task", "GMACs, policy"]
+    found = dict(zip(titles, cells["BlockCopy, tau 0.4"]))
+    assert float(found["policy network"]) == pytest.approx(
+        learned["ms_per_stage"]["policy"], abs=0.051
+    )
+    parts = [
+        float(value) for title, value in found.items() if title in titles[1:8] and value != "-"
+    ]
+    assert sum(parts) == pytest.approx(float(found["ms"]), abs=0.5)
+    only = dict(zip(titles, cells["stock Detectron2"]))
+    assert only["task network"] == only["ms"] and only["GMACs, task"] == "-"
+    assert Image.open(tmp_path / "output" / "stages.png").width == 960
+
+
+def test_every_phase_of_a_lower_frame_rate_scores_another_frame(run, read, monkeypatch):
+    """The last of three frames has labels; what each method gives for it is a frame's number."""
+    from blockcopy_protocol.methods import Method
+
+    told, run_method = {}, Method.run
+
+    def spy(method, model, inputs):
+        result = run_method(method, model, inputs)
+        told.setdefault(method.name, []).append((inputs["frame_index"], id(result.output)))
+        return result
+
+    monkeypatch.setattr(Method, "run", spy)
+    rates = ["every_second_frame", "every_third_frame", "every_fourth_frame"]
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *rates)
+    executed = {}
+    for name, outputs in told.items():
+        first = {}
+        executed[name] = [first.setdefault(output, index) for index, output in outputs]
+    assert executed == {
+        "dense": [0, 1, 2],
+        "blockcopy 0.4": [0, 1, 2],
+        "every_second_frame from 0": [0, 0, 2],
+        "every_second_frame from 1": [0, 1, 1],
+        "every_third_frame from 0": [0, 0, 0],
+        "every_third_frame from 1": [0, 1, 1],
+        "every_third_frame from 2": [0, 0, 2],
+        "every_fourth_frame from 0": [0, 0, 0],
+        "every_fourth_frame from 1": [0, 1, 1],
+        "every_fourth_frame from 2": [0, 0, 2],
+        "every_fourth_frame from 3": [0, 0, 0],
+    }
+
+
+def test_moved_baselines(run, read):
+    names = ["every_third_frame_moved", "moved_difference", "moved_difference_without_age"]
+    run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *names)
+    dense, third, learned, difference, ageless = read()["rows"]
+    rows = (third, difference, ageless)
+    assert [row["method"] for row in rows] == names
+    assert all("motion" in row["ms_per_stage"] for row in rows)
+    # The config names no estimator: what is copied stays in place elsewhere.
+    assert "motion" not in dense["ms_per_stage"] and "motion" not in learned["ms_per_stage"]
+    assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
+    assert difference["executed_fraction"] == ageless["executed_fraction"] > 0.2
+    assert third["gmacs"] < difference["gmacs"] < dense["gmacs"]
