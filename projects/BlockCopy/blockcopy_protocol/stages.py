@@ -64,7 +64,7 @@ def plot_stages(results, path):
         path (str or Path): of the PNG file.
     """
     rows = list(_measured(results))[::-1]
-    figure = Figure(figsize=(6.4, 0.8 + 0.32 * len(rows)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.4, 1 + 0.32 * len(rows)), dpi=150, layout="constrained")
     axes, ends = figure.subplots(), [0.0] * len(rows)
     for (title, _), color in zip(_COLUMNS.items(), _COLORS, strict=True):
         widths = [_milliseconds(row)[title] or 0.0 for row in rows]
@@ -74,7 +74,7 @@ def plot_stages(results, path):
     axes.set_yticks(range(len(rows)), [_title(row) for row in rows])
     axes.set_xlabel("ms per frame")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.legend(frameon=False, fontsize=7, ncols=4, loc="outside upper center")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
