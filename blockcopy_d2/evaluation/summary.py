@@ -178,7 +178,8 @@ def headline(results):
 
     Returns:
         dict[str, float or None]: what tables show: mIoU for semantic segmentation, AP and AP50 for
-        instances, and the miss rate (MR, Reasonable) where it was measured.
+        instances, and the miss rate (MR, Reasonable) where it was measured, with those of its
+        other settings.
     """
     results = results or {}
     if "sem_seg" in results:
@@ -189,7 +190,8 @@ def headline(results):
     if task or "miss_rate" not in results:
         shown = {metric: _finite(task.get(metric)) for metric in ("AP", "AP50")}
     if "miss_rate" in results:
-        shown["MR"] = _finite(results["miss_rate"].get("Reasonable"))
+        for setting, rate in results["miss_rate"].items():
+            shown["MR" if setting == "Reasonable" else setting] = _finite(rate)
     return shown
 
 

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from blockcopy_d2.evaluation.summary import RunRecord, summarize, summary_table, write_summary
+from blockcopy_d2.evaluation.summary import (
+    RunRecord,
+    headline,
+    summarize,
+    summary_table,
+    write_summary,
+)
 
 
 def record_of(*names):
@@ -84,3 +90,12 @@ def test_semantic_segmentation_reports_its_own_metric():
     summary = summarize(record, scores=scores, target=0.3)
     assert summary["blockcopy"]["mIoU"] == 70.0 and "AP" not in summary["blockcopy"]
     assert "mIoU" in summary_table(summary, record)
+
+
+def test_miss_rates_of_all_settings():
+    rates = {"Reasonable": 11.4, "Bare": 7.6, "Partial": 10.8, "Heavy": float("nan")}
+    expected = {"MR": 11.4, "Bare": 7.6, "Partial": 10.8, "Heavy": None}
+    assert headline({"miss_rate": rates}) == expected
+    boxes = {"AP": 30.0, "AP50": 80.0, "APl": 40.0}
+    shown = headline({"bbox": boxes, "miss_rate": {"Reasonable": 44.0}})
+    assert shown == {"AP": 30.0, "AP50": 80.0, "MR": 44.0}

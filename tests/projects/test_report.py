@@ -20,6 +20,27 @@ def test_spread_is_the_standard_deviation(results_file):
     assert "±" not in markdown_table(results)
 
 
+def test_published_rows_stand_below_those_of_their_data_set(results_file, tmp_path):
+    from blockcopy_protocol.report import published_table, write_report
+
+    results = json.loads(results_file.read_text())
+    assert published_table(results) == ""
+    results["dataset"] = "citypersons_video_val"
+    for row in results["rows"]:
+        row["ms_per_stage"] = {"network": 90.0, "heads": 11.0}
+    write_report(results, tmp_path / "out")
+    text = (tmp_path / "out" / "results.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    found = {row[1]: row[2:-1] for row in rows if len(row) > 2}
+    assert "ICCV 2021, Table 1" in text
+    columns = ["backbone", "test set", "MR", "Bare", "Partial", "Heavy", "GMACs", "s/frame"]
+    head = next(row for row in rows if row[1:3] == ["method", "backbone"])
+    assert head[2:-1] == columns
+    own = ["ResNet-50", "12.5", "11.4", "7.6", "10.8", "49.5", "393", "0.151"]
+    assert found["CSP + BlockCopy, tau 0.3"] == own
+    assert found["MGAN"] == ["VGG-16", "-", "11.0", "-", "-", "50.3", "1104", "0.224"]
+
+
 def test_readme_shows_the_latest_run(results_file, tmp_path):
     import update_readme
 

@@ -1,5 +1,6 @@
 """A run as a table and two plots, and their place in README.md."""
 
+import json
 from pathlib import Path
 
 from tabulate import tabulate
@@ -10,6 +11,8 @@ from .plots import TITLES, plot_trade_off, quantity, spread_of
 from .stages import plot_stages, stage_table
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
+
+_PUBLISHED = Path(__file__).with_name("published.json")
 
 # Short name, key of the cost in a row, label of the axis.
 _PLOTS = (
@@ -57,9 +60,31 @@ def markdown_table(results):
     )
 
 
+def published_table(results):
+    """
+    Args:
+        results (dict): of results.json.
+
+    Returns:
+        str: what the paper has for the data set, of its own and of other methods; empty if it has
+        nothing.
+    """
+    published = json.loads(_PUBLISHED.read_text()).get(results["dataset"])
+    if published is None:
+        return ""
+    rows, titles = published["rows"], {"gmacs": "GMACs", "seconds": "s/frame", "test": "test set"}
+    keys = list(rows[0])
+    cells = [["-" if row[key] is None else str(row[key]) for key in keys] for row in rows]
+    headers = [titles.get(key, key) for key in keys]
+    align = ["left", "left"] + ["right"] * (len(keys) - 2)
+    table = tabulate(cells, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return f"As published ({published['source']}):\n\n{table}"
+
+
 def write_report(results, folder):
     """
-    Write results.md, with a table of the stages of a frame below the first, and the plots.
+    Write results.md, with a table of the stages of a frame below the first and what was published
+    for the data set, and the plots.
 
     Args:
         results (dict): of results.json.
@@ -69,9 +94,10 @@ def write_report(results, folder):
     if results["metrics"]:
         _plot(results, folder)
     plot_stages(results, folder / "stages.png")
-    parts = (markdown_table(results), stage_table(results), _provenance(results))
+    parts = [markdown_table(results), stage_table(results), _provenance(results)]
+    parts.append(published_table(results))
     with atomic_write(folder / "results.md") as temporary:
-        Path(temporary).write_text("\n\n".join(parts) + "\n")
+        Path(temporary).write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
 def embed_report(results, readme, section=""):
