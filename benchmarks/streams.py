@@ -78,6 +78,7 @@ def main():
             "size": list(images[0].shape[1:]),
             "block_size": args.block_size,
             "motion": args.motion,
+            "policy": cfg.MODEL.BLOCKCOPY.POLICY.NAME,
         }
         results = merged({**results, **shared}, number, measured)
         write_json(path, results)
