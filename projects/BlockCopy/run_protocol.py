@@ -89,6 +89,12 @@ def get_parser():
         help="what to compare with; random and frame_difference at every target (these two)",
     )
     parser.add_argument(
+        "--include-loading",
+        action="store_true",
+        help="count the time until a frame has come from the loader, too, as the paper does; more"
+        " DATALOADER.NUM_WORKERS make it shorter",
+    )
+    parser.add_argument(
         "--output", default="./output/protocol", metavar="DIR", help="(%(default)s)"
     )
     parser.add_argument(
@@ -156,7 +162,8 @@ def run_methods(cfg, model, methods, loader, description):
     results = ResultsHook(cfg.OUTPUT_DIR, methods, measurements, scoring, description=description)
     loop = ProtocolLoop(model, loader, methods)
     progress = ProgressHook(f"Running {len(methods)} methods")
-    loop.register_hooks([MeasurementHook(measurements), scoring, progress, results])
+    measuring = MeasurementHook(measurements, include_loading=description["include_loading"])
+    loop.register_hooks([measuring, scoring, progress, results])
     loop.train()
     logging.getLogger("blockcopy_d2").info(
         "Results, to be found in %s:\n\n%s", cfg.OUTPUT_DIR, markdown_table(results.results)

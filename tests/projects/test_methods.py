@@ -1,5 +1,7 @@
 """The methods that the protocol compares, and the rows that they become."""
 
+import time
+
 import pytest
 import torch
 from PIL import Image
@@ -81,12 +83,33 @@ def test_stages_of_a_frame(run, read, tmp_path):
         learned["ms_per_stage"]["policy"], abs=0.051
     )
     parts = [
-        float(value) for title, value in found.items() if title in titles[1:8] and value != "-"
+        float(value) for title, value in found.items() if title in titles[1:9] and value != "-"
     ]
     assert sum(parts) == pytest.approx(float(found["ms"]), abs=0.5)
     only = dict(zip(titles, cells["stock Detectron2"]))
     assert only["task network"] == only["ms"] and only["GMACs, task"] == "-"
     assert Image.open(tmp_path / "output" / "stages.png").width == 960
+
+
+def test_loading_may_count(run, read, monkeypatch):
+    from blockcopy_protocol.loop import ProtocolLoop
+
+    next_frame = ProtocolLoop._next_frame
+
+    def slowly(loop):
+        time.sleep(0.05)
+        return next_frame(loop)
+
+    monkeypatch.setattr(ProtocolLoop, "_next_frame", slowly)
+    for option in ((), ("--include-loading",)):
+        run("--warm-clips", 0, "--clips", 2, "--targets", 0.4, "--baselines", *option)
+        results = read()
+        assert results["include_loading"] == bool(option)
+        for row in results["rows"]:
+            # Five of six frames: the first one starts the loader.
+            loading = row["ms_per_stage"].pop("loading", 0)
+            assert (loading > 50 * 5 / 6) == bool(option)
+            assert row["ms_mean"] == pytest.approx(sum(row["ms_per_stage"].values()) + loading)
 
 
 def test_every_phase_of_a_lower_frame_rate_scores_another_frame(run, read, monkeypatch):

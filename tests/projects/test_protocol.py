@@ -132,7 +132,9 @@ def test_results_show_no_secrets_of_addresses(tmp_path):
     address = "http://u:s3cret@h/policy.pth?token=s3cret"
     opts = ["MODEL.BLOCKCOPY.POLICY.WEIGHTS", address, "MODEL.WEIGHTS", address]
     cfg = load_config(config_path(CONFIG), [*small_model_opts(tmp_path), *opts])
-    args = argparse.Namespace(config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1, seeds=1)
+    args = argparse.Namespace(
+        config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1, seeds=1, include_loading=False
+    )
     written = json.dumps(describe_run(cfg, args))
     assert written.count("http://***@h/policy.pth?***") == 5 and "s3cret" not in written
 

@@ -1,6 +1,7 @@
 """Running several methods side by side, frame by frame."""
 
 import statistics
+import time
 from dataclasses import dataclass, field
 
 from detectron2.engine import HookBase
@@ -17,6 +18,10 @@ class ProtocolLoop(EvaluationLoop):
     """
     Runs every method on a frame before it goes on to the next one, so that whatever else the
     machine does hits all methods alike. ``runs`` has an entry per method, by its name.
+
+    Attributes:
+        waited (float): seconds for the frame to be read and mapped, as far as workers of the loader
+            did not do so before; 0 of the very first one, which starts them.
     """
 
     def __init__(self, model, data_loader, methods):
@@ -28,6 +33,7 @@ class ProtocolLoop(EvaluationLoop):
         """
         super().__init__(model, data_loader)
         self.methods = methods
+        self.waited = 0.0
 
     def _warm_up(self):
         super()._warm_up()
@@ -36,11 +42,14 @@ class ProtocolLoop(EvaluationLoop):
 
     def run_step(self):
         self.runs = {}
+        start = time.perf_counter()
         self.inputs = self._next_frame()
+        self.waited = time.perf_counter() - start
         if self.inputs is None:
             return
         if not self._warm:
             self._warm_up()
+            self.waited = 0.0
         for method in self.methods:
             self.runs[method.name] = method.run(self.model, self.inputs)
 
@@ -64,15 +73,19 @@ class Measurement:
     gain_share: GainShare = field(default_factory=GainShare)
     macs: dict = field(default_factory=dict)
 
-    def add(self, run, frame, dense_gain):
+    def add(self, run, frame, dense_gain, *, waited=None):
         """
         Args:
             run (ModelRun): of one frame.
             frame (Tensor): float (1, 3, h, w), finite, at the policy resolution of dense outputs.
             dense_gain (Tensor or None): information gain between this frame's dense output and
                 the last one's; None on a first frame.
+            waited (float or None): seconds that the frame took to come, which count as those of the
+                method; None: they do not.
         """
         seconds = run.seconds()
+        if waited is not None:
+            seconds = {"loading": waited, **seconds}
         self.meter.add(seconds, run.macs)
         self.milliseconds.append(1000 * sum(seconds.values()))
         if run.result is None:
@@ -113,12 +126,14 @@ class Measurement:
 class MeasurementHook(HookBase):
     """Measures every method, with the dense method's outputs as reference for the gain shares."""
 
-    def __init__(self, measurements):
+    def __init__(self, measurements, *, include_loading=False):
         """
         Args:
             measurements (dict[str, Measurement]): to fill, by the name of the method.
+            include_loading (bool): whether the time of a frame is also that until it came.
         """
         self._measurements = measurements
+        self._include_loading = include_loading
 
     def after_step(self):
         runs = self.trainer.runs
@@ -128,8 +143,9 @@ class MeasurementHook(HookBase):
         frame, gain = dense.frame.nan_to_num(), None
         if dense.previous_detections is not None:
             gain = self.trainer.model.information_gain(dense)
+        waited = self.trainer.waited if self._include_loading else None
         for name, run in runs.items():
-            self._measurements[name].add(run, frame, gain)
+            self._measurements[name].add(run, frame, gain, waited=waited)
 
 
 class PartialScoringHook(ScoringHook):

@@ -131,6 +131,7 @@ def describe_run(cfg, args):
         "warm_clips": args.warm_clips,
         "warm_passes": args.warm_passes,
         "seeds": args.seeds,
+        "include_loading": args.include_loading,
         "blockcopy": yaml.safe_load(redact_words(options.dump())),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {

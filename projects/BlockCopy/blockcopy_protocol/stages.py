@@ -17,6 +17,7 @@ __all__ = ["plot_stages", "stage_table"]
 
 # Title of a column, and the stages that it adds up.
 _COLUMNS = {
+    "loading": ("loading",),
     "prepare, remember": ("preprocess", "observe"),
     "motion": ("motion",),
     "task network": ("stock", "network"),
@@ -26,7 +27,7 @@ _COLUMNS = {
     "backward, update": ("policy_update",),
 }
 # Of Okabe and Ito.
-_COLORS = ("#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7")
+_COLORS = ("#000000", "#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7")
 
 
 def stage_table(results):
