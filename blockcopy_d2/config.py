@@ -118,7 +118,7 @@ def _model_keys():
     _C.LEARNER.LR = number(1e-4, most=1)
     _C.LEARNER.WEIGHT_DECAY = number(1e-3, most=1)
     # The same for ExpectedGain, which has a few weights
-    _C.LEARNER.GAIN_LR = number(0.01, most=1)
+    _C.LEARNER.GAIN_LR = number(0.002, most=1)
     # One update every so many frames
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)
     # gamma of eq. 8

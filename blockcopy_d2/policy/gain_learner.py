@@ -32,7 +32,7 @@ class GainLearner(OnlineLearner):
         *,
         target,
         update_every=4,
-        learning_rate=0.01,
+        learning_rate=0.002,
         weight_decay=1e-3,
         sync=False,
     ):
