@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blockcopy_d2.sparse.macs import count_macs
 
 from .observation import Observation
+from .reinforce import OnlineLearner
 
 __all__ = ["Decision", "Policy", "SeededUniform"]
 
@@ -47,10 +48,9 @@ class Decision:
 class Policy(nn.Module, ABC):
     """Picks the blocks of a frame worth executing. A stream's first frame runs without asking."""
 
-    # Whether it can be improved, and the class of OnlineLearner that does; built from a config and
-    # the policy.
+    # Whether it can be improved, and the class that does; built from a config and the policy.
     learns: bool = False
-    learner_class: type | None = None
+    learner_class: type[OnlineLearner] = OnlineLearner
     # Whether forward() is safe to capture in a CUDA graph: it does the same whatever the numbers,
     # and never waits for the device. If the policy learns, it has its logits from a module
     # ``network``.

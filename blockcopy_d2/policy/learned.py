@@ -13,7 +13,6 @@ from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
 from .network import INPUTS, PolicyNetwork
 from .observation import PIXELS_PER_BLOCK
-from .reinforce import OnlineLearner
 
 __all__ = ["LearnedPolicy"]
 
@@ -26,7 +25,6 @@ class LearnedPolicy(Policy):
     """
 
     learns = True
-    learner_class = OnlineLearner
 
     @configurable
     def __init__(
