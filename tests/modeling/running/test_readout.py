@@ -13,9 +13,9 @@ def pasted(monkeypatch):
     """The sizes of masks that were pasted, call by call."""
     sizes, paste = [], detections.paste_masks
 
-    def watched(masks, boxes, count, out):
+    def watched(masks, boxes, count, out, **options):
         sizes.append(tuple(out.shape[1:]))
-        paste(masks, boxes, count, out)
+        paste(masks, boxes, count, out, **options)
 
     monkeypatch.setattr(detections, "paste_masks", watched)
     return sizes
