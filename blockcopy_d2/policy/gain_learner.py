@@ -57,15 +57,10 @@ class GainLearner(OnlineLearner):
 
     @classmethod
     def from_config(cls, cfg, policy):
-        options = cfg.MODEL.BLOCKCOPY
-        return {
-            "policy": policy,
-            "target": options.TARGET,
-            "update_every": options.LEARNER.UPDATE_EVERY,
-            "learning_rate": options.LEARNER.GAIN_LR,
-            "weight_decay": options.LEARNER.WEIGHT_DECAY,
-            "sync": options.POLICY.SYNC,
-        }
+        settings = super().from_config(cfg, policy)
+        for name in ("cost_weight", "cost_momentum", "cost_form"):
+            del settings[name]
+        return {**settings, "learning_rate": cfg.MODEL.BLOCKCOPY.LEARNER.GAIN_LR}
 
     @property
     def target(self):
