@@ -5,7 +5,7 @@ DATASETS.TEST with every method side by side and scores their labelled frames:
 
     python projects/BlockCopy/run_protocol.py --warm-clips 20 --clips 20 --targets 0.3 0.5 0.7
 
-Leaves results.json, results.md and two plots. Ctrl-C ends the run early and scores what was run;
+Leaves results.json, results.md and three plots. Ctrl-C ends the run early and scores what was run;
 policies that are being warmed are saved as policy_<target>_unfinished.pth.
 """
 
@@ -36,6 +36,7 @@ from blockcopy_d2.engine.arguments import (
 )
 from blockcopy_d2.engine.hooks import ProgressHook
 from blockcopy_d2.evaluation import build_evaluator
+from blockcopy_d2.policy.build import check_policy_name
 
 
 def get_parser():
@@ -89,6 +90,15 @@ def get_parser():
         help="what to compare with; random and frame_difference at every target (these two)",
     )
     parser.add_argument(
+        "--policies",
+        type=_policy,
+        nargs="+",
+        default=[],
+        metavar="NAME[=WEIGHTS]",
+        help="further policies that learn, at every target beside that of the config, such as"
+        " LearnedPolicy; from scratch or from weights of their own",
+    )
+    parser.add_argument(
         "--include-loading",
         action="store_true",
         help="count the time until a frame has come from the loader, too, as the paper does; more"
@@ -103,6 +113,15 @@ def get_parser():
         help="take the policies from DIR, where an earlier run warmed them",
     )
     return parser
+
+
+def _policy(text):
+    name, _, weights = text.partition("=")
+    try:
+        check_policy_name(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name, weights
 
 
 def build_config(args):
@@ -147,7 +166,7 @@ def warm_policies(cfg, model, methods, loader, passes):
 def load_policies(cfg, methods):
     """Take the policies that an earlier run warmed."""
     for method in methods:
-        if method.kind == "blockcopy":
+        if method.learns:
             path = os.path.join(cfg.OUTPUT_DIR, f"{method.file_name}.pth")
             PolicyCheckpointer(method.policy, learner=method.learner).load(path)
 
@@ -184,6 +203,7 @@ def main(argv=None):
             model,
             targets=sorted(set(args.targets)),
             baselines=dict.fromkeys(args.baselines),
+            policies=dict(args.policies),
             seeds=args.seeds,
         )
         if args.resume:

@@ -36,6 +36,41 @@ def test_seeds_of_the_draws(run, read, tmp_path):
     assert [line.split("|")[1].strip() for line in rows] == ["BlockCopy", "random blocks"]
 
 
+def test_further_policies(run, read, tmp_path, monkeypatch):
+    import run_protocol
+
+    options = ["--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 2, "--baselines"]
+    run(*options, "--policies", "ExpectedGain")
+    _, paper, gain = read()["rows"]
+    assert [row["method"] for row in (paper, gain)] == ["blockcopy", "ExpectedGain"]
+    # One of them draws its blocks.
+    assert len(paper["seeds"]) == 2 and "seeds" not in gain
+    assert gain["executed_fraction"] == pytest.approx(0.4, abs=1 / 32)
+    assert "policy_update" in gain["ms_per_stage"]
+    assert read()["other_policies"] == {"ExpectedGain": ""} and read()["policy"] == "LearnedPolicy"
+    assert "| ExpectedGain " in (tmp_path / "output" / "results.md").read_text()
+    path = tmp_path / "output" / "policy_ExpectedGain_0.4.pth"
+    learned = torch.load(path, weights_only=True)["model"]["network.correction"]
+    assert learned.any()
+
+    # What was learned can be resumed, and is what another run may begin with.
+    methods = []
+    monkeypatch.setattr(run_protocol, "run_methods", lambda *args: methods.extend(args[2]))
+    run(*options, "--resume", "--policies", "ExpectedGain")
+    path = path.rename(tmp_path / "gain.pth")
+    run("--warm-clips", 0, "--targets", 0.2, "--baselines", "--policies", f"ExpectedGain={path}")
+    found = [method for method in methods if method.kind == "ExpectedGain"]
+    assert [method.name for method in found] == ["ExpectedGain 0.4", "ExpectedGain 0.2"]
+    for method in found:
+        assert torch.equal(method.policy.network.correction, learned)
+
+
+def test_a_policy_that_draws_nothing_has_one_seed(run, read):
+    options = ["--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--seeds", 2, "--baselines"]
+    run(*options, opts=["MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain"])
+    assert "seeds" not in read()["rows"][1]
+
+
 def test_baselines_without_a_target(run, read):
     names = ["every_second_frame", "every_third_frame", "half_resolution"]
     run("--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--baselines", *names)

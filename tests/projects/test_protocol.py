@@ -132,11 +132,10 @@ def test_results_show_no_secrets_of_addresses(tmp_path):
     address = "http://u:s3cret@h/policy.pth?token=s3cret"
     opts = ["MODEL.BLOCKCOPY.POLICY.WEIGHTS", address, "MODEL.WEIGHTS", address]
     cfg = load_config(config_path(CONFIG), [*small_model_opts(tmp_path), *opts])
-    args = argparse.Namespace(
-        config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1, seeds=1, include_loading=False
-    )
+    args = argparse.Namespace(config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1)
+    args.seeds, args.include_loading, args.policies = 1, False, [("LearnedPolicy", address)]
     written = json.dumps(describe_run(cfg, args))
-    assert written.count("http://***@h/policy.pth?***") == 5 and "s3cret" not in written
+    assert written.count("http://***@h/policy.pth?***") == 6 and "s3cret" not in written
 
 
 def test_run_that_is_not_scored_leaves_the_cost_of_its_clips(run, read, tmp_path, monkeypatch):
@@ -179,6 +178,7 @@ def test_broken_frame_ends_its_clip_only(run, read, clips):
         (["--baselines", "oracle"], "invalid choice: 'oracle'"),
         (["--clips", 0], "0 is not at least 1"),
         (["--seeds", 0], "0 is not at least 1"),
+        (["--policies", "ExpectedGian=x.pth"], "Did you mean ExpectedGain"),
         (["--warm-clips", -1], "--warm-clips"),
     ],
 )
@@ -197,7 +197,7 @@ def test_bad_arguments_are_refused(run, args, message, capsys):
         ([], ["MODEL.WEIGHTS", "missing.pth"], "missing.pth do not exist"),
         ([], ["MODEL.MASK_ON", False], "MODEL.MASK_ON is off"),
         ([], ["MODEL.BLOCKCOPY.LEARNER.ENABLED", False], "use --warm-clips 0"),
-        ([], ["MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks"], "NoBlocks, which does not learn"),
+        ([], ["MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks"], "policy NoBlocks does not learn"),
         (["--resume"], [], "policy_0.3.pth do not exist"),
     ],
 )

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from blockcopy_d2.engine import PolicyCheckpointer
 from blockcopy_d2.engine.loop import ModelRun
+from blockcopy_d2.engine.runs import build_learner
 from blockcopy_d2.modeling import StageTimer, StreamPool
 from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import build_policy
@@ -23,7 +23,6 @@ class Baseline:
     Attributes:
         policy (str): in POLICY_REGISTRY; "" for PyTorch's dense network, without this engine.
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
-        draws (bool): its blocks are drawn, so that they depend on a seed.
         period (int): k, where every k-th frame is executed. There is a method for each of the k
             frames to begin with, and a row for their mean.
         scale (float): of the frames that the network gets.
@@ -34,7 +33,6 @@ class Baseline:
 
     policy: str
     follows_target: bool = False
-    draws: bool = False
     period: int = 1
     scale: float = 1.0
     moved: bool = False
@@ -44,7 +42,7 @@ class Baseline:
 # By their name on the command line.
 BASELINES = {
     "stock": Baseline(""),
-    "random": Baseline("RandomBlocks", follows_target=True, draws=True),
+    "random": Baseline("RandomBlocks", follows_target=True),
     "frame_difference": Baseline("FrameDifference", follows_target=True),
     "every_second_frame": Baseline("AllBlocks", period=2),
     "every_third_frame": Baseline("AllBlocks", period=3),
@@ -80,7 +78,7 @@ class StockMethod:
     """The task network as Detectron2 runs it, without blocks: to see what those cost."""
 
     kind = name = "stock"
-    target, learner, skips = None, None, False
+    target, learner, learns, skips = None, None, False, False
     row = kind, target
 
     def warm_up(self, model, inputs):
@@ -125,7 +123,8 @@ class Method:
     ):
         """
         Args:
-            kind (str): "dense", "blockcopy" or one of ``BASELINES``.
+            kind (str): "dense", "blockcopy", one of ``BASELINES``, or the name of a policy that
+                learns beside the config's.
             policy (Policy): picks the blocks.
             target (float or None): tau.
             learner (OnlineLearner or None): of ``policy``.
@@ -165,7 +164,8 @@ class Method:
     @property
     def file_name(self):
         """str: of the checkpoint of its policy, without its ending."""
-        return f"policy_{self.target:g}" + (f"_seed_{self._seed}" if self._seed else "")
+        name = "policy" if self.kind == "blockcopy" else f"policy_{self.kind}"
+        return f"{name}_{self.target:g}" + (f"_seed_{self._seed}" if self._seed else "")
 
     def warm_up(self, model, inputs):
         """Let what frames of this method need be captured or recorded, which is no cost of one."""
@@ -206,6 +206,11 @@ class Method:
         return replace(run, seconds=lambda: seconds)
 
     @property
+    def learns(self):
+        """bool: whether its policy can be warmed, and kept."""
+        return self.policy.learns
+
+    @property
     def skips(self):
         """bool: whether frames are of two kinds, of which a median shows one."""
         return self._period > 1
@@ -224,21 +229,23 @@ class Method:
         return {**inputs, "image": image}
 
 
-def build_methods(cfg, model, *, targets, baselines=(), seeds=1):
+def build_methods(cfg, model, *, targets, baselines=(), policies=None, seeds=1):
     """
     Args:
         cfg (CfgNode): with BlockCopy enabled; names a policy that learns.
         model (BlockCopyVideoModel): built from ``cfg``.
         targets (sequence[float]): values of tau.
         baselines (sequence[str]): keys of ``BASELINES``.
+        policies (dict[str, str] or None): further policies that learn, by their names in
+            POLICY_REGISTRY, and the paths of their weights ("": none).
         seeds (int): how many of each method that draws its blocks, from the config's seed on.
 
     Returns:
         list[Method]: dense and the baselines that know no target, then per target a policy that
-        starts as a copy of the model's, and the other baselines.
+        starts as a copy of the model's, the further ones and the other baselines.
 
     Raises:
-        ValueError: the policy that ``cfg`` names does not learn.
+        ValueError: the policy that ``cfg`` names, or one of ``policies``, does not learn.
     """
     methods = [_fixed_method("dense", Baseline("AllBlocks"), cfg, model)]
     chosen = {kind: BASELINES[kind] for kind in baselines}
@@ -249,30 +256,38 @@ def build_methods(cfg, model, *, targets, baselines=(), seeds=1):
             phases = range(baseline.period)
             methods += [_fixed_method(kind, baseline, cfg, model, phase) for phase in phases]
     for target in targets:
-        learned_cfg = _configure(cfg, cfg.MODEL.BLOCKCOPY.POLICY.NAME, target)
-        methods += [_learned_method(*one, model) for one in _of_seeds(learned_cfg, seeds)]
+        own = _configure(cfg, cfg.MODEL.BLOCKCOPY.POLICY.NAME, target)
+        methods += _learned_methods("blockcopy", own, model, seeds)
+        for name, weights in (policies or {}).items():
+            other = _configure(cfg, name, target)
+            other.MODEL.BLOCKCOPY.POLICY.WEIGHTS = weights
+            methods += _learned_methods(name, other, model, seeds)
         for kind, baseline in chosen.items():
             if baseline.follows_target:
                 own = _configure(cfg, baseline.policy, target)
                 if not baseline.aged:
                     own.MODEL.BLOCKCOPY.POLICY.AGE_WEIGHT = 0.0
                 options = {"target": target, "motion": _motion(baseline, cfg, model)}
-                for one, seed in _of_seeds(own, seeds if baseline.draws else 1):
-                    policy = _build_policy(one, model)
+                for _, policy, seed in _of_seeds(own, model, seeds):
                     methods.append(Method(kind, policy, seed=seed, **options))
     return methods
 
 
-def _of_seeds(cfg, number):
+def _of_seeds(cfg, model, number):
     """
     Yields:
-        tuple[CfgNode, int or None]: a config with a seed of its own, and the seed's number.
+        tuple[CfgNode, Policy, int or None]: a config with a seed of its own, its policy, and the
+        seed's number. Just one of a policy that draws nothing.
     """
     for index in range(number):
         own = cfg.clone()
         own.defrost()
         own.MODEL.BLOCKCOPY.POLICY.SEED += index
-        yield own, index if number > 1 else None
+        policy = _build_policy(own, model)
+        alone = number == 1 or not policy.generators(model.device)
+        yield own, policy, None if alone else index
+        if alone:
+            return
 
 
 def _fixed_method(kind, baseline, cfg, model, phase=0):
@@ -297,20 +312,19 @@ def _motion(baseline, cfg, model):
     return build_motion(cfg)
 
 
-def _learned_method(cfg, seed, model):
+def _learned_methods(kind, cfg, model, seeds):
     options = cfg.MODEL.BLOCKCOPY
-    policy = _build_policy(cfg, model)
-    if not policy.learns:
-        raise ValueError(
-            f"MODEL.BLOCKCOPY.POLICY.NAME is {options.POLICY.NAME}, which does not learn; the"
-            " protocol needs a policy that does, such as LearnedPolicy. The others are --baselines."
-        )
-    policy.load_state_dict(model.policy.state_dict())
-    learner = policy.learner_class(cfg, policy) if options.LEARNER.ENABLED else None
-    if options.POLICY.WEIGHTS:
-        PolicyCheckpointer(policy, learner=learner).load(options.POLICY.WEIGHTS)
-    shown = {"target": options.TARGET, "seed": seed}
-    return Method("blockcopy", policy, learner=learner, motion=model.motion, **shown)
+    for own, policy, seed in _of_seeds(cfg, model, seeds):
+        if not policy.learns:
+            raise ValueError(
+                f"The policy {options.POLICY.NAME} does not learn; the protocol needs one that"
+                " does, such as LearnedPolicy. The others are --baselines."
+            )
+        if kind == "blockcopy":
+            policy.load_state_dict(model.policy.state_dict())
+        learner = build_learner(own, policy)
+        shown = {"target": options.TARGET, "seed": seed}
+        yield Method(kind, policy, learner=learner, motion=model.motion, **shown)
 
 
 def _configure(cfg, policy_name, target=None):

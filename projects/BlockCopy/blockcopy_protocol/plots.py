@@ -1,5 +1,6 @@
 """Accuracy against cost, one curve per kind of method."""
 
+import itertools
 import statistics
 
 from matplotlib.figure import Figure
@@ -8,10 +9,10 @@ from matplotlib.ticker import MaxNLocator
 
 from blockcopy_d2.atomic import atomic_write
 
-__all__ = ["TITLES", "plot_trade_off", "quantity", "spread_of"]
+__all__ = ["plot_trade_off", "quantity", "spread_of", "title_of"]
 
-# What a kind of method is called.
-TITLES = {
+# Names of kinds of methods. That of a further policy is its own.
+_TITLES = {
     "stock": "stock Detectron2",
     "dense": "dense",
     "blockcopy": "BlockCopy",
@@ -58,6 +59,9 @@ _STYLES = {
     "moved difference, no age": {"color": "#E69F00", "marker": "x", "markersize": 6},
     "lower frame rate, moved": {"color": "#56B4E9", "marker": "d", "markersize": 6},
 }
+# Of a policy beside the config's.
+_OTHER = {"marker": "o", "markersize": 6, "linestyle": "--"}
+_OTHER_COLORS = ("#882255", "#332288", "#117733")
 
 
 def quantity(number, noun):
@@ -66,6 +70,17 @@ def quantity(number, noun):
         str: such as "1 clip" or "2 clips".
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def title_of(kind):
+    """
+    Args:
+        kind (str): the key "method" of a row.
+
+    Returns:
+        str: in words.
+    """
+    return _TITLES.get(kind, kind)
 
 
 def plot_trade_off(results, metric, cost, label, path):
@@ -82,7 +97,8 @@ def plot_trade_off(results, metric, cost, label, path):
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for title, kinds in _CURVES.items():
+    kinds_of, styles = _curves(results)
+    for title, kinds in kinds_of.items():
         points = sorted(
             (_cost(row, cost), row[metric], row["target"] or 0, spread_of(row, metric) or 0)
             for row in results["rows"]
@@ -91,7 +107,7 @@ def plot_trade_off(results, metric, cost, label, path):
         if not points:
             continue
         costs, accuracies, targets, spreads = zip(*points)
-        on_top, style = (3 if title in ("dense", "BlockCopy") else 2), _STYLES[title]
+        on_top, style = (3 if title in ("dense", "BlockCopy") else 2), styles[title]
         axes.plot(costs, accuracies, label=title, zorder=on_top, **style)
         if any(spreads):
             bars = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2}
@@ -123,6 +139,18 @@ def plot_trade_off(results, metric, cost, label, path):
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
+
+
+def _curves(results):
+    """
+    Returns:
+        tuple[dict, dict]: the kinds of methods, and the style, of each curve.
+    """
+    known = {kind for kinds in _CURVES.values() for kind in kinds}
+    others = dict.fromkeys(row["method"] for row in results["rows"] if row["method"] not in known)
+    colors = itertools.cycle(_OTHER_COLORS)
+    styles = {kind: {**_OTHER, "color": color} for kind, color in zip(others, colors)}
+    return {**_CURVES, **{kind: (kind,) for kind in others}}, {**_STYLES, **styles}
 
 
 def _cost(row, cost):

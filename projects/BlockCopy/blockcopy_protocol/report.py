@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
 
-from .plots import TITLES, plot_trade_off, quantity, spread_of
+from .plots import plot_trade_off, quantity, spread_of, title_of
 from .stages import plot_stages, stage_table
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
@@ -43,7 +43,7 @@ def markdown_table(results):
     """
     columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
     rows = [
-        [TITLES[row["method"]], *(_format(row.get(key), spec) for key, _, spec in columns)]
+        [title_of(row["method"]), *(_format(row.get(key), spec) for key, _, spec in columns)]
         for row in results["rows"]
     ]
     for cells, row in zip(rows, results["rows"]):
@@ -156,9 +156,11 @@ def _provenance(results):
     ended = "" if results["complete"] else " The run was ended early."
     number = results.get("seeds", 1)
     seeds = f" Mean and standard deviation of {number} seeds." if number > 1 else ""
+    # Results of older versions do not name the policy: it was the paper's.
+    policy = f" ({results['policy']})" if "policy" in results else ""
     return (
         f"{quantity(results['clips'], 'clip')} ({results['frames']} frames) of"
-        f" {results['dataset']}, `{results['config_file']}`, policies warmed on"
+        f" {results['dataset']}, `{results['config_file']}`, policies{policy} warmed on"
         f" {quantity(results['warm_clips'], 'clip')} of"
         f" {results['train_dataset']}{often} per target.{seeds} {device}, torch"
         f" {versions['torch']}, {results['date'][:10]}.{ended}"

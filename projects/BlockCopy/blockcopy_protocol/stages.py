@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
 
-from .plots import TITLES
+from .plots import title_of
 
 __all__ = ["plot_stages", "stage_table"]
 
@@ -95,5 +95,5 @@ def _milliseconds(row):
 
 
 def _title(row):
-    title = TITLES[row["method"]]
+    title = title_of(row["method"])
     return title if row["target"] is None else f"{title}, tau {row['target']:g}"
