@@ -43,6 +43,8 @@ def test_the_budget_holds_for_every_task(name):
         assert abs(executed[target] - target) < 1 / (6 * blocks) + 1e-6, target
         for result in results:
             assert result.executed <= 2 * target + 1e-6
-            assert (result.gain[result.grid.active] >= 0).all(), "gains of executed blocks are known"
+            assert (result.gain[result.grid.active] >= 0).all(), (
+                "gains of executed blocks are known"
+            )
             measured += float(result.learned["gain"])
     assert measured > 0 and model.policy.network.correction.any()
