@@ -139,8 +139,10 @@ class StreamState:
                 frame.
         """
         for own, others in zip(self.all_caches(), other.all_caches(), strict=True):
-            for target, source in zip(own.of_streams(), others.of_streams(), strict=True):
-                target[slot].copy_(source[other_slot])
+            sources = others.of_streams()
+            for key, target in own.of_streams().items():
+                if key in sources:
+                    target[slot].copy_(sources[key][other_slot])
             own.moved |= others.moved
 
     def outputs(self, program):
@@ -187,14 +189,15 @@ class Caches:
         self.moved = False
 
     def of_streams(self):
-        """Tensors (N, ...) of all that is kept of each stream, in an order of their own."""
-        for index in sorted(self.maps):
-            yield self.maps[index].pixels
-        for index in sorted(self.statistics):
-            yield from self.statistics[index]
-        for index in sorted(self.whole):
-            if isinstance(self.whole[index], torch.Tensor):
-                yield self.whole[index]
+        """The tensors (N, ...) of what is kept of each stream, by their place."""
+        found = {("map", index): feature_map.pixels for index, feature_map in self.maps.items()}
+        for index, tensors in self.statistics.items():
+            found |= {("statistics", index, n): tensor for n, tensor in enumerate(tensors)}
+        streams = {len(pixels) for pixels in found.values()}
+        for index, value in self.whole.items():
+            if isinstance(value, torch.Tensor) and value.dim() and len(value) in streams:
+                found["whole", index] = value
+        return found
 
     def tensors(self):
         for feature_map in self.maps.values():

@@ -382,8 +382,12 @@ def test_streams_know_their_own(folder, built, device):
         again.frame  # noqa: B018
 
 
-def test_a_video_goes_on_in_another_batch(folder, built, device):
-    side = Side(folder, built, device, *MOVED, graph=True, learns=False)
+@pytest.mark.parametrize("name", ["mask-rcnn", "deeplab-global"])
+def test_a_video_goes_on_in_another_batch(folder, built, device, name):
+    network = None
+    if name != "mask-rcnn":
+        network = (*SEMANTIC[name], "MODEL.WEIGHTS", "", "MODEL.BLOCKCOPY.BLOCK_SIZE", BLOCK)
+    side = Side(folder, built, device, *MOVED, graph=True, learns=False, network=network)
     videos = [list(panning_clip(device, VECTORS, seed=seed)) for seed in range(2)]
     small, large = side.model.init_state(2), side.model.init_state(4)
     alone = [side.model.init_state() for _ in videos]
