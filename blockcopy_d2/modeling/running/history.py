@@ -131,8 +131,9 @@ class StreamHistory:
         """Forget the video of a stream: its next frame is the first one."""
         if isinstance(self.outputs, list):
             self.outputs[slot] = None
-        self.frame_index[slot] = 0
-        self.broken[slot] = False
+        # An assignment would copy a number from the host, which waits for the device.
+        self.frame_index[slot].fill_(0)
+        self.broken[slot].fill_(False)
 
     def clone(self):
         """Returns a copy in memory of its own."""
