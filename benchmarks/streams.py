@@ -65,25 +65,28 @@ def main():
     cfg = load_config(config_path(args.config_file), [*args.opts, *options])
     path = results_path(f"streams_{args.name}", args.dtype)
     results = json.loads(path.read_text()) if path.exists() else {}
-    for number in args.streams:
-        measured = measure(cfg, images, number, dtype, rounds=args.rounds)
-        if not args.no_dense:
-            measured["best_dense"] = measure_dense(
-                cfg, images, number, dtype, modes=args.compile_modes, rounds=args.rounds
-            )
-        shared = {
-            **environment(),
-            "dtype": args.dtype,
-            "config": args.config_file,
-            "size": list(images[0].shape[1:]),
-            "block_size": args.block_size,
-            "motion": args.motion,
-            "policy": cfg.MODEL.BLOCKCOPY.POLICY.NAME,
-        }
-        results = merged({**results, **shared}, number, measured)
+    results |= {
+        **environment(),
+        "dtype": args.dtype,
+        "config": args.config_file,
+        "size": list(images[0].shape[1:]),
+        "block_size": args.block_size,
+        "motion": args.motion,
+        "policy": cfg.MODEL.BLOCKCOPY.POLICY.NAME,
+    }
+
+    def keep(number, measured):
+        results.update(merged(results, number, measured))
         write_json(path, results)
         plot_streams(path.with_suffix(".png"), results, title=f"{args.name}, {args.dtype}")
         print(f"{number} streams: {json.dumps(measured)}", flush=True)
+
+    for number in args.streams:
+        keep(number, measure(cfg, images, number, dtype, rounds=args.rounds))
+    # Last: to compile a large batch takes minutes.
+    for number in args.streams if not args.no_dense else ():
+        options = {"modes": args.compile_modes, "rounds": args.rounds}
+        keep(number, {"best_dense": measure_dense(cfg, images, number, dtype, **options)})
     print(f"cameras at {RATE} frames per second: {results['cameras_at_25']}")
     print(f"results in {path}")
 
