@@ -37,6 +37,12 @@ def test_a_whole_run(run, read, tmp_path):
     assert dense["executed_fraction"] == 1 and dense["gain_share"] == 1
     assert set(dense["ms_per_stage"]) == {"network", "heads"}
     assert "policy_update" in learned["ms_per_stage"]
+    # Two clips of three frames, the first of which are not chosen.
+    for row in results["rows"]:
+        (point,) = row["course"]
+        assert point["frames"] == 4
+        assert point["executed"] == pytest.approx(row["executed_fraction"])
+        assert point["gain_share"] == pytest.approx(row["gain_share"])
     # 13 of 32 blocks
     assert difference["executed_fraction"] == 13 / 32 and 0 < random["executed_fraction"] < 1
     assert difference["gmacs"] < dense["gmacs"] and 0 < difference["gain_share"] < 1
@@ -51,6 +57,7 @@ def test_a_whole_run(run, read, tmp_path):
     assert [line.split("|")[1].strip() for line in table[2:4]] == ["dense", "BlockCopy"]
     for name in ("ap_gmacs.png", "ap_ms.png"):
         assert Image.open(output / name).size == (960, 630)
+    assert Image.open(output / "course.png").size == (960, 810)
     # Each target has its own policy.
     policies = [torch.load(output / f"policy_{t}.pth", weights_only=True) for t in ("0.4", "1")]
     weights = [p["model"]["network.head.0.weight"] for p in policies]

@@ -4,12 +4,15 @@ import statistics
 import time
 from dataclasses import dataclass, field
 
+import torch
 from detectron2.engine import HookBase
 
 from blockcopy_d2.engine import EvaluationLoop
 from blockcopy_d2.engine.hooks import ScoringHook
 from blockcopy_d2.evaluation.efficiency import EfficiencyMeter
 from blockcopy_d2.evaluation.gain_share import GainShare
+
+from .course import Course
 
 __all__ = ["Measurement", "MeasurementHook", "PartialScoringHook", "ProtocolLoop"]
 
@@ -64,6 +67,7 @@ class Measurement:
         milliseconds (list[float]): of every frame.
         executed (list[float]): executed fraction of every frame but the first ones of clips.
         gain_share (GainShare): against dense outputs; empty where the frames have another size.
+        course (Course): the same frame by frame.
         macs (dict[str, int]): multiply-accumulates of all frames, by stage.
     """
 
@@ -71,6 +75,7 @@ class Measurement:
     milliseconds: list = field(default_factory=list)
     executed: list = field(default_factory=list)
     gain_share: GainShare = field(default_factory=GainShare)
+    course: Course = field(default_factory=Course)
     macs: dict = field(default_factory=dict)
 
     def add(self, run, frame, dense_gain, *, waited=None):
@@ -98,6 +103,8 @@ class Measurement:
             self.executed.append(run.result.grid.fraction)
             if dense_gain.shape == run.result.grid.active.shape:
                 self.gain_share.update(frame, run.result.grid.active, dense_gain)
+                if torch.isfinite(dense_gain).all():
+                    self.course.add(run.result.grid.active, dense_gain)
 
     def summary(self):
         """

@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
 
+from .course import plot_course
 from .plots import plot_trade_off, quantity, spread_of, title_of
 from .stages import plot_stages, stage_table
 
@@ -94,6 +95,7 @@ def write_report(results, folder):
     if results["metrics"]:
         _plot(results, folder)
     plot_stages(results, folder / "stages.png")
+    plot_course(results, folder / "course.png")
     parts = [markdown_table(results), stage_table(results), _provenance(results)]
     parts.append(published_table(results))
     with atomic_write(folder / "results.md") as temporary:

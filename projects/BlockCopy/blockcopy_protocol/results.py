@@ -18,6 +18,7 @@ from blockcopy_d2.data import redact, redact_words
 from blockcopy_d2.engine.machine import processor_name
 from blockcopy_d2.evaluation.summary import headline
 
+from .course import Course
 from .methods import BASELINES
 from .report import write_report
 
@@ -66,12 +67,13 @@ class ResultsHook(HookBase):
 
     def _write(self, complete):
         scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
-        rows = {}
+        rows, courses = {}, {}
         for method in self._methods:
             found = {**scores.get(method.name, {}), **self._measurements[method.name].summary()}
             if method.skips and found:
                 found["ms_median"] = None
             rows.setdefault(method.row, []).append(found)
+            courses.setdefault(method.row, []).append(self._measurements[method.name].course)
         self.results = {
             **self._description,
             "complete": complete,
@@ -80,7 +82,13 @@ class ResultsHook(HookBase):
             "failed_clips": [str(error) for error in self.trainer.failures],
             "metrics": list(next(iter(scores.values()), {})),
             "rows": [
-                {"method": kind, "target": target, **_mean(found), **_each(kind, found)}
+                {
+                    "method": kind,
+                    "target": target,
+                    **_mean(found),
+                    **_each(kind, found),
+                    "course": Course.points(courses[kind, target]),
+                }
                 for (kind, target), found in rows.items()
             ],
         }

@@ -1,0 +1,88 @@
+"""The course of a run: gain share and executed share over the frames since policies started."""
+
+from matplotlib.figure import Figure
+
+from blockcopy_d2.atomic import atomic_write
+
+from .plots import title_of
+
+__all__ = ["Course", "plot_course"]
+
+# Frames that a point of a curve is of.
+WINDOW = 20
+# Of Okabe and Ito.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#000000")
+
+
+class Course:
+    """What every frame of a method executed, and the information gain in these blocks."""
+
+    def __init__(self):
+        self._frames = []
+
+    def add(self, active, gain):
+        """
+        Args:
+            active (Tensor): bool (1, GH, GW), the blocks that a frame executed.
+            gain (Tensor): float (1, GH, GW), of the frame, between dense outputs; finite.
+        """
+        gained = float(gain[active].sum())
+        self._frames.append((float(active.float().mean()), gained, float(gain.sum())))
+
+    @staticmethod
+    def points(courses):
+        """
+        Args:
+            courses (list[Course]): of the methods of a row, on the same frames.
+
+        Returns:
+            list[dict]: per :data:`WINDOW` frames "frames" so far, "executed" (mean share of the
+            blocks) and "gain_share" (of the gain of these frames; None if there was none).
+        """
+        points = []
+        for start in range(0, max(len(x._frames) for x in courses), WINDOW):
+            parts = [frame for x in courses for frame in x._frames[start : start + WINDOW]]
+            executed, gained, total = map(sum, zip(*parts))
+            points.append(
+                {
+                    "frames": start + len(parts) // len(courses),
+                    "executed": executed / len(parts),
+                    "gain_share": gained / total if total else None,
+                }
+            )
+        return points
+
+
+def plot_course(results, path):
+    """
+    Draw gain share and executed share over frames, a curve per method that follows a target.
+
+    Args:
+        results (dict): of results.json. Rows without a target or a course are left out.
+        path (str or Path): of the PNG file.
+    """
+    rows = [row for row in results["rows"] if row["target"] is not None and row.get("course")]
+    figure = Figure(figsize=(6.4, 5.4), dpi=150, layout="constrained")
+    panels = figure.subplots(2, sharex=True)
+    for axes, key, label in zip(
+        panels, ("gain_share", "executed"), ("share of the information gain", "executed share")
+    ):
+        for index, row in enumerate(rows):
+            known = [point for point in row["course"] if point[key] is not None]
+            title = f"{title_of(row)}, $\\tau$ = {row['target']:g}"
+            axes.plot(
+                [point["frames"] for point in known],
+                [point[key] for point in known],
+                label=title,
+                color=_COLORS[index % len(_COLORS)],
+                linewidth=2.2 if row["method"] == "blockcopy" else 1.2,
+            )
+        axes.set_ylabel(label)
+        axes.set_ylim(0, 1.02)
+        axes.grid(color="#E3E3E3", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].set_xlabel("frames since the start")
+    if rows:
+        panels[0].legend(frameon=False, fontsize=8, ncols=2)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
