@@ -69,7 +69,7 @@ def plot_course(results, path):
     ):
         for index, row in enumerate(rows):
             known = [point for point in row["course"] if point[key] is not None]
-            title = f"{title_of(row)}, $\\tau$ = {row['target']:g}"
+            title = f"{title_of(row['method'])}, $\\tau$ = {row['target']:g}"
             axes.plot(
                 [point["frames"] for point in known],
                 [point[key] for point in known],
