@@ -27,7 +27,7 @@ WALKS = {
 
 @pytest.fixture
 def registries(monkeypatch):
-    """What a walk adds is gone after it; the names of all of it."""
+    """Names that a walk has added to registries, by kind; they are gone after it."""
     tables = {
         "policy": POLICY_REGISTRY._obj_map,
         "task": TASK_REGISTRY._obj_map,

@@ -1,4 +1,4 @@
-"""What users call runs streams as graphs where it can, with the results of eager frames."""
+"""Public calls run streams as graphs where they can, with the results of eager frames."""
 
 import json
 

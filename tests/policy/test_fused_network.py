@@ -150,7 +150,7 @@ def test_what_is_not_finite_reaches_the_logits_of_its_stream():
 @pytest.mark.parametrize("num_classes", [1, 19, 80])
 @pytest.mark.parametrize("pixels_per_block", [8, 16, 32])
 def test_windows_end_within_the_padded_map(num_classes, pixels_per_block):
-    """What the last window of a map reads, in whole steps, belongs to the map of its stream."""
+    """The last window of a map reads, in whole steps, only from the map of its stream."""
     network = PolicyNetwork(num_classes=num_classes, pixels_per_block=pixels_per_block)
     convs = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
     for conv in (conv for conv in convs if conv.kernel_size == (3, 3)):

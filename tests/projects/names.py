@@ -1,4 +1,4 @@
-"""Where the project lies, and the data sets that its tests register."""
+"""Folder of the project, and names of the data sets that its tests register."""
 
 from pathlib import Path
 

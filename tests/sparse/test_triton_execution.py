@@ -106,7 +106,7 @@ def test_device_grid_follows_its_active_blocks():
 
 @torch.no_grad()
 def test_lists_are_read_early_only_behind_another_launch():
-    """What runs right after the list of blocks was made has to wait for it."""
+    """The launch right after the one that makes the list of blocks has to wait for it."""
     first, second = (
         BlockSparseModule(torch.nn.Sequential(*convs).eval().to(DEVICE), backend="triton")
         for convs in (
