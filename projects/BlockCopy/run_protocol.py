@@ -5,7 +5,7 @@ DATASETS.TEST with every method side by side and scores their labelled frames:
 
     python projects/BlockCopy/run_protocol.py --warm-clips 20 --clips 20 --targets 0.3 0.5 0.7
 
-Leaves results.json, results.md and three plots. Ctrl-C ends the run early and scores what was run;
+Leaves results.json, results.md and plots. Ctrl-C ends the run early and scores what was run;
 policies that are being warmed are saved as policy_<target>_unfinished.pth.
 """
 
