@@ -213,6 +213,7 @@ class WeightsCheckpointer(SafeCheckpointer):
 
     # Parameters that may be missing.
     optional_prefix = "policy."
+    _advice = "Use the config that the weights were trained with."
 
     def _other_form(self, message):
         raise ValueError(message)
@@ -263,8 +264,8 @@ class WeightsCheckpointer(SafeCheckpointer):
             problems.append(f"{len(shapes)} have another shape ({_abridge(shapes)})")
         if problems:
             raise ValueError(
-                f"The weights {self._path} do not fit the model: {'; '.join(problems)}. Use the"
-                " config that the weights were trained with."
+                f"The weights {self._path} do not fit the model: {'; '.join(problems)}."
+                f" {self._advice}"
             )
         incompatible.missing_keys.clear()
         super()._log_incompatible_keys(incompatible)
@@ -276,6 +277,14 @@ class PolicyCheckpointer(WeightsCheckpointer):
     optional_prefix = ""
     file_prefix = "policy"
     takes_pickles = False
+
+    @property
+    def _advice(self):
+        name = type(self.model).__name__
+        return (
+            f"The policy is {name}: set MODEL.BLOCKCOPY.POLICY.NAME to the one that they are of, and"
+            " use the config that it was warmed with."
+        )
 
     def __init__(self, policy, save_dir="", *, learner=None):
         """

@@ -17,7 +17,7 @@ from torch import nn
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import PolicyCheckpointer, WeightsCheckpointer, load_config
 from blockcopy_d2.engine.checkpoint import UnreadableCheckpointError
-from blockcopy_d2.policy import LearnedPolicy, OnlineLearner
+from blockcopy_d2.policy import ExpectedGain, LearnedPolicy, OnlineLearner
 from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
 
@@ -357,6 +357,22 @@ def test_a_policy_for_other_classes_does_not_fit(tmp_path):
     PolicyCheckpointer(LearnedPolicy(num_classes=2), str(tmp_path)).save("policy")
     with pytest.raises(ValueError, match="do not fit.*network.backbone.0.weight"):
         PolicyCheckpointer(LearnedPolicy(num_classes=3)).load(str(tmp_path / "policy.pth"))
+
+
+def test_weights_of_another_policy_name_the_key(tmp_path):
+    PolicyCheckpointer(LearnedPolicy(num_classes=2), str(tmp_path)).save("policy")
+    with pytest.raises(ValueError, match="network.correction.*ExpectedGain: set .*POLICY.NAME to"):
+        PolicyCheckpointer(ExpectedGain(target=0.3)).load(str(tmp_path / "policy.pth"))
+
+
+def test_a_policy_that_expects_gains_fits_any_model(tmp_path):
+    policy = ExpectedGain(target=0.3, pixel_std=(1.0, 1.0, 1.0))
+    policy.network.correction.data.uniform_()
+    PolicyCheckpointer(policy, str(tmp_path)).save("policy")
+    other = ExpectedGain(target=0.1, pixel_std=(57.0, 57.0, 58.0))
+    PolicyCheckpointer(other).load(str(tmp_path / "policy.pth"))
+    assert torch.equal(other.network.correction, policy.network.correction)
+    assert other.target == 0.1
 
 
 def test_a_detector_is_no_policy(cfg):
