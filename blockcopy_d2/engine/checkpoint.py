@@ -282,8 +282,8 @@ class PolicyCheckpointer(WeightsCheckpointer):
     def _advice(self):
         name = type(self.model).__name__
         return (
-            f"The policy is {name}: set MODEL.BLOCKCOPY.POLICY.NAME to the one that they are of, and"
-            " use the config that it was warmed with."
+            f"The policy is {name}: set MODEL.BLOCKCOPY.POLICY.NAME to the one that they are of,"
+            " and use the config that it was warmed with."
         )
 
     def __init__(self, policy, save_dir="", *, learner=None):
