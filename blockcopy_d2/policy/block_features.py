@@ -19,12 +19,14 @@ from blockcopy_d2.kernels import triton_runs_on
 
 __all__ = ["FEATURES", "block_features", "block_means"]
 
+EDGE_FLOOR = 0.02
+
 # By name: the weight that a policy starts from, and the floor of its logarithm, in means of all
 # blocks: what lies below is noise. The weights are those that predict the gains of three networks
 # (an instance detector, two of semantic segmentation) alike; see docs/policy.md.
 FEATURES = {
-    # Mean of the difference to the picture last executed, at the edges of the output: there it
-    # moves a border.
+    # Mean of the difference to the picture last executed, times the edges of the output: there it
+    # moves a border. Elsewhere it counts EDGE_FLOOR, for what comes into an empty picture.
     "edge_difference": (0.45, 0.5),
     # Means of the difference, of the largest one of 4 x 4 pixels, of the edges of the output and of
     # the picture, and of what is missing to a sure output.
@@ -97,7 +99,8 @@ def block_means_reference(frame, frame_state, output, pixel_scale, grid_shape):
     texture = _largest_step((frame * scale).mean(dim=1, keepdim=True))
     doubt = 1 - output.amax(dim=1, keepdim=True)
     peak = F.avg_pool2d(difference, kernel_size=4)
-    maps = torch.cat([edge * difference, difference, edge, texture, doubt.clamp_min(0)], dim=1)
+    at_edges = (edge + EDGE_FLOOR) * difference
+    maps = torch.cat([at_edges, difference, edge, texture, doubt.clamp_min(0)], dim=1)
     means = F.adaptive_avg_pool2d(maps, tuple(grid_shape))
     peak = F.adaptive_max_pool2d(peak, tuple(grid_shape))
     return torch.cat([means[:, :2], peak, means[:, 2:]], dim=1)

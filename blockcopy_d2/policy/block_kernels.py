@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .block_features import EDGE_FLOOR
+
 __all__ = ["block_means_triton"]
 
 _NUM_MEANS = 6
@@ -31,7 +33,16 @@ def _steps(pixel, value, stride_row, has_right, has_below, exists):
 
 @triton.jit
 def block_means_kernel(
-    frame_ptr, state_ptr, output_ptr, scale_ptr, out_ptr, K, rows, columns, P: tl.constexpr
+    frame_ptr,
+    state_ptr,
+    output_ptr,
+    scale_ptr,
+    out_ptr,
+    K,
+    rows,
+    columns,
+    P: tl.constexpr,
+    EDGE_FLOOR: tl.constexpr,
 ):
     """A program takes the pixels of one block of one stream."""
     column, row, stream = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -71,7 +82,8 @@ def block_means_kernel(
     peak = tl.max(tl.max(cells, 1), 0)
     blocks = rows * columns
     out = out_ptr + stream * 6 * blocks + row * columns + column
-    tl.store(out, tl.sum(tl.sum(edge * difference, 1), 0) / (P * P))
+    at_edges = (edge + EDGE_FLOOR) * difference
+    tl.store(out, tl.sum(tl.sum(at_edges, 1), 0) / (P * P))
     tl.store(out + blocks, tl.sum(tl.sum(difference, 1), 0) / (P * P))
     tl.store(out + 2 * blocks, peak)
     tl.store(out + 3 * blocks, tl.sum(tl.sum(edge, 1), 0) / (P * P))
@@ -87,5 +99,6 @@ def block_means_triton(frame, frame_state, output, pixel_scale, grid_shape):
     out = torch.empty(streams, _NUM_MEANS, rows, columns, device=frame.device)
     maps = (x.float().contiguous() for x in (frame, frame_state, output, pixel_scale))
     launch = block_means_kernel[(columns, rows, streams)]
-    launch(*maps, out, classes, rows, columns, P=frame.shape[-2] // rows, num_warps=4)
+    constants = {"P": frame.shape[-2] // rows, "EDGE_FLOOR": EDGE_FLOOR}
+    launch(*maps, out, classes, rows, columns, **constants, num_warps=4)
     return out
