@@ -39,9 +39,11 @@ from .running import (
     inference_autocast,
     learn,
     run_frame,
+    run_videos,
     stream_bytes,
 )
-from .running.steps import check_first_frames, check_images, check_inputs, fit_to_size, given_blocks
+from .running.inputs import check_first_frames, check_inputs, given_blocks
+from .running.steps import fit_to_size
 from .tasks import build_task
 
 __all__ = ["BlockCopyVideoModel"]
@@ -257,60 +259,7 @@ class BlockCopyVideoModel(ModuleProxy):
                 f"{in_video.count(False)} of {len(in_video)} inputs of a batch have no 'video_id'."
                 " Give every frame one, or none to run them as still images."
             )
-        outputs = [None] * len(batched_inputs)
-        for tick in self._ticks(batched_inputs):
-            results = self._next_frames([batched_inputs[n] for n in tick])
-            for n, result in zip(tick, results, strict=True):
-                outputs[n] = result.output
-        return outputs
-
-    def _ticks(self, batched_inputs):
-        """Yields numbers of the inputs that can run as one batch, where that is one graph: frames
-        of different videos, of one size. Frames of a video stay in their order."""
-        if not FrameGraph.serves(self, VideoStream()):
-            yield from ([n] for n in range(len(batched_inputs)))
-            return
-        start, videos = 0, []
-        for n, inputs in enumerate(batched_inputs):
-            if inputs["video_id"] in videos or len(videos) == self.streams.max_streams:
-                yield from _by_size(batched_inputs, range(start, n))
-                start, videos = n, []
-            videos.append(inputs["video_id"])
-        yield from _by_size(batched_inputs, range(start, len(batched_inputs)))
-
-    def _next_frames(self, frames):
-        with self.lock:
-            ids = [(inputs["video_id"], inputs.get("frame_index")) for inputs in frames]
-            if len(frames) == 1 and not self.streams.is_in_batch(ids[0][0]):
-                stream = self.streams.get(*ids[0])
-                return [self.step(frames[0], stream, learner=self.learner)]
-            image_size = check_images(frames)
-            streams, slots, moved = self.streams.get_batch(ids, image_size)
-            inputs = [None] * streams.num_streams
-            for slot, one in zip(slots, frames, strict=True):
-                inputs[slot] = one
-            if moved:
-                self._take_over(inputs, streams, moved)
-            learns = self.learner is not None
-            results = self._step_batch(inputs, streams, learning=learns, grid=None)
-            results = [results[slot] for slot in slots]
-            # Every frame is a lesson, as if it had come by itself.
-            lessons = [results] if streams.graph is None else [[result] for result in results]
-            for lesson in lessons if learns else ():
-                learn(self.learner, self, lesson)
-            return results
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _take_over(self, inputs, streams, moved):
-        """Goes on with videos of other streams, see :meth:`StreamBatch.take_over`."""
-        if not streams.started:
-            # What they have is overwritten: a first frame gives everything its place.
-            self._step_batch(inputs, streams, learning=False, grid=None)
-            for slot in range(streams.num_streams):
-                streams.reset(slot)
-        for move in moved:
-            streams.take_over(*move)
+        return [result.output for result in run_videos(self, batched_inputs)]
 
     @torch.inference_mode(False)
     def init_state(self, num_streams=None, *, own_policies=False):
@@ -504,16 +453,6 @@ def _is_shortage(error):
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__context__
     return error is not None
-
-
-def _by_size(inputs, numbers):
-    """list[list[int]]: the numbers of the inputs whose images and outputs are of one size."""
-    groups = {}
-    for n in numbers:
-        size = getattr(inputs[n].get("image"), "shape", None)
-        key = size, inputs[n].get("height"), inputs[n].get("width")
-        groups.setdefault(key, []).append(n)
-    return list(groups.values())
 
 
 def _without_init(cls):

@@ -16,5 +16,6 @@ from .scene_cut import scene_cuts
 from .stream import StreamBatch, VideoStream
 from .stream_pool import StreamPool
 from .timing import StageTimer
+from .videos import run_videos
 
 __all__ = [k for k in globals().keys() if not k.startswith("_")]

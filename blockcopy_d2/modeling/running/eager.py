@@ -12,6 +12,7 @@ from detectron2.layers import move_device_like
 from blockcopy_d2.policy import Decision
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 
+from .inputs import fill_slots
 from .mac_counter import MacCounter
 from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
@@ -20,7 +21,6 @@ from .steps import (
     all_blocks,
     at_policy_resolution,
     choose_blocks,
-    fill_slots,
     find_cuts,
     normalize,
     policies_of,

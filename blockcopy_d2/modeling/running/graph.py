@@ -21,10 +21,11 @@ from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
 from ..fixed_shape import FrameSizes, find_static_heads
 from .captured_learning import CapturedLearning
 from .frame_capture import FrameCapture
+from .inputs import put_image
 from .memory import StreamMemory
 from .readout import Readout
 from .result import CapturedFrameResult
-from .steps import all_blocks, policies_of, put_image
+from .steps import all_blocks, policies_of
 from .timing import StageTimer
 
 __all__ = ["FrameGraph"]

@@ -1,0 +1,96 @@
+"""
+Frames of videos that a model is given by their id: which of them run together, and where.
+
+Shape shorthand: N streams of a batch.
+"""
+
+import torch
+
+from .graph import FrameGraph
+from .inputs import check_images
+from .learning import learn
+from .stream import VideoStream
+
+__all__ = ["run_videos"]
+
+
+def run_videos(model, batched_inputs):
+    """
+    Run frames of videos, and teach the policy of each as if it came by itself. Where frames are
+    graphs, those of different videos are one batch; elsewhere they run one by one.
+
+    Args:
+        model (BlockCopyVideoModel):
+        batched_inputs (list[dict]): Detectron2's input dicts with "video_id" and "frame_index";
+            those of a video in their order.
+
+    Returns:
+        list[FrameResult]: of every input.
+    """
+    results = [None] * len(batched_inputs)
+    for tick in _ticks(model, batched_inputs):
+        with model.lock:
+            frames = _run_tick(model, [batched_inputs[n] for n in tick])
+        for n, result in zip(tick, frames, strict=True):
+            results[n] = result
+    return results
+
+
+def _ticks(model, inputs):
+    """Yields the numbers of the inputs that run together."""
+    if not FrameGraph.serves(model, VideoStream()):
+        yield from ([n] for n in range(len(inputs)))
+        return
+    start, videos = 0, []
+    for n, one in enumerate(inputs):
+        if one["video_id"] in videos or len(videos) == model.streams.max_streams:
+            yield from _by_size(inputs, range(start, n))
+            start, videos = n, []
+        videos.append(one["video_id"])
+    yield from _by_size(inputs, range(start, len(inputs)))
+
+
+def _by_size(inputs, numbers):
+    """list[list[int]]: the numbers of the inputs whose images and outputs are of one size."""
+    groups = {}
+    for n in numbers:
+        size = getattr(inputs[n].get("image"), "shape", None)
+        key = size, inputs[n].get("height"), inputs[n].get("width")
+        groups.setdefault(key, []).append(n)
+    return list(groups.values())
+
+
+def _run_tick(model, frames):
+    """list[FrameResult]: of frames of different videos, of one size."""
+    learner = model.learner
+    ids = [(inputs["video_id"], inputs.get("frame_index")) for inputs in frames]
+    if len(frames) == 1 and not model.streams.is_in_batch(ids[0][0]):
+        stream = model.streams.get(*ids[0])
+        return [model.step(frames[0], stream, learner=learner)]
+    streams, slots, moved = model.streams.get_batch(ids, check_images(frames))
+    inputs = [None] * streams.num_streams
+    for slot, one in zip(slots, frames, strict=True):
+        inputs[slot] = one
+    if moved:
+        _take_over(model, inputs, streams, moved)
+    results = model.step_batch(inputs, streams, learning=learner is not None)
+    results = [results[slot] for slot in slots]
+    if learner is not None:
+        # Outside of a graph decisions are one to learn from.
+        lessons = [results] if streams.graph is None else [[result] for result in results]
+        for lesson in lessons:
+            learn(learner, model, lesson)
+    return results
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _take_over(model, inputs, streams, moved):
+    """Goes on with videos of other streams, see :meth:`StreamBatch.take_over`."""
+    if not streams.started:
+        # What they have is overwritten: a first frame gives everything its place.
+        model.step_batch(inputs, streams)
+        for slot in range(streams.num_streams):
+            streams.reset(slot)
+    for move in moved:
+        streams.take_over(*move)
