@@ -10,7 +10,9 @@ from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
 
 
-@pytest.mark.parametrize("policy", ["LearnedPolicy", "ExpectedGain"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("LearnedPolicy", marks=pytest.mark.slow), "ExpectedGain"]
+)
 def test_what_is_measured(tmp_path, monkeypatch, policy):
     monkeypatch.setattr(frame_graph, "_has_graphs", lambda model: True)
     opts = ["MODEL.BLOCKCOPY.ENABLED", "True", "MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching"]

@@ -298,5 +298,6 @@ def test_the_blockcopy_config_runs_what_the_detector_s_config_trains(detector):
     blocks, policy = trained.MODEL.BLOCKCOPY, run.MODEL.BLOCKCOPY.POLICY
     blocks.BLOCK_SIZE = run.MODEL.BLOCKCOPY.BLOCK_SIZE
     blocks.POLICY.PIXELS_PER_BLOCK = policy.PIXELS_PER_BLOCK
+    blocks.POLICY.NAME = policy.NAME
     blocks.MOTION.NAME = run.MODEL.BLOCKCOPY.MOTION.NAME
     assert base_config(run).MODEL.dump() == base_config(trained).MODEL.dump()

@@ -17,6 +17,7 @@ from tests.motion.moving import some_field  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def test_compiles_for_hopper():
@@ -29,7 +30,9 @@ def test_compiles_for_hopper():
         assert kernel["wide_loads"] or kernel["name"] != "move_kernel"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(x, marks=pytest.mark.slow) for x in HALVES)]
+)
 def test_maps_of_many_shapes_move_in_one_call(dtype):
     """Parts of wider rows, few channels, strides above and below the cells, two streams."""
     size, cell_size, block_size = (48, 80), 8, 16

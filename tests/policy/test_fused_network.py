@@ -79,10 +79,10 @@ def reference(network, observation):
 @pytest.mark.parametrize(
     "grid_shape,num_classes,pixels_per_block,streams,num_sms,pack",
     [
-        ((1, 1), 8, 32, 1, 1, None),
+        pytest.param((1, 1), 8, 32, 1, 1, None, marks=pytest.mark.slow),
         ((3, 1), 19, 8, 2, 1, (2, 128)),  # odd, several streams
         ((1, 2), 80, 8, 1, 64, None),  # many classes, and the tiles of a large GPU
-        ((1, 3), 1, 8, 1, 1, (4, 64)),
+        pytest.param((1, 3), 1, 8, 1, 1, (4, 64), marks=pytest.mark.slow),
     ],
 )
 def test_logits_are_those_of_the_layers(

@@ -126,6 +126,7 @@ def test_stages_of_a_frame(run, read, tmp_path):
     assert Image.open(tmp_path / "output" / "stages.png").width == 960
 
 
+@pytest.mark.slow
 def test_loading_may_count(run, read, monkeypatch):
     from blockcopy_protocol.loop import ProtocolLoop
 

@@ -90,16 +90,18 @@ def check_model(model, size, block_size, batch=1):
 
 
 # Their operators are those of the other networks: one size of blocks will do.
-_ALIKE = ("R50-FPN", "R50-DC5", "X101-FPN", "RetinaNet")
+_ALIKE = ("R50-FPN", "R50-C4", "R50-DC5", "X101-FPN", "RetinaNet")
+
+
+def often(name, *values, slow=True):
+    """Parameters of a test that is slow for networks like others."""
+    marks = pytest.mark.slow if slow and name in _ALIKE else ()
+    return pytest.param(name, *values, marks=marks)
 
 
 @pytest.mark.parametrize(
     "name, block_size",
-    [
-        pytest.param(name, size, marks=pytest.mark.slow if name in _ALIKE and size != 64 else ())
-        for name in ZOO
-        for size in (32, 64, 128)
-    ],
+    [often(name, size, slow=size != 64) for name in ZOO for size in (32, 64, 128)],
 )
 def test_matches_oracle(name, block_size):
     check_network(name, (333, 517), block_size)
@@ -114,7 +116,7 @@ def test_matches_oracle_at_coco_size(name):
     check_network(name, (800, 1333), 128)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [often(name) for name in ZOO])
 def test_batch_of_two_streams(name):
     check_network(name, (224, 357), 64, batch=2)
 

@@ -33,7 +33,9 @@ def a_model(block_size, pixels_per_block, divisibility):
         (64, 8, (70, 90), (96, 96)),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.float32]
+)
 def test_preparation(block_size, pixels_per_block, size, canvas, dtype):
     model = a_model(block_size, pixels_per_block, 32)
     images = torch.randint(0, 256, (2, 3, *size), device=DEVICE).to(torch.uint8)
