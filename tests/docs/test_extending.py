@@ -79,7 +79,9 @@ def test_a_walk(walk, kind, name, registries, tmp_path, monkeypatch):
     assert registries()[kind] == {name}
 
 
-@pytest.mark.parametrize("first", ["detectron2", "blockcopy_d2"])
+@pytest.mark.parametrize(
+    "first", ["detectron2", pytest.param("blockcopy_d2", marks=pytest.mark.slow)]
+)
 def test_a_file_of_ones_own_is_seen_by_the_scripts(first, tmp_path):
     (code,) = WALKS["A policy"]
     assert "DETECTRON2_ENV_MODULE=checkerboard.py" in PAGE

@@ -77,7 +77,11 @@ def test_images_of_different_sizes_in_a_batch(family, pair):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [(1, 40), (70, 3), (20, 500)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 40), *(pytest.param(x, marks=pytest.mark.slow) for x in ((70, 3), (20, 500)))],
+    ids=str,
+)
 def test_tiny_and_long_images(family, size, pair):
     stock, model = pair(family)
     (image,) = pixels(size)

@@ -37,8 +37,24 @@ def poison(*modules):
             program.lowered.scratch.fill_(0xFF)
 
 
+# Interpreted kernels are slow: of operators that are cases of others these are always run, all of
+# them where there is a GPU.
+OFTEN = (
+    *("conv1x1_stride2", "conv3x3", "conv3x3_dilated6", "conv3x3_grouped", "conv7x7_stride2"),
+    *("conv_asymmetric", "max_pool", "avg_pool_border_excluded", "nearest", "bilinear_x2"),
+    *("bilinear_corners", "transposed_k4s2p1", "batch_norm_first", "conv_batch_norm_add_relu"),
+    *("add_in_place", "group_norm_then_conv", "global_mean", "uneven_cells", "cat_then_conv"),
+    *("split", "softmax", "silu", "no_rule"),
+)
+
+
+def often(case):
+    interpreted = DEVICE == "cpu" and case not in OFTEN
+    return pytest.param(case, marks=pytest.mark.slow) if interpreted else case
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", map(often, CASES))
 def test_rule(case):
     size, block_size, batch = (21, 41), 8, 2
     if case in UPSAMPLED:

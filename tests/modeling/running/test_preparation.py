@@ -26,7 +26,7 @@ def a_model(block_size, pixels_per_block, divisibility):
 @pytest.mark.parametrize(
     "block_size, pixels_per_block, size, canvas",
     [
-        (128, 32, (128, 256), (128, 256)),
+        pytest.param(128, 32, (128, 256), (128, 256), marks=pytest.mark.slow),
         (128, 32, (100, 230), (128, 256)),
         (64, 32, (96, 150), (96, 160)),
         (32, 32, (40, 50), (64, 64)),
