@@ -166,15 +166,8 @@ class Stream:
         return self._captured(run, capturable=estimator.capturable)
 
     def _history(self, field):
-        stream = self.stream
-        kept = stream.frame_state, stream.painted, list(stream.outputs)
-
-        def run():
-            stream.frame_state, stream.painted, outputs = kept
-            stream.outputs = list(outputs)
-            move_history(self.model, stream, field)
-
-        return self._captured(run)
+        history = self.stream.history
+        return self._captured(lambda: move_history(self.model, history, field))
 
     def _caches(self, maps, grid, field):
         mover, features = self.movers[maps], self.stream.features
