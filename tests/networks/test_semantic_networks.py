@@ -45,15 +45,15 @@ NETWORKS = {
 }  # fmt: skip
 # The head of "deeplab" pools over windows of its training crop, of which frames must be a multiple.
 CASES = [
-    ("swiftnet-18", (128, 256), 32),
+    pytest.param("swiftnet-18", (128, 256), 32, marks=pytest.mark.slow),
     ("swiftnet-18", (165, 230), 64),
-    ("swiftnet-50", (256, 512), 128),
+    pytest.param("swiftnet-50", (256, 512), 128, marks=pytest.mark.slow),
     ("swiftnet-50", (165, 230), 32),
     ("deeplab", (128, 256), 64),
-    ("deeplab", (64, 128), 32),
-    ("deeplab-global", (128, 256), 32),
+    pytest.param("deeplab", (64, 128), 32, marks=pytest.mark.slow),
+    pytest.param("deeplab-global", (128, 256), 32, marks=pytest.mark.slow),
     ("deeplab-global", (165, 230), 64),
-    ("deeplab-global", (165, 230), 128),
+    pytest.param("deeplab-global", (165, 230), 128, marks=pytest.mark.slow),
 ]
 
 
