@@ -295,7 +295,7 @@ class VideoPredictor:
                 del image, vectors
 
     def _send(self, image, *, stays=False):
-        """What :meth:`_map` takes of a frame; see :meth:`Uploader.send`."""
+        """Returns a frame in the form that :meth:`_map` takes; see :meth:`Uploader.send`."""
         if isinstance(image, torch.Tensor):
             return SentPicture(image)
         return self._uploader_now().send(image, stays=stays) if self._sends else image

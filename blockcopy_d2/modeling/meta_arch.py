@@ -449,7 +449,7 @@ def _frames_of_streams(inference, args, kwargs):
 
 
 def _is_shortage(error):
-    """Whether too little memory is what an error came of."""
+    """Tells whether an error came of too little memory."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__context__
     return error is not None

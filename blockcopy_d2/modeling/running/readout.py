@@ -54,7 +54,7 @@ class Readout:
         return run(lambda: self._result.instances_of(image, self._count(image), run_later=run))
 
     def _beside(self, timer, function):
-        """What a function gives, called on the other stream; the current one waits for it."""
+        """Calls a function on the other stream, for which the current one waits."""
         if self._side is None:
             with timer.stage("inference"):
                 return function()

@@ -15,7 +15,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 
 
 class Course:
-    """What every frame of a method executed, and the information gain in these blocks."""
+    """Executed blocks of every frame of a method, and the information gain in them."""
 
     def __init__(self):
         self._frames = []
