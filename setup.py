@@ -7,6 +7,14 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
+
+def version():
+    """What blockcopy_d2/__init__.py says: importing it would need what is to be installed."""
+    lines = (ROOT / "blockcopy_d2" / "__init__.py").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("__version__ = "))
+    return line.split('"')[1]
+
+
 packages = find_packages(include=["blockcopy_d2", "blockcopy_d2.*"])
 package_dir = {}
 for folder in ("configs", "weights"):
@@ -16,7 +24,7 @@ for folder in ("configs", "weights"):
 
 setup(
     name="blockcopy-d2",
-    version="0.1.0",
+    version=version(),
     description="BlockCopy for Detectron2: faster video with the weights you have",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -40,5 +48,13 @@ setup(
         "torch>=2.6",
         "tqdm",
     ],
-    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff"]},
+    extras_require={
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "gpu-decode": ["torchcodec>=0.8"],
+        "metrics": ["prometheus-client>=0.20"],
+        "parquet": ["pyarrow>=14"],
+        "ray": ["ray[data]>=2.30"],
+        "test": ["hypothesis", "prometheus-client>=0.20", "pytest", "pytest-xdist", "ruff"],
+        "track": ["trackers>=2.0"],
+    },
 )

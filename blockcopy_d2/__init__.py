@@ -2,18 +2,26 @@
 
 :func:`add_blockcopy_config` adds the config keys and :func:`enable_blockcopy` turns the switch
 ``MODEL.BLOCKCOPY.ENABLED`` into the names Detectron2's registries build. The registered classes
-live in :mod:`blockcopy_d2.modeling`. :func:`accelerate` and :class:`VideoPredictor`, for those who
-have a model and a video, are imported when they are asked for.
+live in :mod:`blockcopy_d2.modeling`. :func:`accelerate` and :class:`VideoPredictor` are for those
+who have a model and a video. Every name is imported when it is first used.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .config import (
+        add_blockcopy_config,
+        base_config,
+        check_blockcopy_config,
+        enable_blockcopy,
+    )
     from .engine.acceleration import accelerate
     from .engine.predictor import VideoPredictor
 
-__version__ = "0.1.0"
+# The one place of it: setup.py reads this line.
+__version__ = "0.2.0"
 
 __all__ = [
     "VideoPredictor",
@@ -24,25 +32,27 @@ __all__ = [
     "enable_blockcopy",
 ]
 
-# Of sub-packages that import all of the others: whoever needs the config keys only does without.
-_LAZY = {
+# Importing PyTorch and Detectron2 takes seconds.
+_MODULES = {
     "VideoPredictor": "blockcopy_d2.engine.predictor",
     "accelerate": "blockcopy_d2.engine.acceleration",
+    "add_blockcopy_config": "blockcopy_d2.config",
+    "base_config": "blockcopy_d2.config",
+    "check_blockcopy_config": "blockcopy_d2.config",
+    "enable_blockcopy": "blockcopy_d2.config",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# Imports $DETECTRON2_ENV_MODULE, which may import from here: before a module of ours is half done.
-import detectron2  # noqa: E402, F401, I001
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
-from .config import (  # noqa: E402
-    add_blockcopy_config,
-    base_config,
-    check_blockcopy_config,
-    enable_blockcopy,
-)
+
+# Detectron2 imports that file, which may import from here: before a module of ours is half done.
+if os.environ.get("DETECTRON2_ENV_MODULE"):
+    import detectron2  # noqa: F401

@@ -1,14 +1,23 @@
-"""The wheel is complete: it works from another folder, without the clone."""
+"""
+Wheel and source distribution are complete: they work from another folder, without the clone.
+Importing the package is quick.
+"""
 
 import ast
+import importlib.metadata
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import blockcopy_d2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,17 +47,38 @@ for weights in sorted(shipped_folder("weights").glob("*.pth")):
     print("weights", weights.name)
 """
 
+# Prints the version, then what is required and not there.
+CHECK_REQUIREMENTS = """
+from importlib.metadata import distribution
+from packaging.requirements import Requirement
+
+package = distribution("blockcopy-d2")
+print(package.version)
+for requirement in map(Requirement, package.requires):
+    if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if not requirement.specifier.contains(distribution(requirement.name).version):
+            print(requirement)
+"""
+
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The folder of an unpacked wheel, built from a copy so that the checkout stays as it is."""
+def clone(tmp_path_factory):
+    """A copy of what is packed, so that the checkout stays as it is."""
     clone = tmp_path_factory.mktemp("clone")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "MANIFEST.in", "README.md"):
+        shutil.copy(ROOT / name, clone)
+    for name in ("demo.py", "train_net.py"):
         shutil.copy(ROOT / name, clone)
     for name in ("blockcopy_d2", "configs", "weights"):
         if (ROOT / name).is_dir():
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, clone / name, ignore=ignore)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def wheel(clone, tmp_path_factory):
+    """The folder of an unpacked wheel, with the wheel beside it."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
@@ -122,3 +152,86 @@ def test_installation_replaces_no_detectron2(wheel):
     ]
     assert "torch>=2.6" in required
     assert not any("detectron2" in line or "==" in line.split(";")[0] for line in required)
+
+
+def test_the_version_stands_in_one_place(wheel):
+    (metadata,) = wheel.glob("*.dist-info/METADATA")
+    assert f"\nVersion: {blockcopy_d2.__version__}\n" in metadata.read_text()
+    line = re.compile(r"version\w*\s*[=:]\s*[\"']\d", re.IGNORECASE)
+    files = [ROOT / "setup.py", ROOT / "pyproject.toml", *(ROOT / "blockcopy_d2").rglob("*.py")]
+    found = [path.name for path in files if line.search(path.read_text())]
+    assert found == ["__init__.py"]
+
+
+def test_every_extra_is_there(wheel):
+    (folder,) = wheel.glob("*.dist-info")
+    extras = importlib.metadata.Distribution.at(folder).metadata.get_all("Provides-Extra")
+    assert {"docs", "gpu-decode", "metrics", "parquet", "ray", "test", "track"} <= set(extras)
+
+
+def loaded_by(statement):
+    """
+    Returns:
+        tuple[set[str], float]: modules that a new interpreter has loaded after ``statement``, and
+        the seconds that it took.
+    """
+    program = (
+        f"import time; start = time.perf_counter(); {statement}; took = time.perf_counter() - start"
+        "; import json, sys; print(json.dumps([list(sys.modules), took]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names, seconds = json.loads(done.stdout)
+    return set(names), seconds
+
+
+def test_importing_the_package_is_quick():
+    names, seconds = loaded_by("import blockcopy_d2")
+    assert seconds < 1.5 and not names & {"torch", "detectron2", "matplotlib", "av"}
+
+
+def test_nothing_is_imported_that_only_drawing_and_decoding_need():
+    names, _ = loaded_by(
+        "from blockcopy_d2 import VideoPredictor, accelerate;"
+        " import blockcopy_d2.data, blockcopy_d2.engine, blockcopy_d2.visualization"
+    )
+    assert "torch" in names
+    extras = {"prometheus_client", "pyarrow", "ray", "torchcodec", "trackers"}
+    assert not names & ({"av", "jinja2", "matplotlib", "scipy"} | extras)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_installed_into_an_empty_environment(kind, wheel, clone, tmp_path):
+    """What the package requires is found in the environment of the tests."""
+    if kind == "wheel":
+        (package,) = wheel.parent.glob("*.whl")
+    else:
+        build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+        command = [sys.executable, "-c", build, str(tmp_path)]
+        subprocess.run(command, cwd=clone, check=True, capture_output=True)
+        (package,) = tmp_path.glob("*.tar.gz")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def call(*command):
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    site = Path(call(python, "-c", "import site; print(site.getsitepackages()[0])").strip())
+    # Its .pth files, such as that of an editable installation, do not count.
+    (site / "required.pth").write_text(sysconfig.get_path("purelib"))
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps")
+    call(*install, "--no-index", "--no-build-isolation", package)
+    lines = set(call(python, "-c", USE_THE_WHEEL, site).split("\n"))
+    assert {f"config {name}" for name in shipped(ROOT / "configs", ".yaml")} <= lines
+    assert {f"weights {name}" for name in shipped(ROOT / "weights", ".pth")} <= lines
+    assert call(python, "-c", CHECK_REQUIREMENTS).split() == [blockcopy_d2.__version__]
+    for module in ("report", "data.streetclips"):
+        assert "usage: " in call(python, "-m", f"blockcopy_d2.{module}", "--help")
