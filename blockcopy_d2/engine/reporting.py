@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from blockcopy_d2 import visualization
 from blockcopy_d2.evaluation.gathering import STOPPED_LIMIT, arrivals
 from blockcopy_d2.evaluation.summary import RunRecord, summarize, summary_table, write_summary
+from blockcopy_d2.visualization import draw_frame, found_instances, pixel_classes
 
 __all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
 
@@ -60,7 +61,7 @@ class FrameDrawer:
             ndarray: uint8, (H, W, 3), BGR, in the size of the frame's file, with a strip below.
         """
         run = runs["blockcopy"]
-        grid, instances = run.result.grid, visualization.found_instances(run.output)
+        grid, instances = run.result.grid, found_instances(run.output)
         if instances is not None:
             instances = instances[instances.scores > self._score_threshold]
         size = (inputs["width"], inputs["height"])
@@ -70,12 +71,12 @@ class FrameDrawer:
         motion = {}
         if self._cell_size is not None and run.result.field is not None:
             motion = {"field": run.result.field[0].cpu(), "cell_size": self._cell_size}
-        return visualization.draw_frame(
+        return draw_frame(
             image[:, :, ::-1],
             instances,
             grid.active[0].cpu(),
             self._metadata,
-            classes=visualization.pixel_classes(run.output),
+            classes=pixel_classes(run.output),
             block_size=grid.block_size,
             scale=scale,
             **motion,

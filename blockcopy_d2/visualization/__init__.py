@@ -1,24 +1,22 @@
-"""
-Pictures and videos of results. Each name is imported when it is first used: what draws needs
-Matplotlib, what writes videos PyAV.
-"""
+"""Pictures and videos of results. What writes videos is imported when asked for: it needs PyAV."""
 
 import importlib
 
-_MODULES = {
-    "VideoWriteError": "video",
-    "VideoWriter": "video",
-    "check_video_path": "video",
-    "draw_frame": "overlay",
-    "draw_motion": "motion_field",
-    "found_instances": "overlay",
-    "pixel_classes": "overlay",
-}
+from .motion_field import draw_motion
+from .overlay import draw_frame, found_instances, pixel_classes
 
-__all__ = list(_MODULES)
+__all__ = [
+    "VideoWriteError",
+    "VideoWriter",
+    "check_video_path",
+    "draw_frame",
+    "draw_motion",
+    "found_instances",
+    "pixel_classes",
+]
 
 
 def __getattr__(name):
-    if name in _MODULES:
-        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    if name in __all__:
+        return getattr(importlib.import_module(".video", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ Shape shorthand: an image of H x W pixels under a field of GH x GW cells.
 """
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["draw_motion"]
@@ -59,6 +58,9 @@ def _rim(length):
 
 def _colors(right, down):
     """float (..., 3) in [0, 255], BGR; vectors of length 1 and more have full colours."""
+    # Matplotlib is needed here alone.
+    from matplotlib.colors import hsv_to_rgb
+
     hue = np.arctan2(down, right) / (2 * np.pi) % 1
     saturation = _LEAST_SATURATION + (1 - _LEAST_SATURATION) * np.minimum(np.hypot(right, down), 1)
     return 255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1))[..., ::-1]

@@ -11,9 +11,6 @@ import math
 import numpy as np
 from detectron2.utils.colormap import colormap
 from detectron2.utils.logger import log_first_n
-from detectron2.utils.visualizer import Visualizer
-from matplotlib.colors import to_rgba
-from matplotlib.patches import Polygon
 from PIL import Image, ImageDraw, ImageFont
 
 from blockcopy_d2.modeling import proposal_instances
@@ -151,23 +148,11 @@ def _tint_blocks(image, active, side):
     return (image * keep[..., None] + _TINT * alpha[..., None]).round().astype(np.uint8)
 
 
-class _FastVisualizer(Visualizer):
-    """Detectron2's, but it does not keep track of the extent of what it draws, half of its time."""
-
-    def draw_polygon(self, segment, color, edge_color=None, alpha=0.5):
-        self.output.ax.add_artist(
-            Polygon(
-                segment,
-                facecolor=to_rgba(color, alpha),
-                edgecolor=edge_color or color,
-                linewidth=self.output.scale,
-            )
-        )
-        return self.output
-
-
 def _draw_instances(image, instances, metadata):
-    visualizer = _FastVisualizer(image[:, :, ::-1], metadata)
+    # Brings Matplotlib along, which nothing else here needs.
+    from .fast_visualizer import FastVisualizer
+
+    visualizer = FastVisualizer(image[:, :, ::-1], metadata)
     has_classes = instances.has("pred_classes")
     classes = instances.pred_classes.tolist() if has_classes else [0] * len(instances)
     colors = [_PALETTE[c % len(_PALETTE)] for c in classes]
