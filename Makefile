@@ -1,6 +1,7 @@
 # make demo       set up .venv, draw the StreetClips data, evaluate Mask R-CNN with BlockCopy on it
 # make test       the test suite but its slow tests;  make test-all: all of it
 # make lint       ruff: faults and formatting
+# make docs       the documentation as a site, in site/; fails at a broken link
 #
 # Variables: PYTHON (interpreter that makes .venv), VENV, CLIPS (validation clips to draw),
 # DETECTRON2_DATASETS (data folder), JOBS (test processes, of one thread each).
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 export DETECTRON2_DATASETS
 
 .DEFAULT_GOAL := help
-.PHONY: help environment data demo test test-all lint
+.PHONY: help environment data demo test test-all lint docs
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -39,3 +40,6 @@ test-all: environment
 
 lint: environment
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+
+docs: environment
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "==> site/index.html"

@@ -163,6 +163,13 @@ def test_the_version_stands_in_one_place(wheel):
     assert found == ["__init__.py"]
 
 
+def test_changes_and_citation_are_of_this_version():
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    releases = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert releases[0] == blockcopy_d2.__version__
+    assert f"\nversion: {blockcopy_d2.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_every_extra_is_there(wheel):
     (folder,) = wheel.glob("*.dist-info")
     extras = importlib.metadata.Distribution.at(folder).metadata.get_all("Provides-Extra")
