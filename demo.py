@@ -256,7 +256,7 @@ class VideoRun:
     def __init__(self, args, cfg):
         """
         Args:
-            args (Namespace): of the command line.
+            args (Namespace): arguments of the command line.
             cfg (CfgNode or DictConfig):
 
         Raises:

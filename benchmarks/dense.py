@@ -48,8 +48,8 @@ class BestDense:
         Args:
             model (nn.Module): a meta-architecture of Detectron2 with StaticHeads, in eval mode.
             images (list[Tensor]): N of uint8 (3, H, W), as all batches to come.
-            dtype (torch.dtype): of the network.
-            modes (sequence[str]): of torch.compile; each compiles for 20 seconds to minutes.
+            dtype (torch.dtype): type of the network.
+            modes (sequence[str]): modes of torch.compile; each compiles for 20 seconds to minutes.
             rounds (int): measurements of every way.
 
         Raises:
@@ -90,7 +90,7 @@ class BestDense:
     def measure(self, images, *, rounds=30):
         """
         Args:
-            images (list[Tensor]): of a batch.
+            images (list[Tensor]): images of a batch.
             rounds (int): measurements.
 
         Returns:

@@ -137,8 +137,8 @@ def matrix_product(dtype, size=8192):
     The most that tensor cores do in practice, to compare with.
 
     Args:
-        dtype (torch.dtype): of square matrices; float32 multiplies as PyTorch is set to.
-        size (int): of them.
+        dtype (torch.dtype): type of square matrices; float32 multiplies as PyTorch is set to.
+        size (int): size of them.
 
     Returns:
         tuple[callable, int]: a product, and its floating-point operations.
@@ -205,7 +205,7 @@ def clip_by_clip(variants, num_frames, *, rounds, device="cuda"):
 
     Args:
         variants (dict[str, callable]): run a clip, and return its number of detections.
-        num_frames (int): of the clip.
+        num_frames (int): number of frames of the clip.
         rounds (int): measurements of each.
         device (str or torch.device): that they run on.
 

@@ -115,7 +115,7 @@ class Stream:
         Args:
             cfg (CfgNode):
             images (list[Tensor]): uint8 (3, H, W), two frames in a row.
-            dtype (torch.dtype): of what runs in blocks.
+            dtype (torch.dtype): type of what runs in blocks.
         """
         self.cfg, self.images = cfg, images
         self.model, _ = build_video_model(cfg)

@@ -13,7 +13,7 @@ __all__ = ["plot_shares", "plot_streams"]
 def plot_shares(path, medians, dense, *, title):
     """
     Args:
-        path (Path): of the PNG.
+        path (Path): path of the PNG.
         medians (dict[str, float]): milliseconds by executed share.
         dense (float): milliseconds of the best dense network.
         title (str):
@@ -34,7 +34,7 @@ def plot_shares(path, medians, dense, *, title):
 def plot_streams(path, results, *, title):
     """
     Args:
-        path (Path): of the PNG.
+        path (Path): path of the PNG.
         results (dict): of :func:`benchmarks.streams.merged`.
         title (str):
     """

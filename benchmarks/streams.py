@@ -97,7 +97,7 @@ def measure(cfg, images, number, dtype, *, rounds, device="cuda"):
         cfg (CfgNode):
         images (list[Tensor]): uint8 (3, H, W) on the device, of a clip.
         number (int): N, streams.
-        dtype (torch.dtype): of the network.
+        dtype (torch.dtype): type of the network.
         rounds (int): measurements of each.
         device (str): "cpu" is for tests.
 
@@ -139,7 +139,7 @@ def measure_dense(cfg, images, number, dtype, *, modes, rounds):
     """
     Args:
         cfg, images, number, dtype, rounds: as of :func:`measure`.
-        modes (sequence[str]): of torch.compile.
+        modes (sequence[str]): modes of torch.compile.
 
     Returns:
         dict: of :meth:`BestDense.measure`.
@@ -158,12 +158,12 @@ def measure_dense(cfg, images, number, dtype, *, modes, rounds):
 def merged(results, number, measured):
     """
     Args:
-        results (dict): of other numbers of streams.
+        results (dict): results of other numbers of streams.
         number (int): N.
         measured (dict): of :func:`measure`, and maybe "best_dense".
 
     Returns:
-        dict: of all, with the cameras that a GPU carries: how many frames it runs while a camera
+        dict: all results, with the cameras that a GPU carries: how many frames it runs while a camera
         gives one, in batches of the number of streams that is best for it.
     """
     results = dict(results)
@@ -292,7 +292,7 @@ class Streams:
 def build_dense(cfg, image):
     """
     Args:
-        cfg (CfgNode): of the video model.
+        cfg (CfgNode): config of the video model.
         image (Tensor): uint8 (3, H, W), of the clip.
 
     Returns:

@@ -26,7 +26,7 @@ def atomic_write(path):
     has nothing to lose and cannot be renamed to: its own name is yielded.
 
     Args:
-        path (str or PathLike): of the file to write. Its folder must exist.
+        path (str or PathLike): path of the file to write. Its folder must exist.
 
     Yields:
         str: absolute path of an empty file. If it is removed, nothing is renamed.

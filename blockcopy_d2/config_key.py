@@ -28,7 +28,7 @@ _MOST = 2**31 - 1
 class Key:
     """
     Attributes:
-        default: of the key, of its type.
+        default: default of the key, of its type.
         allowed (str): the values it takes, in words that follow "it must be".
         cast (callable): gives a value as the key's type, or None where it is of another type.
         holds (callable): whether a value of the key's type is allowed.
@@ -42,8 +42,8 @@ class Key:
     def check(self, name, value):
         """
         Args:
-            name (str): of the key, for the error.
-            value: of any type.
+            name (str): name of the key, for the error.
+            value: value of any type.
 
         Returns:
             ``value``, as the key's type.

@@ -83,7 +83,7 @@ def config_path(name):
 def trained_weights(name):
     """
     Args:
-        name (str): of a config, as for :func:`config_path`.
+        name (str): name of a config, as for :func:`config_path`.
 
     Returns:
         str or None: address of the model that Detectron2's zoo has for this config, whose own

@@ -42,7 +42,7 @@ def write_lazy_config(folder, name="COCO-Detection/retinanet_R_50_FPN_1x.py"):
     """
     Args:
         folder (Path): where config and weights go.
-        name (str): of a LazyConfig of the zoo, which is made a few channels wide.
+        name (str): name of a LazyConfig of the zoo, which is made a few channels wide.
 
     Returns:
         tuple[str, list[str]]: its path, and overrides.

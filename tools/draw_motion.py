@@ -56,7 +56,7 @@ def main():
 def draw_field(name, pair, cell_size):
     """
     Args:
-        name (str): of the estimator.
+        name (str): name of the estimator.
         pair (list): two frames in a row, of :meth:`VideoFrames.read`.
         cell_size (int): in pixels.
 

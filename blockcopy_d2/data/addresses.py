@@ -15,7 +15,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>\x1b]+")
 def is_address(source):
     """
     Args:
-        source (str): of a video.
+        source (str): source of a video.
 
     Returns:
         bool: whether it has the form ``protocol://...`` and is no file that exists.
@@ -70,7 +70,7 @@ def _redacted(match):
 def name_of(source):
     """
     Args:
-        source (str): of a video.
+        source (str): source of a video.
 
     Returns:
         str: its name without folder and extension; of an address without a path the host. Fit to

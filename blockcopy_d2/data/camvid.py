@@ -76,7 +76,7 @@ def register_camvid(name, root, split, *, origin=""):
     registered already is left alone. No file is accessed.
 
     Args:
-        name (str): of the data set.
+        name (str): name of the data set.
         root, split, origin: as in :func:`load_camvid`.
     """
     register_dataset(

@@ -113,7 +113,7 @@ def register_citypersons(name, root, split, *, origin=""):
     accessed.
 
     Args:
-        name (str): of the data set.
+        name (str): name of the data set.
     """
     _register(name, lambda: load_citypersons(root, split, origin), root, split, "leftImg8bit")
 

@@ -122,7 +122,7 @@ def register_cityscapes_video(
     Cityscapes. A name that is registered already is left alone. No file is accessed.
 
     Args:
-        name (str): of the data set.
+        name (str): name of the data set.
         evaluator_type (str): see :func:`blockcopy_d2.evaluation.build_evaluator`.
     """
     _register(

@@ -52,7 +52,7 @@ class ClipMapper(FrameMapper):
     def __call__(self, dataset_dict):
         """
         Args:
-            dataset_dict (dict): of one frame.
+            dataset_dict (dict): dict of one frame.
 
         Returns:
             dict: a copy with "image", a uint8 tensor (C, H, W), and without annotations. For a

@@ -93,7 +93,7 @@ def resample(picture, extent, dim):
     """
     Args:
         picture (Tensor): uint8 (C, H, W), of any strides.
-        extent (int): of the dimension ``dim``, h or w.
+        extent (int): extent of the dimension ``dim``, h or w.
         dim (int): 1 or 2.
 
     Returns:

@@ -26,7 +26,7 @@ class AnnotationError(ValueError):
 def read_json(path):
     """
     Args:
-        path (str): of a file of annotations.
+        path (str): path of a file of annotations.
 
     Returns:
         object: its content.
@@ -48,11 +48,11 @@ def read_json(path):
 def read_labels(path, size=None):
     """
     Args:
-        path (str): of an image with one number per pixel, such as a class.
+        path (str): path of an image with one number per pixel, such as a class.
         size (tuple[int, int] or None): height and width that it must have.
 
     Returns:
-        ndarray: of integers, (H, W).
+        ndarray: integers, (H, W).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -83,7 +83,7 @@ def read_labels(path, size=None):
 def image_size(path):
     """
     Args:
-        path (str): of an image.
+        path (str): path of an image.
 
     Returns:
         tuple[int, int]: width and height.
@@ -105,8 +105,9 @@ def find_files(folder, pattern, root, origin):
     """
     Args:
         folder (str):
-        pattern (str): of names in it, such as ``<city>/*.png``; ``<city>`` stands for any name.
-        root (str): of the data set.
+        pattern (str): pattern of names in it, such as ``<city>/*.png``; ``<city>`` stands for any
+            name.
+        root (str): root of the data set.
         origin (str): a sentence that says where it comes from.
 
     Returns:

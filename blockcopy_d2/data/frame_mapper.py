@@ -47,7 +47,7 @@ class FrameMapper:
     def from_config(cls, cfg):
         """
         Args:
-            cfg (CfgNode or DictConfig): of a model, or a LazyConfig with a test mapper.
+            cfg (CfgNode or DictConfig): a model's config, or a LazyConfig with a test mapper.
         """
         if isinstance(cfg, CfgNode):
             return {

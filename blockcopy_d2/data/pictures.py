@@ -34,7 +34,7 @@ def read_picture(path, format="BGR"):
 def from_pil(picture, format="BGR"):
     """
     Args:
-        picture (PIL.Image.Image): of any mode; turned upright by its EXIF data.
+        picture (PIL.Image.Image): picture of any mode; turned upright by its EXIF data.
         format (str): what Detectron2's ``read_image`` takes.
 
     Returns:

@@ -11,9 +11,9 @@ def register_dataset(name, load, **metadata):
     accessed.
 
     Args:
-        name (str): of the data set.
+        name (str): name of the data set.
         load (callable): gives its list of dicts.
-        metadata: of the data set, such as ``thing_classes`` and ``evaluator_type``, see
+        metadata: metadata of the data set, such as ``thing_classes`` and ``evaluator_type``, see
             :func:`blockcopy_d2.evaluation.build_evaluator`.
     """
     if name not in DatasetCatalog.list():

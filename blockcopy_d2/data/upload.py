@@ -27,7 +27,8 @@ class Uploader:
     def __init__(self, device):
         """
         Args:
-            device (torch.device): of the model. On another than CUDA a picture is just copied.
+            device (torch.device): device of the model. On another than CUDA a picture is just
+                copied.
         """
         self.device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -35,9 +35,9 @@ class VideoFrames:
 
     Attributes:
         source (str): to be shown: of an address without user, password and query.
-        name (str): of the video, without folder and extension.
+        name (str): name of the video, without folder and extension.
         fps (float): frames per second.
-        width, height (int): of the frames in pixels, upright.
+        width, height (int): width and height of the frames in pixels, upright.
         num_frames (int): None when the file does not tell.
         video_format (VideoFormat): rate, clock, shape of pixels and colours.
         live (bool): a camera, or an address that streams without an end: it goes on whether it is
@@ -159,7 +159,7 @@ class OwnFrames:
     Copies of the frames of any iterable.
 
     Attributes:
-        copy (callable): of an array, gives one in memory of its own.
+        copy (callable): a function of an array, gives one in memory of its own.
     """
 
     live = False
@@ -167,7 +167,7 @@ class OwnFrames:
     def __init__(self, frames):
         """
         Args:
-            frames (iterable): of what :func:`as_picture` takes.
+            frames (iterable): frames of what :func:`as_picture` takes.
         """
         self._frames = frames
         self.copy = functools.partial(np.array, order="C")

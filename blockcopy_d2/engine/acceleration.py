@@ -140,7 +140,7 @@ def load_video_config(name, opts=(), *, target=None, enabled=True):
     weights.
 
     Args:
-        name (str): of a yaml or LazyConfig, see :func:`config_path`.
+        name (str): name of a yaml or LazyConfig, see :func:`config_path`.
         opts (sequence[str]): overrides, "KEY VALUE" pairs, or KEY=VALUE of a LazyConfig.
         target (float or None): tau; it counts more than ``opts``.
         enabled (bool): what MODEL.BLOCKCOPY.ENABLED shall be.

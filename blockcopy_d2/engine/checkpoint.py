@@ -31,7 +31,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     checkpoint that can be read.
 
     Attributes:
-        file_prefix (str): of the names of its files: ``<prefix>_0000999.pth``.
+        file_prefix (str): prefix of the names of its files: ``<prefix>_0000999.pth``.
     """
 
     file_prefix = "model"
@@ -49,7 +49,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def save(self, name, **kwargs):
         """
         Args:
-            name (str): of the file, without ".pth".
+            name (str): name of the file, without ".pth".
             kwargs: further values to save.
 
         Raises:
@@ -291,7 +291,7 @@ class PolicyCheckpointer(WeightsCheckpointer):
         Args:
             policy (Policy):
             save_dir (str):
-            learner (OnlineLearner or None): of this policy.
+            learner (OnlineLearner or None): learner of this policy.
         """
         super().__init__(policy, save_dir, **({"learner": learner} if learner else {}))
 

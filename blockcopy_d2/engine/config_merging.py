@@ -109,7 +109,7 @@ def _fit(value, current, *, root, name=""):
     number for a float, and digits for a text.
 
     Args:
-        value: of the key ``name``.
+        value: value of the key ``name``.
         current: its value so far.
         root (CfgNode): the whole config.
         name (str): empty for the root.

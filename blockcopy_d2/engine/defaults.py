@@ -43,7 +43,7 @@ def default_argument_parser(epilog=None):
     before them, as it must with Detectron2's demo. Its errors show no secrets of addresses.
 
     Args:
-        epilog (str or None): of the help, instead of Detectron2's.
+        epilog (str or None): epilog of the help, instead of Detectron2's.
 
     Returns:
         ArgumentParser:
@@ -64,8 +64,8 @@ def setup(args):
     earlier job is removed from the folder.
 
     Args:
-        args (Namespace): of Detectron2's ``default_argument_parser``. ``config_file`` is a file
-            or a name in this package's or Detectron2's model zoo.
+        args (Namespace): arguments of Detectron2's ``default_argument_parser``. ``config_file`` is
+            a file or a name in this package's or Detectron2's model zoo.
 
     Returns:
         CfgNode: frozen; with ``MODEL.BLOCKCOPY.ENABLED``, ready for ``build_model``. With

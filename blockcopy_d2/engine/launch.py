@@ -28,8 +28,8 @@ def launch(main, args):
     others do not wait for it.
 
     Args:
-        main (callable): of a module, not a closure.
-        args (Namespace): of Detectron2's ``default_argument_parser``.
+        main (callable): a function at the top of a module, not a closure.
+        args (Namespace): arguments of Detectron2's ``default_argument_parser``.
 
     Raises:
         SystemExit: a signal ended the run; with the code that a shell expects.

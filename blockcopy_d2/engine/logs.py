@@ -15,8 +15,8 @@ def set_up_logs(output_dir=None, *, rank=0, detectron2=False):
     password and query. Safe to call twice.
 
     Args:
-        output_dir (str or None): of a file log.txt, as of Detectron2; None: no file.
-        rank (int): of this process; only that of 0 shows anything.
+        output_dir (str or None): folder of a file log.txt, as of Detectron2; None: no file.
+        rank (int): rank of this process; only that of 0 shows anything.
         detectron2 (bool): show all that Detectron2 has to say, as its ``default_setup`` does.
     """
     # The call of default_setup to the letter, which then finds the handlers made here.

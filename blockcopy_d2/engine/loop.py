@@ -41,7 +41,7 @@ class ModelRun:
 
         Args:
             model (BlockCopyVideoModel):
-            inputs (dict): of the frame.
+            inputs (dict): inputs of the frame.
             stream (VideoStream):
             options: of :meth:`BlockCopyVideoModel.step`.
 
@@ -72,8 +72,8 @@ class EvaluationLoop(TrainerBase):
         learner (OnlineLearner or None): teaches the policy what comes of every frame. Its time is
             part of the frame's. First frames, which the policy did not decide, and frames after a
             cut teach nothing.
-        inputs (dict): of the current frame, or None if it is skipped.
-        runs (dict[str, ModelRun]): of the current frame, by model; "blockcopy" is this loop's,
+        inputs (dict): inputs of the current frame, or None if it is skipped.
+        runs (dict[str, ModelRun]): runs of the current frame, by model; "blockcopy" is this loop's,
             hooks may add others. Empty if the frame is skipped.
         failures (list[FrameReadError]): that ended a clip.
         interruption (str or None): what ended the run before all frames were run. Known when the

@@ -15,7 +15,7 @@ __all__ = ["check_output", "refuse_overwriting", "refuse_shared_outputs", "weigh
 def check_output(path, expected="a file"):
     """
     Args:
-        path (str or PathLike): of a file to write in the end, after much work.
+        path (str or PathLike): path of a file to write in the end, after much work.
         expected (str): what it is, for the error.
 
     Raises:
@@ -43,7 +43,7 @@ def check_output(path, expected="a file"):
 def refuse_overwriting(output, inputs):
     """
     Args:
-        output (str or PathLike): of a file to write.
+        output (str or PathLike): path of a file to write.
         inputs (iterable[str or None]): what is read: files, folders of frames, addresses.
 
     Raises:

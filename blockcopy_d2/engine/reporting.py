@@ -30,10 +30,10 @@ class FrameDrawer:
     def __init__(self, *, metadata, image_format, score_threshold, cell_size=None):
         """
         Args:
-            metadata (Metadata): of the data set; names the classes.
-            image_format (str): of the loader's images, "BGR" or "RGB".
+            metadata (Metadata): metadata of the data set; names the classes.
+            image_format (str): format of the loader's images, "BGR" or "RGB".
             score_threshold (float): detections below are not drawn.
-            cell_size (int or None): of the motion; None: it is not drawn.
+            cell_size (int or None): cell size of the motion; None: it is not drawn.
         """
         self._metadata = metadata
         self._image_format = image_format
@@ -53,7 +53,7 @@ class FrameDrawer:
     def draw(self, inputs, runs, title):
         """
         Args:
-            inputs (dict): of the frame.
+            inputs (dict): inputs of the frame.
             runs (dict[str, ModelRun]): what the models made of it; that of BlockCopy is drawn.
             title (str): what the caption begins with; executed fraction and times follow.
 
@@ -101,7 +101,7 @@ class OverlayHook(HookBase):
     def __init__(self, path, drawer, *, num_clips, fps):
         """
         Args:
-            path (str): of the video.
+            path (str): path of the video.
             drawer (FrameDrawer):
             num_clips (int): clips to draw.
             fps (float):
@@ -148,7 +148,7 @@ class GridImageHook(HookBase):
         Args:
             drawer (FrameDrawer):
             period (int): one picture in so many frames.
-            max_width (int): of the pictures in pixels.
+            max_width (int): largest width of the pictures in pixels.
         """
         self._drawer = drawer
         self._period = period

@@ -34,7 +34,7 @@ class CityPersonsSubmission(DatasetEvaluator):
     def __init__(self, dataset_name, output_dir, *, to_last_pixel=False):
         """
         Args:
-            dataset_name (str): of clips in Cityscapes' layout.
+            dataset_name (str): name of clips in Cityscapes' layout.
             output_dir (str): where the file goes. That of an earlier run is replaced once the new
                 one is whole.
             to_last_pixel (bool): as of :class:`MissRateEvaluator`.

@@ -52,7 +52,7 @@ class _LabelledFrames:
         Args:
             inputs (list[dict]): frames with file_name in Cityscapes' naming. Those whose
                 "labelled" is False are passed over.
-            outputs (list[dict]): of the model, for these frames.
+            outputs (list[dict]): outputs of the model, for these frames.
         """
         for frame, output in labelled_pairs(inputs, outputs):
             super().process([frame], [output])

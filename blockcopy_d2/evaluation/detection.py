@@ -32,8 +32,8 @@ class VideoCOCOEvaluator(COCOEvaluator):
             dataset_name (str): a registered data set in Detectron2's or COCO's format.
             output_dir (str): for the detections in COCO's format and, where the data set is in
                 Detectron2's, the ground truth.
-            tasks (tuple[str] or None): of "bbox", "segm" and "keypoints". None: those that both
-                the annotations and the first outputs have.
+            tasks (tuple[str] or None): tasks of "bbox", "segm" and "keypoints". None: those that
+                both the annotations and the first outputs have.
 
         Raises:
             AnnotationError: names the file of annotations that cannot be used.
@@ -75,7 +75,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
         Args:
             inputs (list[dict]): frames with image_id. Those whose "labelled" is False are passed
                 over.
-            outputs (list[dict]): of the model, for these frames.
+            outputs (list[dict]): outputs of the model, for these frames.
         """
         for frame, output in labelled_pairs(inputs, outputs):
             super().process([frame], [output])

@@ -16,7 +16,7 @@ class EfficiencyMeter:
     def add(self, seconds, macs):
         """
         Args:
-            seconds (dict[str, float]): of one frame, per stage.
+            seconds (dict[str, float]): seconds of one frame, per stage.
             macs (int):
         """
         self.frames += 1

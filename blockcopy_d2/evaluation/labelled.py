@@ -16,7 +16,7 @@ def labelled_pairs(inputs, outputs):
     """
     Args:
         inputs (list[dict]): frames. Those whose "labelled" is False are passed over.
-        outputs (list[dict]): of the model, for these frames.
+        outputs (list[dict]): outputs of the model, for these frames.
 
     Yields:
         tuple[dict, dict]: input and output of each labelled frame.
@@ -29,7 +29,7 @@ def labelled_pairs(inputs, outputs):
 def require_one_frame_each(image_ids, known, dataset_name):
     """
     Args:
-        image_ids (list): of the frames that were run.
+        image_ids (list): ids of the frames that were run.
         known (container): image_ids that have ground truth.
         dataset_name (str):
 

@@ -29,7 +29,7 @@ class MissRateSetting:
 
     Attributes:
         name (str):
-        min_height (float): of the box, in pixels of the original image.
+        min_height (float): least height of the box, in pixels of the original image.
         min_visibility, max_visibility (float): share of the box that is visible.
     """
 

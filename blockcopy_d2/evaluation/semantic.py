@@ -43,7 +43,7 @@ class VideoSemSegEvaluator(SemSegEvaluator):
         """
         Args:
             inputs (list[dict]): frames. Those whose "labelled" is False are passed over.
-            outputs (list[dict]): of the model, for these frames.
+            outputs (list[dict]): outputs of the model, for these frames.
 
         Raises:
             AnnotationError: names the file of labels that cannot be used.

@@ -64,7 +64,7 @@ class _Submission:
         Args:
             inputs (list[dict]): frames with file_name in Cityscapes' naming. Those of clips that
                 are not the last one are passed over.
-            outputs (list[dict]): of the model, for these frames.
+            outputs (list[dict]): outputs of the model, for these frames.
         """
         for frame, output in zip(inputs, outputs, strict=True):
             if is_last(frame):
@@ -112,7 +112,7 @@ class CityscapesSemSegSubmission(_Submission, CityscapesSemSegEvaluator):
 def is_last(frame):
     """
     Args:
-        frame (dict): of a data set in Cityscapes' layout.
+        frame (dict): frame of a data set in Cityscapes' layout.
 
     Returns:
         bool: whether it is the one its clip is named after; still images all are.

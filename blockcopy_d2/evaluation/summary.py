@@ -100,7 +100,7 @@ def write_summary(summary, path):
     """
     Args:
         summary (dict): of :func:`summarize`.
-        path (str): of the JSON file.
+        path (str): path of the JSON file.
     """
     with atomic_write(path) as temporary, open(temporary, "w") as f:
         json.dump(summary, f, indent=2)

@@ -26,7 +26,7 @@ def has_triton():
 def triton_runs_on(device):
     """
     Args:
-        device (torch.device): of the tensors that a kernel would work on.
+        device (torch.device): device of the tensors that a kernel would work on.
 
     Returns:
         bool: whether the package's Triton kernels run there: on an NVIDIA GPU of compute

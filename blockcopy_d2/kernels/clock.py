@@ -24,7 +24,7 @@ class DeviceClock:
     def __init__(self, number, device):
         """
         Args:
-            number (int): of marks.
+            number (int): number of marks.
             device (torch.device):
         """
         self._times = torch.zeros(number, dtype=torch.int64, device=device)

@@ -16,9 +16,9 @@ class CapturedFunction:
         """
         Args:
             generators (sequence[torch.Generator]): that the function draws from.
-            pool (tuple or None): of ``torch.cuda.graph_pool_handle()``. Functions of one pool
-                share memory: what one of them leaves there lasts until the next call of one that
-                was captured before it. None: on a device without graphs, never captured.
+            pool (tuple or None): a handle from ``torch.cuda.graph_pool_handle()``. Functions of one
+                pool share memory: results of one of them last until the next call of one that was
+                captured before it. None: on a device without graphs, never captured.
         """
         self.calls = 0
         self._generators = generators

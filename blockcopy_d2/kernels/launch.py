@@ -14,8 +14,8 @@ class Launch:
     Attributes:
         kernel (JITFunction): launched.
         grid (tuple[int, ...]): number of programs along each axis.
-        arguments (tuple): of the kernel, behind those that a call gives; tuples group what belongs
-            together.
+        arguments (tuple): arguments of the kernel, behind those that a call gives; tuples group
+            what belongs together.
         constants (dict): its constants, and Triton's options.
     """
 

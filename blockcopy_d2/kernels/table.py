@@ -22,7 +22,7 @@ def column_numbers(row_type):
 def table_of(rows, device):
     """
     Args:
-        rows (list[NamedTuple]): of one type.
+        rows (list[NamedTuple]): rows of one type.
         device (torch.device):
 
     Returns:

@@ -141,7 +141,8 @@ class BlockCopyVideoModel(ModuleProxy):
         What makes a video model of a meta-architecture, which is made block-sparse for it.
 
         Args:
-            cfg (CfgNode): of the video model; nothing of the meta-architecture is read from it.
+            cfg (CfgNode): config of the video model; nothing of the meta-architecture is read from
+                it.
             base (nn.Module): the meta-architecture, changed in place.
 
         Returns:
@@ -326,13 +327,13 @@ class BlockCopyVideoModel(ModuleProxy):
         Args:
             inputs (list[dict or None]): N of Detectron2's input dicts, one for every stream, with
                 images of the same size; None for a stream that has no frame this time.
-            streams (StreamBatch): of N streams, brought up to date by this call.
+            streams (StreamBatch): N streams, whose state this call advances.
             learner (OnlineLearner or list[OnlineLearner or None] or None): teaches the policy what
                 comes of its decisions, see :func:`learn`; one for every policy where every stream
                 has its own. None: nothing is learned.
             learning (bool or list[bool]): keep the autograd graph of the policy, for an update by
                 the caller; of each policy where every stream has its own.
-            grid (BlockGrid): of N streams; execute these blocks instead of asking the policy.
+            grid (BlockGrid): grid of N streams; execute these blocks instead of asking the policy.
 
         Returns:
             list[FrameResult or None]: of every stream.
@@ -409,7 +410,7 @@ class BlockCopyVideoModel(ModuleProxy):
     def information_gain(self, result):
         """
         Args:
-            result (FrameResult): of a frame that is not the first of its stream.
+            result (FrameResult): result of a frame that is not the first of its stream.
 
         Returns:
             Tensor: float (1, GH, GW), eq. 1. NaN where the frame was not finite or follows a cut,

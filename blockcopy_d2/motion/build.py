@@ -54,8 +54,8 @@ class MotionEstimator:
                 normalization, from 0 to 255; what lies beyond an image is not looked at.
             image_sizes (Tensor): int32 (N, 2) on the device of the images, height and width of each
                 image on its canvas; None where images fill it.
-            codec (list[ndarray or None]): of each stream what :meth:`FrameVectors.field` gives; for
-                CodecVectors only.
+            codec (list[ndarray or None]): for each stream the result of :meth:`FrameVectors.field`;
+                for CodecVectors only.
             out (MotionFeatures): overwritten, if given.
 
         Returns:
@@ -73,8 +73,8 @@ class MotionEstimator:
     def estimate(self, current, previous, *, out=None, workspace=None):
         """
         Args:
-            current, previous (MotionFeatures): of two frames in a row. A stream whose previous
-                frame was reset gets zeros.
+            current, previous (MotionFeatures): features of two frames in a row. A stream whose
+                previous frame was reset gets zeros.
             out (Tensor): float32 (N, 2, GH, GW), contiguous, overwritten, if given.
             workspace (list[Tensor]): from :meth:`workspace`; allocated if left out.
 

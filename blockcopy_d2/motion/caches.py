@@ -95,8 +95,8 @@ class CacheMover:
     def __call__(self, state, grid, field):
         """
         Args:
-            state (StreamState): of N streams, its maps changed in place. One without features yet
-                is left as it is.
+            state (StreamState): state of N streams, its maps changed in place. One without features
+                yet is left as it is.
             grid (BlockGrid): the blocks that will run; their pixels may keep anything.
             field (Tensor): float32 (N, 2, GH, GW).
 
@@ -124,7 +124,7 @@ class CacheMover:
             grid (BlockGrid): any of its frames.
 
         Returns:
-            list: of functions of a field and a grid.
+            list: functions of a field and a grid.
         """
         maps = self._maps_of(state)
         key = (grid.block_size, grid.image_size, [moved.key for moved, _ in maps])
@@ -189,7 +189,7 @@ class CacheMover:
     def _bind(self, maps, grid):
         """
         Returns:
-            list: of functions of a field and a grid that move them.
+            list: functions of a field and a grid that move them.
         """
         groups = {}
         for moved, lowered in maps:
@@ -243,7 +243,7 @@ class _TorchMove:
 def moved_values(program, *, maps, max_stride):
     """
     Args:
-        program (Program): of a block-sparse module.
+        program (Program): program of a block-sparse module.
         maps, max_stride: as of :class:`CacheMover`.
 
     Returns:

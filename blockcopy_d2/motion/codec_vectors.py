@@ -66,7 +66,7 @@ class CodecReader:
 
         Args:
             packet (av.Packet): the next one that is decoded.
-            context (av.CodecContext): of its stream.
+            context (av.CodecContext): decoder of its stream.
         """
         if packet.pts is None:
             return

@@ -132,7 +132,7 @@ def _taps(pixel, shift, length):
     Args:
         pixel (Tensor): int64 (M,).
         shift (Tensor): float32 (M,), in pixels of the map.
-        length (int): of the map.
+        length (int): length of the map.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: int32 (M,) first and second pixel, float32 (M,) weight of

@@ -39,9 +39,10 @@ class MapRow(NamedTuple):
         offset, row: where the map starts, in elements from the first map, and from one of its
             pixels to the next.
         staged: where what moves is kept meanwhile, in elements.
-        channels, height, width, stride, num_pixels: of the map.
+        channels, height, width, stride, num_pixels: size of the map; pixels of the input per pixel
+            of the map; pixels of all images.
         cells, blocks: that a pixel covers along an axis, at least 1.
-        first_tile: of the map, among those of all maps.
+        first_tile: first tile of the map, among those of all maps.
         kept: how float32 values are kept.
         aligned: whether 16 bytes are read at a time.
     """
@@ -240,12 +241,12 @@ class MoveLaunch:
     def __init__(self, maps, staging, *, cell_size, block_size, precision, device):
         """
         Args:
-            maps (list[MovedMap]): of equal dtype.
+            maps (list[MovedMap]): maps of equal dtype.
             staging (Tensor): uint8 (at least ``staging_bytes(maps)``,), for the time of a call.
             cell_size (int): c, a power of two.
             block_size (int): B, a power of two and at least c.
             precision (str): "tf32" if convolutions that read float32 maps multiply so, or "ieee".
-            device (Device): of the kernels.
+            device (Device): device of the kernels.
         """
         self._maps = [moved.rows for moved in maps]  # the table holds addresses only
         first = self._maps[0]

@@ -137,7 +137,7 @@ def move_maps_launch(x, field, *, cell_size, stride, device=None):
             0.
         cell_size (int): c, a power of two.
         stride (float): s, a power of two, such as 0.5.
-        device (Device or None): of the kernels; None for that of ``x``.
+        device (Device or None): device of the kernels; None for that of ``x``.
 
     Returns:
         Tensor: as ``x``, in memory of its own.

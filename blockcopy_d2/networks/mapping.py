@@ -82,7 +82,7 @@ class Mapping:
 def convert_state_dict(mapping, source, target):
     """
     Args:
-        mapping (Mapping): of the network.
+        mapping (Mapping): mapping of the network.
         source (dict[str, Tensor]): the public state dict.
         target (dict[str, Tensor]): the state dict of our model; not changed.
 
@@ -133,7 +133,7 @@ def convert_state_dict(mapping, source, target):
 def check_normalization(mapping, source, model):
     """
     Args:
-        mapping (Mapping): of the network.
+        mapping (Mapping): mapping of the network.
         source (dict[str, Tensor]): the public state dict.
         model (nn.Module): with ``pixel_mean`` and ``pixel_std``.
 

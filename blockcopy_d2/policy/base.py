@@ -86,7 +86,7 @@ class Policy(nn.Module, ABC):
         Returns the cost of a call. Counted once for every shape, by running the ``network``.
 
         Args:
-            observation (Observation): of N streams.
+            observation (Observation): observation of N streams.
 
         Returns:
             int: multiply-accumulates for all of them; 0 for a policy that does not learn.
@@ -103,7 +103,7 @@ class Policy(nn.Module, ABC):
     def forward(self, observation: Observation) -> Decision:
         """
         Args:
-            observation (Observation): of N streams.
+            observation (Observation): observation of N streams.
 
         Returns:
             Decision:

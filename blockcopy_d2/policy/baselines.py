@@ -67,7 +67,7 @@ class RandomBlocks(Policy):
         """
         Args:
             target (float): tau, the probability.
-            seed (int): of the draws.
+            seed (int): seed of the draws.
         """
         super().__init__()
         check_arguments(target=target)

@@ -44,7 +44,7 @@ FEATURES = {
 def block_features(observation, pixel_scale, floors):
     """
     Args:
-        observation (Observation): of N streams, with the gains of blocks.
+        observation (Observation): observation of N streams, with the gains of blocks.
         pixel_scale (Tensor): float (3,), see :class:`PolicyNetwork`.
         floors (Tensor): float (F,), those of :data:`FEATURES`.
 

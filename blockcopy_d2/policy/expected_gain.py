@@ -46,7 +46,7 @@ class GainNetwork(nn.Module):
     def forward(self, observation):
         """
         Args:
-            observation (Observation): of N streams, with the gains of blocks.
+            observation (Observation): observation of N streams, with the gains of blocks.
 
         Returns:
             Tensor: float (N, GH, GW).
@@ -81,7 +81,7 @@ class ExpectedGain(Policy):
         """
         Args:
             target (float): tau, the fraction of the blocks of a frame.
-            pixel_std (sequence[float]): of the task network's input normalization.
+            pixel_std (sequence[float]): deviations of the task network's input normalization.
         """
         super().__init__()
         self.network = GainNetwork(pixel_std=pixel_std)
@@ -108,7 +108,7 @@ class ExpectedGain(Policy):
     def forward(self, observation):
         """
         Args:
-            observation (Observation): of N streams, with age and gain of blocks.
+            observation (Observation): observation of N streams, with age and gain of blocks.
 
         Returns:
             Decision: its logits are logarithms of expected gains.

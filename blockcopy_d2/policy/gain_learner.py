@@ -41,8 +41,8 @@ class GainLearner(OnlineLearner):
             policy (Policy): whose logits are logarithms of expected gains.
             target (float): tau, handed on to the policy. May be changed at any time.
             update_every (int): frames per update of the weights.
-            learning_rate, weight_decay (float): of RMSprop; decay leads back to the weights that
-                the policy starts from.
+            learning_rate, weight_decay (float): learning rate and weight decay of RMSprop; decay
+                leads back to the weights that the policy starts from.
             sync (bool): see :class:`OnlineLearner`.
         """
         self._policy = policy

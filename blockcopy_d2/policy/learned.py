@@ -42,7 +42,7 @@ class LearnedPolicy(Policy):
         """
         Args:
             num_classes (int): classes of the task network's output.
-            pixel_std (sequence[float]): of the task network's input normalization, see
+            pixel_std (sequence[float]): deviations of the task network's input normalization, see
                 :class:`PolicyNetwork`.
             pixels_per_block (int): side of a block in policy pixels.
             inputs (sequence[str]): what it sees, see :class:`PolicyNetwork`, as the next two.
@@ -50,7 +50,7 @@ class LearnedPolicy(Policy):
             center_inputs (bool): shift some of what it sees.
             count_steps (int): steps in which the number of blocks may grow, see
                 :func:`round_up_count`; 0 for any number.
-            seed (int): of the draws.
+            seed (int): seed of the draws.
         """
         super().__init__()
         options = {"pixels_per_block": pixels_per_block, "inputs": list(inputs), "depth": depth}
@@ -84,7 +84,7 @@ class LearnedPolicy(Policy):
     def forward(self, observation):
         """
         Args:
-            observation (Observation): of N streams.
+            observation (Observation): observation of N streams.
 
         Returns:
             Decision: all blocks of a stream whose logits are not finite.

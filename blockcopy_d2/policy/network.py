@@ -116,7 +116,7 @@ class PolicyNetwork(nn.Module):
     def forward(self, observation):
         """
         Args:
-            observation (Observation): of N streams.
+            observation (Observation): observation of N streams.
 
         Returns:
             Tensor: float (N, GH, GW), logits of execution.

@@ -115,8 +115,8 @@ def rasterize_instances(
     Args:
         instances (Instances): n detections after ``detector_postprocess``, at any output size;
             with "pred_masks", bool (n, H_out, W_out), or "pred_boxes", rotated ones, too.
-        image_size (tuple[int, int]): of the network's input without its padding; the output shows
-            the same view.
+        image_size (tuple[int, int]): size of the network's input without its padding; the output
+            shows the same view.
         canvas_size (tuple[int, int]): H, W.
         grid_shape (tuple[int, int]): GH, GW.
         pixels_per_block (int): P.
@@ -158,7 +158,7 @@ def policy_centres(
 
     Args:
         image_size, canvas_size, grid_shape, pixels_per_block: as in :func:`rasterize_instances`.
-        output_size (tuple[int, int]): of the output, which shows the same view as the image.
+        output_size (tuple[int, int]): size of the output, which shows the same view as the image.
         device (torch.device):
 
     Returns:
@@ -261,7 +261,8 @@ def _centres(step, length, output_length, device):
 
     Args:
         step (float): network input pixels per policy pixel.
-        length, output_length (int): of the image, in network input pixels and in output pixels.
+        length, output_length (int): length and output length of the image, in network input pixels
+            and in output pixels.
     """
     count = math.ceil(length / step - 0.5)
     centres = torch.arange(count, dtype=torch.float32, device=device).add_(0.5)

@@ -67,7 +67,7 @@ class OnlineLearner:
             cost_weight (float): gamma of eq. 8.
             cost_momentum (float): mu of eq. 11.
             update_every (int): frames per update of the weights.
-            learning_rate, weight_decay (float): of RMSprop.
+            learning_rate, weight_decay (float): learning rate and weight decay of RMSprop.
             cost_form (str): "paper", or "code" for the authors' public code, where the cost
                 reward is (tau - M) |tau - M| and the loss the mean over blocks, not the sum.
             sync (bool): learn one policy in all processes; they start from the first one's.

@@ -32,7 +32,7 @@ class InstanceMeasure:
         """
         Args:
             dense (dict): output of the dense model for a frame.
-            output (dict): of the accelerated one.
+            output (dict): output of the accelerated one.
         """
         self._found |= self._has_truth(dense)
         self._whole.process([dense], [output])
@@ -101,7 +101,7 @@ class SemanticMeasure:
 def build_measure(output, score_threshold):
     """
     Args:
-        output (dict): of the dense model, for any frame.
+        output (dict): output of the dense model, for any frame.
         score_threshold (float): see :class:`InstanceMeasure`.
 
     Returns:

@@ -40,14 +40,15 @@ class ComparisonClip:
     ):
         """
         Args:
-            path (str): of the file to write, .mp4.
+            path (str): path of the file to write, .mp4.
             fps (float):
-            format (VideoFormat or None): of the video, see :class:`VideoWriter`.
-            metadata (Metadata or None): of Detectron2; names the classes.
-            width (int): of the clip in pixels, at most.
+            format (VideoFormat or None): format of the video, see :class:`VideoWriter`.
+            metadata (Metadata or None): Detectron2's metadata, which name the classes.
+            width (int): width of the clip in pixels, at most.
             threshold (float): instances with a lower score are not drawn.
             max_bytes (float): size of the file after which frames are left out.
-            cell_size (int or None): of the motion, to be drawn on the right; None: it is not.
+            cell_size (int or None): cell size of the motion, to be drawn on the right; None: it is
+                not.
 
         Raises:
             OSError: the file cannot be written.
@@ -68,7 +69,7 @@ class ComparisonClip:
             image (ndarray): uint8, (H, W, 3), BGR.
             dense (dict): output of the dense model.
             dense_seconds (float): its time.
-            result (FrameResult): of BlockCopy.
+            result (FrameResult): result of BlockCopy.
             seconds (float): its time.
             scale (float): pixels of the network's input per pixel of ``image``.
             shown_at (float or None): seconds from the first frame; None: at the video's rate.
@@ -114,7 +115,7 @@ def heat_map(image, share, side, width=1000):
         image (ndarray): uint8, (H, W, 3), BGR.
         share (ndarray): float (GH, GW) in [0, 1], how often each block was executed.
         side (float): side of a block in pixels of ``image``.
-        width (int): of the result in pixels, at most.
+        width (int): width of the result in pixels, at most.
 
     Returns:
         ndarray: uint8, BGR; the image in grey under the colours of ``HEAT_COLORS``.

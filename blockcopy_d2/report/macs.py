@@ -91,7 +91,7 @@ class StageMacs:
     def executed(self, result):
         """
         Args:
-            result (FrameResult): of one frame. Waits for the device.
+            result (FrameResult): result of one frame. Waits for the device.
 
         Returns:
             dict[str, int]: multiply-accumulates by stage.

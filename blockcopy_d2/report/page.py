@@ -20,7 +20,7 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
     """
     Args:
         recording (Recording):
-        title (str): of the page.
+        title (str): title of the page.
         environment (dict[str, str]): rows of the table that says how it was measured.
         clip (bytes or None): an H.264 video, both results side by side.
         poster (ndarray or None): uint8, BGR; shown until the clip plays.

@@ -48,7 +48,7 @@ class Run:
     Attributes:
         target (float or None): tau; None for a policy that follows none.
         executed (list[float]): share of the blocks.
-        seconds (list[float]): of the whole call: resizing, network, learning.
+        seconds (list[float]): seconds of the whole call: resizing, network, learning.
         stages (dict[str, list[float]]): seconds by stage; "input" includes resizing.
         macs (dict[str, list[int]]): multiply-accumulates by stage.
         agreement (list[float]): with the dense output, in percent; NaN where there is nothing to
@@ -84,7 +84,7 @@ class Recording:
 
     Attributes:
         frames (int):
-        dense_seconds (list[float]): of the dense model, for every frame.
+        dense_seconds (list[float]): seconds of the dense model, for every frame.
         dense_macs (dict[str, list[int]]): by stage.
         runs (list[Run]): by target; ``main`` is the run at the config's own.
         main (Run):
@@ -134,7 +134,8 @@ def mean(values):
 def record_video(predictor, video, *, targets=(), max_frames=None, score_threshold=0.5, draw=None):
     """
     Args:
-        predictor (VideoPredictor): of the main run, at its own target. It learns on the way.
+        predictor (VideoPredictor): predictor of the main run, at its own target. It learns on the
+            way.
         video (VideoFrames):
         targets (sequence[float]): tau of further runs, each a stream of its own in memory with its
             own copy of the policy. Ignored, with a warning, for a policy that follows no target.

@@ -69,7 +69,7 @@ class BlockGrid:
         Args:
             block_size, image_size: as of a BlockGrid.
             batch: N.
-            device: of `active`.
+            device: device of `active`.
 
         Returns:
             BlockGrid

@@ -41,7 +41,7 @@ class MaskedDenseOracle:
         """The outputs of one frame, in the module's own structure.
 
         Args:
-            args: of the module.
+            args: arguments of the module.
             grid: BlockGrid.
             move: function of a map (N, C, H, W) that returns it moved; None where nothing moves.
         """

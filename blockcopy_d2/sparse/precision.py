@@ -29,7 +29,7 @@ def pack_weights(operators, dtype):
     keep their precision.
 
     Args:
-        operators: of a program, changed in place.
+        operators: operators of a program, changed in place.
         dtype: None to leave the precision as it is.
     """
     packed = {}

@@ -17,7 +17,7 @@ class Value:
     Attributes:
         index: its number.
         shape: (N, C, H, W) of a feature map, any shape otherwise.
-        dtype: of its elements.
+        dtype: type of its elements.
         stride: input pixels per pixel; None for a tensor that is not aligned with the block grid.
         nonnegative: known to hold no negative number.
         persistent: kept from frame to frame in a FeatureMap, since something reads it beyond the

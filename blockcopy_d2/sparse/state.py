@@ -134,7 +134,7 @@ class StreamState:
         """Overwrites the features of a stream by those of a stream of another state.
 
         Args:
-            slot, other_slot: of the streams in the batches.
+            slot, other_slot: places of the streams in the batches.
             other: StreamState of the same modules at the same size and precision; both have had a
                 frame.
         """

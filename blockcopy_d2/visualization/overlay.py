@@ -60,10 +60,10 @@ def draw_frame(
             :func:`found_instances`.
         active (Tensor or ndarray or None): bool, (GH, GW): the executed blocks, which are tinted
             and outlined; the others are dimmed. None: the frame was not run in blocks.
-        metadata (Metadata or None): of Detectron2; ``thing_classes`` names the classes of
+        metadata (Metadata or None): Detectron2's metadata; ``thing_classes`` names the classes of
             instances, ``stuff_colors`` (RGB) colours those of pixels, ``keypoint_names`` and
-            ``keypoint_connection_rules`` tell how to connect keypoints. Classes without a name
-            are labelled by their number.
+            ``keypoint_connection_rules`` tell how to connect keypoints. Classes without a name are
+            labelled by their number.
         classes (Tensor or ndarray or None): int, (H, W): the class of every pixel, laid over the
             image in its colour.
         block_size (int): side of a block in pixels of the network's input.
@@ -93,7 +93,7 @@ def draw_frame(
 def found_instances(output):
     """
     Args:
-        output (dict): of a model, for one frame.
+        output (dict): output of a model, for one frame.
 
     Returns:
         Instances or None: what ``draw_frame`` takes; the proposals, without classes, of a model
@@ -107,7 +107,7 @@ def found_instances(output):
 def pixel_classes(output):
     """
     Args:
-        output (dict): of a model, for one frame.
+        output (dict): output of a model, for one frame.
 
     Returns:
         Tensor or None: int64 (H, W) on the CPU, what ``draw_frame`` takes; None for outputs that
@@ -186,8 +186,8 @@ def _draw_instances(image, instances, metadata):
 def _class_names(known, classes):
     """
     Args:
-        known (list[str] or None): of the metadata.
-        classes (list[int]): of the instances.
+        known (list[str] or None): names of the metadata.
+        classes (list[int]): classes of the instances.
 
     Returns:
         list[str]: a name for each instance.

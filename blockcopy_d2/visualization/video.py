@@ -51,7 +51,7 @@ def check_video_path(path):
     Refuse what :class:`VideoWriter` cannot write to. Nothing is opened or made.
 
     Args:
-        path (str or PathLike): of a video to write.
+        path (str or PathLike): path of a video to write.
 
     Raises:
         OSError: there is no such folder, or ``path`` is something other than a file.
@@ -94,10 +94,11 @@ class VideoWriter:
     def __init__(self, path, fps, *, format=None):
         """
         Args:
-            path (str or PathLike): of the file; its suffix names the container (.mp4, .mkv, .mov).
+            path (str or PathLike): path of the file; its suffix names the container (.mp4, .mkv,
+                .mov).
             fps (float): frames per second; the distance of frames that tell no time of their own.
-            format (VideoFormat or None): of the video that the frames come from: its time base,
-                sample aspect ratio and colours are kept.
+            format (VideoFormat or None): format of the video that the frames come from: its time
+                base, sample aspect ratio and colours are kept.
 
         Raises:
             OSError: the file cannot be written there.
@@ -281,8 +282,8 @@ class _Colors:
     def of(cls, format, height, width):
         """
         Args:
-            format (VideoFormat or None): of the source.
-            height, width (int): of a frame, in pixels.
+            format (VideoFormat or None): format of the source.
+            height, width (int): height and width of a frame, in pixels.
         """
         usual = _HD if height >= 720 or width >= 1280 else _SD
         matrix = primaries = transfer = color_range = None

@@ -59,7 +59,8 @@ def get_parser():
 def columns(predictor, path, args, metadata):
     """
     Yields:
-        dict: of every frame that is wanted, its number, its executed share, and by the names of the
+        dict: for every frame that is wanted, its number, its executed share, and by the names of
+            the
         rows pictures (H, W, 3), uint8, RGB, and the gain of the blocks, float (GH, GW), whose side
         is given in pixels of the picture.
     """
@@ -95,7 +96,7 @@ def frame_state(predictor, result, size):
     Args:
         predictor (VideoPredictor): that ran the frame last.
         result (FrameResult):
-        size (tuple[int, int]): of the picture.
+        size (tuple[int, int]): size of the picture.
 
     Returns:
         ndarray: uint8 (h, w, 3), RGB: of each block the pixels of its last execution, at the
@@ -116,7 +117,7 @@ def draw(frames, path):
     """
     Args:
         frames (list[dict]): of :func:`columns`.
-        path (str): of the PNG file.
+        path (str): path of the PNG file.
     """
     height, width = frames[0]["frame"].shape[:2]
     size = (3 * len(frames) + 0.6, 3 * len(_ROWS) * height / width + 0.4)

@@ -34,7 +34,7 @@ OBJECTS = (
 def write_clip(root, name, *, split="val", first=0, num_frames=20, objects=OBJECTS):
     """
     Args:
-        root (Path): of the data set.
+        root (Path): root of the data set.
         name (str): ``<city>_<sequence>``.
         first (int): number of the first frame; the last one is labelled.
     """

@@ -17,7 +17,7 @@ def compiled_by(module, *arguments):
     """
     Args:
         module (str): with a ``main`` that prints compiling.report().
-        *arguments: of its command line; the first is a compute capability, such as 90.
+        *arguments: arguments of its command line; the first is a compute capability, such as 90.
 
     Returns:
         list[dict]: of each variant of a kernel, "name" and what there is to know of it.

@@ -24,8 +24,8 @@ class MovingOracle:
         Args:
             module (nn.Module): that the oracle runs.
             image (Tensor): float (N, 3, H, W), an example.
-            grid (BlockGrid): of any frame.
-            options: of CacheMover.
+            grid (BlockGrid): grid of any frame.
+            options: options of CacheMover.
         """
         program = BlockSparseModule(module).program((image,), {}, grid)
         maps, max_stride = options["maps"], options["max_stride"]

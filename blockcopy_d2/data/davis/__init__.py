@@ -96,7 +96,7 @@ def register_davis(name, root, split, *, origin="", video=True):
     file is accessed.
 
     Args:
-        name (str): of the data set.
+        name (str): name of the data set.
         root, split, origin, video: see :func:`load_davis`.
     """
     register_dataset(

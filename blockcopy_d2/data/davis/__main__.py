@@ -49,7 +49,7 @@ def write_davis(source, output, *, quality=90):
     Args:
         source (str): folder with a folder per split, a folder per sequence in each.
         output (str): folder of the data set.
-        quality (int): of the JPEG images, 1 to 95.
+        quality (int): quality of the JPEG images, 1 to 95.
 
     Raises:
         FileNotFoundError: a folder, a video or masks are missing.

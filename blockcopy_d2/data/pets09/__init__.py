@@ -32,7 +32,7 @@ def frame_file(root, number):
     """
     Args:
         root (str): folder that holds ``img1`` and ``gt``.
-        number (int): of the frame, from 1.
+        number (int): number of the frame, from 1.
 
     Returns:
         str: path of its image.
@@ -128,7 +128,7 @@ def load_pets09_video(root, split, origin="", *, clip_length=CLIP_LENGTH):
 def read_boxes(path):
     """
     Args:
-        path (str): of gt.txt.
+        path (str): path of gt.txt.
 
     Returns:
         dict[int, list[dict]]: annotations by the number of the frame; of frames that have none, an
@@ -177,7 +177,7 @@ def register_pets09(name, root, split, *, origin=""):
     accessed.
 
     Args:
-        name (str): of the data set.
+        name (str): name of the data set.
     """
     _register(name, lambda: load_pets09(root, split, origin), root)
 

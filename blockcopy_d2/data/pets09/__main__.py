@@ -52,7 +52,7 @@ def write_frames(video, boxes, output, *, quality=90):
         video (str): path of vtest.avi.
         boxes (str): path of gt.txt.
         output (str): folder of the data set.
-        quality (int): of the JPEG images, 1 to 95.
+        quality (int): quality of the JPEG images, 1 to 95.
 
     Raises:
         FileNotFoundError: a file does not exist.

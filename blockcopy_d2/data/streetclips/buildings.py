@@ -60,7 +60,7 @@ class House:
         side: -1 left of the street, 1 right of it.
         wall: X of its front.
         start, end: Z of its two ends.
-        height: of the eaves in metres.
+        height: height of the eaves in metres.
         roof: rise of the roof in metres.
         front, gable: textures of the street front and of the end walls.
         roof_colour: colour of the roof.
@@ -249,7 +249,7 @@ def facade(
     Args:
         length, height: in metres.
         storeys: rows of windows above the ground floor.
-        colour: of the plaster.
+        colour: colour of the plaster.
         pixels: per metre.
         shops: whether shop windows fill the ground floor.
 

@@ -30,10 +30,10 @@ class Clip:
     def __init__(self, seed: int, split: str, index: int, height: int = 512, width: int = 1024):
         """
         Args:
-            seed: of the data set.
+            seed: seed of the data set.
             split: "train", "val" or "test".
             index: number of the clip within its split.
-            height, width: of the pictures in pixels; twice as wide as high.
+            height, width: height and width of the pictures in pixels; twice as wide as high.
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")

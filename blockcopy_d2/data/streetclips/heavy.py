@@ -32,7 +32,7 @@ def _pane(brush: Brush, u: float, sign: float, half: float, bottom: float, top: 
 class Truck:
     """
     Attributes:
-        length, height: of the whole vehicle in metres.
+        length, height: length and height of the whole vehicle in metres.
         cab: colour of the cab.
         load: colour of the box, tarpaulin or tipper.
         kind: "box", "tarpaulin" or "tipper".

@@ -19,7 +19,7 @@ class Track:
         x, z: position in metres at LABEL_TIME.
         heading: in radians, 0 along +Z, positive towards +X.
         speed: in metres per second.
-        phase: of steps, pedals or gestures at time 0, in radians.
+        phase: phase of steps, pedals or gestures at time 0, in radians.
         cadence: radians of phase per metre travelled.
         fidget: radians of phase per second, for people who stand.
     """

@@ -54,7 +54,7 @@ def write_split(
         split: "train", "val" or "test".
         num_clips: clips to be there in the end.
         height, width: picture size in pixels.
-        seed: of the data set.
+        seed: seed of the data set.
         workers: processes that draw; 1 draws in this process.
         labelled_only: write only the labelled last frame of each clip, without the sequence.
 

@@ -65,7 +65,7 @@ class ChannelsLastROIAlign(ROIAlign):
         Args:
             start, end (Tensor): (R,), of the regions along an axis, in pixels of the image.
             num_bins (int): P.
-            extent (int): of the map along the axis.
+            extent (int): extent of the map along the axis.
 
         Returns:
             tuple[Tensor, Tensor]: int32 and float32 (R, P, T), pixels of the map and their weights.

@@ -12,7 +12,7 @@ class StaticHeads:
 
     Attributes:
         meta_architecture (type): what this class does the same as.
-        output_name (str): of the result in Detectron2's output.
+        output_name (str): name of the result in Detectron2's output.
     """
 
     meta_architecture = None

@@ -96,7 +96,7 @@ def fill_slots(keep, boxes, scores, classes, scale, size, num_slots):
     Args:
         keep (Tensor): bool (N, T), the candidates that suppression left.
         boxes, scores, classes (Tensor): float32 (N, T, 4), float32 (N, T) and int64 (N, T).
-        scale, size: of the output, as in :func:`select_detections`.
+        scale, size: scale and size of the output, as in :func:`select_detections`.
         num_slots (int): D.
 
     Returns:

@@ -49,7 +49,7 @@ class StaticCSP(StaticHeads):
         """
         Args:
             logits, log_height, offset (Tensor): (N, 1, H, W), (N, 1, H, W) and (N, 2, H, W).
-            sizes (FrameSizes): of the frames.
+            sizes (FrameSizes): sizes of the frames.
 
         Returns:
             StaticDetections: of N images.

@@ -41,7 +41,7 @@ class StaticDetections:
         policy_masks (Tensor): bool (N, D, h, w), the policy pixels with their centres in the mask,
             or in the box where there are no masks.
         output_size (tuple[int, int]): height, width.
-        pixels_per_block (int): of the policy masks, along an axis.
+        pixels_per_block (int): pixels per block of the policy masks, along an axis.
     """
 
     count: Tensor

@@ -23,8 +23,9 @@ class FrameSizes:
     """
     Attributes:
         image_size (tuple[int, int]): height, width of the network's input without its padding.
-        canvas_size (tuple[int, int]): of the network's input.
-        output_size (tuple[int, int]): of the output, such as of the detections' boxes and masks.
+        canvas_size (tuple[int, int]): size of the network's input.
+        output_size (tuple[int, int]): size of the output, such as of the detections' boxes and
+            masks.
         grid_shape (tuple[int, int]): rows and columns of blocks.
         pixels_per_block (int): policy pixels along the side of a block.
     """

@@ -20,7 +20,7 @@ class LazyFields(UserDict):
     def later(self, name, function):
         """
         Args:
-            name (str): of the field.
+            name (str): name of the field.
             function (callable): gives its value; called once at most.
         """
         self.data[name] = _Later(function)

@@ -40,9 +40,9 @@ def find_proposals(
 
     Args:
         logits (list[Tensor]): objectness of every level, (N, A, H_l, W_l).
-        deltas (list[Tensor]): of every level, (N, 4 A, H_l, W_l).
-        anchors (list[Tensor]): of every level, float32 (M_l, 4).
-        transform (Box2BoxTransform): of the RPN.
+        deltas (list[Tensor]): deltas of every level, (N, 4 A, H_l, W_l).
+        anchors (list[Tensor]): anchors of every level, float32 (M_l, 4).
+        transform (Box2BoxTransform): transform of the RPN.
         image_size (tuple[int, int]): height, width without padding.
         nms_threshold (float): intersection over union.
         pre_nms_topk, post_nms_topk (int): k and R; fewer where there are fewer anchors.

@@ -133,7 +133,7 @@ class StaticRCNN(StaticHeads):
                 compute in, best in channels-last memory.
             logits (list[Tensor]): objectness of each level as the RPN head gives it, (N, A, H, W).
             deltas (list[Tensor]): likewise, (N, 4 A, H, W).
-            sizes (FrameSizes): of the images, all alike.
+            sizes (FrameSizes): sizes of the images, all alike.
 
         Returns:
             StaticDetections:
@@ -224,7 +224,7 @@ class _Tables:
     Tables that depend on sizes only.
 
     Attributes:
-        anchors (list[Tensor]): of every level, float32 (H_l W_l A, 4).
+        anchors (list[Tensor]): anchors of every level, float32 (H_l W_l A, 4).
         pixels (PolicyPixels):
     """
 

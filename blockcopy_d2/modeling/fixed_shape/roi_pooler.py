@@ -23,7 +23,7 @@ def pool_regions(pooler, features, boxes):
     Detectron2's ROIPooler for axis-aligned boxes, as a function of fixed shapes.
 
     Args:
-        pooler (ROIPooler): of type ROIAlign or ROIAlignV2, with square outputs of P x P.
+        pooler (ROIPooler): pooler of type ROIAlign or ROIAlignV2, with square outputs of P x P.
         features (list[Tensor]): L maps (N, C, H_l, W_l), fastest where channels-last.
         boxes (Tensor): float32 (N, R, 4) in pixels of the network's input, within the maps.
 

@@ -37,7 +37,7 @@ class StaticSegmentor(StaticHeads):
         """
         Args:
             logits (Tensor): (N, K, H, W).
-            sizes (FrameSizes): of the frames.
+            sizes (FrameSizes): sizes of the frames.
 
         Returns:
             Tensor: (N, K, height, width), logits at the size of the output, as Detectron2's

@@ -18,7 +18,7 @@ def observe_outputs(task, output, num_streams, **geometry):
     """
     Args:
         task (Task):
-        output (dict): of the task network, each part of N streams.
+        output (dict): output of the task network, each part of N streams.
         num_streams (int): N.
         geometry: options of :meth:`Task.observe`.
 
@@ -35,7 +35,7 @@ def paint_outputs(task, seen, num_streams):
     """
     Args:
         task (Task):
-        seen: of N streams.
+        seen: views of N streams.
         num_streams (int): N.
 
     Returns:
@@ -50,8 +50,8 @@ def move_outputs(task, seen, motion):
     """
     Args:
         task (Task):
-        seen: of N streams.
-        motion (PolicyMotion): of these.
+        seen: views of N streams.
+        motion (PolicyMotion): their motion.
 
     Returns:
         as ``seen``, see :meth:`Task.move`.
@@ -67,7 +67,7 @@ def block_gains(task, current, previous, num_streams, grid_shape):
     """
     Args:
         task (Task):
-        current, previous: of two frames of N streams.
+        current, previous: views of two frames of N streams.
         num_streams (int): N.
         grid_shape (tuple[int, int]): GH, GW.
 

@@ -31,9 +31,9 @@ class CapturedLearning:
         Args:
             learner (OnlineLearner): alone with its policy.
             policy (Policy):
-            slots (slice): of the batch, n streams whose policy it is.
+            slots (slice): slots of the batch, n streams whose policy it is.
             present (Tensor or None): bool (N,), the streams that have a frame; None: all.
-            pool (tuple or None): of the streams' graphs; None on a device without any.
+            pool (tuple or None): memory pool of the streams' graphs; None on a device without any.
         """
         self._learner, self._policy, self._pool = learner, policy, pool
         self._slots, self._present = slots, present
@@ -61,8 +61,8 @@ class CapturedLearning:
 
         Args:
             model (BlockCopyVideoModel):
-            memory (StreamMemory): of the batch.
-            timer (StageTimer): of the frames.
+            memory (StreamMemory): memory of the batch.
+            timer (StageTimer): timer of the frames.
 
         Returns:
             dict[str, Tensor]: of :meth:`OnlineLearner.learn`.

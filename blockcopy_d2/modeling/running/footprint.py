@@ -18,7 +18,7 @@ def stream_bytes(model, inputs):
     """
     Args:
         model (BlockCopyVideoModel):
-        inputs (dict): of a frame.
+        inputs (dict): inputs of a frame.
 
     Returns:
         int: about as many bytes as each stream of such frames takes, found by running the first
@@ -38,8 +38,8 @@ def explain_shortage(model, inputs, streams):
     """
     Args:
         model (BlockCopyVideoModel):
-        inputs (list[dict or None]): of a frame for which there was too little memory.
-        streams (StreamBatch): of N streams, whose memory has been let go of.
+        inputs (list[dict or None]): inputs of a frame for which there was too little memory.
+        streams (StreamBatch): N streams, whose memory has been released.
 
     Returns:
         str: what they would take, and how many would fit.
@@ -65,7 +65,8 @@ def explain_shortage(model, inputs, streams):
 def free_bytes(device):
     """
     Returns:
-        int: of a GPU, those that PyTorch keeps for itself included; 0 for other devices.
+        int: free bytes of a GPU, including those that PyTorch keeps for itself; 0 for other
+            devices.
     """
     if device.type != "cuda":
         return 0

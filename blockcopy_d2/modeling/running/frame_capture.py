@@ -53,18 +53,18 @@ class FrameCapture:
 
     Attributes:
         image (Tensor): (N, 3, height, width), where frames are put before they are run.
-        sizes (FrameSizes): of the frames.
+        sizes (FrameSizes): sizes of the frames.
         asks (bool): the policies, instead of executing the blocks that the memory gives.
         frame (Tensor): float (N, 3, h, w), the latest ones.
         field (Tensor or None): float32 (N, 2, FH, FW), their motion; None before streams have a
             memory, and without motion.
-        has_logits (list[bool]): of every streams, whether its policy draws from logits.
+        has_logits (list[bool]): for every stream, whether its policy draws from logits.
         grid (BlockGrid): to execute before streams have a memory.
-        programs, dense_module_macs, may_improve: of the :class:`SparseFrame` that ran last.
-        result (StaticDetections or Tensor): of the StaticHeads.
+        programs, dense_module_macs, may_improve: those of the :class:`SparseFrame` that ran last.
+        result (StaticDetections or Tensor): result of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "heads" for
             all streams.
-        policy_macs (list[int]): of the policy of every streams.
+        policy_macs (list[int]): multiply-accumulates of the policy of every streams.
     """
 
     def __init__(self, image, present, sizes, heads, *, asks, moves):
@@ -74,7 +74,7 @@ class FrameCapture:
             present (Tensor or None): bool (N,), the streams that have a frame, as they are when a
                 frame is run; None: all, always.
             sizes (FrameSizes):
-            heads (StaticHeads): of the model.
+            heads (StaticHeads): heads of the model.
             asks (bool):
             moves (bool): the model has motion.
         """
@@ -99,7 +99,7 @@ class FrameCapture:
             model (BlockCopyVideoModel):
             streams (StreamBatch): to bring up to date.
             memory (StreamMemory or None): bound to the streams; None on their first frame.
-            timer (StageTimer): of the frame.
+            timer (StageTimer): timer of the frame.
         """
         on = (model, streams, memory)
         if part in self._functions:
@@ -134,7 +134,7 @@ class FrameCapture:
 
         Args:
             model, streams, memory: as of :meth:`run`.
-            pool (tuple): of ``torch.cuda.graph_pool_handle()``.
+            pool (tuple): a handle from ``torch.cuda.graph_pool_handle()``.
         """
         if self._functions or not self.image.is_cuda:
             return

@@ -51,7 +51,7 @@ class FrameGraph:
     graphs the same functions are called instead, which is for tests.
 
     Attributes:
-        memory (StreamMemory or None): of the streams, from their first frame on.
+        memory (StreamMemory or None): memory of the streams, from their first frame on.
         frames (int): ticks so far, of all videos.
         lesson (list[int]): the slots whose policies can learn from the latest tick: they decided.
     """
@@ -59,8 +59,8 @@ class FrameGraph:
     def __init__(self, options, parts, num_streams):
         """
         Args:
-            options (VideoOptions): of the model.
-            parts (_Parts): of the model.
+            options (VideoOptions): options of the model.
+            parts (_Parts): parts of the model.
             num_streams (int): N.
         """
         self._options, self._parts = options, parts
@@ -79,7 +79,7 @@ class FrameGraph:
         Args:
             model (BlockCopyVideoModel):
             streams (StreamBatch):
-            inputs (sequence[dict or None]): of the next frame.
+            inputs (sequence[dict or None]): inputs of the next frame.
 
         Returns:
             FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
@@ -313,8 +313,8 @@ class FrameGraph:
             model (BlockCopyVideoModel):
             learner (OnlineLearner): alone with the policy.
             policy (Policy):
-            slots (list[int]): of the frames.
-            timer (StageTimer): of the frames.
+            slots (list[int]): slots of the frames.
+            timer (StageTimer): timer of the frames.
 
         Returns:
             dict[str, Tensor] or None: of :meth:`OnlineLearner.learn`; None where graphs do not
@@ -343,9 +343,9 @@ class _Parts:
     Attributes:
         task (Task):
         motion (MotionEstimator or None):
-        policies (list[Policy]): of the streams, each of them once.
-        numbers (list[dict]): of the policies. One that does not learn compares with its target, or
-            counts to its period, on the host.
+        policies (list[Policy]): policies of the streams, each of them once.
+        numbers (list[dict]): numbers of the policies. One that does not learn compares with its
+            target, or counts to its period, on the host.
         weights (list[int]): addresses of the policies', which captures read where they are.
     """
 

@@ -52,8 +52,8 @@ class StreamHistory:
         outputs: the last outputs as information gain compares them: a list of those of every
             stream, None for one without a frame; or, in the memory of CUDA graphs, one of all
             streams, whose tensors have a dimension N in front.
-        motion_features (MotionFeatures or None): of the last frame, to estimate motion from. None
-            without motion.
+        motion_features (MotionFeatures or None): features of the last frame, to estimate motion
+            from. None without motion.
     """
 
     frame: Tensor
@@ -98,10 +98,12 @@ class StreamHistory:
         Args:
             frame (Tensor): float (N, 3, h, w), finite.
             painted (Tensor): float (N, K, h, w), finite.
-            outputs: of every stream, as information gain compares them, in a list or as one.
+            outputs: outputs of every stream, as information gain compares them, in a list or as
+                one.
             active (Tensor): bool (N, GH, GW), the blocks that were executed.
             broken (Tensor): bool (N,), whether anything was not finite.
-            motion_features (MotionFeatures or None): of the frame; of absent streams the last ones.
+            motion_features (MotionFeatures or None): features of the frame; of absent streams the
+                last ones.
             present (sequence[bool] or None): the streams that had a frame; the others stay as they
                 are. None: all had one.
             gain (Tensor or None): float (N, GH, GW), measured on the frame, negative where it is
@@ -157,7 +159,7 @@ class StreamHistory:
 def flags(values, like):
     """
     Args:
-        values (sequence[bool] or Tensor): of N streams.
+        values (sequence[bool] or Tensor): values of N streams.
         like (Tensor): (N, ...), on any device.
 
     Returns:
@@ -203,7 +205,7 @@ def tensors_of(part):
 def map_tensors(function, part):
     """
     Args:
-        function (callable): of a tensor.
+        function (callable): a function of a tensor.
         part: as of :func:`tensors_of`.
 
     Returns:
@@ -223,7 +225,7 @@ def map_tensors(function, part):
 def select_stream(part, n):
     """
     Args:
-        part: of N streams, as of :func:`tensors_of`.
+        part: part of N streams, as of :func:`tensors_of`.
         n (int or slice):
 
     Returns:
@@ -235,7 +237,7 @@ def select_stream(part, n):
 def stack_streams(parts):
     """
     Args:
-        parts (list): of N streams, alike, each as of :func:`tensors_of`.
+        parts (list): parts of N streams, alike, each as of :func:`tensors_of`.
 
     Returns:
         One of all streams, whose tensors have a dimension N in front.

@@ -28,7 +28,7 @@ __all__ = [
 def check_inputs(inputs, streams):
     """
     Args:
-        inputs (list[dict or None]): of every stream.
+        inputs (list[dict or None]): inputs of every stream.
         streams (StreamBatch):
 
     Returns:
@@ -78,7 +78,7 @@ def check_images(frames):
 def check_first_frames(grid, streams, present):
     """
     Args:
-        grid (BlockGrid): of the caller.
+        grid (BlockGrid): grid of the caller.
         streams (StreamBatch):
         present (list[bool]): the streams that have a frame.
 
@@ -96,7 +96,7 @@ def check_first_frames(grid, streams, present):
 def fill_slots(inputs):
     """
     Args:
-        inputs (list[dict or None]): of every stream.
+        inputs (list[dict or None]): inputs of every stream.
 
     Returns:
         list[dict]: with black frames for the streams without one: the network runs whole batches.
@@ -113,7 +113,7 @@ def put_image(image, place):
 
     Args:
         image (Tensor): (C, height, width), on any device.
-        place (Tensor): of the same shape.
+        place (Tensor): memory of the same shape.
     """
     if place.is_cuda and not image.is_cuda:
         # From other memory the copy would wait for what runs; from the caller's, if that is pinned,
@@ -127,7 +127,7 @@ def given_blocks(model, grid, streams, present):
     """
     Args:
         model (BlockCopyVideoModel):
-        grid (BlockGrid): of the caller.
+        grid (BlockGrid): grid of the caller.
         streams (StreamBatch):
         present (list[bool]): the streams that have a frame.
 

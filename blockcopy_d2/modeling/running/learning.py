@@ -18,9 +18,9 @@ def learn(learner, model, results):
     :meth:`BlockCopyVideoModel.step_batch` does it for a ``learner`` that it is given.
 
     Args:
-        learner (OnlineLearner): of the policy.
+        learner (OnlineLearner): learner of the policy.
         model (BlockCopyVideoModel): that ran the frames.
-        results (sequence[FrameResult]): of streams that share the policy.
+        results (sequence[FrameResult]): results of streams that share the policy.
 
     Returns:
         dict[str, Tensor]: what the learner tells, which is also the ``learned`` of the results;

@@ -23,7 +23,7 @@ class StreamMemory:
     The history of a :class:`StreamBatch`, and of its latest frames what the policies learn from.
 
     Attributes:
-        history (StreamHistory): of N streams.
+        history (StreamHistory): history of N streams.
         given (Tensor): bool (N, GH, GW), the blocks to execute where the policy is not asked.
         drawn, logits (Tensor): bool and float (N, GH, GW), what the policies decided.
         cut, broken (Tensor): bool (N,), as of :class:`FrameResult`.

@@ -27,8 +27,8 @@ def motion_features(model, images, streams, *, codec=None):
         model (BlockCopyVideoModel): with an estimator.
         images (list[Tensor] or Tensor): N pictures (3, height, width) on the model's device, pixel
             values.
-        streams (StreamBatch): of that size.
-        codec (list or None): of every stream, see :meth:`MotionEstimator.features`.
+        streams (StreamBatch): streams of frames of that size.
+        codec (list or None): vectors of every stream, see :meth:`MotionEstimator.features`.
 
     Returns:
         MotionFeatures: what the estimator needs to know of these frames.

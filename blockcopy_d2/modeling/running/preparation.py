@@ -24,7 +24,7 @@ def prepare(model, images, canvas_size, dtype):
         model (BlockCopyVideoModel):
         images (Tensor): (N, 3, height, width) on the model's device, of pixel values.
         canvas_size (tuple[int, int]): H, W.
-        dtype (torch.dtype): of the network's input.
+        dtype (torch.dtype): type of the network's input.
 
     Returns:
         tuple[Tensor, Tensor]: (N, 3, H, W) of ``dtype``, normalized and padded; and the same at

@@ -21,9 +21,9 @@ class Readout:
     def __init__(self, name, result, side):
         """
         Args:
-            name (str): of the result in Detectron2's output.
-            result (StaticDetections or Tensor): of all images, just launched on the current stream.
-                It is copied.
+            name (str): name of the result in Detectron2's output.
+            result (StaticDetections or Tensor): result of all images, just launched on the current
+                stream. It is copied.
             side (torch.cuda.Stream or None): None on other devices.
         """
         self._name, self._result = name, result.clone()
@@ -39,7 +39,7 @@ class Readout:
         Wait for detections; other outputs are used on the current stream, which does.
 
         Args:
-            image (int): of the batch.
+            image (int): index of the image in the batch.
             timer (StageTimer): counts to the stage "inference".
 
         Returns:
@@ -89,7 +89,8 @@ def read_whole(output):
     Compute what is left of an output until it is read, such as masks to be pasted.
 
     Args:
-        output (Mapping): of a frame or an image, in Detectron2's format; a FrameResult is one.
+        output (Mapping): output of a frame or an image, in Detectron2's format; a FrameResult is
+            one.
     """
     for value in output.values():
         if isinstance(value, Instances):

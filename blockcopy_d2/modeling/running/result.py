@@ -37,8 +37,8 @@ class FrameResult(Mapping):
         output (dict): in Detectron2's format.
         frame (Tensor): float (1, 3, h, w), normalized, at policy resolution.
         observation (Observation or None): what the policy saw; None where it was not asked.
-        decision (Decision or None): of the policy; its logits are None on a first frame, which
-            executes all blocks unasked. None where the caller gave the grid.
+        decision (Decision or None): decision of the policy; its logits are None on a first frame,
+            which executes all blocks unasked. None where the caller gave the grid.
         grid (BlockGrid): the executed blocks: those of the decision, those that were due for a
             refresh, and all of them on a first frame, after a cut, around a broken frame, and where
             a module that should run in blocks ran densely.
@@ -50,9 +50,9 @@ class FrameResult(Mapping):
         cut (Tensor): bool scalar on the device; another scene than the last frame.
         broken (Tensor): bool scalar on the device; this frame or the last was not finite. Neither
             from a broken frame nor across a cut anything may be learned.
-        timer (StageTimer): of all streams of the batch.
+        timer (StageTimer): timer of all streams of the batch.
         is_first (bool): the first frame of its video.
-        policy (Policy): of the stream.
+        policy (Policy): policy of the stream.
         heads_macs (int): multiply-accumulates outside of policy and block-sparse modules, for all
             streams of the batch.
         field (Tensor or None): float32 (1, 2, FH, FW), where the content of each cell was one frame
@@ -163,8 +163,8 @@ class CapturedFrameResult(FrameResult):
         """
         Args:
             graph (FrameGraph): whose latest frame it is.
-            slot (int): of its stream in the batch.
-            readout (Readout): of the outputs of the batch.
+            slot (int): slot of its stream in the batch.
+            readout (Readout): readout of the outputs of the batch.
             was_asked (bool): the policy.
             learning (bool): the decision is wanted in an autograd graph.
             decision (Decision or None): without an autograd graph.
@@ -230,7 +230,8 @@ class CapturedFrameResult(FrameResult):
         Args:
             model (BlockCopyVideoModel):
             learner (OnlineLearner): alone with the policy.
-            results (sequence[FrameResult]): of frames that the policy decided, this one among them.
+            results (sequence[FrameResult]): results of frames that the policy decided, this one
+                among them.
 
         Returns:
             dict[str, Tensor] or None: as of :meth:`FrameGraph.learn`.

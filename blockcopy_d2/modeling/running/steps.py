@@ -197,7 +197,7 @@ def follows_nothing(frame, history, cut):
     """
     Args:
         frame (Tensor): float (N, 3, h, w).
-        history (StreamHistory): of N streams.
+        history (StreamHistory): history of N streams.
         cut (Tensor): bool (N,), of :func:`find_cuts`.
 
     Returns:
@@ -240,11 +240,11 @@ def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=
         model (BlockCopyVideoModel):
         streams (StreamBatch):
         frame (Tensor): float (N, 3, h, w).
-        outputs (list[dict] or dict): of the task network, for every stream, or of all streams as
-            one, as StaticHeads give them.
+        outputs (list[dict] or dict): outputs of the task network, for every stream, or of all
+            streams as one, as StaticHeads give them.
         grid (BlockGrid): what the frame executed.
         cut (Tensor or None): bool (N,), of :func:`find_cuts`.
-        motion_features (MotionFeatures or None): of the frame.
+        motion_features (MotionFeatures or None): features of the frame.
         present (sequence[bool] or None): the streams that had a frame; None: all.
     """
     task, geometry = (

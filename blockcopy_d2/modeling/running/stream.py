@@ -25,15 +25,15 @@ class StreamBatch:
         num_streams (int): N.
         counts (list[int]): frames so far, of every stream.
         history (StreamHistory or None): None before the first frame.
-        policies (list[Policy] or None): of every stream; None for that of the model.
+        policies (list[Policy] or None): policies of every stream; None for that of the model.
         features (StreamState): feature caches of the block-sparse modules.
-        weights_version (int or None): of the model that ran the last frame, see
+        weights_version (int or None): weights version of the model that ran the last frame, see
             :class:`BlockCopyVideoModel`.
         lost (bool): the features of a video in progress are gone: its next frame executes all
             blocks, whatever the policy or the caller wants.
         graph (FrameGraph or None): what runs the frames, where they are replayed. It survives a
             :meth:`reset`, with the features, for a video of the same size.
-        image_size (tuple[int, int] or None): of the frames, as the network takes them.
+        image_size (tuple[int, int] or None): size of the frames, as the network takes them.
         canvas_size (tuple[int, int] or None): height and width, with their padding.
     """
 
@@ -87,7 +87,7 @@ class StreamBatch:
         Args:
             slot (int): for the video; these streams have had a frame.
             other (StreamBatch):
-            other_slot (int): of the video.
+            other_slot (int): other slot of the video.
         """
         self.reset(slot)
         alike = all(

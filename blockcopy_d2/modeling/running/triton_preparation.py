@@ -61,7 +61,7 @@ def prepare_triton(images, mean, std, canvas_size, policy_size, window, dtype):
         mean, std (Tensor): float32, of 3 channels.
         canvas_size, policy_size (tuple[int, int]): H, W and h, w.
         window (int): P, a power of two.
-        dtype (torch.dtype): of the network's input.
+        dtype (torch.dtype): type of the network's input.
 
     Returns:
         tuple[Tensor, Tensor]: as :func:`.preparation.prepare`.

@@ -56,8 +56,8 @@ class Task(ABC):
         capturable (bool): whether its methods may be part of a CUDA graph: they never wait for the
             device, take "instances" as :class:`DetectionMasks`, and what they see of an output is
             a Tensor or DetectionMasks. Where not, frames are run operator by operator.
-        moved_maps (str): of ``blockcopy_d2.motion.MOVED_MAPS``, the feature maps worth moving with
-            the picture on a CPU, see docs/motion.md; a GPU moves all.
+        moved_maps (str): one of ``blockcopy_d2.motion.MOVED_MAPS``, the feature maps worth moving
+            with the picture on a CPU, see docs/motion.md; a GPU moves all.
     """
 
     capturable = False
@@ -115,8 +115,8 @@ class Task(ABC):
         Args:
             output (dict): one frame's, in Detectron2's format; its "instances" may be
                 DetectionMasks, where they are at policy resolution already.
-            image_size (tuple[int, int]): of the network's input without its padding.
-            canvas_size (tuple[int, int]): of the network's input.
+            image_size (tuple[int, int]): size of the network's input without its padding.
+            canvas_size (tuple[int, int]): size of the network's input.
             grid_shape (tuple[int, int]): GH, GW.
 
         Returns:
@@ -126,7 +126,7 @@ class Task(ABC):
     def part(self, output: dict, name: str) -> Any:
         """
         Args:
-            output (dict): of the task network.
+            output (dict): output of the task network.
             name (str): a key of it.
 
         Returns:
@@ -146,7 +146,7 @@ class Task(ABC):
     def move(self, seen: Any, motion: PolicyMotion) -> Any:
         """
         Args:
-            seen: of a frame, as :meth:`observe` returns it.
+            seen: view of a frame, as :meth:`observe` returns it.
             motion (PolicyMotion): from that frame to the next.
 
         Returns:
@@ -157,7 +157,7 @@ class Task(ABC):
     def paint(self, seen: Any) -> Tensor:
         """
         Args:
-            seen: of a frame, as :meth:`observe` returns it.
+            seen: view of a frame, as :meth:`observe` returns it.
 
         Returns:
             Tensor: float (K, h, w) in [0, 1], the maps that the policy gets.
@@ -167,7 +167,7 @@ class Task(ABC):
     def block_gain(self, current: Any, previous: Any, grid_shape: tuple[int, int]) -> Tensor:
         """
         Args:
-            current, previous: of two frames, as :meth:`observe` returns them.
+            current, previous: views of two frames, as :meth:`observe` returns them.
             grid_shape (tuple[int, int]): GH, GW.
 
         Returns:

@@ -41,8 +41,8 @@ class CSPHead(nn.Module):
     def __init__(self, *, in_channels, channels, prior_prob=0.01):
         """
         Args:
-            in_channels (int): of the feature map.
-            channels (int): of each branch, a multiple of 32.
+            in_channels (int): number of channels of the feature map.
+            channels (int): number of channels of each branch, a multiple of 32.
             prior_prob (float): the score that an untrained head gives to every pixel.
         """
         super().__init__()
@@ -57,7 +57,7 @@ class CSPHead(nn.Module):
     def from_config(cls, cfg, input_shape):
         """
         Args:
-            input_shape (dict[str, ShapeSpec]): of the one feature map.
+            input_shape (dict[str, ShapeSpec]): shapes of the one feature map.
         """
         (shape,) = input_shape.values()
         return {"in_channels": shape.channels, "channels": cfg.MODEL.BLOCKCOPY.CSP.HEAD_CHANNELS}

@@ -25,7 +25,7 @@ def decode_boxes(log_height, offset, cells, *, width, stride, aspect_ratio):
         offset (Tensor): float (2, H * W), y and x from the middle of the pixel.
         cells (Tensor): int64 (k,), which pixels.
         width (int): W.
-        stride (int): of the map.
+        stride (int): stride of the map.
         aspect_ratio (float): width / height of every box.
 
     Returns:

@@ -40,7 +40,7 @@ def center_targets(boxes, size, stride):
     Args:
         boxes (Tensor): float (n, 4), x0, y0, x1, y1 in pixels of the network's input.
         size (tuple[int, int]): (H, W).
-        stride (int): of the feature map.
+        stride (int): stride of the feature map.
 
     Returns:
         CenterTargets: on the device of the boxes.

@@ -105,7 +105,7 @@ class MGANROIHeads(StandardROIHeads):
         Args:
             attention (nn.Module): see :class:`MaskAttention`.
             mask_loss_weight (float):
-            **kwargs: of StandardROIHeads, for boxes only.
+            **kwargs: arguments of StandardROIHeads, for boxes only.
         """
         super().__init__(**kwargs)
         self.attention = attention

@@ -23,8 +23,8 @@ class VGG16(Backbone):
     def __init__(self, in_channels, stage_channels=(64, 128, 256, 512, 512), norm=""):
         """
         Args:
-            in_channels (int): of the image.
-            stage_channels (tuple[int]): of the five stages.
+            in_channels (int): number of channels of the image.
+            stage_channels (tuple[int]): channels of the five stages.
             norm (str): as :func:`detectron2.layers.get_norm` takes it, after every convolution.
         """
         super().__init__()

@@ -26,9 +26,9 @@ class SwiftNetBackbone(Backbone):
         """
         Args:
             bottom_up (Backbone): gives features at strides that double from one to the next.
-            in_features (list[str]): of ``bottom_up``, from the finest to the coarsest.
-            out_channels (int): of the decoder.
-            norm (str or callable): of the decoder, see :func:`detectron2.layers.get_norm`.
+            in_features (list[str]): maps of ``bottom_up``, from the finest to the coarsest.
+            out_channels (int): number of channels of the decoder.
+            norm (str or callable): norm of the decoder, see :func:`detectron2.layers.get_norm`.
             relu_before_addition (bool): whether bottlenecks of ``bottom_up`` have a ReLU after
                 their last normalization, too.
         """

@@ -20,7 +20,7 @@ class SwiftNetHead(nn.Module):
     ):
         """
         Args:
-            input_shape (dict[str, ShapeSpec]): of the backbone.
+            input_shape (dict[str, ShapeSpec]): shapes of the backbone.
             in_feature (str): the map to classify.
             num_classes (int): K.
             norm (str or callable): see :func:`detectron2.layers.get_norm`.
@@ -56,7 +56,7 @@ class SwiftNetHead(nn.Module):
     def forward(self, features, targets=None):
         """
         Args:
-            features (dict[str, Tensor]): of the backbone.
+            features (dict[str, Tensor]): features of the backbone.
             targets (Tensor or None): int64 (N, H, W), the class of every pixel, for training.
 
         Returns:

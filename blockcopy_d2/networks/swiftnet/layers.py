@@ -23,9 +23,10 @@ class NormReluConv(nn.Module):
     def __init__(self, in_channels, out_channels, *, kernel_size, norm, bias=False):
         """
         Args:
-            in_channels, out_channels, kernel_size (int): of the convolution, which keeps H x W.
+            in_channels, out_channels, kernel_size (int): arguments of the convolution, which keeps
+                H x W.
             norm (str or callable): see :func:`detectron2.layers.get_norm`.
-            bias (bool): of the convolution.
+            bias (bool): bias of the convolution.
         """
         super().__init__()
         self.norm = get_norm(norm, in_channels)
@@ -95,8 +96,8 @@ class UpsampleBlend(nn.Module):
     def __init__(self, skip_channels, channels, *, norm):
         """
         Args:
-            skip_channels (int): of the ResNet's features.
-            channels (int): of the decoder.
+            skip_channels (int): channels of the skip connections.
+            channels (int): number of channels of the decoder.
             norm (str or callable): see :func:`detectron2.layers.get_norm`.
         """
         super().__init__()

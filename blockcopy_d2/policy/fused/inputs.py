@@ -176,8 +176,8 @@ class Inputs:
     def __call__(self, observation, dtype, device):
         """
         Args:
-            observation (Observation): of N streams.
-            dtype (torch.dtype): of the results.
+            observation (Observation): observation of N streams.
+            dtype (torch.dtype): type of the results.
             device (Device): what is known of the GPU.
 
         Returns:

@@ -29,7 +29,7 @@ class FusedNetwork:
         """
         Args:
             network (PolicyNetwork):
-            dtype (torch.dtype): of maps and weights.
+            dtype (torch.dtype): type of maps and weights.
             device (Device): what is known of the GPU that it runs on; looked up if None.
         """
         self._network, self._dtype, self._device = network, dtype, device
@@ -38,7 +38,7 @@ class FusedNetwork:
     def __call__(self, observation):
         """
         Args:
-            observation (Observation): of N streams.
+            observation (Observation): observation of N streams.
 
         Returns:
             Tensor: float (N, GH, GW), logits of execution.

@@ -107,10 +107,10 @@ def normalize(sums, norm, *, device, residual=None):
     """
     Args:
         sums (Sums): (N, H, W, C).
-        norm (BatchNorm2d): of C channels.
+        norm (BatchNorm2d): norm of C channels.
         device (Device): what is known of the GPU.
-        residual (PaddedMap or tuple[Sums, BatchNorm2d] or None): of as many pixels and channels;
-            sums come with a norm of their own.
+        residual (PaddedMap or tuple[Sums, BatchNorm2d] or None): residual of as many pixels and
+            channels; sums come with a norm of their own.
 
     Returns:
         PaddedMap: relu(norm(sums) + residual).

@@ -20,8 +20,8 @@ class Packing:
     """
     Attributes:
         pixels (int): neighbouring output pixels that share a window.
-        stride (int): of the convolution.
-        channels (int): of the map that it reads.
+        stride (int): stride of the convolution.
+        channels (int): number of channels of the map that it reads.
         step (int): values that are reduced at a time, a power of two.
     """
 

@@ -34,7 +34,7 @@ class PaddedMap:
             num_streams (int): N.
             size (tuple[int, int]): H, W.
             channels (int): C.
-            like (Tensor): of the same dtype, on the same device.
+            like (Tensor): a tensor whose dtype and device the map takes.
 
         Returns:
             PaddedMap: with nothing written to it.

@@ -18,8 +18,8 @@ __all__ = ["add_tile", "combine"]
 def add_tile(count, mean, deviation, tile, mask, area, MASKED: tl.constexpr):
     """
     Args:
-        count, mean, deviation: of `count` pixels before, the sum of squares around the mean; floats
-            (BO,) but for the first.
+        count, mean, deviation: count, mean and deviation of `count` pixels before, the sum of
+            squares around the mean; floats (BO,) but for the first.
         tile: float (pixels, BO).
         mask: bool (pixels, BO), `area` pixels that are there; all of them are unless MASKED.
 

@@ -134,8 +134,8 @@ class BottleneckConfig:
     Attributes:
         bm: pixels of a program.
         bn: output channels at a time.
-        bk: of the reduction of the first convolution at a time.
-        num_warps, num_stages: of a program.
+        bk: channels of the reduction of the first convolution at a time.
+        num_warps, num_stages: warps and pipeline stages of a program.
         per_sm: programs per multiprocessor that share all tiles.
     """
 
@@ -151,9 +151,9 @@ class BottleneckConfig:
 class BottleneckShape:
     """
     Attributes:
-        in_channels, middle, out_channels: of the two convolutions; powers of two, but the last a
-            multiple of 16.
-        next_channels: of the opening convolution of the next block, 0 if it is not part.
+        in_channels, middle, out_channels: channels before, between and after the two convolutions;
+            powers of two, but the last a multiple of 16.
+        next_channels: channels of the opening convolution of the next block, 0 if it is not part.
         kernel, padding, dilation (y, x), stride: of the first convolution.
         middle_relu, relu, next_relu: whether each of the three ends in one.
         residual: whether one is added.
@@ -234,7 +234,7 @@ class BottleneckLaunch(BlockLaunch):
                 third convolution.
             weights: BottleneckWeights.
             tiling: Tiling of the output.
-            precision: of float32 products, "tf32" or "ieee".
+            precision: precision of float32 products, "tf32" or "ieee".
             device: Device.
         """
         self.shape, self.config = shape, config

@@ -234,7 +234,7 @@ class BoxConfig:
     Attributes:
         bm, bn, bk: pixels (at most; those of a block, if it has fewer), channels and reduction of
             a tile.
-        num_warps, num_stages: of a program.
+        num_warps, num_stages: warps and pipeline stages of a program.
         per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
         flatten: the copies of the next tile are under way while one is written, see can_flatten().
         max_splits: the reduction of a tile is split over up to so many programs.
@@ -267,7 +267,7 @@ class BoxConvolutionLaunch(BlockLaunch):
             config: BoxConfig; its bk divides the input channels.
             levels: at most MAX_LEVELS conv.ConvolutionLevels of one selection of blocks. Several
                 must not have residuals.
-            precision: of float32 products.
+            precision: precision of float32 products.
             workspace: Workspace of at least workspace_size(), shared between launches.
             device: Device.
         """

@@ -227,7 +227,7 @@ class ConvolutionLaunch(BlockLaunch):
             shape: ConvolutionShape.
             config: ConvolutionConfig.
             levels: ConvolutionLevels of one selection of blocks. Several must not have residuals.
-            precision: of float32 products, "tf32" or "ieee".
+            precision: precision of float32 products, "tf32" or "ieee".
             workspace: Workspace of at least workspace_size(), shared between launches.
             device: Device.
         """

@@ -17,7 +17,7 @@ class Epilogue(NamedTuple):
     """Common to the writes of a launch.
 
     Attributes:
-        precision: of float32 products, "tf32" or "ieee".
+        precision: precision of float32 products, "tf32" or "ieee".
         out_lifted, second_lifted, residual_lifted: which maps are lifted, see kernels/tf32.py.
         wide: whether 32 bits do not hold the offset of every element of the maps.
     """

@@ -18,7 +18,7 @@ class ConvolutionConfig:
 
     Attributes:
         bm, bn, bk: pixels, channels and reduction of a tile.
-        num_warps, num_stages: of a program.
+        num_warps, num_stages: warps and pipeline stages of a program.
         max_splits: the reduction of a tile is split over up to so many programs.
         per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
         swap: weights are the first factor of the product, which needs 64 rows to use the fast
@@ -45,8 +45,8 @@ class ConvolutionShape:
         out_step, out_offset: output pixel p is written to p * out_step + out_offset (y, x).
         activation: program.Activation or None.
         residual_scale: output pixels per residual pixel along an axis; 0 without a residual.
-        first_out: of two convolutions that run as one, the output channels of the first; None for
-            a single one.
+        first_out: of two convolutions that run as one, the output channels of the first; None for a
+            single one.
         second_activation: that of the second.
     """
 

@@ -65,13 +65,13 @@ def search(launches, shares, *, only=("",), device=None, workers=None):
 
     Args:
         launches: ConvolutionLaunches and BottleneckLaunches; their maps are overwritten.
-        shares: of the blocks, to be measured at.
+        shares: shares of the blocks to measure at.
         only: parts of keys; layers whose key contains one of them are measured.
-        device: of the maps.
+        device: device of the maps.
         workers: processes that compile; None for one per core.
 
     Yields:
-        dict: of a layer, key in the tables -> fields of the configuration that is fastest at the
+        dict: for a layer, key in the tables -> fields of the configuration that is fastest at the
         share of the key, among those that are not much slower than others at the other shares.
     """
     device = torch.device(device or "cuda")
@@ -241,7 +241,7 @@ class _Bottleneck:
 def read_entries(path):
     """
     Args:
-        path (Path): of a table, or of none yet.
+        path (Path): path of a table, or of none yet.
 
     Returns:
         dict: its entries.

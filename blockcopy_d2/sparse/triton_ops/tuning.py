@@ -36,9 +36,9 @@ def convolution_config(
     Args:
         shape: ConvolutionShape.
         num_pixels: output pixels of all levels, active or not.
-        dtype: of the feature maps.
+        dtype: type of the feature maps.
         device: Device.
-        share: of the pixels expected to be active.
+        share: share of the pixels expected to be active.
         boxes: whether box_conv.py can run it.
         tile: side of the blocks of the largest map.
     """

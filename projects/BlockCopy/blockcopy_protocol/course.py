@@ -33,7 +33,7 @@ class Course:
     def points(courses):
         """
         Args:
-            courses (list[Course]): of the methods of a row, on the same frames.
+            courses (list[Course]): courses of the methods of a row, on the same frames.
 
         Returns:
             list[dict]: per :data:`WINDOW` frames "frames" so far, "executed" (mean share of the
@@ -58,8 +58,8 @@ def plot_course(results, path):
     Draw gain share and executed share over frames, a curve per method that follows a target.
 
     Args:
-        results (dict): of results.json. Rows without a target or a course are left out.
-        path (str or Path): of the PNG file.
+        results (dict): content of results.json. Rows without a target or a course are left out.
+        path (str or Path): path of the PNG file.
     """
     rows = [row for row in results["rows"] if row["target"] is not None and row.get("course")]
     figure = Figure(figsize=(6.4, 5.4), dpi=150, layout="constrained")

@@ -64,7 +64,7 @@ class Measurement:
 
     Attributes:
         meter (EfficiencyMeter): averages over all frames, the first ones of clips included.
-        milliseconds (list[float]): of every frame.
+        milliseconds (list[float]): milliseconds of every frame.
         executed (list[float]): executed fraction of every frame but the first ones of clips.
         gain_share (GainShare): against dense outputs; empty where the frames have another size.
         course (Course): the same frame by frame.
@@ -81,7 +81,7 @@ class Measurement:
     def add(self, run, frame, dense_gain, *, waited=None):
         """
         Args:
-            run (ModelRun): of one frame.
+            run (ModelRun): run of one frame.
             frame (Tensor): float (1, 3, h, w), finite, at the policy resolution of dense outputs.
             dense_gain (Tensor or None): information gain between this frame's dense output and
                 the last one's; None on a first frame.

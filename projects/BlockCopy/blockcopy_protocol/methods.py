@@ -25,10 +25,10 @@ class Baseline:
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
         period (int): k, where every k-th frame is executed. There is a method for each of the k
             frames to begin with, and a row for their mean.
-        scale (float): of the frames that the network gets.
+        scale (float): scale of the frames that the network gets.
         moved (bool): what is copied moves with the picture, by the config's estimator of motion, or
             by "auto" where it names none. Otherwise it stays in place.
-        aged (bool): of MovedDifference, blocks gain weight with their age, as the config says.
+        aged (bool): in MovedDifference, blocks gain weight with their age, as the config says.
     """
 
     policy: str
@@ -127,15 +127,15 @@ class Method:
                 learns beside the config's.
             policy (Policy): picks the blocks.
             target (float or None): tau.
-            learner (OnlineLearner or None): of ``policy``.
+            learner (OnlineLearner or None): learner of ``policy``.
             stages (tuple[str] or None): the stages of a frame whose time counts; None: all.
-            scale (float): of the frames that the network gets. Outputs keep their size, and the
-                time of the resizing does not count.
+            scale (float): scale of the frames that the network gets. Outputs keep their size, and
+                the time of the resizing does not count.
             motion (MotionEstimator or None): what is copied moves by its fields.
             period, phase (int): only every period-th frame is executed, from frame ``phase`` on,
                 and the first of a clip. Where nothing moves, the others are not run at all: their
                 output is the last one, for nothing.
-            seed (int or None): of the policy's draws, where there are methods of several.
+            seed (int or None): seed of the policy's draws, where there are methods of several.
         """
         self.kind = kind
         self.policy = policy

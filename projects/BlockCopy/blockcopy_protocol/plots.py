@@ -89,11 +89,11 @@ def plot_trade_off(results, metric, cost, label, path):
     median, which would be that of one kind of frame.
 
     Args:
-        results (dict): of results.json. Rows without the metric or the cost are left out.
+        results (dict): content of results.json. Rows without the metric or the cost are left out.
         metric (str): the key of the accuracy in a row, such as "AP".
         cost (str): the key of the cost in a row, such as "gmacs".
         label (str): what the cost is, with its unit.
-        path (str or Path): of the PNG file.
+        path (str or Path): path of the PNG file.
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -161,7 +161,7 @@ def _cost(row, cost):
 def spread_of(row, metric):
     """
     Args:
-        row (dict): of results.json.
+        row (dict): a row of results.json.
         metric (str):
 
     Returns:

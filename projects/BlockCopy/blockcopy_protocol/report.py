@@ -37,7 +37,7 @@ _COST = (
 def markdown_table(results):
     """
     Args:
-        results (dict): of results.json.
+        results (dict): content of results.json.
 
     Returns:
         str: a row per method, scores with their spread over seeds. What was not measured is "-".
@@ -64,7 +64,7 @@ def markdown_table(results):
 def published_table(results):
     """
     Args:
-        results (dict): of results.json.
+        results (dict): content of results.json.
 
     Returns:
         str: what the paper has for the data set, of its own and of other methods; empty if it has
@@ -88,7 +88,7 @@ def write_report(results, folder):
     for the data set, and the plots.
 
     Args:
-        results (dict): of results.json.
+        results (dict): content of results.json.
         folder (str or Path): where to, made if need be.
     """
     folder = Path(folder)
@@ -108,7 +108,7 @@ def embed_report(results, readme, section=""):
     figures/ beside it.
 
     Args:
-        results (dict): of results.json.
+        results (dict): content of results.json.
         readme (str or Path):
         section (str): names the markers and the plots, in a README that shows several runs.
 

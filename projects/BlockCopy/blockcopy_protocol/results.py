@@ -122,7 +122,7 @@ def _each(kind, rows):
 def describe_run(cfg, args):
     """
     Args:
-        cfg (CfgNode): of the run.
+        cfg (CfgNode): config of the run.
         args (Namespace): the command line.
 
     Returns:
@@ -163,7 +163,7 @@ def describe_run(cfg, args):
 def read_results(path):
     """
     Args:
-        path (str): of results.json.
+        path (str): path of results.json.
 
     Returns:
         dict:

@@ -33,7 +33,7 @@ _COLORS = ("#000000", "#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#E
 def stage_table(results):
     """
     Args:
-        results (dict): of results.json.
+        results (dict): content of results.json.
 
     Returns:
         str: milliseconds of each stage, means over all frames, and GMACs of task and policy.
@@ -61,8 +61,8 @@ def plot_stages(results, path):
     Draw the milliseconds of each stage as bars.
 
     Args:
-        results (dict): of results.json.
-        path (str or Path): of the PNG file.
+        results (dict): content of results.json.
+        path (str or Path): path of the PNG file.
     """
     rows = list(_measured(results))[::-1]
     figure = Figure(figsize=(6.4, 1 + 0.32 * len(rows)), dpi=150, layout="constrained")

@@ -79,7 +79,7 @@ def run_detectron2(model, image_size, *, num_images=1, output_size=None, seed=0,
         image_size (tuple[int, int]): height, width.
         num_images (int):
         output_size (tuple[int, int]): that of the images by default.
-        seed (int): of the features.
+        seed (int): seed of the features.
         features (dict[str, Tensor]): smooth random ones, channels-last, by default.
 
     Returns:
@@ -121,7 +121,7 @@ def smooth_features(model, num_images, canvas_size, seed):
 def assert_agree(got, want, *, precise=True):
     """
     Args:
-        got, want (Instances): of one image, with or without masks.
+        got, want (Instances): instances of one image, with or without masks.
         precise (bool): whether they differ in the order of float32 operations only, or by the
             rounding of half precision, which may change a detection near a threshold.
     """
