@@ -163,8 +163,8 @@ def merged(results, number, measured):
         measured (dict): of :func:`measure`, and maybe "best_dense".
 
     Returns:
-        dict: all results, with the cameras that a GPU carries: how many frames it runs while a camera
-        gives one, in batches of the number of streams that is best for it.
+        dict: all results, with the cameras that a GPU carries: how many frames it runs while a
+        camera gives one, in batches of the number of streams that is best for it.
     """
     results = dict(results)
     for name, value in measured.items():
