@@ -1,7 +1,7 @@
 """BlockCopy for Detectron2: block-sparse video inference with online policies.
 
 :func:`add_blockcopy_config` adds the config keys and :func:`enable_blockcopy` turns the switch
-``MODEL.BLOCKCOPY.ENABLED`` into the names Detectron2's registries build. The registered classes
+``MODEL.BLOCKCOPY.ENABLED`` into names that Detectron2's registries build. The registered classes
 live in :mod:`blockcopy_d2.modeling`. :func:`accelerate` and :class:`VideoPredictor` are for those
 who have a model and a video. Every name is imported when it is first used.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .engine.acceleration import accelerate
     from .engine.predictor import VideoPredictor
 
-# The one place of it: setup.py reads this line.
+# The only place: setup.py reads this line.
 __version__ = "0.2.0"
 
 __all__ = [

@@ -1,7 +1,7 @@
 """
-Files that are either whole or as they were: written beside their target, then renamed.
+Files that are either complete or unchanged: written beside their target, then renamed.
 
-This module needs nothing but the standard library, so that every part of the package may use it.
+This module needs only the standard library, so that every part of the package may use it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def atomic_write(path):
             json.dump(summary, f)
 
     A symbolic link is followed, and the permissions of an existing file are kept. A device or pipe
-    has nothing to lose and cannot be renamed to: its own name is yielded.
+    has nothing to lose and cannot be replaced: its own name is yielded.
 
     Args:
         path (str or PathLike): path of the file to write. Its folder must exist.

@@ -1,4 +1,4 @@
-"""Public checkpoints -> the state dicts of our models, see tools/convert_checkpoint.py."""
+"""Converts public checkpoints to state dicts of our models, see tools/convert_checkpoint.py."""
 
 from .networks import NETWORKS
 from .networks.mapping import (

@@ -30,8 +30,8 @@ class Key:
     Attributes:
         default: default of the key, of its type.
         allowed (str): the values it takes, in words that follow "it must be".
-        cast (callable): gives a value as the key's type, or None where it is of another type.
-        holds (callable): whether a value of the key's type is allowed.
+        cast (callable): converts a value to the key's type; returns None for another type.
+        holds (callable): tells whether a value of the key's type is allowed.
     """
 
     default: object
@@ -82,8 +82,8 @@ def power_of_two(default, *, least, most, note=""):
 
 def number(default, *, least=0, most=math.inf, open_ends=False, note=""):
     """
-    A finite float, given as any real number, within [least, most]; with ``open_ends`` neither of
-    them.
+    A finite float, given as any real number, within [least, most]. With ``open_ends`` the bounds
+    themselves are excluded.
     """
     ends = "()" if open_ends else "[]"
     bound = f"within {ends[0]}{least}, {most}{ends[1]}"
@@ -119,7 +119,7 @@ def channels(default):
 
 
 def list_of(default, element, *, length=None, least=0):
-    """A list of at least so many elements; ``element`` is the key that each of them is like."""
+    """A list of at least ``least`` elements; ``element`` is a key that describes each of them."""
 
     def cast(value):
         if not isinstance(value, list | tuple):
@@ -164,11 +164,11 @@ def check_registered(key, name, registry, also=()):
     Args:
         key (str): full name of a config key.
         name (str): its value.
-        registry (Registry): that the value is a name in.
-        also (sequence[str]): further values with a meaning.
+        registry (Registry): the registry that must hold the name.
+        also (sequence[str]): further values to accept.
 
     Raises:
-        ValueError: there is no such name; names the one closest to it, and all others.
+        ValueError: there is no such name. The message has the closest one, and all others.
     """
     known = sorted([*(known for known, _ in registry), *also])
     if name in known:

@@ -1,5 +1,5 @@
 """
-Files that the package brings along: configs and the demo weights.
+Files that come with the package: configs and the demo weights.
 
 ``blockcopy://NAME`` names a file of weights/ wherever Detectron2 takes a path, so that a config
 finds its weights from any folder.
@@ -86,8 +86,9 @@ def trained_weights(name):
         name (str): name of a config, as for :func:`config_path`.
 
     Returns:
-        str or None: address of the model that Detectron2's zoo has for this config, whose own
-        weights are those that training starts from. None for a config that is not of the zoo.
+        str or None: address of the trained model that Detectron2's zoo has for this config. (The
+        config itself names the weights that training starts from.) None for a config that is not of
+        the zoo.
     """
     from detectron2 import model_zoo
 
@@ -108,7 +109,7 @@ def _near_matches(name):
     )
     name = Path(name)
     by_name = difflib.get_close_matches(name.as_posix(), known, n=3)
-    # A right file name in a wrong folder is far from it as a string.
+    # The right file name in a wrong folder is far away as a string.
     by_stem = {Path(other).stem: other for other in known}
     stems = difflib.get_close_matches(name.stem, by_stem, n=3, cutoff=0.8)
     near = list(dict.fromkeys(by_name + [by_stem[stem] for stem in stems]))[:4]
@@ -152,5 +153,5 @@ class BlockCopyHandler(PathHandler):
         return self._path(path).is_file()
 
 
-# Registering it again, in a reloaded module, replaces it by itself.
+# A reloaded module may register it again.
 PathManager.register_handler(BlockCopyHandler(), allow_override=True)

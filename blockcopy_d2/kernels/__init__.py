@@ -1,9 +1,9 @@
 """
-Plumbing of all kernels: whether Triton is there (availability), the GPU (device), how kernels begin
-(dependent_launch), launches that are bound to their operands (launch), CUDA graphs (graph), time
-in a graph (clock) and float32 values for tensor cores (tf32). Importing it takes no Triton.
+Code that all kernels share: the check for Triton (availability), the GPU (device), the start of a
+kernel (dependent_launch), launches bound to their operands (launch), CUDA graphs (graph), time in a
+graph (clock) and float32 values for tensor cores (tf32). It imports without Triton.
 
-Every kernel follows one convention, which tests/kernels/test_convention.py holds:
+Every kernel follows one convention, which tests/kernels/test_convention.py checks:
 
 1. dispatch: a function that takes tensors of any device and asks :func:`triton_runs_on`;
 2. launcher: a function or :class:`.launch.Launch` beside the kernel, which sizes the launch;

@@ -1,6 +1,6 @@
 """
-Tells whether Triton kernels can run. Modules that have some are imported where this says so, and
-nowhere else: the package works without Triton.
+Tells whether Triton kernels can run. Modules with kernels are imported only where they can, so that
+the package works without Triton.
 """
 
 import functools
@@ -29,8 +29,8 @@ def triton_runs_on(device):
         device (torch.device): device of the tensors that a kernel would work on.
 
     Returns:
-        bool: whether the package's Triton kernels run there: on an NVIDIA GPU of compute
-        capability 8.0 or more, with Triton installed.
+        bool: whether the package's Triton kernels run there. They need an NVIDIA GPU of compute
+        capability 8.0 or more, and Triton.
     """
     return (
         device.type == "cuda"

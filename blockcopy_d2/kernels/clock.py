@@ -1,7 +1,7 @@
 """
-Reading a GPU's clock as part of a CUDA graph, between stages that are timed: needs Triton.
+Reads a GPU's clock inside a CUDA graph, between the stages to time. Needs Triton.
 
-Events in a graph would be those of its latest replay only; times are copied for every frame.
+CUDA events in a graph hold its latest replay only. These times are copied for every frame.
 """
 
 import torch
@@ -14,12 +14,12 @@ __all__ = ["DeviceClock"]
 # One variant of the kernel for all marks.
 @triton.jit(do_not_specialize=["index"])
 def clock_kernel(times_ptr, index):
-    """Runs when all that was launched before it is done."""
+    """Runs once everything launched before it is done."""
     tl.store(times_ptr + index, tl.extra.cuda.globaltimer())
 
 
 class DeviceClock:
-    """Marks on the timeline of a GPU, in one place for all replays of what sets them."""
+    """Marks on the timeline of a GPU. They stay in one place over all replays of a graph."""
 
     def __init__(self, number, device):
         """
@@ -30,13 +30,13 @@ class DeviceClock:
         self._times = torch.zeros(number, dtype=torch.int64, device=device)
 
     def mark(self, index):
-        """Set a mark behind what was launched on the current stream."""
+        """Set a mark after everything launched so far on the current stream."""
         clock_kernel[(1,)](self._times, index, num_warps=1)
 
     def marks(self):
         """
         Returns:
-            list[_Mark]: as they were set last by what has been launched so far.
+            list[_Mark]: the marks as last set by the launches so far.
         """
         times = self._times.clone()
         copied = torch.cuda.current_stream().record_event()
@@ -44,7 +44,7 @@ class DeviceClock:
 
 
 class _Mark:
-    """To be read like a ``torch.cuda.Event``."""
+    """Reads like a ``torch.cuda.Event``."""
 
     def __init__(self, time, copied):
         self._time, self._copied = time, copied

@@ -1,5 +1,7 @@
-"""Programmatic dependent launch: a kernel starts up while the ones in front still run. PDL says
-whether the GPU has it, see Device.pdl."""
+"""
+Programmatic dependent launch: a kernel starts up while earlier ones still run. The constant PDL
+says whether the GPU supports it, see Device.pdl.
+"""
 
 import triton
 import triton.language as tl
@@ -9,8 +11,10 @@ __all__ = ["begin", "begin_with", "count_blocks", "prefetch"]
 
 @triton.jit
 def prefetch(ptr, num_bytes, PDL: tl.constexpr):
-    """Before begin(): all programs together ask for the weights at `ptr` to be brought to the L2
-    cache, which takes place while the kernels before still run."""
+    """
+    Called before begin(): all programs together request the weights at `ptr` into the L2 cache,
+    while earlier kernels still run.
+    """
     if PDL:
         LINES: tl.constexpr = 128
         line = tl.arange(0, LINES)
@@ -25,7 +29,7 @@ def begin(PDL: tl.constexpr):
     """First statement of a kernel: with programmatic dependent launch, waits for the results of the
     kernels before, and lets the next one start up meanwhile.
 
-    So when a kernel starts up, the one before it has begun, and all before that one have ended.
+    So when a kernel starts up, the previous one has begun, and all earlier ones have ended.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -34,10 +38,10 @@ def begin(PDL: tl.constexpr):
 
 @triton.jit
 def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
-    """The number of active blocks, read before the kernel begins where the list is SETTLED.
+    """Returns the number of active blocks. Where the list is SETTLED, it is read before begin().
 
-    First statement of a kernel, with :func:`begin_with` to follow. It is read past the L1
-    cache, where a value of an earlier frame may be left until the kernel has begun.
+    The first statement of a kernel, followed by :func:`begin_with`. The read bypasses the L1 cache,
+    which may hold the value of an earlier frame until the kernel has begun.
     """
     if not SETTLED:
         begin(PDL)
@@ -46,8 +50,10 @@ def count_blocks(count_ptr, SETTLED: tl.constexpr, PDL: tl.constexpr):
 
 @triton.jit
 def begin_with(busy, SETTLED: tl.constexpr, PDL: tl.constexpr):
-    """begin() behind count_blocks(): where the list is SETTLED, programs that are not `busy` do not
-    wait. The first one always does, so that a kernel never ends before those in front."""
+    """
+    begin() after count_blocks(): where the list is SETTLED, programs that are not `busy` do not
+    wait. The first program always waits, so that a kernel never ends before earlier ones.
+    """
     if SETTLED and PDL:
         if busy | (tl.program_id(0) == 0):
             tl.extra.cuda.gdc_wait()

@@ -1,4 +1,4 @@
-"""The GPU that launches run on, as far as they need to know it."""
+"""Properties of a GPU that launches depend on."""
 
 import functools
 
@@ -14,7 +14,7 @@ _PROGRAMS_PER_SM = 8
 class Device:
     """
     Attributes:
-        name, capability: which tables of configurations are its own, and its relatives'.
+        name, capability: select the tables of configurations, its own or those of a related GPU.
         num_sms: multiprocessors.
         shared_memory: bytes that one program may use.
         bulk_copies: whether there is a tensor memory accelerator.

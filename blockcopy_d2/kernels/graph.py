@@ -1,4 +1,4 @@
-"""Functions of the device that are captured once as a CUDA graph, and replayed."""
+"""Functions that are captured once as a CUDA graph, and replayed."""
 
 import torch
 
@@ -7,15 +7,15 @@ __all__ = ["CapturedFunction"]
 
 class CapturedFunction:
     """
-    The launches of a function, to be repeated by one call of the driver: it has to work on tensors
-    that stay where they are, and never to wait for the device. The function itself is not kept but
-    given at every call, so that whoever owns the graph may also own what the function needs.
+    The launches of a function, repeated by one call of the driver. The function must work on
+    tensors that stay where they are, and never wait for the device. It is not kept but passed to
+    every call, so that the owner of the graph may also own what the function needs.
     """
 
     def __init__(self, *, generators=(), pool=None):
         """
         Args:
-            generators (sequence[torch.Generator]): that the function draws from.
+            generators (sequence[torch.Generator]): generators that the function draws from.
             pool (tuple or None): a handle from ``torch.cuda.graph_pool_handle()``. Functions of one
                 pool share memory: results of one of them last until the next call of one that was
                 captured before it. None: on a device without graphs, never captured.
@@ -27,8 +27,8 @@ class CapturedFunction:
 
     def capture(self, function):
         """
-        Capture a call without making it. Before, the function must have been called: libraries then
-        choose, compile and allocate.
+        Capture a call without making it. Call the function once before: libraries then choose
+        algorithms, compile and allocate.
 
         Args:
             function (callable): without arguments or results.
@@ -36,7 +36,7 @@ class CapturedFunction:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        # Other threads may go on allocating, such as those that load data.
+        # Other threads may allocate meanwhile, such as those that load data.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             function()
         self._graph = graph
@@ -54,7 +54,7 @@ class CapturedFunction:
         elif self._pool is None:
             function()
         else:
-            # Capturing happens on a stream of its own, and so must what it builds on.
+            # Capturing uses a stream of its own; what it builds on must run there, too.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""Launches that are bound to their operands: needs Triton only where they are made."""
+"""Launches bound to their operands. Only making them needs Triton."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ __all__ = ["Launch", "compile_launch"]
 
 class Launch:
     """
-    A kernel and what all of its launches have in common; calling it launches the kernel.
+    A kernel with everything that its launches share. Calling it launches the kernel.
 
     Attributes:
         kernel (JITFunction): launched.
         grid (tuple[int, ...]): number of programs along each axis.
-        arguments (tuple): arguments of the kernel, behind those that a call gives; tuples group
-            what belongs together.
+        arguments (tuple): arguments of the kernel, after those of the call. Tuples group what
+            belongs together.
         constants (dict): its constants, and Triton's options.
     """
 
@@ -27,7 +27,7 @@ class Launch:
     def __call__(self, *first):
         """
         Args:
-            *first: the first arguments of the kernel, which may be others at every call.
+            *first: the first arguments of the kernel, which may differ between calls.
         """
         self._launch(*first, *self.arguments, **self.constants)
 
@@ -42,7 +42,7 @@ class Launch:
 
 def compile_launch(kernel, arguments, constants):
     """
-    Compiles what a launch would run, and fills Triton's cache with it.
+    Compiles the kernel of a launch into Triton's cache.
 
     Args:
         kernel (JITFunction):

@@ -1,4 +1,4 @@
-"""Tables of numbers that kernels read, with columns that have names: needs Triton."""
+"""Tables of numbers that kernels read, with named columns. Needs Triton."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ __all__ = ["column_numbers", "read_int", "table_of"]
 def column_numbers(row_type):
     """
     Args:
-        row_type (type[NamedTuple]): a row, an int per column.
+        row_type (type[NamedTuple]): type of a row, with an int per column.
 
     Returns:
         NamedTuple: the number of each column, under its name. Kernels take it as a constant and
@@ -33,5 +33,5 @@ def table_of(rows, device):
 
 @triton.jit
 def read_int(ptr):
-    """A number of a table that fits into 32 bits."""
+    """Reads a number that fits into 32 bits."""
     return tl.load(ptr).to(tl.int32)

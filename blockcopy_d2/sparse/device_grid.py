@@ -1,13 +1,13 @@
-"""A grid whose blocks are decided and listed on the device, frame after frame."""
+"""A grid whose blocks are chosen and listed on the device, frame after frame."""
 
 from .grid import BlockGrid
 from .triton_ops.compact import compact
 
 
 class DeviceGrid(BlockGrid):
-    """The blocks of the current frame in memory that stays in place, for CUDA graphs.
+    """The blocks of the current frame, in memory that stays in place: for CUDA graphs.
 
-    Write the frame's blocks into `active`, then call compact(); both belong into the graph:
+    Write the frame's blocks into `active`, then call compact(). Both belong in the graph:
 
         grid = DeviceGrid.full(block_size=128, image_size=(1024, 2048), device="cuda")
         with block_sparse(network, grid, state):  # allocates, compiles
@@ -19,19 +19,19 @@ class DeviceGrid(BlockGrid):
             with block_sparse(network, grid, state):
                 outputs = network(image)
 
-    What asks for the number of active blocks on the host (num_active, a SparseFrame's macs …)
-    waits for the device and cannot be captured; take a snapshot() for later instead.
+    Reading the number of active blocks on the host (num_active, a SparseFrame's macs …) waits for
+    the device and cannot be captured. Take a snapshot() for later instead.
     """
 
     def compact(self):
-        """Brings the lists of active blocks up to date with `active`."""
+        """Updates the lists of active blocks from `active`."""
         self._levels.clear()
         self._selections.clear()
         for factor, blocks in self._lists.items():
             compact(self.active, factor, blocks)
 
     def snapshot(self):
-        """BlockGrid of the blocks as they are now."""
+        """Returns a BlockGrid of the blocks as they are now."""
         return BlockGrid(
             self.active.clone(), block_size=self.block_size, image_size=self.image_size
         )

@@ -27,8 +27,8 @@ class ConvolutionPair:
 
 @dataclasses.dataclass(eq=False)
 class Bottleneck:
-    """Convolutions of which each works on the result of the one before, pixel by pixel but for the
-    first: the middle channels of a residual block never leave the launch.
+    """Convolutions in a row, all but the first pixel by pixel. The middle channels of a residual
+    block never leave the launch.
 
     Attributes:
         middle: its result is read by `last` alone.
@@ -50,10 +50,11 @@ class Bottleneck:
 
 
 def fold_upsampling(program):
-    """Reads nearest upsampling that is only added to a convolution through that convolution.
+    """Fuses nearest upsampling into the convolution that it is added to, if nothing else reads it.
 
     Returns:
-        the operators that are left; what each reads; of convolutions, (value, scale) of residuals.
+        the remaining operators; the values that each reads; (value, scale) of convolutions'
+        residuals.
     """
     outputs = {output.index for output in program.outputs if isinstance(output, Ref)}
     uses = {}
@@ -78,8 +79,10 @@ def fold_upsampling(program):
 
 
 def pair_convolutions(operators, reads, residuals):
-    """Puts convolutions of the same map together: the shortcut and the first convolution of a
-    residual stage, the predictors of a head."""
+    """
+    Pairs convolutions of the same map: the shortcut and the first convolution of a residual stage,
+    the predictors of a head.
+    """
     open_operators, paired = {}, []
     for operator in operators:
         key = None
@@ -99,7 +102,7 @@ def pair_convolutions(operators, reads, residuals):
 
 
 def fuse_bottlenecks(program, operators, reads, residuals, widest):
-    """Puts the rest of a residual block together, and the convolution that opens the next one."""
+    """Groups the rest of a residual block with the convolution that opens the next one."""
     readers = {}
     for operator in operators:
         for index in reads[operator]:

@@ -64,10 +64,10 @@ class BlockGrid:
         batch: int = 1,
         device: torch.device | str | None = None,
     ) -> "BlockGrid":
-        """Every block active.
+        """Returns a grid with every block active.
 
         Args:
-            block_size, image_size: as of a BlockGrid.
+            block_size, image_size: see BlockGrid.
             batch: N.
             device: device of `active`.
 
@@ -87,10 +87,10 @@ class BlockGrid:
         batch: int = 1,
         device: torch.device | str | None = None,
     ) -> "BlockGrid":
-        """No block active.
+        """Returns a grid with no block active.
 
         Args:
-            block_size, image_size, batch, device: as of full().
+            block_size, image_size, batch, device: see full().
 
         Returns:
             BlockGrid
@@ -125,7 +125,7 @@ class BlockGrid:
         return self.num_active == 0
 
     def selection(self, factor: int) -> "BlockSelection":
-        """The active blocks when some count as one.
+        """Returns the active blocks, with groups of blocks counted as one.
 
         Args:
             factor: blocks along an axis that count as one.
@@ -143,10 +143,10 @@ class BlockGrid:
         return self._selections[factor]
 
     def block_list(self, factor: int) -> Any:
-        """The same blocks as selection() has, unknown to the host.
+        """Returns the same blocks as selection(), without a copy to the host.
 
         Args:
-            factor: as of selection().
+            factor: see selection().
 
         Returns:
             triton_ops.geometry.BlockList
@@ -159,7 +159,7 @@ class BlockGrid:
         return self._lists[factor]
 
     def at_stride(self, stride: int) -> "Level":
-        """The grid as the feature maps of one stride see it.
+        """Returns the grid at the resolution of one stride.
 
         Args:
             stride: s.
@@ -219,8 +219,8 @@ class Level:
     """A BlockSelection at one stride: blocks of T x T pixels in feature maps of H x W pixels.
 
     Feature maps are addressed as rows of C channels: pixel (y, x) of stream n is row (nH + y)W + x.
-    Two more rows follow the last pixel: row NHW is what reads outside the map see, row NHW + 1
-    takes the writes outside of it.
+    Two more rows follow the last pixel: reads outside the map see row NHW, and writes outside of it
+    go to row NHW + 1.
     """
 
     def __init__(self, selection, *, tile, size):
@@ -285,7 +285,8 @@ class Level:
         )
 
     def window_rows(self, size, *, window, stride, start, outside="read"):
-        """Rows of a window of each active block in a map that may have another stride.
+        """Returns the rows of a window around each active block, in a map that may have another
+        stride.
 
         Along each axis, the window of the block whose first pixel is p covers the pixels
         p * stride + start + k for k in [0, window).

@@ -1,4 +1,4 @@
-"""Program -> launches in order and the buffers they work on, for backends that write in place.
+"""Lowers a Program to launches in order and their buffers, for backends that write in place.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map, B block size.
 """
@@ -15,7 +15,7 @@ from .fusion import (
 from .program import Convolution, Densified, Pointwise
 from .tracing import Ref
 
-# Traced calls whose result is their input, or channels of it: no work, the same memory.
+# Traced calls whose result is their input, or some of its channels: no work, the same memory.
 _SAME = {"clone", "contiguous", "detach", "alias", "dropout"}
 _SLICES = {"slice", "split", "split_with_sizes", "chunk"}
 # Rows of scratch buffers start at multiples of this, so that wide loads stay aligned.
@@ -80,14 +80,14 @@ class Schedule:
 
 
 def lower(program, widest_bottleneck=0):
-    """Decides on launches and memory of a program: its Schedule.
+    """Decides the launches and memory of a program. Returns its Schedule.
 
     Args:
         program: Program.
         widest_bottleneck: middle channels of residual blocks that one launch can keep.
 
-    Nearest upsampling that is only added to a convolution is read through the convolution;
-    concatenations become buffers that their parts are written to; slices are views.
+    Nearest upsampling that is only added to a convolution becomes part of it. Concatenations become
+    buffers that their parts are written to. Slices are views.
     """
     operators, reads, residuals = fold_upsampling(program)
     parents = _aliases(program, operators)
@@ -126,10 +126,10 @@ def _is_view(operator):
 
 
 def _aliases(program, operators):
-    """Value -> (value, first channel): whose memory it is a part of."""
+    """Maps each value to (value, first channel): the one whose memory it is part of."""
     parents = {}
     sources = {operator.output: operator for operator in operators if _is_view(operator)}
-    # These change in all blocks of a frame, a concatenation in the active ones only.
+    # These change in all blocks of a frame; a concatenation changes in the active ones only.
     own = {operator.output for operator in operators if isinstance(operator, Densified)}
     own |= set(program.inputs)
     for operator in operators:
@@ -177,7 +177,7 @@ def _resolve(parents, index):
 
 
 def _lifted_values(program, operators, reads, residuals, parents):
-    """Values that convolutions add to their results, where nobody but convolutions sees them."""
+    """Returns the values that convolutions add to their results and that only convolutions read."""
     seen = {output.index for output in program.outputs if isinstance(output, Ref)}
     seen |= {*program.inputs, *parents, *(root for root, _ in parents.values())}
     for operator in operators:
@@ -190,7 +190,7 @@ def _lifted_values(program, operators, reads, residuals, parents):
 
 
 def _order(program, operators, reads, residuals, lifted):
-    """Operators as Steps; equal convolutions on several levels share one where they can."""
+    """Orders operators as Steps. Equal convolutions on several levels share one where they can."""
     steps, open_steps, producers, needs = [], {}, {}, {}
     views = {operator.output: operator for operator in program.operators if _is_view(operator)}
 
@@ -255,7 +255,7 @@ def _assign_buffers(program, places):
     buffers = {}
     for index, (root, _) in places.items():
         buffer = buffers.setdefault(root, Buffer(program.values[root]))
-        # Maps of the module's inputs may belong to another module of the stream.
+        # Inputs may be maps of another module of the stream.
         buffer.persistent |= program.values[index].persistent or index in program.inputs
     return buffers
 

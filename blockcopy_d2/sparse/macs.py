@@ -1,4 +1,4 @@
-"""Counting multiply-accumulates of what runs operator by operator."""
+"""Counts multiply-accumulates of networks that run operator by operator."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -6,7 +6,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class MacCount(TorchDispatchMode):
-    """Counts those of PyTorch's own operators, by their shapes, in the thread that opens it.
+    """Counts the multiply-accumulates of PyTorch's own operators by their shapes, in this thread.
 
     Attributes:
         macs: so far.
@@ -30,7 +30,7 @@ class MacCount(TorchDispatchMode):
 
 
 def count_macs(function):
-    """Multiply-accumulates of a call, by PyTorch's own operators: those that gradients go through.
+    """Returns the multiply-accumulates of a call, made by differentiable PyTorch operators.
 
     Args:
         function: without arguments.

@@ -24,11 +24,11 @@ from .weights import WeightsWatch
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "triton", "torch")
-# Failed traces after which a network is taken for one that cannot be traced. A failure may be
-# of the moment, such as another thread that traces or compiles.
+# Failed traces after which a network counts as one that cannot be traced. A failure may be
+# temporary, such as one caused by another thread that traces or compiles.
 _MAX_FAILURES = 3
-# BlockSparseModule -> SparseFrame that the thread or task at hand runs. The state of a call is not
-# the module's: another thread may call the same module with a picture of its own.
+# BlockSparseModule -> SparseFrame of the current thread or task. The state of a call does not
+# belong to the module: another thread may call it with a picture of its own.
 _frames = contextvars.ContextVar("blockcopy_d2_frames", default=types.MappingProxyType({}))
 _counts_itself = contextvars.ContextVar("blockcopy_d2_counts_itself", default=False)
 
@@ -38,25 +38,25 @@ class BlockSparseModule(ModuleProxy):
 
     Inside block_sparse() a call computes the active blocks of the frame and leaves the features of
     all others as the stream's state holds them. Anywhere else, and in training mode, the module
-    behaves as the one it holds: dense and stateless.
+    behaves like the one it holds: dense and stateless.
 
     The network is traced when it first sees an input size. A network that torch.export cannot
-    trace runs densely, and says so once. When its weights change, however they do, its programs
-    are compiled anew and streams have to run all blocks again, see WeightsWatch.
+    trace runs densely, and says so once. When its weights change in any way, its programs are
+    compiled anew and streams must run all blocks again, see WeightsWatch.
 
     Threads may call one module at the same time. Frames of one module take turns, though: Triton's
     kernels share scratch memory.
 
-    It computes in the precision of its weights; under torch.autocast in autocast's, all of it, with
-    weights rounded once and for all frames. Feature caches and outputs are of that precision.
+    It computes in the precision of its weights; under torch.autocast, all of it in autocast's, with
+    weights rounded once for all frames. Feature caches and outputs have that precision.
     """
 
     def __init__(self, module, backend="auto"):
         """
         Args:
-            module: the network. This module has all that it has, under the same names, see
-                ModuleProxy: the state_dict is that of the network. Methods besides forward run
-                densely.
+            module: the network. This module has all of its attributes under the same names, see
+                ModuleProxy, so the state_dict is that of the network. Methods other than forward
+                run densely.
             backend: "triton", "torch" or "auto", see execution().
 
         Raises:
@@ -94,11 +94,12 @@ class BlockSparseModule(ModuleProxy):
             return self.dense_module(*args, **kwargs)
         with frame.timed():
             try:
-                # Caches outlive the caller's mode, and are written to outside of it.
+                # Caches outlive the caller's inference mode, and are written to outside of it.
                 with torch.inference_mode(False), torch.no_grad():
                     return self._run(frame, args, kwargs)
             except BaseException:
-                # Half of the caches are of this frame and half of the last: no basis for the next.
+                # Half of the caches belong to this frame and half to the last: no basis for the
+                # next.
                 frame.state.reset()
                 raise
 
@@ -174,14 +175,16 @@ class BlockSparseModule(ModuleProxy):
         return outputs
 
     def weights_version(self):
-        """Number of times that the weights have changed; programs of other ones are dropped."""
+        """
+        Number of times that the weights have changed. Programs of earlier weights are dropped.
+        """
         if self._weights.changed():
             self._programs.clear()
         return self._weights.version
 
 
 def counts_itself():
-    """Tells whether a SparseFrame counts the modules that run now."""
+    """Tells whether a SparseFrame counts the modules that are running."""
     return _counts_itself.get()
 
 
@@ -190,7 +193,7 @@ def _tensors(args, kwargs):
 
 
 def _shapes(args, kwargs):
-    """Returns the part of its arguments that a program depends on; hashable."""
+    """Returns the part of the arguments that a program depends on; hashable."""
     return tuple(
         (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf
         for leaf in pytree.tree_leaves((args, kwargs))
@@ -198,7 +201,7 @@ def _shapes(args, kwargs):
 
 
 def execution(backend, tensor):
-    """The class that executes a program on tensors like this one.
+    """Returns the class that executes a program on tensors like this one.
 
     Args:
         backend: "triton" for Triton's kernels, "torch" for PyTorch's own operators, "auto" for
@@ -236,8 +239,8 @@ class SparseFrame:
         grid: BlockGrid that was asked for.
         programs: Programs that ran, in order.
         dense_module_macs: multiply-accumulates of every module that ran densely instead.
-        may_improve: whether some module ran densely that will be traced once more.
-        timed: gives a context manager to be open while a module runs.
+        may_improve: whether a module ran densely but will be traced again.
+        timed: returns a context manager that is open while a module runs.
     """
 
     def __init__(self, grid, state, timed=contextlib.nullcontext):
@@ -290,7 +293,7 @@ def block_sparse(model, grid, state, *, timed=contextlib.nullcontext):
         model: nn.Module.
         grid: BlockGrid of the frame.
         state: StreamState of the stream.
-        timed: called for every module, gives a context manager that is open while it runs.
+        timed: called for every module; returns a context manager that is open while it runs.
 
     Yields:
         SparseFrame

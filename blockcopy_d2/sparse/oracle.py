@@ -1,11 +1,11 @@
-"""The masked-dense definition of block-sparse execution: slow, plain, and what tests compare with.
+"""The masked-dense definition of block-sparse execution: slow, plain, and the reference of tests.
 
 Every operator of the unfused, traced network runs densely on full maps, and
 y = where(active, op(x), y_previous). With motion, the maps that move are
-y = where(active, op(x), move(y_previous)). Group normalization and means over the whole map are of
-maps as they were executed, in place: a block adds what it added when it last ran, wherever its
-content is by now. What an operator without a block-sparse rule gives is computed anew, of moved
-maps, and is never moved itself.
+y = where(active, op(x), move(y_previous)). Group normalization and means over the whole map see
+maps as they were executed, in place: a block contributes what it did when it last ran, wherever its
+content has moved since. Results of operators without a block-sparse rule are computed anew from
+moved maps, and never move themselves.
 
 Shape shorthand: N streams, C channels, H x W pixels.
 """
@@ -26,7 +26,7 @@ class MaskedDenseOracle:
             unmasked: names of the calls that run on the full maps and replace all of their
                 output, because they have no block-sparse rule.
             moved: numbers of the values that move.
-            in_place: names of the calls that read maps as they were executed: statistics.
+            in_place: names of the calls that read maps as they were executed, for statistics.
         """
         self._traced = trace(module, args, kwargs)
         self._unmasked = set(unmasked)
@@ -38,7 +38,7 @@ class MaskedDenseOracle:
 
     @torch.no_grad()
     def __call__(self, args, grid, move=None):
-        """The outputs of one frame, in the module's own structure.
+        """Returns the outputs of one frame, in the module's own structure.
 
         Args:
             args: arguments of the module.
@@ -71,7 +71,7 @@ class MaskedDenseOracle:
 
 
 def _masked(kept, index, result, grid, move=None):
-    """where(active, result, kept, maybe moved), which is kept in turn."""
+    """Returns where(active, result, kept), with `kept` moved if it moves, and keeps it."""
     if isinstance(result, torch.Tensor) and result.dim() == 4:
         active = active_pixels(grid, result.shape[-2:])
         if active is not None:

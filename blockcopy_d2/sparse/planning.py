@@ -1,4 +1,4 @@
-"""TracedModule -> Program: strides, fusion, and which feature maps must persist.
+"""Plans a Program for a TracedModule: strides, fusion, and the feature maps that must persist.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map at stride s, B block size.
 """
@@ -15,7 +15,7 @@ from .tracing import Ref
 
 logger = logging.getLogger(__name__)
 
-# Calls whose results are cells of their own: no maps of the frame even where their sizes agree.
+# Calls whose results are cells of their own: no maps of the frame even if the sizes agree.
 _UNALIGNED = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "sliding_mean"}
 
 
@@ -26,7 +26,7 @@ def plan(traced, *, block_size, image_size, dtype=None, module_name="module"):
         traced: TracedModule.
         block_size: B in input pixels.
         image_size: (H, W) of the frame, which the strides refer to.
-        dtype: what to compute in; None for the precision of the traced module.
+        dtype: precision to compute in; None for that of the traced module.
         module_name: for the log line that names operators without a block-sparse rule.
 
     Returns:
@@ -140,7 +140,9 @@ class _Planner:
         return operator
 
     def fuse(self, call, operator):
-        """Makes `call` part of `operator`, which moves to the end: all it reads exists by now."""
+        """
+        Makes `call` part of `operator`, which moves to the end, where all that it reads exists.
+        """
         old = self.values.pop(operator.output)
         self.producers.pop(operator.output)
         value = self.values[call.index]
@@ -152,7 +154,9 @@ class _Planner:
         return operator
 
     def fusable(self, index, *kinds):
-        """The operator that computes value `index`, if nothing else reads it and it is open."""
+        """
+        Returns the operator that computes value `index`, if nothing else reads it and it is open.
+        """
         operator = self.producers.get(index)
         if isinstance(operator, kinds) and self.users[index] == 1 and operator.activation is None:
             return operator
@@ -161,7 +165,7 @@ class _Planner:
     # ---------------------------------------------------------------- memory
 
     def mark_persistent(self, outputs):
-        """Values that something reads outside the executed blocks of the frame."""
+        """Marks values that are read outside the executed blocks of the frame."""
         for index in outputs:
             self.values[index].persistent = self.aligned(index)
         for operator in self.operators:

@@ -17,7 +17,9 @@ def autocast_dtype(device):
 
 
 def example_inputs(module, args, kwargs):
-    """The arguments in the precision of the module's weights, for a trace outside autocast."""
+    """
+    Returns the arguments in the precision of the module's weights, for a trace outside autocast.
+    """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     return pytree.tree_map(lambda leaf: _cast(leaf, dtype), (args, kwargs))
 
@@ -25,8 +27,8 @@ def example_inputs(module, args, kwargs):
 def pack_weights(operators, dtype):
     """Puts weights into the memory format of the feature maps and into `dtype`, shared ones once.
 
-    Normalizations are folded in before this rounds; statistics and what is left of normalizations
-    keep their precision.
+    Normalizations are folded in before the rounding. Statistics and normalizations that could not
+    be folded keep their precision.
 
     Args:
         operators: operators of a program, changed in place.
@@ -52,7 +54,7 @@ def pack_weights(operators, dtype):
 
 
 def cast_values(values, dtype):
-    """Says of floating-point values that they are of `dtype`; None leaves them as they are."""
+    """Sets the dtype of floating-point values; None leaves them as they are."""
     for value in values:
         value.dtype = _cast(value.dtype, dtype)
 

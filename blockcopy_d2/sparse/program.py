@@ -203,7 +203,7 @@ class Program:
         last_use: number of a value -> position of the last operator that reads it.
         densified: names of the calls without a block-sparse rule.
         block_size: B in input pixels.
-        lowered: what a backend derives from the program once for all streams.
+        lowered: data that a backend derives from the program once for all streams.
     """
 
     inputs: list
@@ -227,7 +227,7 @@ class Program:
                 else:
                     pixels = grid.at_stride(value.stride).num_pixels
                 executed += operator.macs_per_pixel * pixels
-        # With nothing new to see, not even the densified operators run.
+        # Without anything new to see, not even the densified operators run.
         return 0 if grid.is_empty else int(executed), self.dense_macs
 
     @property

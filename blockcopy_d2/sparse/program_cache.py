@@ -3,16 +3,16 @@
 import weakref
 from collections import deque
 
-# Programs that are kept though no stream has features of theirs, each for an input size, a block
-# size and a precision.
+# Number of programs kept although no stream has features of them. A program is for one input size,
+# block size and precision.
 _MAX_IDLE = 8
 
 
 class ProgramCache:
     """Programs by what they were compiled for.
 
-    The most recently compiled ones are kept, and so are those that any StreamState has features of,
-    however many. A copy of a cache is empty: programs hold the weights of the module they are of.
+    The most recently compiled ones are kept, and all those that any StreamState has features of. A
+    copy of a cache is empty, since programs hold the weights of their module.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""A module that stands for another one."""
+"""A module that stands in for another one."""
 
 from torch import nn
 
@@ -7,21 +7,20 @@ __all__ = ["ModuleProxy"]
 
 class ModuleProxy(nn.Module):
     """
-    Has what the module it wraps has: parameters, buffers, children and hence the state dict under
-    the same names, and all other attributes and methods, which are bound to the wrapped module.
-    What the wrapped module has is also assigned and deleted there. Attributes of the proxy itself
-    come first.
+    Shows the module it wraps: parameters, buffers, children and hence the state dict under the same
+    names, and all other attributes and methods, bound to the wrapped module. Attributes of the
+    wrapped module are also assigned and deleted there. The proxy's own attributes take precedence.
     """
 
     def _wrap(self, module):
         """
-        To be called once the proxy has its own attributes.
+        Wraps a module. Call it once the proxy has its own attributes.
 
         Args:
-            module (nn.Module): no child of the proxy, lest names in the state dict change.
+            module (nn.Module): not a child of the proxy, so that names in the state dict stay.
 
         Raises:
-            ValueError: if a child of it has the name of one of the proxy's.
+            ValueError: a child of it has the name of a child of the proxy.
         """
         common = self._modules.keys() & module._modules.keys()
         if common:
@@ -32,7 +31,7 @@ class ModuleProxy(nn.Module):
         self._parameters = module._parameters
         self._buffers = module._buffers
         self._non_persistent_buffers_set = module._non_persistent_buffers_set
-        # Children of its own are none of the wrapped module's.
+        # The proxy's own children do not belong to the wrapped module.
         own = self._modules
         self._modules = {**module._modules, **own} if own else module._modules
         self.training = module.training
@@ -49,7 +48,7 @@ class ModuleProxy(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # Python looks for special methods of its own; there is no wrapped module before _wrap.
+            # Python looks up special methods; and before _wrap there is no wrapped module.
             if "_wrapped" not in self.__dict__ or name.startswith("__"):
                 raise
         wrapped = self._wrapped
@@ -88,7 +87,7 @@ class ModuleProxy(nn.Module):
 
     def __dir__(self):
         wrapped = dir(self._wrapped) if "_wrapped" in self.__dict__ else ()
-        # The names of the type are said: object's own __dir__ takes those of __class__.
+        # The names of the type are added by hand: object.__dir__ takes those of __class__.
         return sorted({*super().__dir__(), *dir(type(self)), *wrapped})
 
     def _belongs_to_wrapped(self, name):

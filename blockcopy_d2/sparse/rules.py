@@ -1,7 +1,7 @@
 """Rules that turn calls into operators: one per kind of call.
 
-A rule takes the planner and a Call and gives the operator, new or one that the call is fused into;
-None if the call is none that runs in blocks.
+A rule takes the planner and a Call. It returns the operator, either a new one or the one that the
+call is fused into; None if the call does not run in blocks.
 
 ``docs/extending.md`` shows how to add one.
 
@@ -26,8 +26,8 @@ from .program import (
 from .sliding_mean import sliding_mean
 from .tracing import Ref
 
-# Activations that fuse into the operator before them, as far as their result is concerned
-# (in place), and whether the result is never negative.
+# Activations that fuse into the operator before them: their in-place form, and whether the result
+# is never negative.
 _ACTIVATIONS = {
     "relu": True,
     "relu6": True,
@@ -40,20 +40,20 @@ _ACTIVATIONS = {
     "elu": False,
 }
 
-# Calls whose output pixel depends on the same pixel of their inputs alone.
+# Calls whose output pixels depend on the same pixels of their inputs alone.
 _ARITHMETIC = {"add", "sub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "pow", "abs"}
 _LIMITS = {"maximum", "minimum", "clamp", "clamp_min", "clamp_max", "tanh", "gelu", "softplus"}
 _UNCHANGED = {"clone", "contiguous", "detach", "alias", "dropout", "to"}
 _POINTWISE = set(_ACTIVATIONS) | _ARITHMETIC | _LIMITS | _UNCHANGED
 
-# Calls that are pointwise when they work along the channels, which their argument `dim` says.
+# Calls that are pointwise if their argument `dim` is the channels.
 _PARTS = {"cat", "slice", "split", "split_with_sizes", "chunk"}
 _REDUCTIONS = {"sum", "mean", "amax", "norm", "linalg_vector_norm"}
 _CHANNELWISE = {"softmax", "log_softmax", "_softmax", "cumsum"} | _PARTS | _REDUCTIONS
 
 
 def operator_for(planner, call):
-    """The operator of a call by its rule, else as a pointwise one; None if it is neither."""
+    """Returns the operator of a call by its rule, or as a pointwise one; None if neither fits."""
     rule = _RULES.get(call.base_name)
     operator = rule(planner, call) if rule is not None else None
     return _pointwise(planner, call) if operator is None else operator
@@ -117,8 +117,8 @@ def _add_residual(planner, call):
     x, y = (operand.index for operand in operands)
     if x == y or planner.values[x].shape != planner.values[y].shape:
         return None
-    # Of two candidates the one that nothing but itself reads the input of: the other may be
-    # a shortcut, which can share a launch with what reads the same input.
+    # Of two candidates, takes the only reader of its input. The other may be a shortcut, which can
+    # share a launch with another reader of that input.
     candidates = [
         (-planner.users[operator.inputs[0]], planner.operators.index(operator), operator, other)
         for index, other in ((x, y), (y, x))
@@ -268,10 +268,10 @@ def _pointwise(planner, call):
 
 def register_rule(name):
     """
-    Decorates a rule, which counts for the calls of a name from then on.
+    Registers the decorated rule for all calls of a name.
 
     Args:
-        name (str): ATen's, such as "pixel_shuffle".
+        name (str): ATen's name of the call, such as "pixel_shuffle".
     """
 
     def register(rule):

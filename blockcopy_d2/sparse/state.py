@@ -13,26 +13,26 @@ from .tracing import Ref
 class FeatureMap:
     """One dense map of features, stored as rows of C channels that outlive a frame.
 
-    `rows` is (NHW + 2, C): the pixels, then a row of zeros that reads beyond the border see, then a
-    row that takes the writes beyond it (see grid.Level).
+    `rows` is (NHW + 2, C): the pixels, then a row of zeros for reads beyond the border, then a row
+    for writes beyond it (see grid.Level).
     """
 
     def __init__(self, *, batch, channels, size, dtype, device):
         height, width = size
         self.size = (height, width)
         num_pixels = batch * height * width
-        # Written by the first frame, which runs all blocks; until then NaN shows what is missing.
+        # Written by the first frame, which runs all blocks. Until then NaN exposes missing values.
         self.rows = torch.full((num_pixels + 2, channels), torch.nan, dtype=dtype, device=device)
         self.rows[num_pixels] = 0
         self.pixels = self.rows[:num_pixels].view(batch, height, width, channels)
-        # Whether what lies between the channels of one pixel and the next pixel reads as zeros.
+        # Whether memory between the channels of one pixel and the next pixel reads as zeros.
         self.zero_padded = False
         # Whether the values are lifted for TF32 products, see kernels/tf32.py.
         self.lifted = False
 
     @classmethod
     def of_rows(cls, rows, *, batch, size):
-        """A map in memory that exists: (at least NHW, C) rows, maybe a part of wider ones."""
+        """Makes a map in existing memory: (at least NHW, C) rows, possibly part of wider ones."""
         feature_map = cls.__new__(cls)
         feature_map.size = tuple(size)
         feature_map.rows = rows
@@ -62,14 +62,14 @@ class FeatureMap:
 
 
 class MissingFeatures(RuntimeError):
-    """A frame does not run all blocks, and there are no features to go on from."""
+    """A frame does not run all blocks, and there are no features for the others."""
 
 
 class StreamState:
-    """Memory of the block-sparse modules of a model, of one stream (or one batch of streams).
+    """Features of a model's block-sparse modules for one stream, or for one batch of streams.
 
-    It belongs to the stream, not to the model: one model serves many streams, each with its own
-    state. It is never part of a state_dict.
+    The state belongs to the stream: one model serves many streams, each with its own state. It is
+    never part of a state_dict.
     """
 
     def __init__(self):
@@ -84,7 +84,7 @@ class StreamState:
         self._versions.clear()
 
     def expect(self, versions):
-        """Forgets everything if it was computed with other weights than those of the next frame.
+        """Forgets everything that was computed with weights other than those of the next frame.
 
         Args:
             versions: BlockSparseModule -> the version of its weights.
@@ -131,7 +131,7 @@ class StreamState:
         return self._programs[program]
 
     def copy_stream(self, slot, other, other_slot):
-        """Overwrites the features of a stream by those of a stream of another state.
+        """Copies the features of a stream from another state over those of a stream of this one.
 
         Args:
             slot, other_slot: places of the streams in the batches.
@@ -146,8 +146,10 @@ class StreamState:
             own.moved |= others.moved
 
     def outputs(self, program):
-        """The outputs of `program` after a frame, as a flat list; maps of the stream's own, which
-        its other modules may read in place."""
+        """
+        Returns the outputs of `program` after a frame, as a flat list. They are the stream's own
+        maps, which its other modules may read in place.
+        """
         caches, outputs = self._programs[program], []
         for output in program.outputs:
             if isinstance(output, Ref):
@@ -177,7 +179,7 @@ class Caches:
         maps: FeatureMap of the persistent values.
         statistics: partial sums per block of normalisations and global means.
         whole: tensors that are not aligned with the blocks.
-        bound: what a backend keeps of the program with these tensors filled in.
+        bound: the program with these tensors filled in, as a backend keeps it.
         moved: whether maps were moved since operators without a block-sparse rule last read them.
     """
 
@@ -189,7 +191,7 @@ class Caches:
         self.moved = False
 
     def of_streams(self):
-        """The tensors (N, ...) of what is kept of each stream, by their place."""
+        """Returns the tensors (N, ...) that hold the state of each stream, by their place."""
         found = {("map", index): feature_map.pixels for index, feature_map in self.maps.items()}
         for index, tensors in self.statistics.items():
             found |= {("statistics", index, n): tensor for n, tensor in enumerate(tensors)}

@@ -1,8 +1,8 @@
 """The operators of a Program in plain PyTorch, on any device: gather, compute, scatter.
 
-Feature maps are rows of C channels (state.FeatureMap). An operator gathers what the active blocks
-read as a batch of tiles, computes them with the dense library, and writes the rows back. When all
-blocks are active it works on whole maps instead: a whole map is a single tile.
+Feature maps are rows of C channels (state.FeatureMap). An operator gathers the inputs of the active
+blocks as a batch of tiles, computes them with the dense library, and writes the rows back. When all
+blocks are active it works on whole maps instead: each is a single tile.
 
 Shape shorthand: N streams, A active blocks, T x T pixels of a block at the operator's stride, C
 channels, H x W pixels of a map. Tiles are (A, C, T, T), or (N, C, H, W) when all blocks are active.
@@ -38,11 +38,11 @@ class Execution:
         self.whole = {}
 
     def run(self, tensors):
-        """The program's outputs for its input tensors, as a flat list."""
+        """Returns the program's outputs for its input tensors, as a flat list."""
         program = self.program
         operators = program.operators
         if self.grid.is_empty:
-            # Operators without a block-sparse rule have something new to see if maps were moved.
+            # Operators without a block-sparse rule see something new if maps were moved.
             operators = [op for op in operators if isinstance(op, Densified) and self.caches.moved]
             self.whole.update(self.caches.whole)
         if operators:
@@ -132,7 +132,7 @@ class Execution:
         return maps[index]
 
     def read_input(self, index, tensor):
-        """Takes the active blocks of an input (N, C, H, W); the others stay as last executed."""
+        """Copies the active blocks of an input (N, C, H, W). The others stay as last executed."""
         value = self.program.values[index]
         if value.stride is None:
             self.whole[index] = tensor.to(value.dtype)
@@ -174,7 +174,7 @@ def _convolution(op, run):
 
 
 def _windowed_convolution(op, run, level):
-    """Convolution of the active blocks with what surrounds them."""
+    """Convolution of the active blocks with the pixels around them."""
     size = run.program.values[op.inputs[0]].size
     spans = [
         (level.tile - 1) * stride + (kernel - 1) * dilation + 1
@@ -299,7 +299,8 @@ def _global_mean(op, run):
 
 
 def _refresh_statistics(op, run, level, x, groups):
-    """Mean and variance (N, groups) of the whole map from per-block sums; renews the active ones.
+    """Returns mean and variance (N, groups) of the whole map from per-block sums, after renewing
+    those of the active blocks.
 
     Each block keeps its own mean and sum of squared deviations, in float32, and they are combined
     as in Chan, Golub & LeVeque (1983): exact, and stable where a sum of squares is not.

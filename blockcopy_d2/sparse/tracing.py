@@ -1,4 +1,4 @@
-"""nn.Module -> a flat list of functional ATen calls, through torch.export."""
+"""Traces an nn.Module into a flat list of functional ATen calls, by torch.export."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ class TraceError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """An argument that is the result of another call, or an input, by its number."""
+    """An argument that is an input or the result of another call, by its number."""
 
     index: int
 
@@ -88,8 +88,8 @@ def trace(module, args, kwargs=None):
         TracedModule
 
     Raises:
-        TraceError: if torch.export cannot trace the module, or it writes into views. Memory that
-            runs out and interrupts are raised as they are.
+        TraceError: if torch.export cannot trace the module, or it writes into views. Out-of-memory
+            errors and interrupts are raised as they are.
     """
     args, kwargs = pytree.tree_map_only(torch.Tensor, _outside_inference_mode, (args, kwargs))
     try:
@@ -141,12 +141,14 @@ def trace(module, args, kwargs=None):
 
 
 def _stand_in(module):
-    """A module with the same tensors, to be traced in its place: meanwhile other threads may call
-    the module, and a traced one holds placeholders instead of its tensors."""
+    """
+    Returns a module with the same tensors, to trace in its place. While a module is traced it holds
+    placeholders instead of its tensors, and other threads may call it.
+    """
     tensors = [*module.parameters(), *module.buffers()]
     try:
         return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-    except Exception:  # Whatever a module holds that cannot be copied, it can be traced.
+    except Exception:  # A module that holds something that cannot be copied is traced itself.
         return module
 
 

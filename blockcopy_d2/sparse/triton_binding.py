@@ -1,7 +1,7 @@
-"""Steps of a lowered program -> launches on the maps of one stream.
+"""Binds the steps of a lowered program to the maps of one stream, as launches.
 
-A binder takes a triton_execution.Bound and a Step, and gives what launches it for a BlockList, or
-None if there is nothing to do.
+A binder takes a triton_execution.Bound and a Step. It returns a function that launches the step for
+a BlockList, or None if there is nothing to do.
 """
 
 from .fusion import Bottleneck, ConvolutionPair
@@ -60,13 +60,15 @@ def _common(operator):
 
 
 def _launch_convolution(bound, shape, parts, tiled_as=None):
-    """Launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`."""
+    """
+    Returns the launch of (operator, weight, bias) for every level; blocks tile value `tiled_as`.
+    """
     lowered = bound.lowered
 
     def tiling_of(part):
         return bound.tiling(part[0].output if tiled_as is None else tiled_as)
 
-    # The largest map first: the small ones then fill what its last tiles leave idle.
+    # The largest map first: small maps then fill the programs that its last tiles leave idle.
     parts = sorted(parts, key=lambda part: -tiling_of(part).num_pixels)
     tilings = [tiling_of(part) for part in parts]
     out = bound.maps[parts[0][0].output]
@@ -197,7 +199,7 @@ def _affine(bound, step):
 
 
 def _pointwise(bound, step):
-    """Runs the call on whole maps, and keeps what it gives for the active blocks."""
+    """Runs the call on whole maps, and keeps its results for the active blocks."""
     (op,) = step.operators
     if call_name(op) == "cat":
         return _concatenation(bound, op)

@@ -27,7 +27,7 @@ from .triton_ops.partial_sums import Workspace, workspace_size
 
 
 class TritonExecution:
-    """One frame of one program; as torch_ops.Execution."""
+    """One frame of one program, with the interface of torch_ops.Execution."""
 
     def __init__(self, program, state, grid):
         self.program = program
@@ -36,7 +36,10 @@ class TritonExecution:
         self.caches = state.caches(program, grid)
 
     def run(self, tensors):
-        """The program's outputs for its input tensors, as a flat list; maps of the stream's own."""
+        """
+        Returns the program's outputs for its input tensors, as a flat list of the stream's own
+        maps.
+        """
         tensors = dict(zip(self.program.inputs, tensors))
         shared = {index: self.state.find(tensor) for index, tensor in tensors.items()}
         bound = self.caches.bound
@@ -55,7 +58,7 @@ class LoweredForTriton:
         tensor = next(iter(tensors.values()))
         self.device = Device(tensor.device)
         self.schedule = lower(program, widest_bottleneck(self.device, tensor.dtype))
-        # 0xFF bytes are NaN in every float type: what is read unwritten shows.
+        # 0xFF bytes are NaN in every float type, so that reads of unwritten memory show.
         self.scratch = torch.full(
             (self.schedule.scratch_bytes,), 0xFF, dtype=torch.uint8, device=tensor.device
         )
@@ -68,13 +71,13 @@ class LoweredForTriton:
         """PackedWeight; weights that several operators share are packed once."""
         key = (weight.data_ptr(), bias is not None and bias.data_ptr(), shape, config)
         if key not in self._packed:
-            # The tensors are kept with it, so that no other takes their addresses.
+            # The tensors are kept with it, so that their addresses are not reused.
             packed = pack_weight(self._rounded(weight), bias, shape, config)
             self._packed[key] = (packed, weight, bias)
         return self._packed[key][0]
 
     def joined(self, pair):
-        """Weight and bias of a ConvolutionPair as of one convolution, made once."""
+        """Returns weight and bias of a ConvolutionPair, joined as one convolution; made once."""
         operators = (pair.first, pair.second)
         key = tuple(operator.weight.data_ptr() for operator in operators)
         if key not in self._joined:
@@ -141,7 +144,7 @@ class Bound:
             launch = BINDERS[type(step.operators[0])](self, step)
             if launch is not None:
                 self.steps.append((self.factor(self.step_stride(step)), launch))
-        # From here on another launch has come after those that list the blocks.
+        # From here on, another launch lies between this one and those that list the blocks.
         kernels = [isinstance(launch, BlockLaunch) for _, launch in self.steps]
         first = kernels.index(True) + 1 if True in kernels else len(kernels)
         self.first_settled = 0 if self.inputs else first
@@ -212,7 +215,7 @@ class Bound:
         options = dict(batch=batch, size=size, dtype=value.dtype, device=self.torch_device)
         if value.index not in self.program.inputs or channels >= 16:
             return FeatureMap(channels=channels, **options)
-        # An image: pixels of a power of two of channels are read in one piece.
+        # An image: pixels whose number of channels is a power of two are read in one piece.
         padded = FeatureMap(channels=1 << (channels - 1).bit_length(), **options)
         padded.rows[:, channels:] = 0
         image = padded.channels(0, channels)

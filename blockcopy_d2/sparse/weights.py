@@ -1,4 +1,4 @@
-"""Telling whether the weights of a module are still those that were folded into something."""
+"""Notices when the weights of a module are no longer those folded into its programs."""
 
 import itertools
 import operator
@@ -6,21 +6,21 @@ import operator
 import torch
 from torch import nn
 
-# Versions are numbers that no other module has had.
+# Version numbers are unique over all modules.
 _versions = itertools.count(1)
 _version = operator.attrgetter("_version")
-# Values of each tensor in main memory that are looked at, evenly spaced.
+# Number of values compared in each tensor in main memory, evenly spaced.
 _SAMPLES = 256
 
 
 class WeightsWatch:
-    """Notices other weights of a module: modules, parameters or buffers replaced or written to.
+    """Notices changed weights of a module: modules, parameters or buffers replaced or written to.
 
-    What is compared are identities, addresses and PyTorch's version counters, so that no device is
-    waited for. `weight.mul_(2)` under torch.no_grad() is noticed, and so is
-    `weight.data = ...`. What is written through an alias such as `.data` or `.numpy()`, as by
-    `weight.data.mul_(2)`, counts nowhere in PyTorch. In main memory it is noticed by 256 values of
-    each tensor, evenly spaced, that are compared as well; on other devices it is not.
+    It compares identities, addresses and PyTorch's version counters, so it never waits for a
+    device. `weight.mul_(2)` under torch.no_grad() is noticed, and so is `weight.data = ...`.
+    PyTorch does not count writes through an alias such as `.data` or `.numpy()`, as in
+    `weight.data.mul_(2)`. In main memory those are noticed by comparing 256 values of each tensor,
+    evenly spaced; on other devices they are not.
 
     Attributes:
         version: a number that stands for the weights of the last call; 0 before the first one.
@@ -38,7 +38,7 @@ class WeightsWatch:
         self._samples = ()
 
     def changed(self):
-        """Tells whether anything is other than at the last call; True at the first one."""
+        """Tells whether anything has changed since the last call; True at the first one."""
         state = self._now()
         if _same(state, self._state):
             return False
@@ -53,7 +53,7 @@ class WeightsWatch:
         return True
 
     def forget(self):
-        """Takes the weights of the next call for other ones, whatever they are."""
+        """Makes the next call report a change, whatever the weights are."""
         self._state = None
 
     def __reduce__(self):
@@ -69,7 +69,7 @@ class WeightsWatch:
         try:
             versions = list(map(_version, tensors))
         except RuntimeError:
-            # An inference tensor has come, which is a change.
+            # A new inference tensor is a change.
             return None
         addresses = list(map(torch.Tensor.data_ptr, tensors))
         samples = [sample.tobytes() for sample in self._samples]
@@ -92,7 +92,7 @@ def _same(state, other):
 
 
 def _sample(tensor):
-    """ndarray or None: some of the values of a tensor in main memory, as they are when read."""
+    """ndarray or None: some of the values of a tensor in main memory, as they are now."""
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.numel():
         return None
     if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
@@ -106,8 +106,8 @@ def _sample(tensor):
 @torch.inference_mode(False)
 @torch.no_grad()
 def make_writable(module):
-    """Replaces tensors that were made under torch.inference_mode() by equal ones that count their
-    versions, and can be learned and written to anywhere. Tensors that modules share stay shared.
+    """Replaces tensors made under torch.inference_mode() by equal ones that count their versions
+    and can be trained and written to. Tensors that modules share stay shared.
     """
     replaced = {}
     for owner in module.modules():
@@ -119,6 +119,6 @@ def make_writable(module):
                     new = tensor.clone()
                     if isinstance(tensor, nn.Parameter):
                         new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                    # Kept with its substitute, so that no other takes its id.
+                    # Kept with its substitute, so that its id is not reused.
                     replaced[id(tensor)] = tensor, new
                 tensors[name] = replaced[id(tensor)][1]

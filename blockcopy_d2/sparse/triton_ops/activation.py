@@ -26,8 +26,10 @@ def parameters(activation):
 
 @triton.jit
 def activate(y, ACTIVATION: tl.constexpr):
-    """As parameters() has it. NaN stays NaN, as in PyTorch: a stale or missing feature must not
-    hide."""
+    """
+    Applies an activation from parameters(). NaN stays NaN, as in PyTorch, so that a stale or
+    missing feature shows.
+    """
     NAME: tl.constexpr = ACTIVATION[0]
     FIRST: tl.constexpr = ACTIVATION[1]
     SECOND: tl.constexpr = ACTIVATION[2]

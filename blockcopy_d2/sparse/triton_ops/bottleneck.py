@@ -186,15 +186,17 @@ class BottleneckWeights:
 
     @property
     def operand(self):
-        """Arguments of the kernel; of a third convolution that is not part, anything."""
+        """Arguments of the kernel. Those of a missing third convolution may be anything."""
         out = self.out, self.out_bias
         following = out if self.next is None else (self.next, self.next_bias)
         return (self.middle, self.middle_bias), out, following
 
 
 def widest_bottleneck(device, dtype):
-    """Middle channels up to which the rest of a residual block is one launch: those that a program
-    can keep, as long as that is faster."""
+    """
+    Returns the most middle channels for which the rest of a residual block is one launch: as many
+    as a program can keep, where that is faster.
+    """
     if device.bulk_copies:
         return 64 if dtype.itemsize == 2 else 0
     return 128 if device.shared_memory >= 160 << 10 else 0

@@ -3,9 +3,9 @@
 A tile of output pixels is a box of TH x TW pixels within one active block. For each tap of the
 kernel, its input is a box of the same size, shifted: one bulk copy to shared memory, zeros beyond
 the border included. No program computes addresses, and since weights are the first factor of the
-product, neither factor passes through registers. Against conv.py, which gathers pixels one by one,
-this takes about half the time where blocks have many pixels; there, tiles of several small
-blocks, strides and groups have their place.
+product, neither factor passes through registers. Where blocks have many pixels this takes about
+half the time of conv.py, which gathers pixels one by one. conv.py handles tiles of several small
+blocks, strides and groups.
 
 Shape shorthand: N streams, C channels, H x W pixels of a map, T x T pixels of a block, KH x KW
 taps.
@@ -27,7 +27,7 @@ from .conv_output import Epilogue, write_tile
 from .partial_sums import add_parts, number_of_splits, split_programs
 
 MAX_LEVELS = 5
-# Rows that a product's second factor has at least, which are pixels here.
+# The least rows of a product's second factor, which are pixels here.
 _FEWEST_PIXELS = 16
 
 
@@ -159,8 +159,10 @@ def _level(
     FLATTEN: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """This program's tiles of one level, or parts of them; returns `start` and the number of all
-    of its tiles."""
+    """
+    Computes this program's tiles of one level, or parts of them. Returns `start` and the level's
+    number of tiles.
+    """
     T: tl.constexpr = SIDES[INDEX]
     TH: tl.constexpr = BOXES[INDEX][0]
     TW: tl.constexpr = BOXES[INDEX][1]
@@ -236,7 +238,7 @@ class BoxConfig:
             a tile.
         num_warps, num_stages: warps and pipeline stages of a program.
         per_sm: programs per multiprocessor that share all tiles; 0 gives each tile its own.
-        flatten: the copies of the next tile are under way while one is written, see can_flatten().
+        flatten: whether the next tile is copied while one is written, see can_flatten().
         max_splits: the reduction of a tile is split over up to so many programs.
     """
 

@@ -13,8 +13,10 @@ from .geometry import Tiling
 
 
 class LevelRow(NamedTuple):
-    """A row of the table of levels: where operands start, in elements from those of the first
-    level, and what differs between levels. An `x_row` is the elements from a pixel to the next."""
+    """
+    A row of the table of levels: the start of operands, in elements from those of the first level,
+    and whatever differs between levels. An `x_row` is the elements from a pixel to the next.
+    """
 
     x_offset: int
     out_offset: int
@@ -60,7 +62,7 @@ def aligned(rows, base):
 
 
 def outputs_aligned(levels):
-    """Tells whether that holds for all maps that levels write, and those of the first."""
+    """Tells whether the outputs of all levels are aligned with those of the first."""
     first = levels[0]
     return all(aligned(level.out.rows, first.out.rows) for level in levels) and all(
         aligned(level.second.rows, first.second.rows) for level in levels if level.second

@@ -30,9 +30,9 @@ class Epilogue(NamedTuple):
 
     @classmethod
     def of(cls, levels, precision):
-        """(what kernels take of the maps of the first of some ConvolutionLevels, Epilogue)."""
+        """Returns (kernel arguments for the maps of the first level, Epilogue)."""
         first = levels[0]
-        # A launch without a residual or a second map takes another in its place.
+        # A launch without a residual or a second map passes another map in its place.
         residual, second = first.residual or first.x, first.second or first.out
         written = [x for level in levels for x in (level.x, level.out, level.second or level.out)]
         maps = (residual, first.out, second)

@@ -16,11 +16,12 @@ class BlockList:
     """The active blocks of a frame, on the device.
 
     Attributes:
-        blocks: int32 (N * GH * GW,), flat indices of the active blocks in (N, GH, GW), ascending;
-            what follows the first `count` of them is undefined.
+        blocks: int32 (N * GH * GW,), flat indices of the active blocks in (N, GH, GW), ascending.
+            Entries after the first `count` are undefined.
         count: int32 (1,).
-        settled: whether another launch separates whatever made the list from the next one. A kernel
-            may then read it before those in front have ended, see :func:`count_blocks`.
+        settled: whether another launch lies between the one that made the list and the next one. A
+            kernel may then read the list before earlier kernels have ended, see
+            :func:`count_blocks`.
     """
 
     blocks: torch.Tensor

@@ -167,7 +167,7 @@ class StatisticsLaunch:
             x: state.FeatureMap.
             tiling: Tiling of its blocks.
             statistics: (means, deviations), float32 (N, GH * GW, C) each, kept between frames.
-            groups: groups of channels, statistics are combined within.
+            groups: number of groups of channels; statistics are combined within a group.
             normalize: (weight, bias, eps) of a group norm, or None for the mean.
             device: Device.
         """

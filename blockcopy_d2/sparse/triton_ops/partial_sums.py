@@ -15,7 +15,9 @@ _TILES_PER_SM = 4
 
 @triton.jit
 def number_of_splits(tiles, max_splits, programs):
-    """Parts of the reduction of each of `tiles`, so that so many programs are busy."""
+    """
+    Returns the parts to split the reduction of each of `tiles` into, so that `programs` are busy.
+    """
     return tl.minimum(tl.maximum(programs // tl.maximum(tiles, 1), 1), max_splits)
 
 
@@ -38,7 +40,7 @@ def add_parts(acc, workspace, tile, split, splits, SIZE: tl.constexpr):
         complete = arrived == splits - 1
         if complete:
             acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-            # Unrolled, so that several parts are on their way at a time.
+            # Unrolled, so that several parts are loaded at a time.
             for other in tl.range(0, splits, loop_unroll_factor=4):
                 acc += tl.load(parts + other * SIZE, cache_modifier=".cg")
             tl.store(arrivals_ptr + tile, 0)

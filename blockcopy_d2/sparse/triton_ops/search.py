@@ -61,7 +61,7 @@ _PRECISION = "tf32"
 
 
 def search(launches, shares, *, only=("",), device=None, workers=None):
-    """The fastest configurations of some launches, layer by layer.
+    """Finds the fastest configurations of some launches, layer by layer.
 
     Args:
         launches: ConvolutionLaunches and BottleneckLaunches; their maps are overwritten.
@@ -92,7 +92,7 @@ def search(launches, shares, *, only=("",), device=None, workers=None):
 
 
 def _search_layer(layer, shares, device, compiler):
-    """As search(), of one layer whose candidates were compiled."""
+    """search() for one layer whose candidates were compiled."""
     lists = [_random_blocks(layer.tiling, share, device) for share in shares]
     times = {}
 
@@ -178,7 +178,7 @@ class _Convolution:
         return list(found.values())
 
     def variants(self, config):
-        """The same kernel, launched otherwise."""
+        """Returns variants of a configuration with the same kernel, launched differently."""
         if isinstance(config, BoxConfig):
             found = [dataclasses.replace(config, per_sm=per_sm) for per_sm in _PER_SM]
             if not config.flatten:
@@ -241,7 +241,7 @@ class _Bottleneck:
 def read_entries(path):
     """
     Args:
-        path (Path): path of a table, or of none yet.
+        path (Path): path of a table, which may not exist yet.
 
     Returns:
         dict: its entries.
@@ -249,7 +249,7 @@ def read_entries(path):
     Raises:
         ValueError: the file is something else, which must not be replaced.
     """
-    # What is no file, such as /dev/null, can be written to and holds nothing.
+    # Something that is no file, such as /dev/null, can be written to and holds nothing.
     if not path.is_file():
         return {}
     try:
@@ -278,7 +278,7 @@ def save(entries, device, path=None):
 
 
 class _Compiler:
-    """Fills Triton's cache on disk, in parallel; launches then only load what is there."""
+    """Fills Triton's cache on disk, in parallel. Launches then only load from it."""
 
     def __init__(self, workers=None):
         context = multiprocessing.get_context("spawn")
@@ -309,7 +309,9 @@ class _Compiler:
 
 
 def _key(job):
-    """Equal for equal jobs, whose stand-ins for tensors are other objects every time."""
+    """
+    Returns equal keys for equal jobs. (Their stand-ins for tensors are new objects every time.)
+    """
     return re.sub(r" object at 0x[0-9a-f]+", "", str(job))
 
 

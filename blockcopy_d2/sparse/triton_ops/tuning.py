@@ -1,7 +1,7 @@
 """Finds the configuration of a launch: from measured tables, else by rule.
 
-Nothing is measured while a network runs. tables/*.json hold what the tuning command found on a GPU;
-layers that it was not told to measure there take what another with the same compute capability has.
+Nothing is measured while a network runs. tables/*.json hold the findings of the tuning command on a
+GPU. Layers that were not measured there use those of another GPU with the same compute capability.
 """
 
 import collections
@@ -51,10 +51,11 @@ def convolution_config(
 
 
 def _measured(key, shape, num_active, dtype, device, boxes=False):
-    """The configuration in the table of the GPU for about so many pixels, or None.
+    """Returns the configuration in the table of the GPU for about so many pixels, or None.
 
-    One of half precision serves float32 as well, which moves twice the bytes and multiplies at
-    half the rate: with as many bytes of the reduction at a time. So does float16 for bfloat16.
+    A configuration for half precision also serves float32, which moves twice the bytes and
+    multiplies at half the rate, with as many bytes of the reduction at a time. One for float16 also
+    serves bfloat16.
     """
     entries, bucket = _table(device.name, device.capability), pixel_bucket(num_active)
     for measured in (dtype, torch.float16):
@@ -71,19 +72,19 @@ def _measured(key, shape, num_active, dtype, device, boxes=False):
 
 
 def to_entry(config):
-    """A configuration as the tables keep it; from_entry() gives it back."""
+    """Returns a configuration in the form of the tables; from_entry() inverts it."""
     kernel = next(name for name, kind in _KERNELS.items() if isinstance(config, kind))
     return {"kernel": kernel, **dataclasses.asdict(config)}
 
 
 def from_entry(entry):
-    """The configuration that to_entry() was given."""
+    """Inverts to_entry()."""
     fields = dict(entry)
     return _KERNELS[fields.pop("kernel")](**fields)
 
 
 def bottleneck_config(shape, num_pixels, dtype, device, share=TYPICAL_SHARE):
-    """The BottleneckConfig of a launch; arguments as of convolution_config."""
+    """Returns the BottleneckConfig of a launch. For the arguments see convolution_config()."""
     config = _measured(bottleneck_key, shape, num_pixels * share, dtype, device)
     if config is not None:
         return config
@@ -124,7 +125,7 @@ def pixel_bucket(num_pixels):
 
 @functools.cache
 def _table(name, capability):
-    """Entries of a GPU: its own, and a relative's where it has none."""
+    """Returns the entries of a GPU: its own, and those of a related GPU where it has none."""
     tables = [json.loads(path.read_text()) for path in sorted(_TABLES.glob("*.json"))]
     own = [table for table in tables if table["gpu"] == name]
     related = [table for table in tables if table.get("compute_capability") == list(capability)]
@@ -138,7 +139,10 @@ def table_path(name):
 
 
 def default_convolution_config(shape, num_active, dtype, device):
-    """The largest tiles that still fill the GPU; split reductions where even small ones do not."""
+    """
+    Returns the largest tiles that still fill the GPU; splits reductions where even small ones do
+    not.
+    """
     _, unit_in, unit_out = shape.units
     half = dtype.itemsize == 2
     length = shape.kernel[1] * shape.row_pack if shape.row_pack else unit_in
@@ -146,7 +150,7 @@ def default_convolution_config(shape, num_active, dtype, device):
     # A residual takes registers that tiles of 256 channels need.
     widest = min(max(triton.next_power_of_2(unit_out), 16), 128 if shape.residual_scale else 256)
     n_tiles = shape.units[0]
-    # What boxes leave on Hopper is best in small tiles, of which several share a multiprocessor.
+    # Layers that boxes do not take on Hopper are best in small tiles, several per multiprocessor.
     large = () if device.bulk_copies else ((128, 256, 8), (128, 128, 8))
     for bm, bn, warps in (*large, (128, 64, 4), (64, 64, 4)):  # noqa: B007
         bn = min(bn, widest)
@@ -161,7 +165,7 @@ def default_convolution_config(shape, num_active, dtype, device):
 
 
 def default_box_config(shape, num_active, dtype, device):
-    """The largest tiles that still fill the GPU; those of 64 x 64 where nothing does."""
+    """Returns the largest tiles that still fill the GPU; 64 x 64 where none do."""
     bk = math.gcd(shape.in_channels, 128 // dtype.itemsize)
     widest = max(triton.next_power_of_2(shape.out_channels), 64)
     tiles = ((256, 128, 8, 3, 6), (128, 128, 8, 4, 1), (64, 128, 4, 4, 1), (64, 64, 4, 6, 0))
