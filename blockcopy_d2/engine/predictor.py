@@ -259,15 +259,16 @@ class VideoPredictor:
                 readers.append(read_ahead(items, latest=frames.live))
             dropped = [0] * len(readers)
             while True:
-                items = [next(reader, (None, None, None)) for reader in readers]
-                images = [image for image, _, _ in items]
-                pictures = [picture for _, picture, _ in items]
+                items = [next(reader, (None, None, None, None)) for reader in readers]
+                images = [image for image, _, _, _ in items]
+                times = [seconds for _, _, _, seconds in items]
+                pictures = [picture for _, picture, _, _ in items]
                 if all(image is None for image in images):
                     return
                 missed = [reader.dropped - n for reader, n in zip(readers, dropped, strict=True)]
                 dropped = [reader.dropped for reader in readers]
                 # Vectors lead to the frame before, which must not have been dropped.
-                vectors = [None if n else x for (_, _, x), n in zip(items, missed, strict=True)]
+                vectors = [None if n else x[2] for x, n in zip(items, missed, strict=True)]
                 del items
                 results = self._tick(pictures, vectors, batch, policies)
                 for picture in pictures:
@@ -277,7 +278,7 @@ class VideoPredictor:
                 del pictures, picture
                 for n, result in enumerate(results):
                     if result is not None:
-                        result.dropped = missed[n]
+                        result.dropped, result.time = missed[n], times[n]
                 yield [
                     None if image is None else (image, result)
                     for image, result in zip(images, results, strict=True)
@@ -289,8 +290,8 @@ class VideoPredictor:
     def _sent(self, items):
         """Yields, on the thread that reads, what :meth:`VideoFrames.read` gave, on its way."""
         with contextlib.closing(items):
-            for image, _, vectors in items:
-                yield image, self._send(image, stays=True), vectors
+            for image, seconds, vectors in items:
+                yield image, self._send(image, stays=True), vectors, seconds
                 # Not held while the next one is read.
                 del image, vectors
 

@@ -137,7 +137,10 @@ def test_sources_are_paths_and_iterables(folder, tmp_path):
     for index, image in enumerate(frames(3)):
         Image.fromarray(image[:, :, ::-1]).save(tmp_path / f"{index}.png")
     predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
-    first = [result["instances"].scores for _, result in predictor.stream(str(tmp_path))]
+    of_path = [result for _, result in predictor.stream(str(tmp_path))]
+    assert [result.time for result in of_path] == pytest.approx([0, 0.04, 0.08])
+    assert all(result.time is None for _, result in predictor.stream(frames(2)))
+    first = [result["instances"].scores for result in of_path]
     second = [result["instances"].scores for _, result in predictor.stream(frames(3))]
     assert len(first) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, second))

@@ -65,6 +65,8 @@ class FrameResult(Mapping):
         scale (float or None): pixels of the network's input per pixel of the picture; None where
             that is not known, since a model was given the input itself.
         dropped (int): frames of a live source that passed between the last result and this one.
+        time (float or None): seconds from the first frame of the video to when this one is shown;
+            None where the source has no clock.
     """
 
     output: dict
@@ -87,6 +89,7 @@ class FrameResult(Mapping):
     learned: dict = dataclasses.field(default_factory=dict)
     scale: float | None = None
     dropped: int = 0
+    time: float | None = None
 
     @property
     def was_drawn(self) -> bool:
