@@ -13,7 +13,7 @@ __all__ = ["atomic_write"]
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path, *, folder=None):
     """
     Yields the name of a temporary file in the folder of ``path``, with the same suffix. Leaving the
     context renames it to ``path``. Leaving it by any exception, an interrupt included, removes it,
@@ -27,6 +27,8 @@ def atomic_write(path):
 
     Args:
         path (str or PathLike): path of the file to write. Its folder must exist.
+        folder (str or PathLike or None): folder of the temporary file, on the same file system.
+            Whoever gives one finds there what killed processes left.
 
     Yields:
         str: absolute path of an empty file. If it is removed, nothing is renamed.
@@ -46,7 +48,7 @@ def atomic_write(path):
     target = os.path.realpath(path)
     if found is not None and not os.access(target, os.W_OK):
         raise PermissionError(f"{path} exists and is write-protected.")
-    temporary = _create_beside(path, target)
+    temporary = _create_temporary(path, target, folder)
     try:
         yield temporary
         if os.path.lexists(temporary):
@@ -66,9 +68,10 @@ def _stat(path):
         return None
 
 
-def _create_beside(path, target):
-    """str: name of a new, empty file with the suffix of ``target``, in its folder."""
-    folder, name = os.path.split(target)
+def _create_temporary(path, target, folder):
+    """str: name of a new, empty file with the suffix of ``target``, in ``folder`` or its own."""
+    beside, name = os.path.split(target)
+    folder = beside if folder is None else os.path.abspath(os.fsdecode(folder))
     stem, suffix = os.path.splitext(name)
     # A long name must not become too long.
     temporary = os.path.join(folder, f".{stem[:32]}.{secrets.token_hex(6)}{suffix}")

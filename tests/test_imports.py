@@ -1,6 +1,6 @@
 """
 Imports point one way: kernels <- sparse <- motion <- policy <- modeling
-<- {data, evaluation, visualization} <- engine <- report, projects/ and the scripts.
+<- {data, evaluation, visualization, results} <- engine <- {report, batch}, projects/, scripts.
 """
 
 import ast
@@ -28,8 +28,10 @@ ALLOWED = {
     "data": CORE | {"kernels"} | FOUNDATION,
     "evaluation": CORE | {"data"} | FOUNDATION,
     "visualization": CORE | {"data"} | FOUNDATION,
-    "engine": CORE | {"kernels", "data", "evaluation", "visualization"} | FOUNDATION,
+    "results": CORE | {"data"} | FOUNDATION,
+    "engine": CORE | {"kernels", "data", "evaluation", "visualization", "results"} | FOUNDATION,
     "report": CORE | {"data", "evaluation", "visualization", "engine"} | FOUNDATION,
+    "batch": {"data", "results", "engine"},
     "checkpoint_conversion": {"networks"},
     "networks": {"config_key"},
     "config": {"config_key", "networks"},

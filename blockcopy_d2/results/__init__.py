@@ -1,0 +1,14 @@
+"""Results of videos as rows: COCO's result format, YouTube-VIS's, and Parquet."""
+
+from .formats import FORMATS, ResultsFile, ResultsWriteError, check_results_path, format_of
+from .rows import Categories, RowMaker
+
+__all__ = [
+    "FORMATS",
+    "Categories",
+    "ResultsFile",
+    "ResultsWriteError",
+    "RowMaker",
+    "check_results_path",
+    "format_of",
+]

@@ -1,0 +1,201 @@
+"""
+Rows of results: what a model found in a frame, in the words of COCO's result format.
+
+Shape shorthand in this module:
+
+    N: objects of a frame
+    H, W: rows and columns of a frame in pixels
+"""
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_util
+
+from blockcopy_d2.modeling import proposal_instances
+
+__all__ = ["Categories", "RowMaker"]
+
+# Digits behind the point: a thousandth of a pixel.
+_BOX_DIGITS, _SCORE_DIGITS = 3, 6
+
+
+class Categories:
+    """
+    Ids of classes, as the data set has them that a model was trained on.
+
+    Attributes:
+        names (dict[str, dict[int, str]]): names of "things" and of "stuff", by id.
+    """
+
+    def __init__(self, metadata=None):
+        """
+        Args:
+            metadata (Metadata or None): Detectron2's. Without its ``thing_classes`` or
+                ``thing_dataset_id_to_contiguous_id`` (and those of ``stuff``) an id is the number
+                of the class in the model's output.
+        """
+        self._ids, self.names = {}, {}
+        for kind in ("thing", "stuff"):
+            known = {} if metadata is None else metadata.get(f"{kind}_dataset_id_to_contiguous_id")
+            self._ids[kind] = {index: number for number, index in (known or {}).items()}
+            names = [] if metadata is None else metadata.get(f"{kind}_classes") or []
+            self.names[f"{kind}s" if kind == "thing" else kind] = {
+                self._ids[kind].get(index, index): name for index, name in enumerate(names)
+            }
+
+    def thing(self, index):
+        """int: id of a class of instances."""
+        return self._ids["thing"].get(index, index)
+
+    def stuff(self, index):
+        """int: id of a class of pixels."""
+        return self._ids["stuff"].get(index, index)
+
+
+class RowMaker:
+    """
+    Turns outputs of a model into rows, dicts that :func:`json.dump` takes:
+
+    ===============  ============================================================================
+    ``image_id``     number of the frame, from 0
+    ``time``         seconds from the first frame to when it is shown; missing where that is not
+                     known
+    ``category_id``  see :class:`Categories`; missing for proposals
+    ``bbox``         x, y, width and height in pixels of the frame; of rotated boxes x and y of the
+                     centre, width, height and angle in degrees
+    ``score``
+    ``segmentation`` mask in COCO's run lengths, ``{"size": [H, W], "counts": "..."}``
+    ``keypoints``    x, y and score of each
+    ``isthing``      of a panoptic segment
+    ===============  ============================================================================
+
+    Of a panoptic output a row is a segment, thing or stuff. Else, where there are instances or
+    proposals, it is one of those. Of a semantic segmentation it is a class that has a pixel in the
+    frame, with the mask of its pixels, and without box and score, as in COCO-Stuff.
+    """
+
+    def __init__(self, metadata=None, *, threshold=0.0):
+        """
+        Args:
+            metadata (Metadata or None): see :class:`Categories`.
+            threshold (float): minimum score of a row; what has no score has a row in any case.
+        """
+        self.categories = Categories(metadata)
+        self.threshold = threshold
+
+    def __call__(self, output, index, seconds=None):
+        """
+        Args:
+            output (dict): output of a model for one frame. It stays as it is.
+            index (int): number of the frame.
+            seconds (float or None): when it is shown.
+
+        Returns:
+            list[dict]: those of the frame.
+
+        Raises:
+            ValueError: an output of a kind that has no rows, or numbers that are not finite.
+        """
+        rows = self._found(output)
+        head = {"image_id": index}
+        if seconds is not None:
+            head["time"] = round(float(seconds), _SCORE_DIGITS)
+        return [{**head, **row} for row in rows]
+
+    def _found(self, output):
+        if "panoptic_seg" in output:
+            return self._segments(*output["panoptic_seg"])
+        if "instances" in output:
+            return self._instances(output["instances"], classes=True)
+        if "proposals" in output:
+            return self._instances(proposal_instances(output["proposals"]), classes=False)
+        if "sem_seg" in output:
+            return self._classes(output["sem_seg"])
+        raise ValueError(
+            f"A model whose output has {', '.join(output) or 'nothing'} has no rows of results;"
+            " expected instances, proposals, sem_seg or panoptic_seg."
+        )
+
+    def _instances(self, instances, classes):
+        instances = instances[instances.scores >= self.threshold]
+        boxes = instances.pred_boxes.tensor.detach().float().cpu()
+        if boxes.shape[1] == 4:
+            boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+        boxes, scores = boxes.numpy(), instances.scores.detach().float().cpu().numpy()
+        if not np.isfinite(boxes).all():
+            raise ValueError("Boxes of the model are not finite.")
+        rows = [
+            {"bbox": _rounded(box, _BOX_DIGITS), "score": round(float(score), _SCORE_DIGITS)}
+            for box, score in zip(boxes, scores, strict=True)
+        ]
+        fields = {}
+        if classes:
+            labels = instances.pred_classes.tolist()
+            fields["category_id"] = [self.categories.thing(label) for label in labels]
+        if instances.has("pred_masks"):
+            fields["segmentation"] = encode_masks(_as_tensor(instances.pred_masks))
+        if instances.has("pred_keypoints"):
+            points = instances.pred_keypoints.detach().float().cpu().clone()
+            points[..., :2] -= 0.5  # COCO counts pixels, Detectron2 measures from their corner.
+            fields["keypoints"] = [_rounded(x, _BOX_DIGITS) for x in points.flatten(1).numpy()]
+        for name, values in fields.items():
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value
+        return rows
+
+    def _segments(self, labels, segments):
+        if segments is None:
+            raise ValueError(
+                "The panoptic output has no list of its segments; expected that of PanopticFPN,"
+                " (panoptic_seg, segments_info)."
+            )
+        segments = [x for x in segments if x.get("score", 1.0) >= self.threshold]
+        ids = torch.tensor([x["id"] for x in segments], dtype=labels.dtype, device=labels.device)
+        masks = encode_masks(labels[None] == ids.view(-1, 1, 1))
+        rows = []
+        for segment, mask in zip(segments, masks, strict=True):
+            category = self.categories.thing if segment["isthing"] else self.categories.stuff
+            row = {
+                "category_id": category(segment["category_id"]),
+                "isthing": bool(segment["isthing"]),
+                "bbox": _rounded(mask_util.toBbox(mask), _BOX_DIGITS),
+                "segmentation": mask,
+            }
+            if "score" in segment:
+                row["score"] = round(float(segment["score"]), _SCORE_DIGITS)
+            rows.append(row)
+        return rows
+
+    def _classes(self, scores):
+        labels = scores.argmax(dim=0)
+        present = labels.unique()
+        masks = encode_masks(labels[None] == present.view(-1, 1, 1))
+        return [
+            {"category_id": self.categories.stuff(label), "segmentation": mask}
+            for label, mask in zip(present.tolist(), masks, strict=True)
+        ]
+
+
+def encode_masks(masks):
+    """
+    Args:
+        masks (Tensor): bool (N, H, W), on any device.
+
+    Returns:
+        list[dict]: COCO's run lengths of each, ``{"size": [H, W], "counts": str}``.
+    """
+    if not len(masks):
+        return []
+    # Run lengths go down the columns; turned on the device, the host need not copy.
+    columns = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+    encoded = mask_util.encode(columns.transpose(2, 1, 0))
+    return [{"size": list(x["size"]), "counts": x["counts"].decode("ascii")} for x in encoded]
+
+
+def _as_tensor(masks):
+    # Some heads give Detectron2's BitMasks.
+    return getattr(masks, "tensor", masks)
+
+
+def _rounded(numbers, digits):
+    return [round(x, digits) for x in np.asarray(numbers, dtype=np.float64).tolist()]
