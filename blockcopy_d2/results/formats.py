@@ -67,7 +67,7 @@ class ResultsFile:
         """
         Args:
             path (str or PathLike): its ending tells the format, see :func:`format_of`.
-            folder (str or PathLike or None): folder of the unfinished file; default: that of ``path``.
+            folder (str or PathLike or None): folder of the unfinished file; default: its own.
             before_naming (callable or None): called when the file is finished, just before it gets
                 its name.
         """
