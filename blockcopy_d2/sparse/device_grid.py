@@ -20,7 +20,7 @@ class DeviceGrid(BlockGrid):
                 outputs = network(image)
 
     Reading the number of active blocks on the host (num_active, a SparseFrame's macs …) waits for
-    the device and cannot be captured. Take a snapshot() for later instead.
+    the device and cannot be captured in a CUDA graph. Take a snapshot() for later instead.
     """
 
     def compact(self):
