@@ -10,7 +10,8 @@ All variants run interleaved, on two frames of a StreetClips clip or of --frames
 of many rounds. Estimating includes the luma pyramid of the frame. The feature maps are moved by
 fields in which a share of the cells moves, the upper ones, while a share of the blocks, the upper
 ones, is executed: pixels of those blocks do not move. On a GPU everything that can be part of a
-CUDA graph is one. Writes benchmarks/results/DEVICE_motion_CONFIG_DTYPE.json.
+CUDA graph is one. A config without weights gets random ones, which times do not depend on.
+Writes benchmarks/results/DEVICE_motion_CONFIG_DTYPE.json.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 
 import numpy as np
 import torch
+from detectron2.modeling import build_model
 
 from blockcopy_d2.engine.arguments import add_config_arguments, positive
 from blockcopy_d2.engine.defaults import load_config
@@ -45,6 +47,7 @@ from .measure import (
     results_path,
     write_results,
 )
+from .network import give_statistics
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ESTIMATORS = ("DISFlow", "BlockMatching", "CodecVectors")
@@ -118,7 +121,7 @@ class Stream:
             dtype (torch.dtype): type of what runs in blocks.
         """
         self.cfg, self.images = cfg, images
-        self.model, _ = build_video_model(cfg)
+        self.model = random_model(cfg) if not cfg.MODEL.WEIGHTS else build_video_model(cfg)[0]
         self.model.base.to(dtype)
         self.stream = VideoStream()
         height, width = images[0].shape[1:]
@@ -192,6 +195,14 @@ class Stream:
         )
         grid.active[:, : round(share * grid.active.shape[1])] = True
         return grid
+
+
+def random_model(cfg):
+    """BlockCopyVideoModel: with random weights."""
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    give_statistics(model)
+    return model
 
 
 def _sums(medians):

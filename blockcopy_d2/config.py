@@ -63,9 +63,13 @@ def _model_keys():
     # Side of a cell that moves as one, in pixels of the network's input
     _C.MOTION.CELL_SIZE = choice(8, 16, 32)
     # The feature maps that move in blocks that are not executed: "outputs", which leave the
-    # block-sparse modules, or "all" that outlive a frame; both up to a stride. "auto" is what pays:
-    # all on a GPU and for segmentation, outputs for detection on a CPU
+    # block-sparse modules, or "all" that outlive a frame. "auto" is what pays: all on a GPU and for
+    # segmentation, outputs for detection on a CPU
     _C.MOTION.MAPS = choice("auto", "outputs", "all")
+    # Maps inside the modules of smaller strides stay in place: of those, only a pixel or two around
+    # a block is read
+    _C.MOTION.MIN_STRIDE = power_of_two(1, least=1, most=128)
+    # Maps of larger strides stay in place
     _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
     # Of DISFlow, from fast to slow
     _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")

@@ -188,6 +188,7 @@ class BlockCopyVideoModel(ModuleProxy):
         settings = {
             "cell_size": self.motion.cell_size,
             "maps": maps,
+            "min_stride": self.options.min_moved_stride,
             "max_stride": self.options.max_moved_stride,
         }
         mover = self._cache_mover

@@ -64,17 +64,20 @@ class CacheMover:
 
     So a block that does not run keeps what it had, moved: ``y = where(active, op(x), move(y))``,
     see :func:`.move.move`. Maps of different values that share memory move together. What stays as
-    it is: maps of strides above ``max_stride``, partial sums of normalizations and global means,
-    which are from when a block last ran, and tensors that are no map of the frame. Operators
-    without a block-sparse rule run on the full maps, moved ones among them.
+    it is: maps of strides above ``max_stride``, maps inside the modules below ``min_stride``,
+    partial sums of normalizations and global means, which are from when a block last ran, and
+    tensors that are no map of the frame. Operators without a block-sparse rule run on the full
+    maps, moved ones among them.
     """
 
-    def __init__(self, *, cell_size, maps="outputs", max_stride=16):
+    def __init__(self, *, cell_size, maps="outputs", min_stride=1, max_stride=16):
         """
         Args:
             cell_size (int): c, a power of two.
             maps (str): "outputs" for the maps that leave the block-sparse modules, "all" for every
                 map that outlives a frame.
+            min_stride (int): maps of smaller strides stay in place, but those that leave the
+                modules.
             max_stride (int): maps of larger strides stay in place.
 
         Raises:
@@ -86,6 +89,7 @@ class CacheMover:
             raise ValueError(f"cell_size is {cell_size}: must be a power of two.")
         self.cell_size = cell_size
         self.maps = maps
+        self.min_stride = min_stride
         self.max_stride = max_stride
         self._bound = WeakKeyDictionary()
         self._values = WeakKeyDictionary()
@@ -168,7 +172,12 @@ class CacheMover:
         own, read = [], []
         for program, caches in state.programs():
             if program not in self._values:
-                values = moved_values(program, maps=self.maps, max_stride=self.max_stride)
+                values = moved_values(
+                    program,
+                    maps=self.maps,
+                    min_stride=self.min_stride,
+                    max_stride=self.max_stride,
+                )
                 self._values[program] = (values, _roots(program))
             values, roots = self._values[program]
             # PyTorch's operators keep a map per value, Triton's one for all that share its memory.
@@ -240,11 +249,11 @@ class _TorchMove:
                 pixels.move(rows)
 
 
-def moved_values(program, *, maps, max_stride):
+def moved_values(program, *, maps, max_stride, min_stride=1):
     """
     Args:
         program (Program): program of a block-sparse module.
-        maps, max_stride: as of :class:`CacheMover`.
+        maps, max_stride, min_stride: see :class:`CacheMover`.
 
     Returns:
         set[int]: numbers of the values whose maps move. Values move together if one is a part of
@@ -255,12 +264,14 @@ def moved_values(program, *, maps, max_stride):
         for index, value in program.values.items()
         if value.persistent and value.stride is not None and value.stride <= max_stride
     }
-    if maps == "all":
-        return movable
     roots = _roots(program)
     outputs = [output.index for output in program.outputs if isinstance(output, Ref)]
-    leaving = {roots.get(index, index) for index in outputs}
-    return {index for index in movable if roots.get(index, index) in leaving}
+    roots_of_moved = {roots.get(index, index) for index in outputs}
+    if maps == "all":
+        # Of maps inside, only halos around blocks are read: a pixel or two of fine ones.
+        inside = {index for index in movable if program.values[index].stride >= min_stride}
+        roots_of_moved |= {roots.get(index, index) for index in inside}
+    return {index for index in movable if roots.get(index, index) in roots_of_moved}
 
 
 def _roots(program):

@@ -20,6 +20,12 @@ def test_it_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     command += [*small_model_opts(tmp_path), "MODEL.BLOCKCOPY.BLOCK_SIZE", 32]
     monkeypatch.setattr("sys.argv", ["benchmarks.motion", *map(str, command)])
     motion.main()
+    assert "results in" in capsys.readouterr().out
+    # Without weights, too.
+    monkeypatch.setattr(
+        "sys.argv", [*map(str, ["benchmarks.motion", *command]), "MODEL.WEIGHTS", ""]
+    )
+    motion.main()
     (file,) = tmp_path.glob("cpu_motion_small_fp32.json")
     results = json.loads(file.read_text())["motion"]
     times = results["median_ms"]

@@ -28,8 +28,8 @@ class MovingOracle:
             options: options of CacheMover.
         """
         program = BlockSparseModule(module).program((image,), {}, grid)
-        maps, max_stride = options["maps"], options["max_stride"]
-        self.moved = moved_values(program, maps=maps, max_stride=max_stride)
+        moved = {name: value for name, value in options.items() if name != "cell_size"}
+        self.moved = moved_values(program, **moved)
         self.cell_size, self.image_size = options["cell_size"], grid.image_size
         statistics = (GroupNorm, GlobalMean)
         self.oracle = MaskedDenseOracle(

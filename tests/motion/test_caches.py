@@ -73,14 +73,14 @@ def check_operator(case, backend, maps, fractions):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("maps", ["outputs", "all"])
+@pytest.mark.parametrize("maps, min_stride", [("outputs", 1), ("all", 1), ("all", 8)])
 @pytest.mark.parametrize("name", ["R18-FPN", "R50-C4", "SemanticFPN"])
-def test_networks(name, maps):
+def test_networks(name, maps, min_stride):
     model = build(name)
     images = list(frames(model, (101, 165), 6))
     size = tuple(images[0].shape[-2:])
     sparse, state = Network(model, wrap=BlockSparseModule), StreamState()
-    options = {"cell_size": 16, "maps": maps, "max_stride": 32}
+    options = {"cell_size": 16, "maps": maps, "min_stride": min_stride, "max_stride": 32}
     mover, all_grids = CacheMover(**options), grids(size, 32)
     oracle = MovingOracle(Network(model), images[0], all_grids[0], **options)
     for image, grid in zip(images, all_grids):
@@ -89,6 +89,27 @@ def test_networks(name, maps):
         with block_sparse(sparse, grid, state):
             outputs = sparse(image)
         assert_equal(outputs, oracle(image, grid, field), 1e-4)
+
+
+def test_fine_maps_inside_stay_in_place():
+    model = build("R18-FPN")
+    sparse, image = Network(model, wrap=BlockSparseModule), next(frames(model, (64, 64), 1))
+    state = StreamState()
+    with torch.no_grad(), block_sparse(sparse, grids((64, 64), 32)[0], state):
+        sparse(image)
+    strides = {
+        name: {moved.stride for moved, _ in CacheMover(cell_size=16, **options)._maps_of(state)}
+        for name, options in {
+            "all": {"maps": "all"},
+            "coarse": {"maps": "all", "min_stride": 8},
+            "outputs": {"maps": "outputs"},
+        }.items()
+    }
+    assert strides["all"] == {1, 2, 4, 8, 16}
+    assert strides["coarse"] == strides["outputs"] == {4, 8, 16}
+    sizes = [CacheMover(cell_size=16, maps="all", min_stride=s).nbytes(state) for s in (1, 8, 32)]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    assert sizes[-1] == CacheMover(cell_size=16, maps="outputs").nbytes(state)
 
 
 @torch.no_grad()

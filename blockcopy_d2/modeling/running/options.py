@@ -31,6 +31,8 @@ class VideoOptions:
             :class:`FrameGraph`.
         moved_maps (str): of ``MOVED_MAPS``, the feature maps that move with the picture, where the
             model estimates motion; "auto" for those of the task.
+        min_moved_stride (int): feature maps of smaller strides stay in place, but those that leave
+            the block-sparse modules.
         max_moved_stride (int): feature maps of larger strides stay in place.
     """
 
@@ -41,6 +43,7 @@ class VideoOptions:
     amp: bool = _option("TEST.AMP.ENABLED", False)
     cuda_graph: bool = _option("MODEL.BLOCKCOPY.CUDA_GRAPH", True)
     moved_maps: str = _option("MODEL.BLOCKCOPY.MOTION.MAPS", "auto")
+    min_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MIN_STRIDE", 1)
     max_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MAX_STRIDE", 16)
 
     def __post_init__(self):

@@ -20,6 +20,7 @@ OTHER = {
     "amp": True,
     "cuda_graph": False,
     "moved_maps": "all",
+    "min_moved_stride": 2,
     "max_moved_stride": 8,
 }
 
@@ -83,6 +84,7 @@ def test_numbers_of_a_policy_do_not_go_stale(folder, built, device, policy, name
         ("dense_above", float("nan")),
         ("amp", "yes"),
         ("moved_maps", "some"),
+        ("min_moved_stride", 0),
         ("max_moved_stride", 12),
     ],
 )
