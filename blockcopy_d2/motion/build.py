@@ -1,4 +1,4 @@
-"""Estimators of motion: what they share, and by name."""
+"""Estimators of motion: their base class, and their registry."""
 
 import importlib.util
 
@@ -25,14 +25,14 @@ class MotionEstimator:
     """
     Estimates the field between two frames of N streams, see field.py for what a field is.
 
-    An estimator keeps nothing of a stream. The :class:`MotionFeatures` of a stream's last frame are
-    all of its state: whoever has them may interleave, clone or reset streams.
+    An estimator keeps no state. The :class:`MotionFeatures` of a stream's last frame are all that
+    it needs, so streams may be interleaved, cloned and reset.
 
     Attributes:
-        cell_size (int): c, of its fields.
-        capturable (bool): whether ``features`` and ``estimate`` may be part of a CUDA graph: given
-            ``out`` and ``workspace`` they allocate nothing, and the host never waits.
-        reads_vectors (bool): whether it looks at the vectors that come with frames of a video.
+        cell_size (int): c, the side of a cell of its fields.
+        capturable (bool): whether ``features`` and ``estimate`` may be part of a CUDA graph. Given
+            ``out`` and ``workspace`` they then allocate nothing, and the host never waits.
+        reads_vectors (bool): whether it uses the vectors that come with the frames of a video.
     """
 
     capturable = False
@@ -41,7 +41,7 @@ class MotionEstimator:
     def __init__(self, *, cell_size=8):
         """
         Args:
-            cell_size (int): side of a cell in pixels of the network's input, of ``CELL_SIZES``.
+            cell_size (int): side of a cell in pixels of the network's input, one of ``CELL_SIZES``.
         """
         if cell_size not in CELL_SIZES:
             raise ValueError(f"cell_size is {cell_size}: expected one of {CELL_SIZES}")
@@ -51,7 +51,7 @@ class MotionEstimator:
         """
         Args:
             images (Tensor): uint8 or float (N, 3, H, W), the pixels of the network's input before
-                normalization, from 0 to 255; what lies beyond an image is not looked at.
+                normalization, from 0 to 255. Pixels beyond an image are ignored.
             image_sizes (Tensor): int32 (N, 2) on the device of the images, height and width of each
                 image on its canvas; None where images fill it.
             codec (list[ndarray or None]): for each stream the result of :meth:`FrameVectors.field`;
@@ -59,14 +59,14 @@ class MotionEstimator:
             out (MotionFeatures): overwritten, if given.
 
         Returns:
-            MotionFeatures: of the frames.
+            MotionFeatures: features of the frames.
         """
         return luma_pyramid(images, image_sizes, out=out)
 
     def workspace(self, features):
         """
         Returns:
-            list[Tensor]: memory for ``estimate``, to be used again for features of the same size.
+            list[Tensor]: memory for ``estimate``, reusable for features of the same size.
         """
         return []
 
@@ -112,7 +112,7 @@ def build_motion(cfg):
         cfg (CfgNode):
 
     Returns:
-        MotionEstimator or None: None for "none", where nothing is moved.
+        MotionEstimator or None: None for "none", with which nothing moves.
     """
     options = cfg.MODEL.BLOCKCOPY
     name = options.MOTION.NAME

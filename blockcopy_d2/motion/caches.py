@@ -1,5 +1,5 @@
 """
-Moving what the block-sparse modules of a stream remember.
+Moves the features that the block-sparse modules of a stream keep.
 
 Shape shorthand in this module:
 
@@ -34,7 +34,7 @@ class MovedMap:
     A feature map that moves.
 
     Attributes:
-        rows (Tensor): (at least NHW, C), as of a ``FeatureMap``.
+        rows (Tensor): (at least NHW, C), see ``FeatureMap``.
         size (tuple[int, int]): H, W.
         num_pixels (int): NHW.
         stride (int): s.
@@ -62,12 +62,12 @@ class CacheMover:
         with block_sparse(model, grid, state):
             outputs = model(image)
 
-    So a block that does not run keeps what it had, moved: ``y = where(active, op(x), move(y))``,
-    see :func:`.move.move`. Maps of different values that share memory move together. What stays as
-    it is: maps of strides above ``max_stride``, maps inside the modules below ``min_stride``,
-    partial sums of normalizations and global means, which are from when a block last ran, and
-    tensors that are no map of the frame. Operators without a block-sparse rule run on the full
-    maps, moved ones among them.
+    So a block that does not run keeps its features, moved: ``y = where(active, op(x), move(y))``,
+    see :func:`.move.move`. Maps of different values that share memory move together. These tensors
+    stay: maps of strides above ``max_stride``, and maps inside the modules below ``min_stride``;
+    partial sums of normalizations and global means, which date from when a block last ran; and
+    tensors that are not maps of the frame. Operators without a block-sparse rule run on the full
+    maps, including moved ones.
     """
 
     def __init__(self, *, cell_size, maps="outputs", min_stride=1, max_stride=16):
@@ -81,7 +81,7 @@ class CacheMover:
             max_stride (int): maps of larger strides stay in place.
 
         Raises:
-            ValueError: for other ``maps``, or a ``cell_size`` that is no power of two.
+            ValueError: ``maps`` is neither, or ``cell_size`` is not a power of two.
         """
         if maps not in MOVED_MAPS:
             raise ValueError(f"maps is {maps!r}: must be one of {', '.join(MOVED_MAPS)}.")
@@ -99,13 +99,13 @@ class CacheMover:
     def __call__(self, state, grid, field):
         """
         Args:
-            state (StreamState): state of N streams, its maps changed in place. One without features
-                yet is left as it is.
-            grid (BlockGrid): the blocks that will run; their pixels may keep anything.
+            state (StreamState): state of N streams, whose maps are changed in place. A state
+                without features is left as it is.
+            grid (BlockGrid): the blocks that will run. Their pixels may hold anything afterwards.
             field (Tensor): float32 (N, 2, GH, GW).
 
         Raises:
-            ValueError: if field, cells and blocks do not fit each other.
+            ValueError: field, cells and blocks do not fit each other.
         """
         self._check(grid, field)
         try:
@@ -120,8 +120,8 @@ class CacheMover:
 
     def bind(self, state, grid):
         """
-        Allocates what moving the maps of a stream needs, which a call does, too, when it sees these
-        maps for the first time: before a CUDA graph is captured.
+        Allocates memory to move the maps of a stream. Use it before a CUDA graph is captured;
+        elsewhere, a call does so when it sees these maps for the first time.
 
         Args:
             state (StreamState): after its first frame.
@@ -143,7 +143,7 @@ class CacheMover:
             state (StreamState): after its first frame.
 
         Returns:
-            int: what the maps that move take.
+            int: bytes of the maps that move.
         """
         return sum(
             moved.num_pixels * moved.rows.shape[1] * moved.rows.element_size()
@@ -189,7 +189,7 @@ class CacheMover:
                     feature_map.rows, value.size, value.num_pixels, value.stride, feature_map.lifted
                 )
                 (read if index in program.inputs else own).append((moved, program.lowered))
-        # A module may read in place what another one hands out, or channels of it.
+        # A module may read the output of another one, or some of its channels, in place.
         maps = {}
         for moved, lowered in own + read:
             maps.setdefault(moved.rows.untyped_storage().data_ptr(), (moved, lowered))
@@ -219,7 +219,7 @@ class CacheMover:
         staging = self._staging.get(device)
         if staging is None or len(staging) < size:
             # Launches that were bound before keep the smaller one. 0xFF bytes are NaN in every
-            # float type: what is read unwritten shows.
+            # float type, so that reads of unwritten memory show.
             staging = torch.full((size,), 0xFF, dtype=torch.uint8, device=device)
             self._staging[device] = staging
         sizes = dict(cell_size=self.cell_size, block_size=grid.block_size)
@@ -256,8 +256,8 @@ def moved_values(program, *, maps, max_stride, min_stride=1):
         maps, max_stride, min_stride: see :class:`CacheMover`.
 
     Returns:
-        set[int]: numbers of the values whose maps move. Values move together if one is a part of
-        the other: a concatenation with what it is made of, a map with its slices.
+        set[int]: numbers of the values whose maps move. Values move together if one is part of the
+        other: a concatenation and its inputs, a map and its slices.
     """
     movable = {
         index
@@ -277,7 +277,7 @@ def moved_values(program, *, maps, max_stride, min_stride=1):
 def _roots(program):
     """
     Returns:
-        dict[int, int]: number of a value -> that of the one it is a part of, or its own.
+        dict[int, int]: number of a value -> number of the value it is part of, or its own.
     """
     schedule = lower(program) if program.lowered is None else program.lowered.schedule
     return {index: root for index, (root, _) in schedule.places.items()}

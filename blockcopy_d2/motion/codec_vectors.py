@@ -1,7 +1,7 @@
 """
-The motion that an encoder found, as the decoder hands it over.
+Motion found by the encoder of a video, exported by its decoder.
 
-Open a video for it with ``stream.codec_context.options = {"flags2": "+export_mvs"}`` before the
+To get it, open a video with ``stream.codec_context.options = {"flags2": "+export_mvs"}`` before the
 first frame is decoded. FFmpeg exports vectors of H.264, MPEG-4, MPEG-2 and a few older codecs.
 
 Shape shorthand in this module:
@@ -28,7 +28,7 @@ from .matching import keep_still
 
 __all__ = ["CodecReader", "CodecVectors", "FrameVectors"]
 
-# FFmpeg's numbers of picture types, as PyAV hands them over.
+# FFmpeg's numbers of picture types, as PyAV reports them.
 _INTRA, _PREDICTED, _BIDIRECTIONAL = 1, 2, 3
 # Types of units of H.264 that hold a part of a frame.
 _SLICES = (1, 2, 5)
@@ -40,14 +40,14 @@ _PIECE = 4
 
 class CodecReader:
     """
-    Takes the vectors of a video's frames, one frame after the other in the order in which they are
-    shown. It belongs to one video.
+    Reads the vectors of a video's frames, in the order in which they are shown. A reader belongs to
+    one video.
 
     A vector must lead to the frame shown before. A decoder says only whether a block came from the
-    past or the future, not from which frame. It is taken for the nearest one in the past that had
-    been decoded and that others may refer to. Where that was shown k frames ago, vectors are
-    divided by k. Vectors from the future are dropped. An encoder may refer further back all the
-    same; :class:`CodecVectors` drops what the pixels do not confirm.
+    past or the future, not from which frame. The reader assumes the nearest past frame that had
+    been decoded and that others may refer to. If that frame was shown k frames ago, vectors are
+    divided by k. Vectors from the future are dropped. An encoder may still refer further back, so
+    :class:`CodecVectors` drops vectors that the pixels do not confirm.
     """
 
     def __init__(self):
@@ -56,13 +56,13 @@ class CodecReader:
         self.reset()
 
     def reset(self):
-        """Call it where the frame to come does not follow the last one: after seeking."""
+        """Call it when the next frame does not follow the last one, such as after seeking."""
         self._shown = collections.deque(maxlen=_FURTHEST)
 
     def note(self, packet, context):
         """
-        Takes note of the order of decoding, which is not that of showing. Without it frames count
-        as decoded in the order of showing, but for bidirectional ones, to which no other refers.
+        Notes the order of decoding, which differs from that of showing. Without it frames count as
+        decoded in the order of showing; bidirectional frames are then never referred to.
 
         Args:
             packet (av.Packet): the next one that is decoded.
@@ -72,7 +72,7 @@ class CodecReader:
             return
         self._packets[packet.pts] = (self._num_packets, _is_reference(packet, context))
         self._num_packets += 1
-        if len(self._packets) > 4 * _FURTHEST:  # Of some no frame ever comes.
+        if len(self._packets) > 4 * _FURTHEST:  # Some packets never become a frame.
             del self._packets[next(iter(self._packets))]
 
     def read(self, frame):
@@ -95,7 +95,7 @@ class CodecReader:
         try:
             exported = frame.side_data.get("MOTION_VECTORS")
         except ValueError:
-            # PyAV lists no side data where a kind of it is unknown to it.
+            # PyAV lists no side data at all if it does not know one kind of it.
             exported = None
         if exported is None:
             return None
@@ -104,7 +104,7 @@ class CodecReader:
         return FrameVectors.of_blocks(past, (frame.height, frame.width), distance)
 
     def _distance(self, number):
-        """int or None: how many frames ago the frame was shown that a frame refers to."""
+        """int or None: how many frames ago the frame was shown that this frame refers to."""
         for distance, (other, is_reference) in enumerate(reversed(self._shown), start=1):
             was_decoded = number is None or other is None or other < number
             if is_reference and was_decoded:
@@ -117,7 +117,7 @@ def _is_reference(packet, context):
     if context.name != "h264":
         return None
     data, extradata = bytes(packet), context.extradata
-    # In MP4 and Matroska each unit has its length in front, elsewhere a code that starts it.
+    # In MP4 and Matroska a unit starts with its length, elsewhere with a start code.
     if extradata and extradata[0] == 1:
         length = (extradata[4] & 3) + 1
         starts, start = [], length
@@ -140,8 +140,8 @@ class FrameVectors:
 
     Attributes:
         size (tuple[int, int]): height and width of the frame, in pixels.
-        places (ndarray): float64 (M, 2), x and y of the middle of each piece that is known.
-        sources (ndarray): float64 (M, 2), where that was.
+        places (ndarray): float64 (M, 2), x and y of the middle of each known piece.
+        sources (ndarray): float64 (M, 2), the same points one frame ago.
     """
 
     size: tuple
@@ -183,7 +183,7 @@ class FrameVectors:
             mirrored, flipped (bool): mirror what results from left to right, from top to bottom.
 
         Returns:
-            FrameVectors: of the frame when it was turned.
+            FrameVectors: vectors of the turned frame.
         """
         step = -1 if transposed else 1
         height, width = self.size[::step]
@@ -200,18 +200,18 @@ class FrameVectors:
         Args:
             image_size (tuple[int, int]): height and width of the network's input.
             cell_size (int): c.
-            transform (Transform or None): Detectron2's, that made the input of the frame. None:
+            transform (Transform or None): Detectron2's transform from the frame to the input. None:
                 the frame was resized.
 
         Returns:
             ndarray: float32 (2, GH, GW), dx and dy in pixels of the network's input; NaN in cells
-            less than half of which is known.
+            that are known by less than half.
         """
         rows, columns = field_size(image_size, cell_size)
         scale = np.array([image_size[1] / self.size[1], image_size[0] / self.size[0]])
 
         def put(points):
-            # Detectron2's write to what they are given.
+            # Detectron2's transforms write to their arguments.
             return points * scale if transform is None else transform.apply_coords(points.copy())
 
         middle = np.array([self.size[1] / 2, self.size[0] / 2])
@@ -236,9 +236,8 @@ class FrameVectors:
 @MOTION_REGISTRY.register()
 class CodecVectors(MotionEstimator):
     """
-    The vectors of :class:`FrameVectors`, where moving by them explains the pixels better than
-    staying. Frames that came without any are estimated by another estimator; in other frames
-    cells without a vector stay where they are.
+    The vectors of :class:`FrameVectors`, where they explain the pixels better than staying. Frames
+    without any vectors go to another estimator. In other frames, cells without a vector stay.
     """
 
     reads_vectors = True
@@ -248,7 +247,7 @@ class CodecVectors(MotionEstimator):
         """
         Args:
             cell_size (int): see MotionEstimator.
-            fallback (MotionEstimator): with cells of the same size.
+            fallback (MotionEstimator): another estimator, with cells of the same size.
         """
         super().__init__(cell_size=cell_size)
         if fallback.cell_size != cell_size:
@@ -296,7 +295,7 @@ class CodecVectors(MotionEstimator):
             return self.fallback.estimate(current, previous, out=out, workspace=workspace)
         cell = self.cell_size // 2
         field = current.codec.nan_to_num(0, 0, 0) / 2
-        # An encoder takes vectors that save bits, whatever those of their neighbours are.
+        # An encoder takes vectors that save bits, even if they contradict their neighbours.
         keep_still(field, current.levels[0], previous.levels[0], cell, radius=0)
         if current.without_codec.any():
             self.fallback.estimate(current, previous, out=out, workspace=workspace)

@@ -12,7 +12,7 @@ from .pyramid import OUTSIDE
 __all__ = ["DIS_PRESETS", "DISFlow"]
 
 DIS_PRESETS = ("ultrafast", "fast", "medium")
-# DIS looks at patches of 8 pixels of a level of its own pyramid: it refuses pictures below that.
+# DIS compares patches of 8 pixels of a level of its own pyramid, and refuses smaller pictures.
 _LEAST_SIDE = 64
 
 # Of the level that DIS is given. The faster presets stop at 2, an eighth of the input: pictures of
@@ -33,7 +33,7 @@ class DISFlow(MotionEstimator):
         """
         Args:
             cell_size (int): see MotionEstimator.
-            preset (str): of ``DIS_PRESETS``; from fast to slow.
+            preset (str): one of ``DIS_PRESETS``, from fast to slow.
         """
         super().__init__(cell_size=cell_size)
         if preset not in DIS_PRESETS:

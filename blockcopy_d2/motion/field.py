@@ -1,7 +1,7 @@
 """
 A motion field: where the content of each cell of the picture was one frame ago.
 
-The definition, which everything that estimates or uses motion shares:
+The definition that all estimators and users of motion share:
 
 * A field is float32 (N, 2, GH, GW), one vector per cell of c x c pixels of the network's input.
   GH is ceil(H / c) and GW ceil(W / c): cells at the right and lower border may be cut.
@@ -9,7 +9,7 @@ The definition, which everything that estimates or uses motion shares:
   input. The content of the pixel at (x, y) was at (x + dx, y + dy) one frame ago:
   **source = position + field**. An object that moves 3 pixels to the right has dx = -3.
 * A vector is exactly 0 where the picture stands still, and outside the image on a padded canvas.
-  It is always finite. A stream without a previous frame, or behind a cut, has a field of zeros.
+  It is always finite. A stream has a field of zeros in its first frame and after a cut.
 
 Shape shorthand in this module:
 
@@ -66,7 +66,7 @@ def moved_cells(field):
 def clear_field(field, cleared):
     """
     Zeroes the field of some streams in place, for a cut or a first frame. Nothing is read on the
-    host and vectors that are not finite are overwritten, too.
+    host. Vectors that are not finite are overwritten, too.
 
     Args:
         field (Tensor): (N, 2, GH, GW).

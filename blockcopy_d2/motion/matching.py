@@ -6,12 +6,11 @@ best of these vectors: the median of its parent and of the parent's neighbours, 
 none, and those of four neighbours of its parent. It then tries all whole pixels nearby. The cost of
 a vector is the sum of absolute differences over the window of 2C x 2C pixels around the cell, plus
 a little for each pixel away from the start. A pixel that comes from beyond the image costs
-:data:`BEYOND`, so that what came into view follows its neighbours.
+:data:`BEYOND`, so that content entering the view follows its neighbours.
 
 At the finest level a Lucas-Kanade step gives eighths of a pixel, 3 x 3 medians remove outliers,
-and :func:`keep_still` sets the cells to zero where the picture stands still. All of it are whole
-numbers, or quotients of them that are rounded: triton_search.py and triton_field.py give the same
-bits.
+and :func:`keep_still` sets the cells to zero where the picture stands still. All values are whole
+numbers, or rounded quotients of them, so triton_search.py and triton_field.py give the same bits.
 
 Shape shorthand in this module:
 
@@ -30,20 +29,20 @@ from .pyramid import BRIGHTEST, NOT_FINITE, OUTSIDE
 
 __all__ = ["keep_still", "match"]
 
-# What a pixel of a cell costs, in grey levels, for which one of the frames has none.
+# Cost in grey levels of a pixel that one of the frames lacks.
 BEYOND = 16
 # Pixels searched in each direction: at the coarsest level, and at the others.
 COARSEST_RADIUS = 4
 RADIUS = 2
 # Steps of a pixel of the finest level, which is two of the input.
 STEPS = 8
-# Of a Lucas-Kanade step, in steps: beyond that it is not to be trusted.
+# Largest Lucas-Kanade step to trust, in steps.
 FURTHEST = 6
-# Added to the squares of a pixel's gradients: how sure of itself a cell must be to leave a pixel.
+# Added to the squares of a pixel's gradients: more makes cells less likely to leave a pixel.
 DAMPING = 4
 # Cells in each direction whose savings decide whether a cell moves.
 STILL_RADIUS = 4
-# A vector of cells that lie outside of the image, for their neighbours not to look at.
+# Vector of cells outside of the image, which their neighbours ignore.
 NOWHERE = -(2**15)
 
 
@@ -71,7 +70,7 @@ def search(current, previous, parents, cell, radius, finest=False):
             before, or None at the coarsest level.
         cell (int): C.
         radius (int): pixels to try in each direction.
-        finest (bool): whether to give ``STEPS`` to a pixel, not whole pixels.
+        finest (bool): whether to return steps, ``STEPS`` to a pixel, instead of whole pixels.
 
     Returns:
         Tensor: int32 (N, 2, GH, GW), dx and dy; ``NOWHERE`` in cells outside of the image.
@@ -94,7 +93,7 @@ def search(current, previous, parents, cell, radius, finest=False):
         costs = torch.stack(
             [_cost(pixels, source.windows(y + v[1], x + v[0], side)) for v in candidates]
         )
-        # The first of equals, as everywhere in this module.
+        # The first of equals wins, as everywhere in this module.
         best = costs.argmin(0).view(1, *shape)
         start = torch.stack(candidates).gather(0, best[None].expand(1, 2, *shape))[0]
     windows = source.windows(y + start[1] - radius, x + start[0] - radius, side + 2 * radius)
@@ -137,16 +136,16 @@ def keep_still(field, current, previous, cell, radius=STILL_RADIUS):
     """
     Sets vectors to zero, in place, where the picture stands still: unless moving all cells that are
     at most ``radius`` cells away by their vectors saves an eighth of what staying costs, and a
-    quarter of a grey level per pixel. A smooth cell tells nothing by itself, and moves with
-    what is around it; the noise of a still camera saves less. A cell stays, too, if that costs
-    nothing, or less than moving it by more than two grey levels per pixel, as beside an object; and
-    if a pixel of it is not finite, in either frame.
+    quarter of a grey level per pixel. A smooth cell tells nothing by itself and moves with its
+    surroundings. The noise of a still camera saves less than that. A cell also stays if that costs
+    nothing, or if moving costs over two grey levels per pixel more, as beside an object; and if one
+    of its pixels is not finite in either frame.
 
     Args:
         field (Tensor): float32 (N, 2, GH, GW), dx and dy in pixels of the level.
         current, previous (Tensor): uint8 (N, h, w), the finest level of two frames.
         cell (int): C.
-        radius (int): 0 has every cell decide for itself.
+        radius (int): 0 lets every cell decide for itself.
 
     Returns:
         Tensor: ``field``.
@@ -266,7 +265,7 @@ def _costs_of_row(pixels, windows, cell, row):
 
 
 def _sum(difference):
-    """int32 (..., K): of (..., C, C, K)."""
+    """Returns int32 (..., K), the sums of (..., C, C, K)."""
     difference.masked_fill_(difference > BRIGHTEST, BEYOND)
     pixels = difference.flatten(-3, -2)
     # 16-bit sums are much faster, and hold 8 x 8 pixels.
@@ -287,8 +286,8 @@ def _bilinear(windows, dx, dy):
 
 def _lucas_kanade(pixels, windows):
     """
-    Returns the step, dx and dy, that the gradients of the previous frame ask for: the least squares
-    of ``current - previous - gradient step``, damped. Sums fit into int32, and products of two into
+    Returns the step, dx and dy, from the gradients of the previous frame: the least squares of
+    ``current - previous - gradient step``, damped. Sums fit into int32, and products of two into
     float64, without rounding.
 
     Args:

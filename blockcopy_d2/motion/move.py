@@ -1,10 +1,10 @@
 """
-Moving maps by a motion field: the definition, in plain PyTorch.
+Defines how a motion field moves a map, in plain PyTorch.
 
 A pixel of a map takes the vector of the cell that its centre lies in, or, where it is larger than a
-cell, the mean over the cells that it covers. The pixel then shows what lay that far away one frame
-ago, interpolated bilinearly between the pixels there; beyond the border the nearest pixel counts. A
-pixel whose vector is 0 keeps its bits.
+cell, the mean over the cells that it covers. The pixel then takes the content that far away one
+frame ago, interpolated bilinearly. Beyond the border the nearest pixel counts. A pixel whose vector
+is 0 keeps its bits.
 
 Shape shorthand in this module:
 
@@ -23,24 +23,24 @@ __all__ = ["displacements", "move"]
 
 def move(x, field, *, cell_size, stride):
     """
-    Moves a map by a field. What :mod:`.torch_moving` and :mod:`.triton_moving` compute for the
-    caches of a stream is this.
+    Moves a map by a field. :mod:`.torch_moving` and :mod:`.triton_moving` compute the same for the
+    caches of a stream.
 
     Args:
         x (Tensor): float (N, C, H, W).
         field (Tensor): float32 (N, 2, GH, GW), see :mod:`.field`.
         cell_size (int): c.
-        stride (float or tuple[float, float]): s, or two of them, along y and along x.
+        stride (float or tuple[float, float]): s, or a pair, along y and along x.
 
     Returns:
-        Tensor: as ``x``, in memory of its own.
+        Tensor: like ``x``, in memory of its own.
     """
     height, width = x.shape[-2:]
     shift = displacements(field, cell_size=cell_size, stride=stride, size=(height, width)).double()
     rows = torch.arange(height, device=x.device)[:, None] + shift[:, 1]
     columns = torch.arange(width, device=x.device) + shift[:, 0]
-    # Pixel p of n has its centre at (2p + 1) / n - 1. In double precision, so that a shift by whole
-    # pixels leaves nothing of the neighbours once it is rounded.
+    # Pixel p of n has its centre at (2p + 1) / n - 1. In double precision, so that after rounding a
+    # shift by whole pixels has no share of the neighbours.
     positions = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
     moved = F.grid_sample(
         x.double(), positions, mode="bilinear", padding_mode="border", align_corners=False
@@ -51,12 +51,12 @@ def move(x, field, *, cell_size, stride):
 
 def displacements(field, *, cell_size, stride, size):
     """
-    Returns where each pixel of a map finds its content, relative to itself.
+    Returns the source of each pixel of a map, relative to the pixel.
 
     Args:
         field (Tensor): float32 (N, 2, GH, GW). Components that are not finite count as 0.
         cell_size (int): c.
-        stride (float or tuple[float, float]): s, or two of them, along y and along x.
+        stride (float or tuple[float, float]): s, or a pair, along y and along x.
         size (tuple[int, int]): H, W.
 
     Returns:
@@ -74,5 +74,5 @@ def displacements(field, *, cell_size, stride, size):
         for length, step, n in zip(size, strides, field.shape[-2:], strict=True)
     )
     shift = field.index_select(2, rows).index_select(3, columns)
-    # One by one: a tensor of both would have to get to the device, which a CUDA graph cannot do.
+    # One by one: a tensor of both would need a copy to the device, which a CUDA graph cannot make.
     return torch.stack([shift[:, 0] / strides[1], shift[:, 1] / strides[0]], dim=1)

@@ -1,5 +1,5 @@
 """
-Moving what is seen of a stream at policy resolution: pictures, painted outputs, masks.
+Moves maps at policy resolution: pictures, painted outputs, masks.
 
 Shape shorthand in this module:
 
@@ -33,7 +33,7 @@ class PolicyMotion:
     def __init__(self, field, *, cell_size, stride, size):
         """
         Args:
-            field (Tensor): float32 (N, 2, FH, FW). What it does not cover stands still.
+            field (Tensor): float32 (N, 2, FH, FW). Pixels that it does not cover stand still.
             cell_size (int): c.
             stride (float): s.
             size (tuple[int, int]): h, w.
@@ -45,7 +45,7 @@ class PolicyMotion:
     def split(self):
         """
         Returns:
-            list[PolicyMotion]: of each stream.
+            list[PolicyMotion]: one for each stream.
         """
         return [PolicyMotion(x, **self._layout, size=self._size) for x in self._field.split(1)]
 
@@ -79,13 +79,14 @@ class PolicyMotion:
             masks (Tensor): bool (N, n, h, w), or (n, h, w) of a single stream.
 
         Returns:
-            Tensor: bool, as ``masks``, of every pixel what the nearest pixel to its source was.
+            Tensor: bool, like ``masks``; every pixel has the value of the pixel nearest to its
+            source.
         """
         if triton_runs_on(masks.device):
             from .triton_policy_maps import move_masks_launch
 
             return move_masks_launch(masks.contiguous(), self._field, **self._layout)
-        # Which copies single bytes much faster than index_select() does.
+        # Copies single bytes much faster than index_select().
         flat = masks.reshape(len(self._field), -1, math.prod(self._size))
         return flat.gather(2, self._sources[:, None].expand_as(flat)).view(masks.shape)
 
@@ -127,7 +128,7 @@ class PolicyMotion:
 
     @cached_property
     def _pixels(self):
-        """MovedPixels: of all blocks."""
+        """MovedPixels: those of all blocks."""
         stride, cell_size = int(self._layout["stride"]), self._layout["cell_size"]
         canvas = tuple(length * stride for length in self._size)
         block_size = max(stride, cell_size)

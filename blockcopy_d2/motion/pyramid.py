@@ -1,10 +1,10 @@
 """
-Luma pyramids: all that estimators keep of a frame.
+Luma pyramids, the only thing that estimators keep of a frame.
 
 Level 0 has half of the input's resolution, and each level after it half of the last one's. Luma is
 (first + 2 second + third channel) / 4, the same for BGR and RGB, averaged over the pixels that lie
-in the image, rounded, as uint8. Two values are set aside: :data:`OUTSIDE` for what lies on a padded
-canvas beyond the image, and :data:`NOT_FINITE` for what covers a pixel that is not finite.
+in the image, rounded, as uint8. Two values are reserved: :data:`OUTSIDE` for pixels of a padded
+canvas beyond the image, and :data:`NOT_FINITE` for pixels that cover one that is not finite.
 
 Shape shorthand in this module:
 
@@ -55,7 +55,7 @@ class MotionFeatures:
             device (torch.device or str): where the levels lie.
 
         Returns:
-            MotionFeatures: of streams without a frame. Motion from them is 0 everywhere.
+            MotionFeatures: those of streams without a frame. Motion from them is 0 everywhere.
         """
         levels, (height, width) = [], size
         for _ in range(NUM_LEVELS):
@@ -69,7 +69,7 @@ class MotionFeatures:
         return dataclasses.replace(self, levels=[level.clone() for level in self.levels])
 
     def copy_(self, other):
-        """Overwrites the levels in place; vectors of a codec are taken as they are."""
+        """Overwrites the levels in place; vectors of a codec are shared."""
         for level, source in zip(self.levels, other.levels, strict=True):
             level.copy_(source)
         self.codec, self.without_codec = other.codec, other.without_codec
@@ -79,7 +79,8 @@ class MotionFeatures:
         """Forgets the frame of some streams, in place: motion from and to it is 0 everywhere.
 
         Args:
-            streams (int, slice or bool Tensor (N,)): which. A tensor is never read on the host.
+            streams (int, slice or bool Tensor (N,)): the streams. A tensor is never read on the
+                host.
         """
         for level in self.levels:
             if isinstance(streams, torch.Tensor):
@@ -144,7 +145,9 @@ def pyramid_reference(images, image_sizes, levels):
 
 
 def _pyramid_of_bytes(images, image_sizes, levels):
-    """The same bits for bytes, in whole numbers: a fiftieth of the time."""
+    """
+    Fills the levels for bytes with the same bits, in whole numbers and a fiftieth of the time.
+    """
     sizes = [images.shape[-2:]] * len(images) if image_sizes is None else image_sizes.tolist()
     for stream, (height, width) in enumerate(sizes):
         first, second, third = images[stream, :, :height, :width].to(torch.int16)
@@ -162,8 +165,8 @@ def _pyramid_of_bytes(images, image_sizes, levels):
 def _sums_of_four(pixels):
     """
     Args:
-        pixels (Tensor): int16 (h, w), from 0 to 16383. Those beyond the border are as their
-            neighbours: then the mean of four is that of the ones there are.
+        pixels (Tensor): int16 (h, w), from 0 to 16383. Those beyond the border repeat their
+            neighbours, so that the mean of four is that of the existing ones.
 
     Returns:
         Tensor: int32 (ceil(h / 2), ceil(w / 2)), of 2 x 2 pixels.

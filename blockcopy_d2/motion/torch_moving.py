@@ -1,11 +1,11 @@
 """
-Moving the rows of feature maps in plain PyTorch, for CPUs.
+Moves the rows of feature maps in plain PyTorch, for CPUs.
 
 Bilinear interpolation is a weighted sum of four rows of C channels, which is what an embedding bag
-computes. Whatever moves is read before it is overwritten, but not all of it is kept: pixels go in
-chunks, from the top of the map to its bottom, and a chunk is written back once no later one reads
-the rows it goes to. So what is read waits in a few megabytes that stay in the processor's cache.
-That takes a fifth of the time of moving all of a large map at once.
+computes. Pixels must be read before they are overwritten. They move in chunks, from the top of the
+map to its bottom, and a chunk is written back once no later one reads the rows it goes to. So
+pixels wait in a few megabytes, which stay in the processor's cache. That takes a fifth of the time
+of moving all of a large map at once.
 
 Shape shorthand in this module:
 
@@ -26,14 +26,14 @@ from .field import moved_cells, resample_field
 
 __all__ = ["MovedPixels"]
 
-# What one chunk of pixels takes: the fastest of 256 KiB to 4 MiB.
+# Bytes of a chunk of pixels: the fastest of 256 KiB to 4 MiB.
 _CHUNK_BYTES = 2 << 20
 
 
 class MovedPixels:
     """
-    The pixels of one stride that move in a frame, and what they read: for all maps of that stride.
-    Pixels of blocks that run are not among them.
+    The pixels that move in a frame, and their sources, for all maps of one stride. Pixels of blocks
+    that run are left out.
     """
 
     def __init__(self, field, grid, *, cell_size, stride, size):
@@ -79,7 +79,7 @@ class MovedPixels:
         Moves the pixels of a map in place.
 
         Args:
-            rows (Tensor): float (at least NHW, C), as of a ``FeatureMap``.
+            rows (Tensor): float (at least NHW, C), see ``FeatureMap``.
         """
         count = len(self.targets)
         if not count:
@@ -88,7 +88,7 @@ class MovedPixels:
             self._weights[rows.dtype] = self._weights[torch.float32].to(rows.dtype)
         weights = self._weights[rows.dtype]
         row_bytes = rows.shape[1] * rows.element_size()
-        # The host should not wait for a GPU once per chunk, and there is memory enough.
+        # A GPU has enough memory, and the host should not wait for it once per chunk.
         size = count if rows.is_cuda else min(max(_CHUNK_BYTES // row_bytes, 1), count)
         waiting = []
         for chunk, target_end, lowest_later in self._chunks(size):
@@ -106,8 +106,8 @@ class MovedPixels:
             size (int): pixels of a chunk.
 
         Returns:
-            list[tuple[slice, int, int]]: of each chunk its pixels, the row behind the last that it
-            goes to, and the lowest row that chunks behind it read.
+            list[tuple[slice, int, int]]: for each chunk its pixels, the row after the last that it
+            writes, and the lowest row that later chunks read.
         """
         if size not in self._chunk_lists:
             count = len(self.targets)
@@ -121,13 +121,13 @@ class MovedPixels:
 
     @cached_property
     def _lowest_sources(self):
-        """int32 (M,): the lowest row that a pixel or one behind it reads."""
+        """Returns int32 (M,), the lowest row that a pixel or a later one reads."""
         return self._sources[:, 0].flip(0).cummin(0).values.flip(0)
 
 
 def _taps(pixel, shift, length):
     """
-    The places that bilinear interpolation reads along an axis.
+    Returns the pixels that bilinear interpolation reads along an axis.
 
     Args:
         pixel (Tensor): int64 (M,).
@@ -136,7 +136,7 @@ def _taps(pixel, shift, length):
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: int32 (M,) first and second pixel, float32 (M,) weight of
-        the second. Where the weight is 0 the second is the first, so that none is read in vain.
+        the second. Where the weight is 0 the second is the first, so that no other is read.
     """
     position = (pixel + shift).clamp_(0, length - 1)
     first = position.int()

@@ -42,7 +42,7 @@ def cells_per_program(pixels):
 
 @triton.jit
 def vector_at(plane_ptr, y, x, PH, PW, instead, valid):
-    """A component of vectors; `instead` of it where there is no cell in the image."""
+    """Reads a component of vectors; `instead` where there is no cell in the image."""
     exists = valid & (y >= 0) & (y < PH) & (x >= 0) & (x < PW)
     vector = tl.load(plane_ptr + y * PW + x, mask=exists, other=NOWHERE)
     return tl.where(vector == NOWHERE, instead, vector)

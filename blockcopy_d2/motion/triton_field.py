@@ -1,6 +1,7 @@
 """
-From the vectors of the finest level to the motion field as two Triton launches, see matching.py:
-one takes the last medians and says what they cost, one keeps still cells still.
+Turns the vectors of the finest level into the motion field, by two Triton launches, see
+matching.py. The first takes the last medians and computes their costs, the second keeps still cells
+still.
 
 Shape shorthand in this module:
 
@@ -52,7 +53,7 @@ def field_kernel(
     CELLS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A program gives CELLS cells of the field, medians, and the costs of staying and of moving.
+    """A program computes CELLS cells of the field, medians, and the costs of staying and of moving.
 
     Reads 6 bytes per pixel of the finest level: 3 MB for 1024 x 2048 pixels.
     """
@@ -84,7 +85,7 @@ def field_kernel(
     pixels = tl.where(now < OUTSIDE, now, NO_CURRENT)
     source = tl.where(before < OUTSIDE, before, NO_PREVIOUS)
     staying = differences(pixels, source)
-    # Steps are a power of two: the shift rounds down, and the mask is what is left.
+    # Steps are a power of two: the shift rounds down, and the mask is the remainder.
     there_y = y + (vector_y >> _SHIFT)[:, None]
     there_x = x + (vector_x >> _SHIFT)[:, None]
     part_y, part_x = (vector_y & (STEPS - 1))[:, None], (vector_x & (STEPS - 1))[:, None]
@@ -154,7 +155,7 @@ def field_launch(current, previous, cell, vectors, costs, out):
     Args:
         current, previous (Tensor): finest levels of two frames, uint8 (N, h, w).
         cell (int): C.
-        vectors (Tensor): int32 (N, 2, GH, GW), of :func:`triton_search.search_launch`.
+        vectors (Tensor): int32 (N, 2, GH, GW), from :func:`triton_search.search_launch`.
         costs (Tensor): int32 (N, 2, GH, GW), overwritten.
         out (Tensor): float32 (N, 2, GH, GW), contiguous, overwritten.
     """

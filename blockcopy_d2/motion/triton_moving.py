@@ -1,5 +1,5 @@
 """
-Moving all maps of a stream as Triton kernels: two launches, whatever the number of maps.
+Moves all maps of a stream by Triton kernels: two launches, for any number of maps.
 
 Shape shorthand in this module:
 
@@ -26,7 +26,7 @@ from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 
 __all__ = ["MoveLaunch", "staging_bytes"]
 
-# How float32 values are kept for TF32 products, see kernels/tf32.py.
+# Forms of float32 values for TF32 products, see kernels/tf32.py.
 _AS_IS, _ROUNDED, _LIFTED = range(3)
 _ALIGNMENT = 16
 _BM, _BC = 64, 32
@@ -36,14 +36,14 @@ class MapRow(NamedTuple):
     """A row of the table of maps.
 
     Attributes:
-        offset, row: where the map starts, in elements from the first map, and from one of its
-            pixels to the next.
-        staged: where what moves is kept meanwhile, in elements.
+        offset, row: elements from the first map to this one, and from one of its pixels to the
+            next.
+        staged: offset of its staging memory, in elements.
         channels, height, width, stride, num_pixels: size of the map; pixels of the input per pixel
             of the map; pixels of all images.
-        cells, blocks: that a pixel covers along an axis, at least 1.
+        cells, blocks: number that a pixel covers along an axis, at least 1.
         first_tile: first tile of the map, among those of all maps.
-        kept: how float32 values are kept.
+        kept: form of float32 values.
         aligned: whether 16 bytes are read at a time.
     """
 
@@ -108,7 +108,7 @@ def _interpolate(source, offsets, map_row, weights, mask, kept):
     wy, wx = weights
     wy, wx = wy[:, None], wx[:, None]
     a = tl.load(source + first, mask=mask, other=0.0)
-    # A shift by whole pixels copies bits. For all others, what is kept is no value as it stands.
+    # A shift by whole pixels copies bits. For all others, kept forms are converted to values first.
     whole = (wy == 0) & (wx == 0)
     others = mask & (whole == 0)
     b = tl.load(source + second, mask=others, other=0.0).to(tl.float32)
@@ -175,7 +175,8 @@ def move_kernel(
     PDL: tl.constexpr,
 ):
     """
-    GATHER: staging = what moves, from where it was. Otherwise: map = staging, for what moves. A
+    GATHER: staging = moving pixels, read from their sources. Otherwise: map = staging, for these
+        pixels. A
     tile is BM pixels of one map with all of its channels; one without motion ends after it has
     read its vectors and blocks.
 
@@ -227,15 +228,15 @@ def staging_bytes(maps):
         maps (list[MovedMap]): those of a stream, of one dtype.
 
     Returns:
-        int: the memory that moving them needs: as much as they take.
+        int: bytes of staging memory: as many as the maps have.
     """
     return sum(_staged_elements(moved) * moved.rows.element_size() for moved in maps)
 
 
 class MoveLaunch:
     """
-    Maps of one dtype, to be moved together. The memory stays in place and nothing waits for the
-    host, so that a CUDA graph can capture a call.
+    Moves maps of one dtype together. Memory stays in place and the host never waits, so that a CUDA
+    graph can capture a call.
     """
 
     def __init__(self, maps, staging, *, cell_size, block_size, precision, device):

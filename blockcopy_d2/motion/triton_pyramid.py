@@ -1,5 +1,5 @@
 """
-The levels of a frame as one Triton launch, see pyramid.py.
+Computes the levels of a frame by one Triton launch, see pyramid.py.
 
 Shape shorthand in this module:
 
@@ -21,7 +21,7 @@ _OUTSIDE = tl.constexpr(pyramid.OUTSIDE)
 _NOT_FINITE = tl.constexpr(pyramid.NOT_FINITE)
 _BRIGHTEST = tl.constexpr(pyramid.BRIGHTEST)
 
-# Side of the tile of level 0 that a program makes. At the last level of it a pixel or more is left.
+# Side of the tile of level 0 that a program makes. At the last level it still has a pixel or more.
 _TILE = 32
 
 
@@ -61,7 +61,7 @@ def pyramid_kernel(
     T: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A program makes T x T pixels of the first level, and what lies below them of the others.
+    """A program makes T x T pixels of the first level, and the pixels of other levels below them.
 
     Reads the frame once, 3 H W values, and writes a third of H W bytes: 26 MB for one of
     1024 x 2048 in float32, 6 us of an H200's bandwidth, and a quarter of that for uint8.

@@ -1,5 +1,5 @@
 """
-The search for the vectors of cells as Triton launches, one for each level, see matching.py.
+Searches the vectors of cells by Triton launches, one for each level, see matching.py.
 
 Shape shorthand in this module:
 
@@ -38,14 +38,14 @@ _FURTHEST = tl.constexpr(matching.FURTHEST)
 
 @triton.jit
 def _cost(cell, previous_ptr, y, x, dy, dx, h, w, valid):
-    """int32 (cells,): what matching._cost gives for one vector per cell."""
+    """Returns int32 (cells,): matching._cost for one vector per cell."""
     source = pixels_at(previous_ptr, y + dy[:, None], x + dx[:, None], h, w, valid, NO_PREVIOUS)
     return differences(cell, source)
 
 
 @triton.jit
 def _better(pixels, previous_ptr, y, x, dy, dx, h, w, valid, start_y, start_x, least):
-    """The better one of a start and another vector; the start, if they are equal."""
+    """Returns the better of a start and another vector; the start if they are equal."""
     cost = _cost(pixels, previous_ptr, y, x, dy, dx, h, w, valid)
     start_y = tl.where(cost < least, dy, start_y)
     start_x = tl.where(cost < least, dx, start_x)
@@ -96,7 +96,7 @@ def search_kernel(
     CELLS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A program gives the vectors of CELLS cells of one level.
+    """A program finds the vectors of CELLS cells of one level.
 
     Reads 4 (8 + (2 RADIUS + 1)^2) bytes per pixel of the level, nearly all of them from the L1
     cache: 70 MB and 140 million operations for the finest level of 1024 x 2048 pixels.

@@ -1,4 +1,4 @@
-"""The policy: which blocks of a frame are worth executing, and how it learns that online."""
+"""The policy: picks the blocks of a frame that are worth executing, and learns online."""
 
 from .base import Decision, Policy
 from .baselines import (

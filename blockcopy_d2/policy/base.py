@@ -27,9 +27,9 @@ class Decision:
     Attributes:
         active (Tensor): bool (N, GH, GW).
         logits (Tensor or None): float (N, GH, GW), log-odds of execution that ``active`` was
-            drawn from; None from policies that do not draw. Part of an autograd graph if the
-            policy was called with gradients enabled, then on CUDA exact to single precision where
-            the draw took half.
+            drawn from; None from policies that do not draw. Part of an autograd graph if the policy
+            was called with gradients enabled; on CUDA they are then in single precision, where the
+            draw used half.
     """
 
     active: Tensor
@@ -38,7 +38,7 @@ class Decision:
     def split(self) -> list["Decision"]:
         """
         Returns:
-            list[Decision]: of each stream, in the same autograd graph.
+            list[Decision]: one for each stream, in the same autograd graph.
         """
         with torch.enable_grad():
             logits = [None] * len(self.active) if self.logits is None else self.logits.split(1)
@@ -46,17 +46,16 @@ class Decision:
 
 
 class Policy(nn.Module, ABC):
-    """Picks the blocks of a frame worth executing. A stream's first frame runs without asking."""
+    """Picks the blocks of a frame worth executing. It is not asked for a stream's first frame."""
 
-    # Whether it can be improved, and the class that does; built from a config and the policy.
+    # Whether the policy learns, and the class that teaches it, built from a config and the policy.
     learns: bool = False
     learner_class: type[OnlineLearner] = OnlineLearner
-    # Whether forward() is safe to capture in a CUDA graph: it does the same whatever the numbers,
-    # and never waits for the device. If the policy learns, it has its logits from a module
-    # ``network``.
+    # Whether forward() is safe to capture in a CUDA graph: it does the same for any values, and
+    # never waits for the device. If the policy learns, its logits come from a module ``network``.
     capturable: bool = False
-    # Whether observations have the gain that each block had when it was last executed. To measure
-    # it takes time in every frame, also where nothing is learned.
+    # Whether observations include the gain that each block had when it was last executed. Measuring
+    # it takes time in every frame, even if nothing is learned.
     wants_gain: bool = False
 
     @classmethod
@@ -77,7 +76,8 @@ class Policy(nn.Module, ABC):
             device (torch.device):
 
         Returns:
-            list[torch.Generator]: that it draws from on a device; a CUDA graph has to know them.
+            list[torch.Generator]: generators that it draws from on a device. A CUDA graph has to
+            know them.
         """
         return []
 
@@ -112,8 +112,8 @@ class Policy(nn.Module, ABC):
 
 class SeededUniform:
     """
-    Uniform random numbers that depend on nothing but a seed, on any device. They are not part of
-    a state dict: a resumed run draws from the start again.
+    Uniform random numbers that depend on a seed alone, on any device. They are not part of a state
+    dict: a resumed run draws from the start again.
     """
 
     def __init__(self, seed):
@@ -125,7 +125,7 @@ class SeededUniform:
         self._generator = None
 
     def __deepcopy__(self, memo):
-        # A copied torch.Generator of a state in use repeats itself.
+        # A copied torch.Generator would repeat the numbers of the original.
         return SeededUniform(self.seed)
 
     def draw(self, shape, device):
@@ -138,8 +138,7 @@ class SeededUniform:
     def generator(self, device):
         """
         Returns:
-            torch.Generator: that the numbers of this device come from, which a CUDA graph has to
-            know of.
+            torch.Generator: the source of this device's numbers. A CUDA graph has to know it.
         """
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device).manual_seed(self.seed)

@@ -1,5 +1,5 @@
 """
-Policies that learn nothing, to compare with.
+Baselines: policies that do not learn.
 
 Shape shorthand in this module:
 
@@ -127,8 +127,8 @@ class FrameDifference(Policy):
 @POLICY_REGISTRY.register()
 class MovedDifference(FrameDifference):
     """
-    :class:`FrameDifference` for models with motion, whose frame state moves with the picture: what
-    is left is what motion does not explain. Blocks gain weight with their age.
+    :class:`FrameDifference` for models with motion. Their frame state moves with the picture, so
+    the difference is what motion does not explain. Blocks gain weight with their age.
     """
 
     @configurable

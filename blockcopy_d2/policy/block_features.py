@@ -1,6 +1,6 @@
 """
-A few numbers per block that tell how much its output may have changed, for any model: none of them
-knows classes or the unit of the information gain.
+Features of a block that predict how much its output has changed, for any model: none of them
+depends on classes or on the unit of the information gain.
 
 Shape shorthand in this module:
 
@@ -21,21 +21,22 @@ __all__ = ["FEATURES", "block_features", "block_means"]
 
 EDGE_FLOOR = 0.02
 
-# By name: the weight that a policy starts from, and the floor of its logarithm, in means of all
-# blocks: what lies below is noise. The weights are those that predict the gains of three networks
-# (an instance detector, two of semantic segmentation) alike; see docs/policy.md.
+# Name: (initial weight, floor of the logarithm in multiples of the mean over blocks; values below
+# are noise). The weights predict the gains of three networks (an instance detector, two for
+# semantic segmentation) equally well; see docs/policy.md.
 FEATURES = {
-    # Mean of the difference to the picture last executed, times the edges of the output: there it
-    # moves a border. Elsewhere it counts EDGE_FLOOR, for what comes into an empty picture.
+    # Mean of the difference to the picture last executed, times the edges of the output, where a
+    # difference moves a border. Elsewhere it counts EDGE_FLOOR, for objects that enter an empty
+    # picture.
     "edge_difference": (0.45, 0.5),
-    # Means of the difference, of the largest one of 4 x 4 pixels, of the edges of the output and of
-    # the picture, and of what is missing to a sure output.
+    # Means of the difference, of its maximum over 4 x 4 pixels, of the edges of the output and of
+    # the picture, and of the output's uncertainty.
     "difference": (0.0, 0.1),
     "peak": (0.0, 0.1),
     "edge": (0.0, 0.1),
     "texture": (0.0, 0.1),
     "doubt": (0.0, 0.1),
-    # Information gain when the block was last executed, and the largest of its 3 x 3 neighbours.
+    # Information gain when the block was last executed, and the largest among its 3 x 3 neighbours.
     "gain": (0.25, 0.02),
     "gain_nearby": (0.2, 0.02),
 }
@@ -49,8 +50,8 @@ def block_features(observation, pixel_scale, floors):
         floors (Tensor): float (F,), those of :data:`FEATURES`.
 
     Returns:
-        Tensor: float (N, F, GH, GW), in the order of :data:`FEATURES`: logarithms of values as
-        multiples of their mean over the blocks of a stream, so that their unit does not count.
+        Tensor: float (N, F, GH, GW), in the order of :data:`FEATURES`: logarithms of values in
+        multiples of their mean over the blocks of a stream, so that their unit does not matter.
     """
     means = block_means(
         observation.frame,
@@ -62,12 +63,12 @@ def block_features(observation, pixel_scale, floors):
     known = observation.gain >= 0
     number = known.sum(dim=(1, 2), keepdim=True).clamp_min(1)
     mean = torch.where(known, observation.gain, 0.0).sum(dim=(1, 2), keepdim=True) / number
-    # A gain that is not known counts as the mean of the others.
+    # An unknown gain counts as the mean of the others.
     gain = torch.where(known, observation.gain, mean)[:, None]
     nearby = F.max_pool2d(gain, kernel_size=3, stride=1, padding=1)
     values = torch.cat([means, gain, nearby], dim=1)
     mean = values.mean(dim=(2, 3), keepdim=True)
-    # Where nothing differs at all, blocks are alike.
+    # If nothing differs at all, all blocks are equal.
     relative = torch.where(mean == 0, 1.0, values / mean)
     return (relative + floors.view(1, -1, 1, 1)).log()
 
@@ -92,7 +93,7 @@ def block_means(frame, frame_state, output, pixel_scale, grid_shape):
 
 
 def block_means_reference(frame, frame_state, output, pixel_scale, grid_shape):
-    """As :func:`block_means`, in plain PyTorch."""
+    """:func:`block_means` in plain PyTorch."""
     scale = pixel_scale.view(1, -1, 1, 1)
     difference = ((frame - frame_state).abs() * scale).mean(dim=1, keepdim=True)
     edge = _largest_step(output)

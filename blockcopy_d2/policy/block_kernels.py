@@ -1,5 +1,5 @@
 """
-Means over the pixels of blocks in one launch, on a GPU: needs Triton.
+Means over the pixels of blocks in one launch on a GPU. Needs Triton.
 
 Shape shorthand in this module:
 
@@ -23,7 +23,7 @@ _NUM_MEANS = 6
 
 @triton.jit
 def _steps(pixel, value, stride_row, has_right, has_below, exists):
-    """Larger of the steps from pixels to those on their right and below."""
+    """Returns the larger of the steps from pixels to their neighbours on the right and below."""
     right = tl.load(pixel + 1, mask=exists & has_right, other=0.0).to(tl.float32)
     below = tl.load(pixel + stride_row, mask=exists & has_below, other=0.0).to(tl.float32)
     across = tl.where(has_right, tl.abs(right - value), 0.0)
@@ -93,7 +93,7 @@ def block_means_kernel(
 
 
 def block_means_triton(frame, frame_state, output, pixel_scale, grid_shape):
-    """As :func:`blockcopy_d2.policy.block_features.block_means`."""
+    """:func:`blockcopy_d2.policy.block_features.block_means`, by Triton."""
     rows, columns = grid_shape
     streams, classes = len(frame), output.shape[1]
     out = torch.empty(streams, _NUM_MEANS, rows, columns, device=frame.device)

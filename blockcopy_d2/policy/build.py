@@ -36,6 +36,7 @@ def build_policy(cfg, *, num_classes):
 def check_policy_name(name):
     """
     Raises:
-        ValueError: there is no policy of this name; names the one closest to it, and all others.
+        ValueError: there is no policy of this name. The message has the closest one, and all
+            others.
     """
     check_registered("MODEL.BLOCKCOPY.POLICY.NAME", name, POLICY_REGISTRY)

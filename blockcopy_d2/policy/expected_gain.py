@@ -1,5 +1,5 @@
 """
-A policy that expects a gain of every block and keeps its budget.
+A policy that predicts the gain of every block and holds its budget exactly.
 
 Shape shorthand in this module:
 
@@ -25,8 +25,8 @@ __all__ = ["ExpectedGain", "GainNetwork", "largest_blocks"]
 
 class GainNetwork(nn.Module):
     """
-    Logarithm of the information gain that is expected of each block, up to a constant of the frame:
-    a weighted sum of :data:`FEATURES`. The weights are those that hold for any model, plus the
+    Predicts the logarithm of each block's information gain, up to a constant of the frame, as a
+    weighted sum of :data:`FEATURES`. The weights are those that fit any model, plus a
     ``correction`` that is learned.
     """
 
@@ -58,17 +58,17 @@ class GainNetwork(nn.Module):
 @POLICY_REGISTRY.register()
 class ExpectedGain(Policy):
     """
-    Executes the blocks of largest expected gain times age, as many of them as the budget has.
+    Executes the blocks of largest expected gain times age, as many as the budget allows.
 
-    A block that is executed changes again, the sooner the faster its content does. If its gain
-    grows evenly with the frames since it was executed, the order in which blocks are executed at
-    the least mean error is that of gain times age (the index of a restless bandit, Whittle 1988):
-    a block that changes fast is wrong again after a frame, one that changes slowly stays right for
-    long. So every block is looked at in the end, and exploration never stops.
+    An executed block becomes wrong again, and sooner if its content changes fast. If its gain grows
+    evenly with the frames since it was executed, the order of gain times age has the least mean
+    error (the index of a restless bandit, Whittle 1988): a block that changes fast is wrong again
+    after a frame, one that changes slowly stays right for long. So every block is executed in the
+    end, and exploration never stops.
 
-    The number of blocks is exact: over any frames in a row it is tau times theirs, up to one.
-    Taught by :class:`GainLearner`; before it has learned anything it goes by weights that hold for
-    any model.
+    The number of blocks is exact: over any frames in a row it is tau of all their blocks, up to
+    one. Taught by :class:`GainLearner`; before it has learned anything it uses weights that fit any
+    model.
     """
 
     learns = True
@@ -85,7 +85,7 @@ class ExpectedGain(Policy):
         """
         super().__init__()
         self.network = GainNetwork(pixel_std=pixel_std)
-        # Where a captured graph reads it.
+        # A captured graph reads the target from here.
         target_on_device = torch.zeros((), dtype=torch.float64)
         self.register_buffer("_target_on_device", target_on_device, persistent=False)
         self.target = target
@@ -131,7 +131,7 @@ def largest_blocks(score, target, index):
         are not finite. Their number is rounded so that it is right over any frames in a row.
     """
     blocks = target * score[0].numel()
-    # Of a product such as 0.29 x 100 the last digit must not take a block.
+    # Rounding errors of a product such as 0.29 x 100 must not cost a block.
     count = (blocks * (index + 1) + 1e-6).floor() - (blocks * index + 1e-6).floor()
     flat = score.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)

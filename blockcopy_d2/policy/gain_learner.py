@@ -1,5 +1,5 @@
 """
-Online learning of expected gains from those of the blocks that were executed.
+Learns expected gains online, from the gains of executed blocks.
 
 Shape shorthand: N streams, GH x GW blocks.
 """
@@ -14,14 +14,14 @@ __all__ = ["GainLearner"]
 
 class GainLearner(OnlineLearner):
     """
-    Teaches a policy the share of the information gain that each executed block has.
+    Teaches a policy to predict each executed block's share of the information gain.
 
     The loss of a frame is the cross-entropy between the measured shares of the gain of its executed
     blocks and those that the policy expected, a softmax of its logits over the same blocks. That is
-    the likelihood of a Poisson regression of the gains, given their sum: it has no unit, so that
-    detectors and segmentation learn at one rate, and a block that was not executed says nothing.
-    The policy keeps its budget by itself; no reward depends on a price.
-    What it tells as "reward" and "gain" is the gain of executed blocks.
+    the likelihood of a Poisson regression of the gains, given their sum. It has no unit, so
+    detectors and segmentation learn at one rate, and blocks that were not executed do not matter.
+    The policy holds its budget by itself, so no reward depends on a price. The reported "reward"
+    and "gain" are the gain of executed blocks.
     """
 
     @configurable
@@ -38,8 +38,8 @@ class GainLearner(OnlineLearner):
     ):
         """
         Args:
-            policy (Policy): whose logits are logarithms of expected gains.
-            target (float): tau, handed on to the policy. May be changed at any time.
+            policy (Policy): its logits are logarithms of expected gains.
+            target (float): tau, passed on to the policy. May be changed at any time.
             update_every (int): frames per update of the weights.
             learning_rate, weight_decay (float): learning rate and weight decay of RMSprop; decay
                 leads back to the weights that the policy starts from.
@@ -77,7 +77,7 @@ class GainLearner(OnlineLearner):
         total = gain.sum(dim=1, keepdim=True)
         share = gain / total.clamp_min(torch.finfo(gain.dtype).tiny)
         with torch.enable_grad():
-            # Not -inf: a stream without a block would be NaN.
+            # Not -inf, with which a stream without an executed block would become NaN.
             logits = decision.logits.masked_fill(~taught, torch.finfo(gain.dtype).min)
             log_expected = logits.flatten(1).log_softmax(dim=1)
             losses = -(share * torch.where(share > 0, log_expected, 0.0)).sum(dim=1)

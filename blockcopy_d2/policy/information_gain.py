@@ -1,5 +1,5 @@
 """
-Information gain: how much of the output an executed frame changed (section 3.4 of the paper).
+Information gain: how much an executed frame changed the output (section 3.4 of the paper).
 
 Shape shorthand in this module:
 
@@ -35,15 +35,15 @@ __all__ = [
 @dataclass
 class DetectionMasks:
     """
-    The detections of one frame of one stream, or of N streams: all tensors then have a dimension
-    more in front.
+    The detections of one frame of one stream; or of N streams, with one more dimension in front of
+    all tensors.
 
     Attributes:
         masks (Tensor): bool (n, h, w), the pixels of each detection.
         scores (Tensor): float (n,).
         classes (Tensor): int64 (n,).
-        boxes (Tensor or None): float (n, 4), x0 y0 x1 y1 at any scale, for detectors without
-            masks: the overlap of detections is then that of their boxes.
+        boxes (Tensor or None): float (n, 4), x0 y0 x1 y1 at any scale, for detectors without masks.
+            The overlap of detections is then that of their boxes.
         pixels_per_block (int): P, at most 128.
         box_scale (tuple[float, float]): pixels of the boxes per pixel of the network's input, along
             x and along y.
@@ -80,7 +80,7 @@ class DetectionMasks:
 
     @cached_property
     def _column_counts(self):
-        # Within the rows of a block a count fits a byte, which is what makes this fast.
+        # Within the rows of a block a count fits into a byte, which makes this fast.
         rows = self.masks.view(torch.uint8).unflatten(-2, (-1, self.pixels_per_block))
         return rows.sum(dim=-2, dtype=torch.uint8)
 
@@ -89,15 +89,15 @@ def move_detections(detections, motion):
     """
     Args:
         detections (DetectionMasks): n detections of a frame, of one stream or of N.
-        motion (PolicyMotion): from that frame of these streams to the next.
+        motion (PolicyMotion): motion of these streams from that frame to the next.
 
     Returns:
-        DetectionMasks: of n detections. Pixels of masks move each by its own vector, and a box by
-        the mean vector of its pixels.
+        DetectionMasks: the moved detections. Pixels of masks move by their own vectors, and a box
+        by the mean vector of its pixels.
     """
     masks, boxes = motion.move_masks(detections.masks), detections.boxes
     if boxes is not None:
-        # A vector leads from where a pixel is to where it was.
+        # A vector leads from a pixel's place to its source.
         dx, dy = motion.mean_vectors(masks).unbind(-1)
         shift = [vector * scale for vector, scale in zip((dx, dy), detections.box_scale)]
         boxes = boxes - torch.stack([*shift, *shift], dim=-1)
@@ -164,7 +164,7 @@ def semantic_information_gain(current, previous):
 
 def block_information_gain(gain, grid_shape):
     """
-    The largest gain of the pixels of a block, eq. 1.
+    Returns the largest gain of the pixels of each block, eq. 1.
 
     Args:
         gain (Tensor): float (h, w), or (N, h, w).
@@ -187,11 +187,11 @@ def _detection_gains(current, previous):
     overlap = _box_iou if current.boxes is not None else _mask_iou
     same_class = current.classes[..., :, None] == previous.classes[..., None, :]
     iou = torch.where(same_class, overlap(current, previous), 0.0)
-    # Column 0 is no detection at all: it wins where nothing overlaps.
+    # Column 0 stands for no detection: it wins where nothing overlaps.
     best_iou, match = F.pad(iou, (1, 0)).max(dim=-1)
     novelty = 1 - best_iou
-    # A previous detection follows the most changed of those matched with it. One that nobody
-    # matched is gone, and counts in full.
+    # A previous detection takes the largest change of those matched with it. An unmatched one has
+    # disappeared, and counts in full.
     matched = match[..., None] == torch.arange(1, iou.shape[-1] + 1, device=match.device)
     change = torch.where(matched, novelty[..., None], -1.0)
     change = F.pad(change, (0, 0, 0, 1), value=-1.0).amax(dim=-2)
@@ -200,7 +200,7 @@ def _detection_gains(current, previous):
 
 
 def _box_iou(current, previous):
-    """As Detectron2's ``pairwise_iou``, which takes one stream."""
+    """Detectron2's ``pairwise_iou`` for one or several streams."""
     boxes, others = current.boxes[..., :, None, :], previous.boxes[..., None, :, :]
     corners = torch.minimum(boxes[..., 2:], others[..., 2:])
     sides = corners - torch.maximum(boxes[..., :2], others[..., :2])
@@ -230,8 +230,8 @@ def _intersections(current, previous):
     if current.is_cuda or current.dim() > 2:
         return _count_in_half(current, previous)
     if len(current) and len(previous):
-        # Pixels that one side leaves empty add nothing; dropping them, eight at a time, saves
-        # most of the product. (On CUDA the host would have to wait for their number.)
+        # Pixels that are empty on one side add nothing. Dropping them, eight at a time, saves most
+        # of the product. (On CUDA the host would have to wait for their number.)
         common = current.view(torch.uint8).amax(0) & previous.view(torch.uint8).amax(0)
         common = common.view(torch.int64).nonzero()[:, 0]
         current, previous = (
@@ -243,8 +243,8 @@ def _intersections(current, previous):
 
 def _count_in_half(current, previous):
     """
-    As :func:`_intersections`, on tensor cores: half precision counts up to 2048 exactly, so that
-    the product is taken of as many pixels at a time.
+    :func:`_intersections` on tensor cores. Half precision counts exactly up to 2048, so that each
+    product covers as many pixels.
     """
     size = math.gcd(current.shape[-1], 2048)
     current, previous = (

@@ -1,4 +1,4 @@
-"""The policy that is learned online.
+"""The paper's policy, which is learned online.
 
 Shape shorthand: N streams, GH x GW blocks.
 """
@@ -20,8 +20,8 @@ __all__ = ["LearnedPolicy"]
 @POLICY_REGISTRY.register()
 class LearnedPolicy(Policy):
     """
-    Draws every block from the probability that the policy network gives it (eq. 3), while it is
-    learned and after. Taught by :class:`OnlineLearner`.
+    Draws every block with the probability from the policy network (eq. 3), in learning and in
+    evaluation. Taught by :class:`OnlineLearner`.
     """
 
     learns = True
@@ -45,9 +45,10 @@ class LearnedPolicy(Policy):
             pixel_std (sequence[float]): deviations of the task network's input normalization, see
                 :class:`PolicyNetwork`.
             pixels_per_block (int): side of a block in policy pixels.
-            inputs (sequence[str]): what it sees, see :class:`PolicyNetwork`, as the next two.
+            inputs (sequence[str]): the maps that it sees, see :class:`PolicyNetwork`, also for the
+                next two.
             depth (int): layers of the ResNet.
-            center_inputs (bool): shift some of what it sees.
+            center_inputs (bool): shift some of the maps.
             count_steps (int): steps in which the number of blocks may grow, see
                 :func:`round_up_count`; 0 for any number.
             seed (int): seed of the draws.
@@ -62,7 +63,9 @@ class LearnedPolicy(Policy):
 
     @property
     def capturable(self):
-        """bool: the graph of a frame keeps what the paper's policy sees, and nothing else."""
+        """
+        bool: whether frames may be CUDA graphs, which hold the inputs of the paper's policy only.
+        """
         return self.network.inputs == INPUTS
 
     @classmethod
@@ -87,12 +90,13 @@ class LearnedPolicy(Policy):
             observation (Observation): observation of N streams.
 
         Returns:
-            Decision: all blocks of a stream whose logits are not finite.
+            Decision: the blocks that were drawn; all of them for a stream whose logits are not
+            finite.
         """
         logits = self.network(observation)
         odds = logits.detach()
         if logits.is_cuda and logits.requires_grad:
-            # Drawn like any other frame, in half precision, whether or not gradients are wanted.
+            # Drawn in half precision like any other frame, with or without gradients.
             odds = self.network.without_gradients(observation)
         uniform = self._uniform.draw(logits.shape, logits.device)
         active = draw(odds, uniform)
@@ -121,8 +125,8 @@ def draw(logits, uniform):
 
 def round_up_count(active, order, steps):
     """
-    As the authors' code, where few counts of blocks mean few shapes of tensors: more blocks, up to
-    the next multiple of GH GW / ``steps``, rounded down. No block stays no block.
+    Adds blocks as the authors' code does, for which few counts of blocks mean few shapes of
+    tensors: up to the next multiple of GH GW / ``steps``, rounded down. No block stays no block.
 
     Args:
         active (Tensor): bool (N, GH, GW).
@@ -139,6 +143,6 @@ def round_up_count(active, order, steps):
 
 
 def draw_reference(logits, uniform):
-    """As :func:`draw`, in plain PyTorch."""
+    """:func:`draw` in plain PyTorch."""
     unusable = ~torch.isfinite(logits).flatten(1).all(1)
     return (uniform < logits.sigmoid()) | unusable[:, None, None]

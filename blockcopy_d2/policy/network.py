@@ -25,11 +25,11 @@ __all__ = ["INPUTS", "PolicyNetwork"]
 
 # The maps that the paper's policy sees, in the order in which they are stacked (eq. 2).
 INPUTS = ("frame", "frame_state", "output", "grid")
-# Those that it may see; the first three are pictures.
+# All maps that it may see; the first three are pictures.
 _MAPS = ("frame", "previous_frame", "frame_state", "output", "grid")
 _PICTURES = _MAPS[:3]
 
-# By the side of a block in policy pixels; the ResNet has a stride of 4.
+# Strides of the head by the side of a block in policy pixels; the ResNet has a stride of 4.
 _HEAD_STRIDES = {32: (2, 2, 2), 16: (2, 2, 1), 8: (2, 1, 1)}
 
 # Standard deviation of natural images in pixel values (0 to 255).
@@ -39,8 +39,7 @@ NATURAL_PIXEL_STD = 58.0
 class _FrameBatchNorm2d(nn.BatchNorm2d):
     """
     Normalizes by the statistics of the frame itself, each stream of a batch by its own, in training
-    and inference mode alike: the policy learns while the task network around it is in inference
-    mode.
+    and inference mode alike. (The policy learns while the task network is in inference mode.)
     """
 
     def __init__(self, num_features):
@@ -56,11 +55,11 @@ class PolicyNetwork(nn.Module):
     """
     A small ResNet and a fully convolutional head: f_pn of eq. 3, one logit per block.
 
-    The input stacks frame (3), frame state (3), previous output (K) and previous grid (1), unless
-    others are wanted. With a ResNet-8 and K = 1 there are 605,377 parameters, and 6.9 GMACs at
-    256 x 512, that is for a frame of 1024 x 2048 and blocks of 128. Runs in channels_last and fp32,
-    on CUDA in half precision where no gradient is wanted, there as a few Triton kernels, which
-    hooks of the layers do not notice.
+    By default the input stacks frame (3), frame state (3), previous output (K) and previous grid
+    (1). With a ResNet-8 and K = 1 there are 605,377 parameters, and 6.9 GMACs at 256 x 512, that is
+    for a frame of 1024 x 2048 and blocks of 128. It runs in channels_last and fp32. Without
+    gradients it runs on CUDA in half precision, as a few Triton kernels, which do not call hooks of
+    the layers.
     """
 
     def __init__(
@@ -76,12 +75,11 @@ class PolicyNetwork(nn.Module):
         """
         Args:
             num_classes (int): K.
-            pixel_std (sequence[float]): what the task network divides pixel values (0 to 255) by.
-                With Detectron2's usual 1.0 they reach +-128, and would drown the maps of
-                the output and the grid; the network scales them to natural images of unit
-                variance.
-            pixels_per_block (int): P, the total stride of the network: 32, or 16 or 8, where the
-                last one or two layers of the head keep their resolution.
+            pixel_std (sequence[float]): divisors of the pixel values (0 to 255) in the task
+                network. With Detectron2's usual 1.0, pixels reach +-128 and would drown the maps of
+                output and grid, so the policy network scales natural images to unit variance.
+            pixels_per_block (int): P, the total stride of the network: 32, or 16 or 8, for which
+                the last one or two layers of the head keep their resolution.
             inputs (sequence[str]): names of maps of an Observation, in any order.
             depth (int): layers of the ResNet, 6 b + 2 for b blocks at each of three resolutions.
             center_inputs (bool): shift output and grid by -0.5, as the authors' code does.
@@ -126,15 +124,15 @@ class PolicyNetwork(nn.Module):
         if half and self._runs_fused_on(device):
             return self._fused_network()(observation)
         stacked = self._stack(observation)
-        # Gradients of a reward are too small for half precision. Without any, a GPU spends its
-        # time on moving these few channels, and half precision halves that.
+        # Gradients of a reward are too small for half precision. Without gradients, a GPU spends
+        # its time on moving these few channels, and half precision halves that.
         with torch.autocast(device.type, torch.float16, enabled=half):
             return self.head(self.backbone(stacked))[:, 0].float()
 
     @torch.no_grad()
     def without_gradients(self, observation):
         """
-        Returns the logits as :meth:`forward` does where no gradient is wanted.
+        Returns the logits as :meth:`forward` does without gradients.
         """
         if self._runs_fused_on(observation.frame.device):
             return self._fused_network()(observation)

@@ -45,8 +45,8 @@ class Observation:
             executed, A_{t-1}.
         frame_index (int or Tensor): number of the frame in its stream, from 0; int64 (N,) where
             the streams differ.
-        age (Tensor or None): int (N, GH, GW), frames since each block was executed, as of the
-            previous frame; None where it is not known.
+        age (Tensor or None): int (N, GH, GW), frames since each block was executed, counted up to
+            the previous frame; None where it is not known.
         previous_frame (Tensor or None): float (N, 3, h, w), I_{t-1}; None where it is not known.
         gain (Tensor or None): float (N, GH, GW), the information gain that each block had when it
             was last executed; negative where it is not known. None where no policy wants it.
@@ -64,7 +64,7 @@ class Observation:
     def split(self):
         """
         Returns:
-            list[Observation]: of each stream.
+            list[Observation]: one for each stream.
         """
         maps = (self.frame, self.frame_state, self.output, self.grid)
         index = self.frame_index
@@ -79,8 +79,8 @@ class Observation:
 
 def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):
     """
-    Average the pixels of an image down to policy resolution. What the blocks cover beyond the
-    image counts as zero.
+    Average the pixels of an image down to policy resolution. Pixels of blocks beyond the image
+    count as zero.
 
     Args:
         image (Tensor): float (N, C, H, W).
@@ -97,7 +97,7 @@ def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):
     factor = _block_size(image_size, grid_shape) / pixels_per_block
     size = _policy_size(grid_shape, pixels_per_block)
     if factor >= 1:
-        # Windows that overlap the border keep their full divisor: the rest of them is zero.
+        # Windows that overlap the border keep their full divisor, since the rest of them is zero.
         window = int(factor)
         pooled = F.avg_pool2d(image, window, ceil_mode=True, divisor_override=window * window)
         return _pad_to(pooled, size)
@@ -109,8 +109,8 @@ def rasterize_instances(
     instances, *, image_size, canvas_size, grid_shape, pixels_per_block=PIXELS_PER_BLOCK
 ):
     """
-    Masks of detections at policy resolution. A policy pixel belongs to a detection if its centre
-    lies in the mask, or in the box where there are no masks.
+    Returns masks of detections at policy resolution. A policy pixel belongs to a detection if its
+    centre lies in the mask, or in the box where there are no masks.
 
     Args:
         instances (Instances): n detections after ``detector_postprocess``, at any output size;
@@ -173,7 +173,7 @@ def policy_centres(
 
 def paint_output(masks, scores, classes, num_classes):
     """
-    Detections as one map per class: the highest score of the detections that cover a pixel.
+    Paints detections as one map per class: the highest score of the detections that cover a pixel.
 
     Args:
         masks (Tensor): bool (n, h, w), or of N streams (N, n, h, w).
@@ -207,7 +207,7 @@ def paint_maximum(masks, values, channels, num_channels):
 
 
 def paint_maximum_reference(masks, values, channels, num_channels):
-    """As :func:`paint_maximum`, in plain PyTorch."""
+    """:func:`paint_maximum` in plain PyTorch."""
     if masks.dim() > 3:
         streams = zip(masks, values, channels, strict=True)
         return torch.stack([paint_maximum_reference(*one, num_channels) for one in streams])
@@ -228,7 +228,7 @@ def _inside_rotated(boxes, rows, columns):
     """
     Args:
         boxes (RotatedBoxes): n, in output pixels.
-        rows, columns (Tensor): of :func:`policy_centres`.
+        rows, columns (Tensor): from :func:`policy_centres`.
 
     Returns:
         Tensor: bool (n, rows, columns), the centres that lie in each box.
@@ -261,8 +261,8 @@ def _centres(step, length, output_length, device):
 
     Args:
         step (float): network input pixels per policy pixel.
-        length, output_length (int): length and output length of the image, in network input pixels
-            and in output pixels.
+        length, output_length (int): length of the image, in network input pixels and in output
+            pixels.
     """
     count = math.ceil(length / step - 0.5)
     centres = torch.arange(count, dtype=torch.float32, device=device).add_(0.5)
@@ -271,8 +271,8 @@ def _centres(step, length, output_length, device):
 
 def _block_size(canvas_size, grid_shape):
     """
-    The block size that splits the canvas into this grid. Only one power of two does, except for a
-    grid of a single block, which any large enough one gives; that one counts as the smallest.
+    Returns the block size that splits the canvas into this grid. Only one power of two does, except
+    for a grid of a single block, for which the smallest one is returned.
     """
     least = max(canvas_size[0] / grid_shape[0], canvas_size[1] / grid_shape[1])
     block_size = 2 ** math.ceil(math.log2(least))

@@ -33,12 +33,11 @@ class OnlineLearner:
         ...  # execute decision.active, compute the information gain
         metrics = learner.learn(decision, gain)
 
-    for all frames but the first of a stream, which executes all blocks whatever the policy.
-    A frame with values that are not finite changes no weight. Nothing here makes the host wait
-    for the device.
+    for all frames but the first of a stream, which executes all blocks with any policy. A frame
+    with values that are not finite changes no weight. The host never waits for the device.
 
     Attributes:
-        frames (int): learned from so far.
+        frames (int): number of frames learned from so far.
 
     With ``sync``, the processes of a job learn one policy together: an update takes the mean over
     the streams of all of them, as if they were one batch. Every process then has to call
@@ -90,7 +89,7 @@ class OnlineLearner:
         make_writable(policy)
         self._parameters = list(policy.parameters())
         device = self._parameters[0].device
-        # Where a captured graph reads it.
+        # A captured graph reads the target from here.
         self._target_on_device = torch.tensor(0.0, device=device)
         self.target = target
         self.cost_weight = cost_weight
@@ -163,10 +162,10 @@ class OnlineLearner:
             decision (Decision): the policy's latest, of N streams.
             gain (Tensor): float (N, GH, GW), information gain of every block, eq. 1. Streams where
                 it is not finite are left out.
-            executed (Tensor or None): bool (N, GH, GW), the blocks that count as cost, where they
-                are not those of the decision alone.
-            leaves (sequence[Tensor] or None): the ends of the decision's autograd graph, where
-                they are not the policy's parameters themselves but have their values and order.
+            executed (Tensor or None): bool (N, GH, GW), the blocks that count as cost, if they are
+                not those of the decision alone.
+            leaves (sequence[Tensor] or None): leaves of the decision's autograd graph, if they are
+                copies of the policy's parameters, in the same order.
 
         Returns:
             dict[str, Tensor]: scalars on the device: "reward", "gain" and "entropy" (nats), means
@@ -207,13 +206,13 @@ class OnlineLearner:
     def _teach(self, decision, gain, executed, usable):
         """
         Args:
-            decision, gain, executed: as of :meth:`learn`; gains are finite.
+            decision, gain, executed: see :meth:`learn`; gains are finite.
             usable (Tensor): bool (N, 1, 1), the streams to learn from.
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]: float (N,), the loss of every stream in the autograd
-            graph of the decision, 0 for those that are not usable; "reward" and "entropy" of
-            :meth:`learn`, and whatever else of it is different.
+            graph of the decision, 0 for those that are not usable; and "reward", "entropy" and any
+            other entries of the result of :meth:`learn` that differ.
         """
         reward = torch.where(usable, self._reward(decision.active, gain), 0.0)
         with torch.enable_grad():
@@ -237,8 +236,8 @@ class OnlineLearner:
     @torch.inference_mode(False)
     def sit_out(self):
         """
-        Called instead of :meth:`learn` by a process that has nothing to learn from, when others of
-        its job may have. Does nothing unless they learn together.
+        Replaces :meth:`learn` in a process that has nothing to learn from, while others of its job
+        may have. Does nothing unless they learn together.
         """
         if not self.sync:
             return
@@ -251,8 +250,8 @@ class OnlineLearner:
     def state_dict(self):
         """
         Returns:
-            dict: all that learning depends on besides the weights of the policy and the settings
-            of this learner.
+            dict: the state of learning, apart from the weights of the policy and the settings of
+            this learner.
         """
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -265,13 +264,13 @@ class OnlineLearner:
     def load_state_dict(self, state_dict):
         """
         Args:
-            state_dict (dict): of :meth:`state_dict`. Settings in it, such as the learning rate,
-                do not count: this learner has its own.
+            state_dict (dict): from :meth:`state_dict`. Settings in it, such as the learning rate,
+                are ignored: this learner has its own.
 
         Raises:
-            ValueError: it is not of a learner of such a policy, or is not finite.
+            ValueError: it belongs to a learner of another policy, or is not finite.
         """
-        # Tensors that were its own are written below, before they are read.
+        # Its own tensors are written below, before they are read.
         state_dict = copy.deepcopy(state_dict)
         try:
             optimizer = {**self.optimizer.state_dict(), "state": state_dict["optimizer"]["state"]}
@@ -304,7 +303,7 @@ class OnlineLearner:
 
     def _count(self, costs, num_streams):
         """
-        Count a frame, and what it cost.
+        Count a frame and its cost.
 
         Args:
             costs, num_streams (Tensor): scalars, sum over the streams and their number.
@@ -327,15 +326,14 @@ class OnlineLearner:
         return num_streams
 
     def _update(self, gradients, loss, num_streams):
-        """A step of RMSprop that is not taken if anything about it is not finite."""
+        """Takes a step of RMSprop, unless anything about it is not finite."""
         flat = torch.cat([*map(_flatten, gradients), loss.detach().view(1)])
         if self.sync:
             dist.all_reduce(flat)
         finite = torch.isfinite(torch.linalg.vector_norm(flat)) & (num_streams > 0)
         settings = self.optimizer.param_groups[0]
         with torch.no_grad():
-            # All weights as one, which takes a dozen launches on a GPU where one by one takes
-            # hundreds.
+            # All weights as one tensor: a dozen launches on a GPU instead of hundreds.
             before = torch.cat([_flatten(parameter) for parameter in self._parameters])
             after, square_average = before.clone(), self._square_average.clone()
             options = {name: settings[name] for name in ("lr", "alpha", "eps", "weight_decay")}
@@ -347,13 +345,13 @@ class OnlineLearner:
         self._skipped_updates += ~finite
 
     def _split(self, flat):
-        """A flat tensor as one of the shape of each parameter, channels last."""
+        """Splits a flat tensor into one for each parameter, channels last."""
         shapes = [_channels_last(parameter).shape for parameter in self._parameters]
         parts = flat.split([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _keep_optimizer_state(self):
-        """Gives what the optimizer knows a place for good, in one tensor for all parameters."""
+        """Moves the optimizer's state into one tensor for all parameters, which stays in place."""
         averages = self._split(self._square_average)
         for index, (parameter, average) in enumerate(zip(self._parameters, averages, strict=True)):
             kept = {"step": self._steps[index], "square_avg": _channels_first(average)}
@@ -371,5 +369,5 @@ def _channels_first(x):
 
 
 def _flatten(x):
-    """Nothing to copy if x is in channels_last memory format."""
+    """Copies nothing if x is in channels_last memory format."""
     return _channels_last(x.detach()).flatten()

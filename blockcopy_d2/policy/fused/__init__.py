@@ -1,4 +1,4 @@
-"""The policy network as some twenty Triton launches, where no gradient is wanted."""
+"""The policy network as about twenty Triton launches, for calls without gradients."""
 
 from .draw import draw
 from .network import FusedNetwork

@@ -1,12 +1,12 @@
 """
-A convolution of the policy network, and the statistics of what it writes, which the norm behind it
-needs: every program keeps those of its own pixels.
+A convolution of the policy network with the statistics of its output, which the following norm
+needs. Every program keeps those of its own pixels.
 
 Shape shorthand in this module:
 
     N: streams
-    H, W, C: size and channels of what a layer reads
-    OH, OW, O: of what it writes, with the channels of a shortcut beside it
+    H, W, C: size and channels of a layer's input
+    OH, OW, O: size and channels of its output, including those of a shortcut beside it
     PACK: neighbouring output pixels that share a window, see packing.py
     P: programs that share the pixels of a stream
 """
@@ -26,14 +26,14 @@ from .statistics import add_tile
 __all__ = ["Sums", "convolve"]
 
 # Packs of output pixels, and output channels, that a program computes at a time, the best product
-# first; launches that these do not fill the GPU with take a later one.
+# first. Launches that would not fill the GPU use a later one.
 _TILES = (((8, 16), 64), ((4, 16), 64), ((4, 8), 64), ((4, 4), 64), ((4, 4), 32))
 
-# Warps of a launch per multiprocessor: as many as run at a time. More only make more statistics.
+# Warps of a launch per multiprocessor: as many as run at a time. More would only add statistics.
 _WARPS_PER_SM = 16
 
-# Bytes of shared memory that a program may take for steps of the reduction that are on their way:
-# as many programs run at a time.
+# Bytes of shared memory that a program may take for steps of the reduction in flight, so that
+# enough programs run at a time.
 _SHARED_MEMORY = 96 << 10
 
 
@@ -167,14 +167,14 @@ def convolve(conv, value, packed, weight, *, device, shortcut=None):
     """
     Args:
         conv (Conv2d): 3x3, with a norm or a bias.
-        value (PaddedMap): that it reads.
-        packed (Packing): how it becomes a product.
+        value (PaddedMap): its input.
+        packed (Packing): its form as a matrix product.
         weight (Tensor): as :class:`Inputs` packs it, (O, pixels, 3, row).
-        device (Device): what is known of the GPU.
-        shortcut (Conv2d or None): 1x1, that reads the same.
+        device (Device): properties of the GPU.
+        shortcut (Conv2d or None): 1x1, with the same input.
 
     Returns:
-        Sums: of the convolution, then of the shortcut; logits of a layer without a norm.
+        Sums: those of the convolution, then of the shortcut; logits for a layer without a norm.
     """
     num_streams, *_, channels = value.values.shape
     height, width = value.size
@@ -192,7 +192,7 @@ def convolve(conv, value, packed, weight, *, device, shortcut=None):
     num_stages = max(1, min(4, most, max(2, _SHARED_MEMORY // stage)))
     tiles_x = triton.cdiv(size[1], tile_width)
     tiles = triton.cdiv(size[0], tile_height) * tiles_x
-    # As many rounds for all programs.
+    # The same number of rounds for all programs.
     rounds = triton.cdiv(tiles, _WARPS_PER_SM // num_warps * device.num_sms)
     programs = triton.cdiv(tiles, rounds)
     has_norm = getattr(conv, "norm", None) is not None

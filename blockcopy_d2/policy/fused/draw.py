@@ -1,5 +1,5 @@
 """
-Draws blocks from the probabilities that logits are, in one launch.
+Draws blocks from the probabilities given by logits, in one launch.
 
 Shape shorthand in this module:
 
@@ -29,7 +29,7 @@ def draw_kernel(
     for first in range(0, num_blocks, BLOCK):
         exists = first + block < num_blocks
         logits = tl.load(logits_ptr + start + first + block, mask=exists, other=0.0)
-        # Zero if it is finite, else not a number.
+        # Zero if the logit is finite, else NaN.
         unusable |= (logits - logits != 0).to(tl.int32)
     everything = tl.max(unusable, 0) != 0
     for first in range(0, num_blocks, BLOCK):
@@ -47,7 +47,7 @@ def draw(logits, uniform):
         uniform (Tensor): float (N, GH, GW), drawn from [0, 1).
 
     Returns:
-        Tensor: bool (N, GH, GW), as :func:`blockcopy_d2.policy.learned.draw`.
+        Tensor: bool (N, GH, GW), see :func:`blockcopy_d2.policy.learned.draw`.
     """
     active = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
     blocks, options = logits[0].numel(), device_of(logits.device).launch_options

@@ -25,8 +25,10 @@ __all__ = ["Inputs"]
 
 
 class WeightRow(NamedTuple):
-    """A row of the table of weights: where those of a convolution start and go to, in elements, and
-    how they are packed, as in a Packing."""
+    """
+    A row of the table of weights: where the weights of a convolution start and where they go, in
+    elements, and how they are packed, see Packing.
+    """
 
     source: int
     target: int
@@ -71,7 +73,9 @@ def inputs_kernel(
     BC: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The first programs pack the weights, `packers` of them each, the others stack the input."""
+    """
+    The first programs pack the weights, `packers` programs for each; the others stack the input.
+    """
     begin(PDL)
     program = tl.program_id(0)
     if program < packers * num_weights:
@@ -89,8 +93,10 @@ def inputs_kernel(
 
 @triton.jit
 def _pack(weight_ptr, row, out_ptr, part, parts, COLUMN: tl.constexpr, BLOCK: tl.constexpr):
-    """Spreads weights of one convolution to (O, PACK, 3, row): those of the i-th pixel of a pack
-    start i strides after the start of its window."""
+    """
+    Spreads the weights of one convolution to (O, PACK, 3, row). Those of the i-th pixel of a pack
+    start i strides after the start of its window.
+    """
     source = weight_ptr + tl.load(row + COLUMN.source)
     target = out_ptr + tl.load(row + COLUMN.target)
     rows = read_int(row + COLUMN.rows)
@@ -163,7 +169,7 @@ def _stack(
 
 
 class Inputs:
-    """Stacks what the network sees and packs the weights of its convolutions, in one launch."""
+    """Stacks the network's inputs and packs the weights of its convolutions, in one launch."""
 
     def __init__(self, network):
         """
@@ -178,13 +184,13 @@ class Inputs:
         Args:
             observation (Observation): observation of N streams.
             dtype (torch.dtype): type of the results.
-            device (Device): what is known of the GPU.
+            device (Device): properties of the GPU.
 
         Returns:
-            tuple[PaddedMap, dict[Conv2d, tuple[Packing, Tensor]]]: the input as
-            :meth:`PolicyNetwork._stack` has it, with zeros up to a multiple of CHANNELS; and of
-            every 3x3 convolution how its product is packed, and the weights as they are now,
-            (O, pixels, 3, row), followed by those of the shortcut beside it.
+            tuple[PaddedMap, dict[Conv2d, tuple[Packing, Tensor]]]: the input as stacked by
+            :meth:`PolicyNetwork._stack`, with zeros up to a multiple of CHANNELS; and for every 3x3
+            convolution its packing and its current weights, (O, pixels, 3, row), followed by those
+            of the shortcut beside it.
         """
         weights = [p for p in self._network.parameters() if p.dim() == 4]
         addresses = [weight.data_ptr() for weight in weights]
@@ -217,8 +223,8 @@ def _weight_table(network):
     """
     Returns:
         tuple[Tensor, int, dict[Conv2d, tuple[Packing, int]]]: a WeightRow per layer, the size of
-        what _pack() writes, and of a 3x3 convolution how its product is packed and where in there
-        its weights start.
+        _pack()'s output, and for every 3x3 convolution its packing and the offset of its weights in
+        that output.
     """
     table, places, size = [], {}, 0
     first = network.head[-1].weight

@@ -1,5 +1,5 @@
 """
-The policy network where no gradient is wanted, on a GPU: needs Triton.
+The policy network without gradients, on a GPU. Needs Triton.
 
 Shape shorthand in this module:
 
@@ -20,9 +20,9 @@ __all__ = ["FusedNetwork"]
 
 class FusedNetwork:
     """
-    Runs a :class:`PolicyNetwork` in half precision. Reads its parameters as they are at the time of
-    the call, or of the replay of a CUDA graph that has captured one. The call before a capture
-    has to be one of the same parameters.
+    Runs a :class:`PolicyNetwork` in half precision. It reads the parameters at the time of the
+    call, or of the replay of a CUDA graph that has captured one. The call before a capture has to
+    use the same parameters.
     """
 
     def __init__(self, network, *, dtype=torch.float16, device=None):
@@ -30,7 +30,7 @@ class FusedNetwork:
         Args:
             network (PolicyNetwork):
             dtype (torch.dtype): type of maps and weights.
-            device (Device): what is known of the GPU that it runs on; looked up if None.
+            device (Device): properties of the GPU that it runs on; looked up if None.
         """
         self._network, self._dtype, self._device = network, dtype, device
         self._inputs = Inputs(network)

@@ -6,7 +6,7 @@ Shape shorthand in this module:
 
     N: streams
     H, W, C: size and channels of the map
-    P: programs of the convolution in front
+    P: programs of the preceding convolution
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from .statistics import combine
 
 __all__ = ["normalize"]
 
-# Pixels and channels of a tile. One large program per multiprocessor shares all tiles, since each
-# combines the statistics for itself, up to _PARTS of them at a time.
+# Pixels and channels of a tile. There is one large program per multiprocessor, since each combines
+# the statistics for itself, up to _PARTS of them at a time.
 _PIXELS, _CHANNELS, _PARTS, _WARPS = 256, 32, 256, 16
 
 
@@ -76,7 +76,7 @@ def policy_normalization_kernel(
             value += other
         elif RESIDUAL == 2:
             value += (other - other_center) * other_scale + other_shift
-        # What is not a number has to reach the logits.
+        # NaN has to reach the logits.
         value = tl.maximum(value, tl.zeros_like(value), propagate_nan=tl.PropagateNan.ALL)
         value = tl.where(inside, value, 0.0).to(out_ptr.dtype.element_ty)
         target = out_ptr + (target * C)[:, None] + channel[None, :]
@@ -108,7 +108,7 @@ def normalize(sums, norm, *, device, residual=None):
     Args:
         sums (Sums): (N, H, W, C).
         norm (BatchNorm2d): norm of C channels.
-        device (Device): what is known of the GPU.
+        device (Device): properties of the GPU.
         residual (PaddedMap or tuple[Sums, BatchNorm2d] or None): residual of as many pixels and
             channels; sums come with a norm of their own.
 

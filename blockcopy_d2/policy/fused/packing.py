@@ -1,10 +1,10 @@
 """
-Makes a convolution a matrix product.
+Turns a convolution into a matrix product.
 
-With few channels, tensor cores have little to do for what they read. So several neighbouring output
-pixels share what they read: each of the three rows of the kernel is a window of input pixels,
-contiguous in memory, that is reduced over for all of them, by weights that are zero where one of
-them does not read.
+With few channels, tensor cores do little work per value that they read. So several neighbouring
+output pixels share their inputs: for each of the three rows of the kernel, they reduce over one
+window of input pixels, contiguous in memory, with weights of zero for inputs that a pixel does not
+use.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Packing:
 
     @property
     def row(self):
-        """int: values of a window, and what fills its last step up."""
+        """int: values of a window, including the padding of its last step."""
         return -(-self.window * self.channels // self.step) * self.step
 
 
@@ -47,7 +47,7 @@ def packing(conv):
         conv (Conv2d): 3x3.
 
     Returns:
-        Packing: that its launch takes.
+        Packing: the one that its launch uses.
     """
     channels, stride = padded_channels(conv.in_channels), conv.stride[0]
     packed = Packing(_pixels(channels, stride), stride, channels, 128)
@@ -56,8 +56,10 @@ def packing(conv):
 
 
 def _pixels(channels, stride):
-    """Two pixels of few channels fill tensor cores. They read two thirds of what they would one by
-    one, unless their stride keeps them apart; more of them save little more, and multiply zeros."""
+    """
+    Two pixels of few channels fill tensor cores. They read two thirds of what two single ones
+    would, unless their stride keeps them apart. More pixels save little more, and multiply zeros.
+    """
     return 2 if stride == 1 and channels <= 32 else 1
 
 

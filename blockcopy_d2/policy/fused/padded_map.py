@@ -1,6 +1,6 @@
 """
-The maps that convolutions of the policy network read: with a border of zeros, so that windows of
-pixels are read without asking where they end.
+Inputs of the policy network's convolutions, with a border of zeros, so that windows of pixels are
+read without bounds checks.
 
 Shape shorthand in this module:
 
@@ -21,8 +21,8 @@ __all__ = ["PaddedMap", "padded_pixels", "place_of"]
 class PaddedMap:
     """
     Attributes:
-        values (Tensor): (N, H + 3, W + 2, C), the map from row 1 and column 1 on. Of the rows below
-            it, one is the border, and windows that are read in whole steps end in the other.
+        values (Tensor): (N, H + 3, W + 2, C), the map from row 1 and column 1 on. There are two
+            rows below it: the border, and one where windows read in whole steps may end.
     """
 
     values: Tensor
@@ -37,7 +37,7 @@ class PaddedMap:
             like (Tensor): a tensor whose dtype and device the map takes.
 
         Returns:
-            PaddedMap: with nothing written to it.
+            PaddedMap: an uninitialized one.
         """
         height, width = size
         return cls(like.new_empty(num_streams, height + 3, width + 2, channels))
@@ -49,7 +49,7 @@ class PaddedMap:
 
     @property
     def num_pixels(self):
-        """int: of a stream, with those around the map."""
+        """int: pixels of a stream, including those around the map."""
         return self.values.shape[1] * self.values.shape[2]
 
 
@@ -61,6 +61,9 @@ def padded_pixels(H, W):
 
 @triton.jit
 def place_of(pixel, H, W):
-    """(y, x, inside): where in the map the pixels of a padded one are, and whether they are."""
+    """
+    Returns (y, x, inside): places in the map of pixels of the padded map, and whether they are
+    inside.
+    """
     y, x = pixel // (W + 2) - 1, pixel % (W + 2) - 1
     return y, x, (y >= 0) & (y < H) & (x >= 0) & (x < W)

@@ -1,6 +1,6 @@
 """
-Mean and variance of the channels that a launch writes. Every program keeps those of its own pixels;
-the launch behind it combines them, always in the same order, as in Chan, Golub & LeVeque (1983).
+Mean and variance of the channels that a launch writes. Every program keeps those of its own pixels.
+The next launch combines them, always in the same order, as in Chan, Golub & LeVeque (1983).
 
 Shape shorthand in this module:
 
@@ -18,13 +18,13 @@ __all__ = ["add_tile", "combine"]
 def add_tile(count, mean, deviation, tile, mask, area, MASKED: tl.constexpr):
     """
     Args:
-        count, mean, deviation: count, mean and deviation of `count` pixels before, the sum of
-            squares around the mean; floats (BO,) but for the first.
+        count, mean, deviation: number of earlier pixels, their mean and their sum of squares around
+            it; mean and deviation are floats (BO,).
         tile: float (pixels, BO).
-        mask: bool (pixels, BO), `area` pixels that are there; all of them are unless MASKED.
+        mask: bool (pixels, BO), true for the `area` existing pixels; all exist unless MASKED.
 
     Returns:
-        The first three, with these pixels.
+        The first three, with these pixels added.
     """
     if MASKED:
         tile = tl.where(mask, tile, 0.0)
@@ -43,12 +43,13 @@ def combine(
     partials, counts, number, size, ROW: tl.constexpr, BO: tl.constexpr, PARTS: tl.constexpr
 ):
     """
-    Distances are taken from the mean of the first part. Its own distance to the mean of all is
-    part of the variance, so that no more digits cancel than there are parts.
+    Combines parts. Distances are taken from the mean of the first part, whose own distance to the
+    mean of all is part of the variance, so that few digits cancel.
 
     Args:
-        partials: to mean and deviation of the first of `number` parts, floats (number, 2, ROW).
-        counts: to pixels of each part, floats (number,); `size` of all.
+        partials: pointer to mean and deviation of the first of `number` parts, floats (number, 2,
+            ROW).
+        counts: pointer to the pixels of each part, floats (number,); `size` is their sum.
 
     Returns:
         mean, variance: (BO,).
