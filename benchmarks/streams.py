@@ -138,7 +138,7 @@ def measure(cfg, images, number, dtype, *, rounds, device="cuda"):
 def measure_dense(cfg, images, number, dtype, *, modes, rounds):
     """
     Args:
-        cfg, images, number, dtype, rounds: as of :func:`measure`.
+        cfg, images, number, dtype, rounds: see :func:`measure`.
         modes (sequence[str]): modes of torch.compile.
 
     Returns:
@@ -195,7 +195,7 @@ class Streams:
     def __init__(self, cfg, images, number, dtype, device="cuda"):
         """
         Args:
-            cfg, images, number, dtype, device: as of :func:`measure`.
+            cfg, images, number, dtype, device: see :func:`measure`.
 
         Raises:
             SystemExit: the model does not run as a CUDA graph here.

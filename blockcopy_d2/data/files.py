@@ -127,7 +127,7 @@ def require_file(path, what, root, origin):
     Args:
         path (str):
         what (str): the file is to the data set.
-        root, origin (str): as of :func:`find_files`.
+        root, origin (str): see :func:`find_files`.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -139,7 +139,7 @@ def require_file(path, what, root, origin):
 def require_folder(folder, root, origin):
     """
     Args:
-        folder, root, origin (str): as of :func:`find_files`.
+        folder, root, origin (str): see :func:`find_files`.
 
     Raises:
         FileNotFoundError: if the folder is missing.

@@ -101,7 +101,7 @@ def as_picture(picture):
     As :func:`as_frame`, of pictures on a GPU as well, which stay there.
 
     Args:
-        picture (ndarray, PIL.Image.Image or tensor): as of :func:`as_frame`; or what lies on a GPU
+        picture (ndarray, PIL.Image.Image or tensor): see :func:`as_frame`; or what lies on a GPU
             and speaks DLPack, uint8, (H, W, 3) or (3, H, W), BGR. (3, W, 3) has three rows.
 
     Returns:

@@ -50,7 +50,7 @@ def resample_kernel(
 
 
 def resample_triton(picture, index, weights, dim):
-    """As :func:`resample_reference`."""
+    """Runs :func:`resample_reference` on a GPU."""
     size = list(picture.shape)
     size[dim] = index.shape[1]
     out = torch.empty(size, dtype=torch.uint8, device=picture.device)

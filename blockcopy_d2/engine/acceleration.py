@@ -103,7 +103,7 @@ def video_config(cfg: CfgNode, target: float | None = None, **options: Any) -> C
     """
     Args:
         cfg (CfgNode): any of Detectron2's, with or without the keys of BlockCopy.
-        target, options: as of :func:`accelerate`; None for what ``cfg`` says.
+        target, options: see :func:`accelerate`; None for what ``cfg`` says.
 
     Returns:
         CfgNode: a copy of ``cfg`` with BlockCopy enabled, checked, on a device this machine has.

@@ -38,7 +38,7 @@ def run_in_workers(tasks, build_job, count, *, on_ready, on_frames, on_record, w
 
     Raises:
         WorkerError: a process cannot build its job; says why.
-        ResultsWriteError: as of :class:`VideoJob`.
+        ResultsWriteError: see :class:`VideoJob`.
     """
     waiting = list(reversed(tasks))
     workers = {}

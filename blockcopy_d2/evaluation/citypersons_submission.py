@@ -37,7 +37,7 @@ class CityPersonsSubmission(DatasetEvaluator):
             dataset_name (str): name of clips in Cityscapes' layout.
             output_dir (str): where the file goes. That of an earlier run is replaced once the new
                 one is whole.
-            to_last_pixel (bool): as of :class:`MissRateEvaluator`.
+            to_last_pixel (bool): see :class:`MissRateEvaluator`.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir

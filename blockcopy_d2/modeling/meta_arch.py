@@ -58,9 +58,9 @@ class BlockCopyVideoModel(ModuleProxy):
 
     Inputs and outputs are Detectron2's. Inputs that carry a "video_id" belong to a stream; any
     number of streams may be interleaved, and a stream starts with a new id or with a
-    "frame_index" of 0. Inputs without are answered by the model as it is, dense and stateless.
-    :meth:`step` and :meth:`step_batch` do the same with state that the caller holds. Where they can
-    be, the frames of a stream are CUDA graphs, see :class:`FrameGraph`.
+    "frame_index" of 0. Inputs without a "video_id" run densely and without state, as in the wrapped
+    model. :meth:`step` and :meth:`step_batch` do the same with state that the caller holds. Where
+    possible, the frames of a stream are CUDA graphs, see :class:`FrameGraph`.
 
     The weights of the task network are frozen and it stays in inference mode. Its state dict is
     that of the wrapped model, plus the policy's under "policy.". Weights may be changed between
@@ -68,41 +68,41 @@ class BlockCopyVideoModel(ModuleProxy):
     the next frame of every stream then executes all blocks. So does the next one after an
     exception or an interrupt within a frame.
 
-    Any number of threads may use one model. Their frames take turns, inputs that are no frames of
-    a video do not wait for them. On CUDA all threads have to use the same CUDA stream, which is
-    PyTorch's default.
+    Any number of threads may use one model. Their frames take turns; still images do not wait for
+    them. On CUDA all threads have to use the same CUDA stream, which is PyTorch's default.
 
-    All else that the wrapped model has is here too: ``model.preprocess_image(...)``,
-    ``model.roi_heads``, ``model.test_score_thresh = 0.3``; and ``isinstance`` takes this for an
-    instance of its class. Its methods run densely, without state; but ``model.inference(inputs)``
-    of frames with a "video_id", and no other option, is :meth:`forward`, as it is in Detectron2.
+    All other attributes of the wrapped model are available: ``model.preprocess_image(...)``,
+    ``model.roi_heads``, ``model.test_score_thresh = 0.3``; and ``isinstance`` treats this as an
+    instance of its class. Its methods run densely, without state. The exception is
+    ``model.inference(inputs)`` of frames with a "video_id" and no other option, which is
+    :meth:`forward`, as in Detectron2.
 
     Attributes:
         options (VideoOptions): how frames are run.
-        lock (FrameLock): held for every frame. Hold it for longer to keep other threads out, such
-            as from a frame until the policy has learned from it.
-        learner (OnlineLearner or None): teaches the policy on every frame given to
-            :meth:`forward`. None until someone sets it.
+        lock (FrameLock): held during every frame. Hold it for longer to keep other threads out, for
+            example from a frame until the policy has learned from it.
+        learner (OnlineLearner or None): teaches the policy on every frame given to :meth:`forward`.
+            None until it is set.
     """
 
     @configurable
     def __init__(self, *, base, policy, task, max_streams, motion=None, **options):
         """
         Args:
-            base (nn.Module): a Detectron2 meta-architecture with block-sparse modules in it, see
-                :func:`convert_model`. Its backbone tells the padding, ``pixel_mean`` and
-                ``pixel_std`` the normalization of what the policy sees.
+            base (nn.Module): a Detectron2 meta-architecture with block-sparse modules, see
+                :func:`convert_model`. Its backbone defines the padding; its ``pixel_mean`` and
+                ``pixel_std`` the normalization of the policy's input.
             policy (Policy): picks the blocks.
-            task (Task): what the policy sees of an output.
-            max_streams (int): streams whose features are kept.
-            motion (MotionEstimator or None): what is remembered of a stream moves with the
-                picture by its fields, see :class:`CacheMover`. None: it stays where it is.
+            task (Task): turns an output into the policy's input, and compares two outputs.
+            max_streams (int): number of streams whose features are kept.
+            motion (MotionEstimator or None): moves the features and history of a stream with the
+                picture, see :class:`CacheMover`. None: they stay in place.
             options: those of :class:`VideoOptions`. They can be read and set as attributes of the
                 model, from one frame to the next.
 
         Raises:
-            ValueError: if an argument is out of its range, or blocks do not align with a feature
-                map of the backbone, or with the cells of the motion.
+            ValueError: an argument is out of its range, or blocks do not align with a feature map
+                of the backbone or with the cells of the motion.
         """
         super().__init__()
         check_arguments(max_streams=max_streams)
@@ -138,20 +138,19 @@ class BlockCopyVideoModel(ModuleProxy):
     @classmethod
     def parts(cls, cfg, base):
         """
-        What makes a video model of a meta-architecture, which is made block-sparse for it.
+        Make a meta-architecture block-sparse, and build the other parts of its video model.
 
         Args:
-            cfg (CfgNode): config of the video model; nothing of the meta-architecture is read from
-                it.
+            cfg (CfgNode): config of the video model. Keys of the meta-architecture are not read.
             base (nn.Module): the meta-architecture, changed in place.
 
         Returns:
             dict: the arguments of this class besides ``base``. A model that cannot run in blocks
-            gets a policy that executes all of them, and needs no motion.
+            gets a policy that executes all of them, and no motion.
 
         Raises:
-            ValueError: names a key with a value that it does not take; or it is not known what the
-                outputs of the meta-architecture look like.
+            ValueError: a key has a value that it does not take, which is named; or the outputs of
+                the meta-architecture are of an unknown kind.
             ImportError: the meta-architecture needs operators that this installation lacks.
         """
         check_blockcopy_config(cfg)
@@ -202,15 +201,15 @@ class BlockCopyVideoModel(ModuleProxy):
 
     @property
     def __class__(self):
-        # What isinstance() asks for besides the type: whoever takes a GeneralizedRCNN, as
-        # GeneralizedRCNNWithTTA does, takes one that is wrapped.
+        # isinstance() looks at this besides the type, so that code that expects a GeneralizedRCNN,
+        # such as GeneralizedRCNNWithTTA, accepts a wrapped one.
         return type(self.__dict__.get("_wrapped", self))
 
     def _get_name(self):
         return type(self).__name__
 
     def __reduce_ex__(self, protocol):
-        # Streams and their graphs are of this model, in this process.
+        # Streams and their graphs belong to this model in this process.
         state = {**self.__dict__, "streams": StreamPool(self.streams.max_streams)}
         state["_cache_mover"] = None
         # Pickle's own way would compare __class__ with the type.
@@ -235,22 +234,22 @@ class BlockCopyVideoModel(ModuleProxy):
 
     @property
     def weights_version(self):
-        """int: stands for the weights of the task network as they are now."""
+        """int: number that stands for the current weights of the task network."""
         self._weights.changed()
         return self._weights.version
 
     def train(self, mode=True):
-        """The task network is frozen and the policy keeps its own mode: there is none to set."""
+        """Does nothing: the task network is frozen and the policy keeps its own mode."""
         return super().train(False)
 
     def forward(self, batched_inputs):
         """
         Args:
-            batched_inputs (list[dict]): as the wrapped model takes them; with "video_id" (str)
-                and "frame_index" (int) in every dict, or in none.
+            batched_inputs (list[dict]): inputs of the wrapped model, with "video_id" (str) and
+                "frame_index" (int) in every dict, or in none.
 
         Returns:
-            list[dict]: as the wrapped model gives them.
+            list[dict]: outputs of the wrapped model.
         """
         in_video = ["video_id" in x for x in batched_inputs]
         if not any(in_video):
@@ -267,12 +266,12 @@ class BlockCopyVideoModel(ModuleProxy):
     def init_state(self, num_streams=None, *, own_policies=False):
         """
         Args:
-            num_streams (int or None): how many videos to run as one batch.
-            own_policies (bool): give every stream a copy of the policy, to learn for itself.
+            num_streams (int or None): number of videos to run as one batch.
+            own_policies (bool): give every stream its own copy of the policy to learn.
 
         Returns:
-            VideoStream or StreamBatch: what :meth:`step` takes; for a number of streams what
-            :meth:`step_batch` takes.
+            VideoStream or StreamBatch: state for :meth:`step`; with a number of streams, for
+            :meth:`step_batch`.
         """
         if num_streams is not None:
             num_streams = whole(1, least=1).check("num_streams", num_streams)
@@ -285,18 +284,18 @@ class BlockCopyVideoModel(ModuleProxy):
 
     def memory_per_stream(self, inputs):
         """
-        What a stream takes, before any is run. The first frame of one is run for it.
+        Measures the memory of a stream beforehand, by running the first frame of one.
 
         Args:
             inputs (dict): one of Detectron2's input dicts, such as with a black image.
 
         Returns:
-            int: bytes, about; a batch of N streams takes at most N times that.
+            int: approximate bytes. A batch of N streams takes at most N times that.
         """
         return stream_bytes(self, inputs)
 
     def replays(self, stream):
-        """Deprecated: how a frame was run is told by its result, see :class:`FrameResult`."""
+        """Deprecated: the result of a frame reports its costs, see :class:`FrameResult`."""
         warnings.warn(
             "BlockCopyVideoModel.replays() is deprecated: results of frames tell what they cost,"
             " whichever way they were run.",
@@ -311,12 +310,12 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Args:
             inputs (dict): one of Detectron2's input dicts.
-            stream (VideoStream): brought up to date by this call.
-            learner, learning, grid: as of :meth:`step_batch`.
+            stream (VideoStream): updated by this call.
+            learner, learning, grid: see :meth:`step_batch`.
 
         Returns:
-            FrameResult: some of which is overwritten by the next frame where frames are CUDA
-            graphs, see :class:`CapturedFrameResult`.
+            FrameResult: the result. With CUDA graphs, the next frame overwrites parts of it, see
+            :class:`CapturedFrameResult`.
         """
         options = {"learner": learner, "learning": learning, "grid": grid}
         return self.step_batch([inputs], stream, **options)[0]
@@ -327,20 +326,20 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Args:
             inputs (list[dict or None]): N of Detectron2's input dicts, one for every stream, with
-                images of the same size; None for a stream that has no frame this time.
+                images of the same size; None for a stream without a frame this time.
             streams (StreamBatch): N streams, whose state this call advances.
-            learner (OnlineLearner or list[OnlineLearner or None] or None): teaches the policy what
-                comes of its decisions, see :func:`learn`; one for every policy where every stream
-                has its own. None: nothing is learned.
+            learner (OnlineLearner or list[OnlineLearner or None] or None): teaches the policy from
+                the results of its decisions, see :func:`learn`. One for every policy if every
+                stream has its own. None: nothing is learned.
             learning (bool or list[bool]): keep the autograd graph of the policy, for an update by
-                the caller; of each policy where every stream has its own.
-            grid (BlockGrid): grid of N streams; execute these blocks instead of asking the policy.
+                the caller; one flag for each policy if every stream has its own.
+            grid (BlockGrid): blocks of N streams to execute instead of asking the policy.
 
         Returns:
-            list[FrameResult or None]: of every stream.
+            list[FrameResult or None]: one for every stream.
 
         Raises:
-            ValueError: if the number of inputs or learners, or the sizes of images do not fit.
+            ValueError: the number of inputs or learners, or the sizes of images do not fit.
         """
         for wanted in learning if isinstance(learning, list) else (learning,):
             flag(False).check("learning", wanted)
@@ -354,7 +353,7 @@ class BlockCopyVideoModel(ModuleProxy):
                 f" {'share a policy' if shared else 'have a policy each'}; expected one for every"
                 " policy."
             )
-        # No other frame must come between a decision and what is learned of it.
+        # No other frame must come between a decision and learning from it.
         with self.lock:
             learning = [one is not None and one.wants_graph() for one in learners]
             learning = learning[0] if shared else learning
@@ -384,16 +383,16 @@ class BlockCopyVideoModel(ModuleProxy):
                 streams.lose()
                 if not started:
                     raise
-                # Such as those of another precision, which was set since the last frame.
+                # Such as features of another precision, which was set since the last frame.
                 results = self._run(inputs, streams, grid=grid, **options)
             except BaseException as error:
-                # Features may be of two frames, and memory that graphs work on may be gone.
+                # Features may belong to two frames, and the memory of graphs may be gone.
                 streams.lose()
                 if streams.num_streams > 1 and _is_shortage(error):
                     message = explain_shortage(self, inputs, streams)
                     raise torch.OutOfMemoryError(message) from error
                 raise
-            # A module that could not be traced now may be later, with a whole frame.
+            # A module that could not be traced now may be traced later, in a whole frame.
             streams.lost = any(x.work.may_improve for x in results if x is not None)
             return results
 
@@ -415,7 +414,7 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Returns:
             Tensor: float (1, GH, GW), eq. 1. NaN where the frame was not finite or follows a cut,
-            which tells the learner to leave it out.
+            so that the learner leaves it out.
         """
         gain = self.task.block_gain(
             result.detections, result.previous_detections, result.grid.shape
@@ -438,7 +437,7 @@ for _name in VideoOptions.keys():
 
 
 def _frames_of_streams(inference, args, kwargs):
-    """The inputs of a call that asks for no more than forward(), if they belong to streams."""
+    """Returns the inputs of a call that could be forward(), if they belong to streams."""
     parameters = inspect.signature(inference).parameters
     call = inspect.signature(inference).bind(*args, **kwargs)
     (_, inputs), *options = call.arguments.items() or [(None, None)]
@@ -451,7 +450,7 @@ def _frames_of_streams(inference, args, kwargs):
 
 
 def _is_shortage(error):
-    """Tells whether an error came of too little memory."""
+    """Tells whether an error was caused by too little memory."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__context__
     return error is not None

@@ -83,7 +83,7 @@ class SemanticMeasure:
     def frame_score(self, dense, output):
         """
         Returns:
-            float: as of :meth:`InstanceMeasure.frame_score`.
+            float: see :meth:`InstanceMeasure.frame_score`.
         """
         return _mean_iou(_confusion(dense, output))
 

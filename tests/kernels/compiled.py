@@ -20,7 +20,7 @@ def compiled_by(module, *arguments):
         *arguments: arguments of its command line; the first is a compute capability, such as 90.
 
     Returns:
-        list[dict]: of each variant of a kernel, "name" and what there is to know of it.
+        list[dict]: one for each variant of a kernel, "name" and what there is to know of it.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}

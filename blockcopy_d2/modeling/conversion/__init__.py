@@ -1,4 +1,4 @@
-"""Making a dense model of Detectron2 block-sparse."""
+"""Makes a dense model of Detectron2 block-sparse."""
 
 from .compiled_operators import check_compiled_operators
 from .convert import convert_model

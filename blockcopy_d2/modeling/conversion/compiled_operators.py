@@ -15,8 +15,8 @@ def check_compiled_operators(model):
         model (nn.Module):
 
     Raises:
-        ImportError: it has rotated boxes, for which this installation of Detectron2 lacks the
-            operators. (Deformable convolutions cannot even be built without them.)
+        ImportError: the model has rotated boxes, for which this installation of Detectron2 lacks
+            the operators. (Deformable convolutions cannot even be built without them.)
     """
     if importlib.util.find_spec("detectron2._C") is not None:
         return

@@ -1,4 +1,4 @@
-"""A dense model of Detectron2, made block-sparse."""
+"""Makes a dense model of Detectron2 block-sparse."""
 
 import logging
 
@@ -13,7 +13,8 @@ from .roi_align import convert_roi_align
 __all__ = ["convert_model"]
 
 
-# Where meta-architectures keep what is fully convolutional, and what it becomes.
+# Attributes of meta-architectures that hold fully convolutional parts, and their block-sparse
+# classes.
 _CONVERSIONS = {
     "backbone": BlockCopyBackbone,
     "proposal_generator.rpn_head": BlockCopyRPNHead,
@@ -24,10 +25,10 @@ _CONVERSIONS = {
 
 def convert_model(base, backend="auto"):
     """
-    Make the backbone and the fully convolutional heads of a meta-architecture block-sparse. Heads
-    that are something else stay as they are. So does a model whose backbone is: the attention of
-    a transformer (ViT, Swin) has no blocks. Its name is logged as a warning, once. RoI pooling
-    reads the features in the layout that block-sparse modules keep them in.
+    Make the backbone and the fully convolutional heads of a meta-architecture block-sparse. Other
+    heads stay as they are. So does a model whose backbone is not fully convolutional: the attention
+    of a transformer (ViT, Swin) has no blocks. A warning names it once. RoI pooling reads the
+    features in the layout that block-sparse modules keep them in.
 
     Args:
         base (nn.Module): a meta-architecture, changed in place. Modules that are block-sparse

@@ -1,4 +1,4 @@
-"""The modules of a meta-architecture that run in blocks, by Detectron2's names for them."""
+"""The modules of a meta-architecture that run in blocks, registered under Detectron2's names."""
 
 import torch
 import torch.utils._pytree as pytree
@@ -12,13 +12,13 @@ __all__ = ["BlockCopyBackbone", "BlockCopyDenseHead", "BlockCopyRPNHead"]
 
 
 class _FromRegistry(BlockSparseModule):
-    """Around a module that the config names."""
+    """Wraps a module that the config names."""
 
     @configurable
     def __init__(self, module, backend="auto"):
         """
         Args:
-            module (nn.Module): what to run block by block.
+            module (nn.Module): module to run block by block.
             backend (str): see :class:`blockcopy_d2.sparse.BlockSparseModule`.
         """
         super().__init__(module, backend)
@@ -33,7 +33,7 @@ class _FromRegistry(BlockSparseModule):
 class BlockCopyBackbone(_FromRegistry, Backbone):
     """
     Any Detectron2 backbone. Inside :func:`blockcopy_d2.sparse.block_sparse` it executes the active
-    blocks of a frame; elsewhere it is the backbone it holds, whose state dict it shares.
+    blocks of a frame; elsewhere it behaves as the backbone it holds, whose state dict it shares.
     """
 
     @staticmethod
@@ -55,7 +55,7 @@ class BlockCopyBackbone(_FromRegistry, Backbone):
 @RPN_HEAD_REGISTRY.register()
 class BlockCopyRPNHead(_FromRegistry):
     """
-    Any RPN head, with the features of all levels in and their logits and deltas out. Inside
+    Any RPN head: takes the features of all levels, returns their logits and deltas. Inside
     :func:`blockcopy_d2.sparse.block_sparse` it executes the active blocks of a frame.
     """
 
@@ -66,8 +66,9 @@ class BlockCopyRPNHead(_FromRegistry):
 
 class BlockCopyDenseHead(BlockSparseModule):
     """
-    The head of a one-stage detector. It hands out copies: Detectron2's RetinaNet turns logits into
-    scores in place, which would turn those of the blocks not executed again at every frame.
+    The head of a one-stage detector. It returns copies: Detectron2's RetinaNet turns logits into
+    scores in place, which would hit the logits of blocks that are not executed again in every
+    frame.
     """
 
     def forward(self, *args, **kwargs):

@@ -8,8 +8,8 @@ C channels each, which is what an embedding bag computes.
 Shape shorthand in this module:
 
     R: regions
-    N, C, H, W: of the map
-    P, Q: rows and columns of bins of a region; S samples of a bin along an axis, at most
+    N, C, H, W: size of the map
+    P, Q: rows and columns of bins of a region; S: samples of a bin along an axis, at most
     T, U: rows and columns of pixels that a bin touches, at most
 """
 
@@ -22,9 +22,9 @@ __all__ = ["ChannelsLastROIAlign", "convert_roi_align"]
 
 class ChannelsLastROIAlign(ROIAlign):
     """
-    Detectron2's ROIAlign, for features as the engine keeps them: all channels of a pixel together.
-    torchvision's reads one plane per channel and computes in fp32, so it would copy every map, and
-    takes five to twenty times as long. On CUDA, and for maps in planes, this is torchvision's.
+    Detectron2's ROIAlign for the engine's channels-last features. torchvision's reads one plane per
+    channel and computes in fp32, so it would copy every map, and takes five to twenty times as
+    long. On CUDA, and for maps in planes, torchvision's is used.
     """
 
     def forward(self, input, rois):

@@ -1,9 +1,9 @@
 """
-Meta-architectures besides their convolutions, without a host in the loop.
+The parts of meta-architectures other than convolutions, without a host in the loop.
 
-Every shape is fixed: proposals, candidates and detections fill a fixed number of slots, and what
-Detectron2 drops by boolean indices is marked instead. On CUDA the steps that PyTorch lacks are
-Triton kernels, each beside a reference that runs elsewhere.
+Every shape is fixed: proposals, candidates and detections fill a fixed number of slots. Entries
+that Detectron2 would drop by boolean indices are marked instead. On CUDA the steps that PyTorch
+lacks are Triton kernels, each beside a reference that runs elsewhere.
 """
 
 from .base import StaticHeads
@@ -32,6 +32,6 @@ def find_static_heads(model):
         model (nn.Module): a meta-architecture.
 
     Returns:
-        type[StaticHeads] or None: the class that does what it does, if there is one.
+        type[StaticHeads] or None: the class that computes the same, if there is one.
     """
     return next((kind for kind in _KINDS if kind.supports(model)), None)

@@ -7,11 +7,11 @@ class StaticHeads:
     """
     A meta-architecture between its normalized input and its output, in two steps of fixed shapes:
     the modules that run in blocks, and what follows them. The host never waits, so that both can
-    be part of a CUDA graph. There is a subclass for every meta-architecture that this is known of.
-    N images, those of a batch, take as many launches as one.
+    be part of a CUDA graph. There is a subclass for every supported meta-architecture. A batch of N
+    images takes as many launches as one.
 
     Attributes:
-        meta_architecture (type): what this class does the same as.
+        meta_architecture (type): class whose results are reproduced.
         output_name (str): name of the result in Detectron2's output.
     """
 
@@ -25,7 +25,7 @@ class StaticHeads:
             model (nn.Module): a meta-architecture.
 
         Returns:
-            bool: whether this class does what that model does. Not for subclasses of what it knows,
+            bool: whether this class reproduces that model. False for subclasses of known models,
             which may compute something else.
         """
         return type(model) is cls.meta_architecture
@@ -57,6 +57,6 @@ class StaticHeads:
             inputs: outputs of :meth:`network`, then the FrameSizes.
 
         Returns:
-            StaticDetections or Tensor: of N images; as a Tensor, the outputs themselves.
+            StaticDetections or Tensor: results of N images. A Tensor holds the outputs themselves.
         """
         raise NotImplementedError

@@ -1,5 +1,5 @@
 """
-From class logits and boxes of all proposals to a fixed number of detections: Detectron2's
+Turns class logits and boxes of all proposals into a fixed number of detections: Detectron2's
 ``fast_rcnn_inference`` and the boxes' part of ``detector_postprocess``.
 
 Shape shorthand in this module:
@@ -29,10 +29,10 @@ def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):
     Args:
         logits (Tensor): (N, R, K + 1), background last, the last dimension contiguous.
         usable (Tensor): bool (N, R), which proposals take part.
-        finite (Tensor): bool (N, R, K) or (N, R, 1), of the boxes; a proposal with one that is
-            not takes no part, as in Detectron2.
+        finite (Tensor): bool (N, R, K) or (N, R, 1), whether boxes are finite. A proposal with a
+            box that is not takes no part, as in Detectron2.
         threshold (float): candidates need a higher score.
-        sigmoid (bool): instead of a softmax.
+        sigmoid (bool): use a sigmoid instead of a softmax.
 
     Returns:
         Tensor: float32 (N, R K), the probability of each candidate, -1 for all other pairs.
@@ -45,7 +45,7 @@ def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):
 
 
 def candidate_scores_reference(logits, usable, finite, threshold, *, sigmoid=False):
-    """As :func:`candidate_scores`, in plain PyTorch."""
+    """:func:`candidate_scores` in plain PyTorch."""
     logits = logits.float()
     scores = logits.sigmoid() if sigmoid else logits.softmax(dim=2)
     usable = usable & finite.all(dim=2) & torch.isfinite(scores).all(dim=2)
@@ -57,17 +57,17 @@ def select_detections(
     scores, boxes, *, output_scale, output_size, nms_threshold, max_candidates, max_detections
 ):
     """
-    Suppression among the boxes of a class, then the best D, then those that are not empty in the
-    output, as Detectron2 does it.
+    Suppresses boxes within each class, takes the best D, and drops those that are empty in the
+    output, as Detectron2 does.
 
-    Suppression sees the max_candidates best of the candidates. Where there are no more, results
-    are exact. Otherwise they still are if suppression leaves D of these, as all that is left out
-    has lower scores; if it leaves fewer, detections with scores below the last one's are missing.
+    Suppression sees the max_candidates best candidates. If there are no more, results are exact. If
+    there are more, results are exact as long as suppression leaves D of these, since all others
+    have lower scores. If it leaves fewer, detections with scores below the last one's are missing.
 
     Args:
-        scores (Tensor): float32 (N, R K), of :func:`candidate_scores`.
-        boxes (Tensor): float32 (N, R, K, 4), or (N, R, 1, 4) where all classes share a box,
-            within the image.
+        scores (Tensor): float32 (N, R K), from :func:`candidate_scores`.
+        boxes (Tensor): float32 (N, R, K, 4), or (N, R, 1, 4) if all classes share a box, within the
+            image.
         output_scale (tuple[float, float]): output pixels per pixel of the image, x and y.
         output_size (tuple[int, int]): height, width.
         nms_threshold (float): intersection over union.
@@ -90,17 +90,16 @@ def select_detections(
 
 def fill_slots(keep, boxes, scores, classes, scale, size, num_slots):
     """
-    Moves the first D of the candidates that stay to the front, but for those that are empty in the
-    output.
+    Moves the first D remaining candidates to the front, without those that are empty in the output.
 
     Args:
-        keep (Tensor): bool (N, T), the candidates that suppression left.
+        keep (Tensor): bool (N, T), the candidates left by suppression.
         boxes, scores, classes (Tensor): float32 (N, T, 4), float32 (N, T) and int64 (N, T).
         scale, size: scale and size of the output, as in :func:`select_detections`.
         num_slots (int): D.
 
     Returns:
-        tuple: as :func:`select_detections`.
+        tuple: see :func:`select_detections`.
     """
     if triton_runs_on(boxes.device):
         from .triton_ops.box_inference import fill_slots_triton
@@ -110,11 +109,11 @@ def fill_slots(keep, boxes, scores, classes, scale, size, num_slots):
 
 
 def fill_slots_reference(keep, boxes, scores, classes, scale, size, num_slots):
-    """As :func:`fill_slots`, in plain PyTorch."""
+    """:func:`fill_slots` in plain PyTorch."""
     scaled = boxes.clone()
     for axis in (0, 1):
         scaled[..., axis::2].mul_(scale[axis]).clamp_(0, size[1 - axis])
-    # Detectron2 takes the best first and drops what is empty then, instead of filling up.
+    # Detectron2 takes the best first and then drops empty ones, without filling up.
     keep = keep & (keep.cumsum(dim=1) <= num_slots)
     keep &= (scaled[..., 2:] > scaled[..., :2]).all(dim=2)
     slots = torch.where(keep, keep.cumsum(dim=1) - 1, num_slots)
@@ -133,5 +132,5 @@ def fill_slots_reference(keep, boxes, scores, classes, scale, size, num_slots):
 
 
 def _select(boxes, index):
-    """(N, n, 4) of (N, m, 4), by (N, n)."""
+    """Selects (N, n, 4) from (N, m, 4) by indices (N, n)."""
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -1,5 +1,5 @@
 """
-Box regression: deltas to boxes, with what Detectron2 would have dropped marked instead.
+Box regression: turns deltas into boxes, and marks those that Detectron2 would drop.
 
 Shape shorthand in this module:
 
@@ -37,7 +37,7 @@ def decode_boxes(deltas, boxes, transform, image_size):
 
 
 def decode_boxes_reference(deltas, boxes, transform, image_size):
-    """As :func:`decode_boxes`, by Detectron2's own transform."""
+    """:func:`decode_boxes` by Detectron2's own transform."""
     decoded = transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1))
     decoded = decoded.view(*boxes.shape[:2], -1, 4)
     finite = torch.isfinite(decoded).all(dim=-1)

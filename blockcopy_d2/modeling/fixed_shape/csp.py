@@ -21,8 +21,8 @@ __all__ = ["StaticCSP"]
 
 class StaticCSP(StaticHeads):
     """
-    What CSP does, with the same results. The first call of a FrameSizes puts tables on the device:
-    make it before a CUDA graph is captured.
+    Computes the results of CSP. The first call with a FrameSizes puts tables on the device: make it
+    before a CUDA graph is captured.
     """
 
     meta_architecture = CSP
@@ -52,7 +52,7 @@ class StaticCSP(StaticHeads):
             sizes (FrameSizes): sizes of the frames.
 
         Returns:
-            StaticDetections: of N images.
+            StaticDetections: those of N images.
         """
         model = self._model
         candidates = torch.vmap(functools.partial(model.candidates, image_size=sizes.image_size))

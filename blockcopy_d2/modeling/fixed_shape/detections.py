@@ -56,7 +56,7 @@ class StaticDetections:
     def clone(self):
         """
         Returns:
-            StaticDetections: with all in memory of its own but for the policy masks.
+            StaticDetections: a copy in memory of its own, apart from the policy masks.
         """
         names = ("count", "boxes", "scores", "classes", "masks")
         tensors = {name: getattr(self, name) for name in names}
@@ -67,7 +67,7 @@ class StaticDetections:
         Detectron2's results, in memory of their own. The host waits for the count here.
 
         Returns:
-            list[Instances]: as :meth:`instances_of`, of each image.
+            list[Instances]: one for each image, see :meth:`instances_of`.
         """
         return [self.instances_of(image, n) for image, n in enumerate(self.count.tolist())]
 
@@ -76,8 +76,9 @@ class StaticDetections:
         Args:
             image (int):
             n (int): its count.
-            run_later (callable or None): paste masks when they are first read, by what this makes
-                of a function of no arguments. The memory of this object has to stay until then.
+            run_later (callable or None): if given, masks are pasted when they are first read. It
+                wraps the function that pastes them, which takes no arguments. The memory of this
+                object has to stay until then.
 
         Returns:
             Instances: n detections, with "pred_boxes", "scores", "pred_classes" and, for detectors
@@ -108,14 +109,14 @@ class StaticDetections:
 
     def of_policy(self, image=0):
         """
-        What the policy and the information gain see of an image. Empty slots stay: they change
-        nothing.
+        Returns the detections of an image for the policy and the information gain. Empty slots
+        stay: they change nothing.
 
         Args:
             image (int or slice): one image, or some of them as a batch.
 
         Returns:
-            DetectionMasks: of D detections, in the memory of this object.
+            DetectionMasks: D detections, in the memory of this object.
         """
         return DetectionMasks(
             self.policy_masks[image],

@@ -1,5 +1,5 @@
 """
-The sizes of a frame, and where in its output the pixels of the policy lie.
+The sizes of a frame, and the places of policy pixels in its output.
 
 Shape shorthand in this module:
 

@@ -7,8 +7,8 @@ __all__ = ["LazyFields"]
 
 class LazyFields(UserDict):
     """
-    In place of the dict of fields within an Instances. Whatever reads a field, by whichever method
-    of Instances, finds its value. Copies and pickles hold values alone.
+    Replaces the dict of fields within an Instances. Any method of Instances that reads a field gets
+    its value. Copies and pickles hold values alone.
 
     Examples:
     ::
@@ -21,7 +21,7 @@ class LazyFields(UserDict):
         """
         Args:
             name (str): name of the field.
-            function (callable): gives its value; called once at most.
+            function (callable): returns its value; called once at most.
         """
         self.data[name] = _Later(function)
 

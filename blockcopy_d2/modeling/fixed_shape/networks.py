@@ -70,7 +70,7 @@ class MaskNetwork(nn.Module):
         super().__init__()
         self.convs = _copy(nn.Sequential(*head.conv_norm_relus), dtype)
         deconv = _copy(head.deconv, dtype)
-        # Each pixel makes 2 x 2 pixels on its own.
+        # Each pixel makes 2 x 2 pixels by itself.
         weight = deconv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
         self.up_weight = nn.Parameter(weight, requires_grad=False)
         self.up_bias = nn.Parameter(deconv.bias.repeat(4), requires_grad=False)
@@ -82,7 +82,7 @@ class MaskNetwork(nn.Module):
         """
         Args:
             x (Tensor): (R, C, P, P).
-            classes (Tensor): int64 (R,), whose mask is wanted.
+            classes (Tensor): int64 (R,), the classes whose masks are wanted.
 
         Returns:
             Tensor: probabilities, float32 (R, M, M).

@@ -1,7 +1,7 @@
 """
-Greedy non-maximum suppression without a host that waits.
+Greedy non-maximum suppression in which the host never waits.
 
-A box goes if a better one that stays overlaps it. With boxes in order of their scores,
+A box is dropped if a better one that is kept overlaps it. With boxes in order of their scores,
 
     keep[j] = valid[j] and not any(keep[i] and overlaps[i, j] for i < j)
 
@@ -31,7 +31,7 @@ def nms(boxes, valid, threshold, labels=None):
 
     Args:
         boxes (Tensor): float32 (G, M, 4), x0 y0 x1 y1, in descending order of their scores.
-        valid (Tensor): bool (G, M), which boxes take part; others may hold anything, NaN too.
+        valid (Tensor): bool (G, M), the boxes that take part; others may hold anything, even NaN.
         threshold (float):
         labels (Tensor or None): int64 (G, M); only boxes of the same label suppress each other.
 
@@ -46,7 +46,7 @@ def nms(boxes, valid, threshold, labels=None):
 
 
 def nms_reference(boxes, valid, threshold, labels=None):
-    """As :func:`nms`, in plain PyTorch."""
+    """:func:`nms` in plain PyTorch."""
     x0, y0, x1, y1 = torch.where(valid[..., None], boxes, 0.0).unbind(-1)
     area = (x1 - x0) * (y1 - y0)
     width = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])

@@ -1,6 +1,6 @@
 """
-Masks of detections on the pixels of an output: Detectron2's ``paste_masks_in_image``, for all of
-its pixels or for some rows and columns of them.
+Pastes masks of detections onto an output: Detectron2's ``paste_masks_in_image``, for all pixels or
+for some rows and columns.
 
 Shape shorthand in this module:
 
@@ -23,14 +23,14 @@ THRESHOLD = 0.5
 
 def paste_masks(masks, boxes, count, out, *, blank=False):
     """
-    The masks of the detections, as ``paste_masks_in_image`` with its threshold of 0.5.
+    Pastes the masks of detections as ``paste_masks_in_image`` does with its threshold of 0.5.
 
     Args:
         masks (Tensor): probabilities, float32 (N, D, M, M).
         boxes (Tensor): float32 (N, D, 4) in pixels of the output, not empty.
         count (Tensor): int32 (N,), detections of each image.
-        out (Tensor): bool (N, D, H, W), at the size of the output. The masks of the first
-            ``count`` detections are overwritten, whole; those beyond stay what they are.
+        out (Tensor): bool (N, D, H, W), at the size of the output. The masks of the first ``count``
+            detections are overwritten as a whole. The others stay.
         blank (bool): ``out`` is all False already, which is faster where most boxes are small.
     """
     if triton_runs_on(masks.device):
@@ -42,7 +42,7 @@ def paste_masks(masks, boxes, count, out, *, blank=False):
 
 
 def paste_masks_reference(masks, boxes, count, out):
-    """As :func:`paste_masks`, by Detectron2's own function, one image at a time."""
+    """:func:`paste_masks` by Detectron2's own function, one image at a time."""
     for image, filled in enumerate(count.tolist()):
         out[image, :filled] = paste_masks_in_image(
             masks[image, :filled], boxes[image, :filled], out.shape[2:], THRESHOLD
@@ -68,7 +68,7 @@ def sample_masks(masks, boxes, count, rows, columns):
 
 
 def sample_masks_reference(masks, boxes, count, rows, columns):
-    """As :func:`sample_masks`, in plain PyTorch, one detection at a time."""
+    """:func:`sample_masks` in plain PyTorch, one detection at a time."""
     images, detections = masks.shape[:2]
     size = (images, detections, len(rows), len(columns))
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)

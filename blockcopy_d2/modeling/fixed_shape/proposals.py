@@ -1,5 +1,5 @@
 """
-From the RPN head's outputs to a fixed number of proposals: Detectron2's
+Turns the RPN head's outputs into a fixed number of proposals: Detectron2's
 ``find_top_rpn_proposals``, with masks where it selects by boolean indices.
 
 Shape shorthand in this module:
@@ -35,8 +35,8 @@ def find_proposals(
     least_side,
 ):
     """
-    Detectron2's ``find_top_rpn_proposals`` for inference. Which of several anchors of the same
-    logit are taken is undefined, as there.
+    Detectron2's ``find_top_rpn_proposals`` for inference. Among anchors of equal logits the choice
+    is undefined, as in Detectron2.
 
     Args:
         logits (list[Tensor]): objectness of every level, (N, A, H_l, W_l).
@@ -46,7 +46,7 @@ def find_proposals(
         image_size (tuple[int, int]): height, width without padding.
         nms_threshold (float): intersection over union.
         pre_nms_topk, post_nms_topk (int): k and R; fewer where there are fewer anchors.
-        least_side (float): in pixels; smaller boxes go.
+        least_side (float): in pixels; smaller boxes are dropped.
 
     Returns:
         tuple[Tensor, Tensor]: boxes, float32 (N, R, 4), in descending order of their logits,
@@ -86,7 +86,7 @@ def align_levels(logits):
 
 
 def align_levels_reference(logits):
-    """As :func:`align_levels`, in plain PyTorch."""
+    """:func:`align_levels` in plain PyTorch."""
     logits = [_per_anchor(x, 1)[..., 0] for x in logits]
     width = max(x.shape[1] for x in logits)
     pad = torch.nn.functional.pad
@@ -115,7 +115,7 @@ def decode_candidates(deltas, anchors, index, logits, transform, image_size, lea
 
 
 def decode_candidates_reference(deltas, anchors, index, logits, transform, image_size, least_side):
-    """As :func:`decode_candidates`, in plain PyTorch."""
+    """:func:`decode_candidates` in plain PyTorch."""
     height, width = image_size
     limit = torch.tensor([width, height, width, height], dtype=torch.float32, device=index.device)
     boxes, valid = [], []

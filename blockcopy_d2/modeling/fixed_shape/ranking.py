@@ -1,14 +1,14 @@
 """
 The best of a few thousand values, in one launch.
 
-The place of a value is the number of values before it, and counting them all is quicker on a GPU
-than the passes of a radix selection and a sort. Most values are nothing at all, and not counted.
+The place of a value is the number of values before it. Counting them is quicker on a GPU than the
+passes of a radix selection and a sort. Most values are "nothing", and are not counted.
 
 Shape shorthand in this module:
 
     N: images of a batch
     M: values of an image
-    k: how many are wanted
+    k: number of values wanted
 """
 
 import torch
@@ -25,13 +25,13 @@ def best_values(values, k, nothing=-torch.inf):
     """
     Args:
         values (Tensor): float32 (N, M), none of them NaN.
-        k (int): all of them where there are fewer.
-        nothing (float): the least value there is, of what is not wanted.
+        k (int): number of values; all of them if there are fewer.
+        nothing (float): the least possible value, of entries that are not wanted.
 
     Returns:
         tuple[Tensor, Tensor]: the k largest in descending order, float32 (N, k), and their
-        indices, int64 (N, k), some valid index for nothing; of equal values the first comes first,
-        except where M is large.
+        indices, int64 (N, k). Entries of "nothing" have some valid index. Equal values keep their
+        order, unless M is large.
     """
     k = min(k, values.shape[1])
     if values.shape[1] > MOST_COUNTED:
@@ -44,7 +44,7 @@ def best_values(values, k, nothing=-torch.inf):
 
 
 def best_values_reference(values, k, nothing=-torch.inf):
-    """As :func:`best_values`, in plain PyTorch."""
+    """:func:`best_values` in plain PyTorch."""
     ranked, order = values.sort(dim=1, descending=True, stable=True)
     ranked, order = ranked[:, :k], order[:, :k]
     return ranked, torch.where(ranked > nothing, order, 0)

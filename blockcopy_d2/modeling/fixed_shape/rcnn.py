@@ -1,7 +1,7 @@
 """
-The second stage of Faster and Mask R-CNN in fixed shapes: RPN outputs and features in, detections
-in a fixed number of slots out. The host never waits and no shape depends on what is seen, so that
-the whole stage can be part of a CUDA graph.
+The second stage of Faster and Mask R-CNN in fixed shapes: takes RPN outputs and features, returns
+detections in a fixed number of slots. The host never waits and no shape depends on the content, so
+that the whole stage can be part of a CUDA graph.
 
 Shape shorthand in this module:
 
@@ -77,11 +77,11 @@ def _supports_pooler(pooler):
 
 class StaticRCNN(StaticHeads):
     """
-    Does the work of a GeneralizedRCNN, with the same results. Cascade R-CNN, C4, keypoint and
-    rotated models, and any subclass that may compute something else, are not supported.
+    Computes the results of a GeneralizedRCNN. Cascade R-CNN, C4, keypoint and rotated models, and
+    any subclass that may compute something else, are not supported.
 
-    Weights are copied from the model on the first call of a dtype. That call, and the first of a
-    FrameSizes, also put tables on the device: make it before a CUDA graph is captured.
+    Weights are copied from the model on the first call with a dtype. That call, and the first one
+    with a FrameSizes, also put tables on the device: make them before a CUDA graph is captured.
     """
 
     meta_architecture = GeneralizedRCNN
@@ -95,7 +95,7 @@ class StaticRCNN(StaticHeads):
                 suppression, see :func:`select_detections`.
 
         Raises:
-            ValueError: if the model has other heads.
+            ValueError: the model has other heads.
         """
         if not self.supports(model):
             raise ValueError(
@@ -131,7 +131,7 @@ class StaticRCNN(StaticHeads):
         Args:
             features (dict[str, Tensor]): the backbone's, (N, C, H, W) each, of the dtype to
                 compute in, best in channels-last memory.
-            logits (list[Tensor]): objectness of each level as the RPN head gives it, (N, A, H, W).
+            logits (list[Tensor]): objectness of each level from the RPN head, (N, A, H, W).
             deltas (list[Tensor]): likewise, (N, 4 A, H, W).
             sizes (FrameSizes): sizes of the images, all alike.
 

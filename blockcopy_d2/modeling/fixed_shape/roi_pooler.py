@@ -38,6 +38,6 @@ def pool_regions(pooler, features, boxes):
 
 
 def pool_regions_reference(pooler, features, boxes):
-    """As :func:`pool_regions`, by the pooler itself, level by level."""
+    """:func:`pool_regions` by the pooler itself, level by level."""
     pooled = pooler([x.float() for x in features], [Boxes(image) for image in boxes])
     return pooled.to(features[0].dtype, memory_format=torch.channels_last)

@@ -1,5 +1,5 @@
 """
-Semantic segmentation in fixed shapes, as it is anyway.
+Semantic segmentation in fixed shapes, which it has in Detectron2, too.
 
 Shape shorthand: N images, K classes, H x W pixels of the network's input.
 """
@@ -13,7 +13,7 @@ __all__ = ["StaticSegmentor"]
 
 
 class StaticSegmentor(StaticHeads):
-    """What a SemanticSegmentor does, with the same results; its head runs in blocks as a whole."""
+    """Computes the results of a SemanticSegmentor, whose whole head runs in blocks."""
 
     meta_architecture = SemanticSegmentor
     output_name = "sem_seg"
@@ -40,9 +40,9 @@ class StaticSegmentor(StaticHeads):
             sizes (FrameSizes): sizes of the frames.
 
         Returns:
-            Tensor: (N, K, height, width), logits at the size of the output, as Detectron2's
-            ``sem_seg_postprocess`` gives them of each. Where that is the size of the network's
-            input, they are not copied.
+            Tensor: (N, K, height, width), logits at the size of the output, resized by Detectron2's
+            ``sem_seg_postprocess``. If that is the size of the network's input, they are not
+            copied.
         """
         if sizes.output_size == sizes.image_size == sizes.canvas_size:
             return logits

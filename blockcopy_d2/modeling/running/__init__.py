@@ -1,4 +1,4 @@
-"""Running frames of streams: operator by operator, or as CUDA graphs."""
+"""Runs frames of streams: operator by operator, or as CUDA graphs."""
 
 from .eager import run_frame
 from .footprint import explain_shortage, stream_bytes

@@ -1,5 +1,5 @@
 """
-A task on the streams of a batch, whose outputs are one: all tensors have a dimension in front.
+Applies a task to a batch of streams with joint outputs, whose tensors have a dimension N in front.
 
 Shape shorthand in this module:
 
@@ -23,7 +23,7 @@ def observe_outputs(task, output, num_streams, **geometry):
         geometry: options of :meth:`Task.observe`.
 
     Returns:
-        what the task sees, of N streams.
+        the views of N streams.
     """
     if _takes_batches(task.observe):
         return task.observe(output, **geometry)
@@ -54,7 +54,7 @@ def move_outputs(task, seen, motion):
         motion (PolicyMotion): their motion.
 
     Returns:
-        as ``seen``, see :meth:`Task.move`.
+        the moved views, see :meth:`Task.move`.
     """
     if _takes_batches(task.move):
         return task.move(seen, motion)

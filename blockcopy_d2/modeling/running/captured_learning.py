@@ -4,7 +4,7 @@ The step of a policy's learner as CUDA graphs.
 Shape shorthand in this module:
 
     N: streams of a batch
-    n: those of them that the policy decides for
+    n: streams that the policy decides for
     GH, GW: rows and columns of the block grid
 """
 
@@ -24,14 +24,14 @@ _WARM_STEPS = 2
 
 
 class CapturedLearning:
-    """Teaches one policy the frames of its streams, from the memory of a :class:`FrameGraph`."""
+    """Teaches one policy from the frames of its streams, in the memory of a :class:`FrameGraph`."""
 
     def __init__(self, learner, policy, slots=slice(None), present=None, *, pool=None):
         """
         Args:
-            learner (OnlineLearner): alone with its policy.
+            learner (OnlineLearner): the only learner of the policy.
             policy (Policy):
-            slots (slice): slots of the batch, n streams whose policy it is.
+            slots (slice): slots in the batch of the n streams that use the policy.
             present (Tensor or None): bool (N,), the streams that have a frame; None: all.
             pool (tuple or None): memory pool of the streams' graphs; None on a device without any.
         """
@@ -40,14 +40,14 @@ class CapturedLearning:
         self._settings = _settings(learner)
         self._functions = {}
         self._gain = None
-        # By whether the frame updates the weights: each capture has its own place for it.
+        # One capture for frames that update the weights, and one for those that do not.
         self._told = {}
 
     def teaches(self, learner, policy):
         """
         Returns:
-            bool: whether this is for them. Not if a setting of the learner changed since, other
-            than its target.
+            bool: whether this object teaches them. False after a setting of the learner changed,
+            other than its target.
         """
         return (
             self._learner is learner
@@ -57,7 +57,7 @@ class CapturedLearning:
 
     def __call__(self, model, memory, timer):
         """
-        Learn from the latest frames, those that the policy decided.
+        Learn from the latest frames that the policy decided.
 
         Args:
             model (BlockCopyVideoModel):
@@ -65,7 +65,7 @@ class CapturedLearning:
             timer (StageTimer): timer of the frames.
 
         Returns:
-            dict[str, Tensor]: of :meth:`OnlineLearner.learn`.
+            dict[str, Tensor]: see :meth:`OnlineLearner.learn`.
         """
         learner = self._learner
         updates, frames = learner.wants_graph(), learner.frames
@@ -89,11 +89,11 @@ class CapturedLearning:
         seen, last_seen = (select_stream(x, slots) for x in (memory.seen, memory.last_seen))
         streams, *grid_shape = history.active[slots].shape
         if self._policy.wants_gain:
-            # Measured for the history, of the blocks that were executed.
+            # Measured already for the history, in the executed blocks.
             gain = history.gain[slots]
         else:
             gain = block_gains(model.task, seen, last_seen, streams, tuple(grid_shape))
-        # Nobody decided a first frame; what the memory has of an absent stream is an older frame's.
+        # First frames have no decision, and the memory of absent streams holds an older frame.
         left_out = memory.broken | memory.cut | (history.frame_index <= 1)
         if self._present is not None:
             left_out = left_out | ~self._present
@@ -113,7 +113,7 @@ class CapturedLearning:
 
 
 def _settings(learner):
-    """What a capture of the learner's step holds for good."""
+    """Returns the settings that a capture of the learner's step cannot change."""
     group = learner.optimizer.param_groups[0]
     return (
         learner.cost_weight,
@@ -125,12 +125,13 @@ def _settings(learner):
 
 def _logits_to_learn_from(network, observation):
     """
-    Logits in an autograd graph with ends of its own. Those of the parameters belong to the stream
-    they were first used on, for as long as any graph with them is alive, such as that of a decision
-    that was kept; a capture must not depend on another stream.
+    Returns logits in an autograd graph with leaves of its own. The parameters' gradient nodes
+    belong to the CUDA stream on which they were first used, as long as any graph with them is
+    alive, such as that of a decision that was kept. A capture must not depend on another stream.
 
     Returns:
-        tuple[Tensor, list[Tensor]]: float (n, GH, GW), and what stands for the parameters.
+        tuple[Tensor, list[Tensor]]: float (n, GH, GW), and the leaves that stand for the
+        parameters.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in network.named_parameters()}
     with torch.enable_grad():

@@ -1,5 +1,5 @@
 """
-Running a frame operator by operator: any network, any device, any number of streams.
+Runs a frame operator by operator: any network, any device, any number of streams.
 
 Shape shorthand: N streams of a batch.
 """
@@ -36,12 +36,12 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     Args:
         model (BlockCopyVideoModel):
         inputs (list[dict or None]): N of Detectron2's input dicts, for streams of that size.
-        streams (StreamBatch): brought up to date by this call.
-        present (list[bool]): the streams that do have a frame.
-        learning, grid: as of :meth:`BlockCopyVideoModel.step_batch`.
+        streams (StreamBatch): updated by this call.
+        present (list[bool]): the streams that have a frame.
+        learning, grid: see :meth:`BlockCopyVideoModel.step_batch`.
 
     Returns:
-        list[FrameResult or None]: of every stream.
+        list[FrameResult or None]: one for every stream.
     """
     timer = StageTimer(model.device)
     inputs, is_first = fill_slots(inputs), [count == 0 for count in streams.counts]
@@ -58,7 +58,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             pictures = [move_device_like(x["image"], frame) for x in inputs]
             codec = [x.get("motion_vectors") for x in inputs]
             features = motion_features(model, pictures, streams, codec=codec)
-            # There are none where the model did without motion until now.
+            # There are none if the model had no motion until now.
             if streams.started and history.motion_features is not None:
                 field = estimate_motion(model, frame, streams, features, cut, **only)
                 streams.history = history = move_history(model, history, field)
@@ -78,7 +78,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
                 decisions = Decision(active=grid.active).split()
             for n in range(len(inputs)):
                 if is_first[n]:
-                    # Whatever the policy of a batch says to its frame.
+                    # The decision of a batch's policy does not count for an absent stream.
                     observations[n], decisions[n] = None, Decision(active=grid.active[n : n + 1])
     if field is not None:
         with timer.stage("motion"):
@@ -134,7 +134,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
 
 
 def _split(grid):
-    """list[BlockGrid]: of each stream."""
+    """list[BlockGrid]: one for each stream."""
     if len(grid.active) == 1:
         return [grid]
     layout = {"block_size": grid.block_size, "image_size": grid.image_size}

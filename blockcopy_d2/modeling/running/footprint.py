@@ -1,5 +1,5 @@
 """
-How much memory streams take, and how many of them fit.
+The memory of streams, and how many of them fit.
 
 Shape shorthand: N streams of a batch.
 """
@@ -21,9 +21,9 @@ def stream_bytes(model, inputs):
         inputs (dict): inputs of a frame.
 
     Returns:
-        int: about as many bytes as each stream of such frames takes, found by running the first
-        frame of one: features, history and, on a GPU, graphs with what they need. A batch takes at
-        most N times that.
+        int: approximate bytes of each stream of such frames, measured by running the first frame of
+        one: features, history and, on a GPU, graphs with their memory. A batch takes at most N
+        times that.
     """
     stream = VideoStream()
     before = free_bytes(model.device)
@@ -42,7 +42,7 @@ def explain_shortage(model, inputs, streams):
         streams (StreamBatch): N streams, whose memory has been released.
 
     Returns:
-        str: what they would take, and how many would fit.
+        str: the memory they would take, and how many would fit.
     """
     one = next(x for x in inputs if x is not None)
     height, width = one["image"].shape[-2:]

@@ -30,53 +30,53 @@ from .steps import (
 
 __all__ = ["FrameCapture"]
 
-# What is a graph each, in stages, each of them a method. The output is read from behind the first
-# graph, while the second one runs.
+# The graphs of a frame and their stages, each a method. The output is read after the first graph,
+# while the second one runs.
 _PARTS = {
     "infer": ("preprocess", "motion", "policy", "move_caches", "network", "heads"),
     "observe": ("observe",),
 }
-# What a StageTimer counts the time of a stage to, where that is not its own name alone.
+# Names in a StageTimer for stages that do not count under their own name alone.
 _COUNTS_TO = {
     "move_caches": ("motion",),
     "network": ("network", "inference"),
     "heads": ("inference",),
 }
-# Calls before a frame is captured, in which libraries choose, compile and allocate.
+# Calls before a frame is captured, in which libraries choose algorithms, compile and allocate.
 _WARM_CALLS = 2
 
 
 class FrameCapture:
     """
-    Frames of one kind, of all streams of a batch: of a size and type of image, with policies that
-    are asked or blocks that are given. Until they are captured, the stages run as they are.
+    Frames of one kind, for all streams of a batch. A kind is a size and type of images, and whether
+    policies are asked or blocks are given. Until they are captured, the stages run as functions.
 
     Attributes:
-        image (Tensor): (N, 3, height, width), where frames are put before they are run.
+        image (Tensor): (N, 3, height, width), memory for the frames to run.
         sizes (FrameSizes): sizes of the frames.
-        asks (bool): the policies, instead of executing the blocks that the memory gives.
+        asks (bool): whether the policies are asked; if not, the memory gives the blocks.
         frame (Tensor): float (N, 3, h, w), the latest ones.
         field (Tensor or None): float32 (N, 2, FH, FW), their motion; None before streams have a
             memory, and without motion.
         has_logits (list[bool]): for every stream, whether its policy draws from logits.
-        grid (BlockGrid): to execute before streams have a memory.
+        grid (BlockGrid): blocks to execute before streams have a memory.
         programs, dense_module_macs, may_improve: those of the :class:`SparseFrame` that ran last.
         result (StaticDetections or Tensor): result of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "heads" for
             all streams.
-        policy_macs (list[int]): multiply-accumulates of the policy of every streams.
+        policy_macs (list[int]): multiply-accumulates of the policy, for every stream.
     """
 
     def __init__(self, image, present, sizes, heads, *, asks, moves):
         """
         Args:
-            image (Tensor): (N, 3, height, width), where frames are put.
-            present (Tensor or None): bool (N,), the streams that have a frame, as they are when a
-                frame is run; None: all, always.
+            image (Tensor): (N, 3, height, width), memory for the frames.
+            present (Tensor or None): bool (N,), the streams that have a frame, read when frames are
+                run; None: all, always.
             sizes (FrameSizes):
             heads (StaticHeads): heads of the model.
             asks (bool):
-            moves (bool): the model has motion.
+            moves (bool): whether the model has motion.
         """
         self.image, self.sizes, self.asks = image, sizes, asks
         self.frame = self.field = self.grid = self.result = None
@@ -97,7 +97,7 @@ class FrameCapture:
         Args:
             part (str): "infer" or "observe", one after the other.
             model (BlockCopyVideoModel):
-            streams (StreamBatch): to bring up to date.
+            streams (StreamBatch): streams to update.
             memory (StreamMemory or None): bound to the streams; None on their first frame.
             timer (StageTimer): timer of the frame.
         """
@@ -130,10 +130,10 @@ class FrameCapture:
     def capture(self, model, streams, memory, pool):
         """
         Capture the frames in ``image``, and leave everything as if they had not been run. Does
-        nothing if that has been done, or where there are no CUDA graphs.
+        nothing if they are captured already, or on a device without CUDA graphs.
 
         Args:
-            model, streams, memory: as of :meth:`run`.
+            model, streams, memory: see :meth:`run`.
             pool (tuple): a handle from ``torch.cuda.graph_pool_handle()``.
         """
         if self._functions or not self.image.is_cuda:
@@ -141,7 +141,7 @@ class FrameCapture:
         from blockcopy_d2.kernels.clock import DeviceClock
 
         device = self.image.device
-        # Policies are all that draws. Those that streams share are one.
+        # Only policies draw random numbers. Streams that share a policy count once.
         policies = dict.fromkeys(policies_of(model, streams)) if self.asks else ()
         generators = [x for policy in policies for x in policy.generators(device)]
         history = memory.tensors()
@@ -203,8 +203,9 @@ class FrameCapture:
 
     def _executed(self, model, streams, memory):
         """
-        BlockGrid: what runs; of the policies, of the memory, or of the first frame. Nothing runs,
-        and no cache moves, while a frame is warmed up: caches stay those of the last one.
+        BlockGrid: the blocks to run, from the policies, from the memory, or those of a first frame.
+            While a frame is warmed up nothing runs and no cache moves, so that caches stay those of
+            the last one.
         """
         layout = {"block_size": model.block_size, "image_size": streams.canvas_size}
         if memory is not None and not self.asks:

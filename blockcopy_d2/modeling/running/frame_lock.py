@@ -1,4 +1,4 @@
-"""One frame of a model at a time, whoever asks."""
+"""Runs one frame of a model at a time, for any number of threads."""
 
 import threading
 
@@ -7,9 +7,9 @@ __all__ = ["FrameLock"]
 
 class FrameLock:
     """
-    Held by a thread for a frame: frames of one model share its policy, its learner, its streams by
-    video id and the kernels' scratch memory. The thread that holds it may take it again. A copied
-    or unpickled model has a lock of its own.
+    Held by a thread during a frame: frames of one model share its policy, its learner, its streams
+    by video id and the kernels' scratch memory. The thread that holds it may acquire it again. A
+    copied or unpickled model has a lock of its own.
     """
 
     def __init__(self):

@@ -1,5 +1,5 @@
 """
-The frames of streams as CUDA graphs: images in, outputs and information gain out, the host only
+Runs frames of streams as CUDA graphs, from images to outputs and information gain. The host only
 launches.
 
 Shape shorthand in this module:
@@ -30,30 +30,30 @@ from .timing import StageTimer
 
 __all__ = ["FrameGraph"]
 
-# Kinds of frames whose captures are kept; most batches have one or two.
+# Number of kinds of frames whose captures are kept; most batches have one or two.
 _MAX_CAPTURES = 4
 
 
 class FrameGraph:
     """
-    Runs the frames of a batch of N streams, or of a single one, of a :class:`BlockCopyVideoModel`
-    around a meta-architecture that there are :class:`StaticHeads` for, with the same results as
-    operator by operator. Preprocessing, policy, sampling, the block-sparse network and what follows
-    it (proposal selection, RoI heads) are one CUDA graph, replayed whatever blocks are active; what
-    is remembered, the information gain and the learner's step are one each, behind what a result is
-    read from. The host waits only where it reads a result.
+    Runs the frames of a single stream, or of a batch of N, for a :class:`BlockCopyVideoModel` whose
+    meta-architecture has :class:`StaticHeads`. Results are those of running operator by operator.
+    One CUDA graph holds preprocessing, policy, sampling, the block-sparse network and what follows
+    it (proposal selection, RoI heads); it is replayed for any active blocks. The update of the
+    history, the information gain and the learner's step are one graph each, after the one that
+    results are read from. The host waits only where it reads a result.
 
     It belongs to the streams, on whose features its graphs work in place. The first frame of a size
-    allocates memory and captures; after it nothing is allocated but what results keep. Every stream
-    has a slot for life. Which slots have a frame, and for which it is the first of a video, stands
-    in tensors that the graphs read: videos begin, end, cut and miss frames without a new capture. A
-    slot without a frame executes nothing and keeps its state, bit for bit. On a device without
-    graphs the same functions are called instead, which is for tests.
+    allocates memory and captures. After it, only results allocate memory. Every stream keeps its
+    slot. Tensors that the graphs read say which slots have a frame, and which frames are the first
+    of a video, so videos begin, end, cut and miss frames without a new capture. A slot without a
+    frame executes nothing and keeps its state, bit for bit. On a device without graphs, the same
+    functions are called instead; tests use that.
 
     Attributes:
         memory (StreamMemory or None): memory of the streams, from their first frame on.
-        frames (int): ticks so far, of all videos.
-        lesson (list[int]): the slots whose policies can learn from the latest tick: they decided.
+        frames (int): number of ticks so far, over all videos.
+        lesson (list[int]): the slots whose policies decided the latest tick, and can learn from it.
     """
 
     def __init__(self, options, parts, num_streams):
@@ -65,10 +65,11 @@ class FrameGraph:
         """
         self._options, self._parts = options, parts
         self._settled = self._capturable = True
-        # Of all videos: a result of an earlier frame knows by it that its memory is in use again.
+        # Counts over all videos. By it, the result of an earlier frame knows that its memory is
+        # reused.
         self.frames, self.lesson = 0, []
         self._captures, self._images, self._lessons = {}, {}, {}
-        # The slots with a frame, as the host knows and as graphs read it. Single streams have one.
+        # The slots with a frame, on the host and as graphs read them. Single streams have one.
         self._present_now, self._present = [True] * num_streams, None
         self._heads = self._latest = self.memory = None
         self._pool = self._side = None
@@ -82,9 +83,9 @@ class FrameGraph:
             inputs (sequence[dict or None]): inputs of the next frame.
 
         Returns:
-            FrameGraph or None: what runs their next frame, kept as ``streams.graph``; None where
-            frames cannot be captured, and for streams that started that way. A change of the
-            model's options or parts holds from the next frame on.
+            FrameGraph or None: the graph that runs their next frame, kept as ``streams.graph``.
+            None if frames cannot be captured, and for streams that started without. Changes of the
+            model's options or parts apply from the next frame on.
         """
         graph = streams.graph
         if graph is None and streams.started:
@@ -94,7 +95,7 @@ class FrameGraph:
             return None
         options, parts = model.options, _Parts.of(model, streams)
         if graph is None or graph._options != options or graph._parts != parts:
-            # Memory has no place for what another estimator remembers.
+            # The memory has no place for the features of another estimator.
             other_motion = graph is not None and graph._parts.motion is not model.motion
             if other_motion or not cls.serves(model, streams):
                 streams.leave_graph()
@@ -115,7 +116,7 @@ class FrameGraph:
             streams (StreamBatch):
 
         Returns:
-            bool: whether a graph can run their frames, as far as is known before the first one.
+            bool: whether a graph can run their frames, as far as can be known before the first one.
         """
         return (
             model.cuda_graph
@@ -128,10 +129,10 @@ class FrameGraph:
 
     def _change(self, options, parts):
         self._captures.clear()
-        # Memory of graphs that are gone takes no new ones.
+        # The memory pool of deleted graphs takes no new ones.
         self._pool = None
         self._lessons.clear()
-        # One may change with every frame, such as a target that follows a budget.
+        # Some may change with every frame, such as a target that follows a budget.
         self._options, self._parts, self._settled = options, parts, False
 
     # ---------------------------------------------------------------- frames
@@ -141,12 +142,12 @@ class FrameGraph:
         Args:
             model (BlockCopyVideoModel):
             inputs (list[dict or None]): Detectron2's input dicts, for streams of that size.
-            streams (StreamBatch): brought up to date by this call.
+            streams (StreamBatch): updated by this call.
             present (list[bool]): the streams that do have a frame.
-            learning, grid: as of :meth:`BlockCopyVideoModel.step_batch`.
+            learning, grid: see :meth:`BlockCopyVideoModel.step_batch`.
 
         Returns:
-            list[CapturedFrameResult or None]: of every stream.
+            list[CapturedFrameResult or None]: one for every stream.
         """
         timer = StageTimer(model.device)
         is_first = [count == 0 for count in streams.counts]
@@ -158,7 +159,7 @@ class FrameGraph:
                 if one is not None:
                     put_image(one["image"], place)
         if is_new:
-            # Of streams without a frame, too: features that were never written are NaN.
+            # For streams without a frame, too: features that were never written are NaN.
             capture.grid = all_blocks(model, streams)
         else:
             self._place(streams, grid)
@@ -166,7 +167,7 @@ class FrameGraph:
                 self._capture(model, streams, capture)
         on = (model, streams, self.memory, timer)
         if grid is None and not capture.asks:
-            # Not asked on a first frame, which takes no time.
+            # The policy is not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
         capture.run("infer", *on)
         with timer.stage("inference"):
@@ -218,15 +219,17 @@ class FrameGraph:
         return self._captures[key]
 
     def _mark(self, present):
-        """Tells graphs which slots have a frame. A slot is written from the host's own constants:
-        nothing is copied that the host would have to wait for."""
+        """
+        Tells graphs which slots have a frame. A slot is written as a constant, so that the host
+        need not wait for a copy.
+        """
         for slot, (now, before) in enumerate(zip(present, self._present_now, strict=True)):
             if now != before:
                 self._present[slot].fill_(now)
         self._present_now = list(present)
 
     def _place(self, streams, grid):
-        """Puts what the frame depends on where it is read."""
+        """Writes the inputs of the frame to the memory where graphs read them."""
         self.memory.bind(streams)
         if not streams.started:
             self.memory.start_anew()
@@ -236,9 +239,10 @@ class FrameGraph:
             self.memory.given.fill_(True)
 
     def _prepare(self, model, inputs, streams, *, asks):
-        """What the next frames need, while the first one is expected to be slow."""
+        """Prepares for the next frames, since the first one is expected to be slow."""
         if len(self._latest.programs) < len(self._heads.sparse_modules(model.base)):
-            # One that the engine could not trace runs as it is, maybe with a host in the loop.
+            # A module that the engine could not trace runs as it is, possibly with a host in the
+            # loop.
             self._capturable = False
         elif asks:
             self._capture(model, streams, self._capture_of(model, inputs, streams, asks=True))
@@ -254,10 +258,10 @@ class FrameGraph:
     # ---------------------------------------------------------------- results
 
     def _results(self, model, streams, readout, timer, *, learning, grid, is_first):
-        """list[CapturedFrameResult or None]: of every stream, in memory of their own."""
+        """list[CapturedFrameResult or None]: one for every stream, in memory of their own."""
         capture, memory = self._latest, self.memory
         layout = {"block_size": model.block_size, "image_size": capture.sizes.canvas_size}
-        # Of a stream without a frame the memory still holds what its last one executed.
+        # For a stream without a frame, the memory still holds the blocks of its last one.
         active = capture.grid.active
         work = SparseFrame(BlockGrid(active.clone(), **layout), state=None)
         work.programs, work.dense_module_macs = capture.programs, capture.dense_module_macs
@@ -307,21 +311,21 @@ class FrameGraph:
 
     def learn(self, model, learner, policy, slots, timer):
         """
-        Teach a policy the latest frames, which it decided.
+        Teach a policy from the latest frames, which it decided.
 
         Args:
             model (BlockCopyVideoModel):
-            learner (OnlineLearner): alone with the policy.
+            learner (OnlineLearner): the only learner of the policy.
             policy (Policy):
             slots (list[int]): slots of the frames.
             timer (StageTimer): timer of the frames.
 
         Returns:
-            dict[str, Tensor] or None: of :meth:`OnlineLearner.learn`; None where graphs do not
-            serve these frames together: only all of the ``lesson``, or one.
+            dict[str, Tensor] or None: see :meth:`OnlineLearner.learn`. None if graphs do not serve
+            these frames together: they serve the whole ``lesson``, or one frame of it.
         """
         if slots == self.lesson and len(self._parts.policies) == 1:
-            # Frames of the batch that are not of the lesson are left out on the device.
+            # Frames of the batch outside the lesson are left out on the device.
             key, part = None, slice(None)
         elif len(slots) == 1:
             (key,), part = slots, slice(slots[0], slots[0] + 1)
@@ -338,15 +342,15 @@ class FrameGraph:
 @dataclass(frozen=True)
 class _Parts:
     """
-    What captures hold for good of a model's parts, besides the weights of the task network.
+    Everything that captures fix of a model's parts, besides the weights of the task network.
 
     Attributes:
         task (Task):
         motion (MotionEstimator or None):
         policies (list[Policy]): policies of the streams, each of them once.
-        numbers (list[dict]): numbers of the policies. One that does not learn compares with its
-            target, or counts to its period, on the host.
-        weights (list[int]): addresses of the policies', which captures read where they are.
+        numbers (list[dict]): numbers of the policies. A policy that does not learn compares with
+            its target, or counts to its period, on the host.
+        weights (list[int]): addresses of the policies' weights, which captures read in place.
     """
 
     task: object
@@ -376,7 +380,7 @@ def _output_sizes(inputs):
 
 
 def _has_graphs(model):
-    """Whether the block-sparse modules run as Triton's kernels, on CUDA."""
+    """Tells whether the block-sparse modules run as Triton's kernels, on CUDA."""
     like = model.base.pixel_mean
     return like.is_cuda and all(
         isinstance(module, BlockSparseModule)

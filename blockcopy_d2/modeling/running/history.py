@@ -1,5 +1,5 @@
 """
-What is remembered of videos in progress, besides their feature maps.
+The history of videos in progress: their state apart from feature maps.
 
 Shape shorthand in this module:
 
@@ -34,7 +34,7 @@ __all__ = [
 @dataclass(eq=False)
 class StreamHistory:
     """
-    The past of N streams as their next frame depends on it. Frames that are run operator by
+    The part of the past of N streams that their next frame depends on. Frames run operator by
     operator make a new one each; CUDA graphs write to the same one.
 
     Attributes:
@@ -43,15 +43,15 @@ class StreamHistory:
             executed, H_t of eq. 2.
         painted (Tensor): float (N, K, h, w) in [0, 1], the last output as the policy sees it.
         active (Tensor): bool (N, GH, GW), the blocks executed last.
-        age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for those executed
-            last.
+        age (Tensor): int32 (N, GH, GW), frames since each block was executed; 0 for blocks of the
+            last frame.
         gain (Tensor): float (N, GH, GW), the information gain that each block had when it was last
             executed; negative where it is not known. Kept for policies that want it.
         broken (Tensor): bool (N,), whether the last frame left features that are not finite.
         frame_index (Tensor): int64 (N,), frames so far.
-        outputs: the last outputs as information gain compares them: a list of those of every
-            stream, None for one without a frame; or, in the memory of CUDA graphs, one of all
-            streams, whose tensors have a dimension N in front.
+        outputs: the last outputs in the form that information gain compares. A list with one for
+            every stream, None for a stream without a frame; or, in the memory of CUDA graphs, one
+            for all streams, whose tensors have a dimension N in front.
         motion_features (MotionFeatures or None): features of the last frame, to estimate motion
             from. None without motion.
     """
@@ -76,7 +76,7 @@ class StreamHistory:
             active (Tensor): bool (N, GH, GW), an example.
 
         Returns:
-            StreamHistory: of streams without a frame.
+            StreamHistory: that of streams without a frame.
         """
         flag = torch.zeros(len(active), dtype=torch.bool, device=active.device)
         return cls(
@@ -107,10 +107,10 @@ class StreamHistory:
             present (sequence[bool] or None): the streams that had a frame; the others stay as they
                 are. None: all had one.
             gain (Tensor or None): float (N, GH, GW), measured on the frame, negative where it is
-                not known; None where nobody wants it.
+                not known; None if no policy wants it.
 
         Returns:
-            StreamHistory: with a frame more.
+            StreamHistory: the history after this frame.
         """
         executed = F.interpolate(active[:, None].float(), size=frame.shape[-2:]) > 0
         after = {
@@ -133,7 +133,7 @@ class StreamHistory:
         """Forget the video of a stream: its next frame is the first one."""
         if isinstance(self.outputs, list):
             self.outputs[slot] = None
-        # An assignment would copy a number from the host, which waits for the device.
+        # An assignment would copy a number from the host, which would wait for the device.
         self.frame_index[slot].fill_(0)
         self.broken[slot].fill_(False)
 
@@ -172,7 +172,7 @@ def flags(values, like):
 def where_present(present, new, old):
     """
     Args:
-        present: as of :func:`flags`.
+        present: see :func:`flags`.
         new, old (Tensor): (N, ...).
 
     Returns:
@@ -187,7 +187,8 @@ def where_present(present, new, old):
 def tensors_of(part):
     """
     Args:
-        part: tensors, or lists, tuples and dataclasses of them; whatever else has none.
+        part: tensors, or lists, tuples and dataclasses of them. Anything else counts as having
+            none.
 
     Yields:
         Tensor: each of them, in order.
@@ -206,10 +207,10 @@ def map_tensors(function, part):
     """
     Args:
         function (callable): a function of a tensor.
-        part: as of :func:`tensors_of`.
+        part: see :func:`tensors_of`.
 
     Returns:
-        The same with what ``function`` gives of every tensor; lists and dataclasses are new ones.
+        The same structure with ``function`` applied to every tensor. Lists and dataclasses are new.
     """
     if isinstance(part, Tensor):
         return function(part)
@@ -225,11 +226,11 @@ def map_tensors(function, part):
 def select_stream(part, n):
     """
     Args:
-        part: part of N streams, as of :func:`tensors_of`.
+        part: part of N streams, see :func:`tensors_of`.
         n (int or slice):
 
     Returns:
-        The same of one stream, without a dimension for it; or of some of them.
+        The part of one stream, without the dimension N; or of several.
     """
     return map_tensors(lambda x: x[n], part)
 
@@ -237,16 +238,16 @@ def select_stream(part, n):
 def stack_streams(parts):
     """
     Args:
-        parts (list): parts of N streams, alike, each as of :func:`tensors_of`.
+        parts (list): parts of N streams, all of one structure, see :func:`tensors_of`.
 
     Returns:
-        One of all streams, whose tensors have a dimension N in front.
+        One part for all streams, whose tensors have a dimension N in front.
     """
     tensors = zip(*map(tensors_of, parts), strict=True)
     return map_tensors(lambda _: torch.stack(next(tensors)), parts[0])
 
 
 def copy_tensors(target, source):
-    """Overwrites every tensor of ``target`` by that of ``source``, which is alike."""
+    """Overwrites every tensor of ``target`` by that of ``source``, which has the same structure."""
     for to, value in zip(tensors_of(target), tensors_of(source), strict=True):
         to.copy_(value)

@@ -1,5 +1,5 @@
 """
-Inputs of a frame of several streams: what they have to be, and where they go.
+Checks the inputs of a frame of several streams, and puts them in place.
 
 Shape shorthand in this module:
 
@@ -78,7 +78,7 @@ def check_images(frames):
 def check_first_frames(grid, streams, present):
     """
     Args:
-        grid (BlockGrid): grid of the caller.
+        grid (BlockGrid): grid passed by the caller.
         streams (StreamBatch):
         present (list[bool]): the streams that have a frame.
 
@@ -99,7 +99,8 @@ def fill_slots(inputs):
         inputs (list[dict or None]): inputs of every stream.
 
     Returns:
-        list[dict]: with black frames for the streams without one: the network runs whole batches.
+        list[dict]: inputs with black frames for streams without one, since the network runs whole
+        batches.
     """
     image = next(x["image"] for x in inputs if x is not None)
     idle = {"image": torch.zeros_like(image)}
@@ -108,16 +109,16 @@ def fill_slots(inputs):
 
 def put_image(image, place):
     """
-    Copy an image to where frames are read. The host does not wait for the device, and may write to
-    the image at once.
+    Copy an image to the memory where frames are read. The host does not wait for the device, and
+    may overwrite the image at once.
 
     Args:
         image (Tensor): (C, height, width), on any device.
         place (Tensor): memory of the same shape.
     """
     if place.is_cuda and not image.is_cuda:
-        # From other memory the copy would wait for what runs; from the caller's, if that is pinned,
-        # the caller would have to wait for the copy.
+        # From pageable memory the copy would wait for running work. From the caller's memory, if
+        # that is pinned, the caller would have to wait for the copy.
         pinned = torch.empty(image.shape, dtype=place.dtype, pin_memory=True)
         image = pinned.copy_(image)
     place.copy_(image, non_blocking=True)
@@ -127,13 +128,13 @@ def given_blocks(model, grid, streams, present):
     """
     Args:
         model (BlockCopyVideoModel):
-        grid (BlockGrid): grid of the caller.
+        grid (BlockGrid): grid passed by the caller.
         streams (StreamBatch):
         present (list[bool]): the streams that have a frame.
 
     Returns:
-        BlockGrid: to execute: all blocks where there are no features yet, none of a stream without
-        a frame.
+        BlockGrid: the blocks to execute: all blocks of a stream without features yet, none of a
+        stream without a frame.
     """
     if streams.lost or not streams.started:
         return all_blocks(model, streams)

@@ -1,4 +1,4 @@
-"""From the results of a frame to what the policy learns of it."""
+"""Teaches the policy from the results of frames."""
 
 import torch
 
@@ -13,18 +13,18 @@ __all__ = ["learn"]
 @torch.no_grad()
 def learn(learner, model, results):
     """
-    Teach a policy the frames of one tick that it decided; first frames are not among them. Counts
-    to the stages "information_gain" and "policy_update" of the frames.
-    :meth:`BlockCopyVideoModel.step_batch` does it for a ``learner`` that it is given.
+    Teach a policy from the frames of one tick that it decided; first frames are not among them. The
+    time counts to the stages "information_gain" and "policy_update" of the frames.
+    :meth:`BlockCopyVideoModel.step_batch` does this for its argument ``learner``.
 
     Args:
         learner (OnlineLearner): learner of the policy.
-        model (BlockCopyVideoModel): that ran the frames.
+        model (BlockCopyVideoModel): the model that ran the frames.
         results (sequence[FrameResult]): results of streams that share the policy.
 
     Returns:
-        dict[str, Tensor]: what the learner tells, which is also the ``learned`` of the results;
-        empty if there was nothing to learn from.
+        dict[str, Tensor]: the learner's report, also stored as ``learned`` in the results; empty if
+        there was nothing to learn from.
     """
     results = [result for result in results if not result.is_first and result.was_drawn]
     with model.lock:

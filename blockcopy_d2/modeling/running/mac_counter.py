@@ -1,4 +1,4 @@
-"""Counting multiply-accumulates of layers that run as modules."""
+"""Counts multiply-accumulates of layers that run as modules."""
 
 import threading
 
@@ -12,10 +12,10 @@ __all__ = ["MacCounter"]
 
 class MacCounter:
     """
-    Counts the multiply-accumulates of the layers (convolutions and linear ones) that the thread at
-    hand runs as modules while it is open: heads on the proposals there are, whole dense models. The
-    layers of a block-sparse module are not among them inside ``block_sparse``, which counts them
-    itself. Shapes only: the device is never waited for. Backward passes are not counted.
+    Counts the multiply-accumulates of convolutions and linear layers that the current thread runs
+    as modules while it is open: heads on their proposals, or whole dense models. Inside
+    ``block_sparse`` it leaves out the layers of block-sparse modules, which are counted there. It
+    uses shapes only, so it never waits for the device. Backward passes are not counted.
 
     Examples:
     ::

@@ -1,5 +1,5 @@
 """
-What is remembered of streams between their frames, in tensors that stay where they are.
+The history of streams in tensors that stay in place.
 
 Shape shorthand in this module:
 
@@ -20,19 +20,20 @@ __all__ = ["StreamMemory"]
 
 class StreamMemory:
     """
-    The history of a :class:`StreamBatch`, and of its latest frames what the policies learn from.
+    The history of a :class:`StreamBatch`, and the parts of its latest frames that policies learn
+    from.
 
     Attributes:
         history (StreamHistory): history of N streams.
-        given (Tensor): bool (N, GH, GW), the blocks to execute where the policy is not asked.
-        drawn, logits (Tensor): bool and float (N, GH, GW), what the policies decided.
-        cut, broken (Tensor): bool (N,), as of :class:`FrameResult`.
+        given (Tensor): bool (N, GH, GW), the blocks to execute if the policy is not asked.
+        drawn, logits (Tensor): bool and float (N, GH, GW), the policies' decisions.
+        cut, broken (Tensor): bool (N,), see :class:`FrameResult`.
     """
 
     def __init__(self, streams):
         """
         Args:
-            streams (StreamBatch): that have had a frame.
+            streams (StreamBatch): streams that have had a frame.
         """
         self.history = streams.history.clone()
         self._last_seen = map_tensors(torch.clone, self.history.outputs)
@@ -47,23 +48,23 @@ class StreamMemory:
         streams.history = self.history
 
     def start_anew(self):
-        """The next frames are the first of other videos."""
+        """Makes the next frames the first ones of other videos."""
         self.history.frame_index.zero_()
         self.history.broken.zero_()
 
     def store(self, streams, before, *, present=None, cut=None, observation=None, decisions=None):
         """
-        Take over a frame of every stream.
+        Store a frame of every stream.
 
         Args:
-            streams (StreamBatch): brought up to date with it, in other memory.
-            before (StreamHistory): that the frame started from, moved where there is motion.
+            streams (StreamBatch): streams after this frame, with a history in other memory.
+            before (StreamHistory): history that the frame started from, moved if there is motion.
             present (Tensor or None): bool (N,), the streams that had a frame; the history of the
                 others stays as it is. None: all.
             cut (Tensor or None): bool (N,).
-            observation, decisions: as of :func:`choose_blocks`; None where no policy was asked.
+            observation, decisions: see :func:`choose_blocks`; None where no policy was asked.
         """
-        # The maps observed are of the history that comes to an end here.
+        # The observed maps belong to the history that ends here.
         if observation is not None:
             copy_tensors(self._observation, _maps(observation))
             sizes = [len(decision.active) for decision in decisions]
@@ -80,18 +81,21 @@ class StreamMemory:
 
     @property
     def seen(self):
-        """DetectionMasks of D slots or Tensor: what the task sees of the latest frames of all."""
+        """DetectionMasks of D slots or Tensor: the task's views of the latest frames."""
         return _anew(self.history.outputs)
 
     @property
     def last_seen(self):
-        """DetectionMasks of D slots or Tensor: of the frames before, moved if there is motion."""
+        """
+        DetectionMasks of D slots or Tensor: the task's views of the frames before, moved if there
+        is motion.
+        """
         return _anew(self._last_seen)
 
     def observation(self):
         """
         Returns:
-            Observation: what the policies saw when they were asked last.
+            Observation: the policies' latest inputs.
         """
         *maps, gain = self._observation
         return Observation(*maps, frame_index=self.history.frame_index - 1, gain=gain)
@@ -99,7 +103,8 @@ class StreamMemory:
     def tensors(self):
         """
         Returns:
-            list[Tensor]: that the next frame depends on, and what is learned of the latest.
+            list[Tensor]: everything that the next frame, or learning from the latest one, depends
+            on.
         """
         return [*tensors_of(self.history), *tensors_of(self._last_seen)]
 
@@ -116,5 +121,5 @@ def _maps(observation):
 
 
 def _anew(seen):
-    """What DetectionMasks have computed of their masks holds for one frame."""
+    """Values that DetectionMasks derived from their masks are valid for one frame."""
     return map_tensors(lambda x: x, seen)

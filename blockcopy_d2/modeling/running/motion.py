@@ -1,5 +1,5 @@
 """
-Motion in a frame: what is known of a stream moves with the picture, before the policy looks at it.
+Motion in a frame: the history of a stream moves with the picture, before the policy is asked.
 
 Shape shorthand in this module:
 
@@ -31,7 +31,7 @@ def motion_features(model, images, streams, *, codec=None):
         codec (list or None): vectors of every stream, see :meth:`MotionEstimator.features`.
 
     Returns:
-        MotionFeatures: what the estimator needs to know of these frames.
+        MotionFeatures: the estimator's features of these frames.
     """
     canvas, sizes = pad(model, images).tensor, None
     if tuple(streams.image_size) != tuple(streams.canvas_size):
@@ -43,16 +43,16 @@ def motion_features(model, images, streams, *, codec=None):
 
 def estimate_motion(model, frame, streams, features, cut, *, present=None):
     """
-    Where the content of the frames was in the last frames of their streams.
+    Estimates where the content of the frames was in the last frames of their streams.
 
     Args:
         model (BlockCopyVideoModel): with an estimator.
         frame (Tensor): float (N, 3, h, w).
-        streams (StreamBatch): that have had a frame.
-        features (MotionFeatures): of :func:`motion_features`; streams without a frame get their
+        streams (StreamBatch): streams that have had a frame.
+        features (MotionFeatures): from :func:`motion_features`; streams without a frame get their
             last ones.
-        cut (Tensor): bool (N,), of :func:`find_cuts`.
-        present (sequence[bool] or Tensor or None): the streams that do have a frame; None: all.
+        cut (Tensor): bool (N,), from :func:`find_cuts`.
+        present (sequence[bool] or Tensor or None): the streams that have a frame; None: all.
 
     Returns:
         Tensor: float32 (N, 2, FH, FW), see :mod:`blockcopy_d2.motion.field`; 0 for streams without
@@ -75,7 +75,7 @@ def _keep_absent(current, previous, present):
 
 def move_history(model, history, field):
     """
-    Move what the policy and the information gain see of the past: frame state, painted output and
+    Move the history that the policy and the information gain see: frame state, painted output and
     last output.
 
     Args:
@@ -84,7 +84,7 @@ def move_history(model, history, field):
         field (Tensor): float32 (N, 2, FH, FW).
 
     Returns:
-        StreamHistory: moved.
+        StreamHistory: the moved history.
     """
     motion = PolicyMotion(
         field,

@@ -1,4 +1,4 @@
-"""How a video model runs its frames."""
+"""Options of a video model."""
 
 from dataclasses import dataclass, field, fields
 
@@ -14,9 +14,9 @@ def _option(key, default):
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions:
     """
-    What users set of a video model, besides its parts. An option is one line here and one in
-    ``blockcopy_d2/config.py``, which tells its values. Options are compared as a whole: CUDA graphs
-    are captured anew where they differ.
+    Settings of a video model, apart from its parts. An option is one line here and one in
+    ``blockcopy_d2/config.py``, which defines its values. Options are compared as a whole: if they
+    differ, CUDA graphs are captured anew.
 
     Attributes:
         block_size (int): B, side of a block in pixels of the network's input.
@@ -27,9 +27,8 @@ class VideoOptions:
         dense_above (float): share of the blocks above which a frame executes all of them.
         amp (bool): run the task network in half precision, see :func:`inference_autocast`. Its
             weights stay as they are.
-        cuda_graph (bool): run streams as CUDA graphs where that can be done, see
-            :class:`FrameGraph`.
-        moved_maps (str): of ``MOVED_MAPS``, the feature maps that move with the picture, where the
+        cuda_graph (bool): run streams as CUDA graphs where possible, see :class:`FrameGraph`.
+        moved_maps (str): one of ``MOVED_MAPS``, the feature maps that move with the picture if the
             model estimates motion; "auto" for those of the task.
         min_moved_stride (int): feature maps of smaller strides stay in place, but those that leave
             the block-sparse modules.
@@ -69,7 +68,7 @@ class VideoOptions:
             cfg (CfgNode): with the keys of BlockCopy.
 
         Returns:
-            VideoOptions: what it says.
+            VideoOptions: the options in it.
         """
         return cls(**{name: _value_of(cfg, key) for name, key in cls.keys().items()})
 

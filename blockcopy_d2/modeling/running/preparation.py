@@ -1,5 +1,5 @@
 """
-From pixel values to what the network and the policy see.
+Turns pixel values into the inputs of network and policy.
 
 Shape shorthand in this module:
 
@@ -42,6 +42,6 @@ def prepare(model, images, canvas_size, dtype):
 
 
 def prepare_reference(model, images, canvas_size, dtype):
-    """As :func:`prepare`, in plain PyTorch."""
+    """:func:`prepare` in plain PyTorch."""
     normalized = normalize(model, images)
     return normalized.tensor.to(dtype), at_policy_resolution(model, normalized)

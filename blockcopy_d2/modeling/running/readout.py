@@ -1,4 +1,4 @@
-"""Reading the outputs of frames while the device goes on to what comes after them."""
+"""Reads the outputs of frames while the device continues with later work."""
 
 import functools
 
@@ -12,10 +12,10 @@ __all__ = ["Readout", "read_whole"]
 
 class Readout:
     """
-    The outputs of the frames of a batch, each to be read at any time. Detections are made Instances
-    of when they are, and their masks are pasted when those are. On CUDA both happen on a stream
-    beside the current one: neither the host nor the masks wait for what was launched after the
-    detections, such as the learner's step.
+    The outputs of the frames of a batch, readable at any time. Reading detections makes Instances
+    of them, and reading their masks pastes those. On CUDA both happen on a stream beside the
+    current one, so neither the host nor the masks wait for later launches, such as the learner's
+    step.
     """
 
     def __init__(self, name, result, side):
@@ -36,7 +36,7 @@ class Readout:
 
     def output(self, image, timer):
         """
-        Wait for detections; other outputs are used on the current stream, which does.
+        Wait for detections. Other outputs are used on the current stream, which waits for them.
 
         Args:
             image (int): index of the image in the batch.
@@ -69,7 +69,7 @@ class Readout:
         return result
 
     def _send_counts(self):
-        """To the host, as soon as they are known."""
+        """Sends counts to the host as soon as they are known."""
         self._side.wait_event(self._ready)
         with torch.cuda.stream(self._side):
             counts = self._result.count
@@ -86,7 +86,7 @@ class Readout:
 
 def read_whole(output):
     """
-    Compute what is left of an output until it is read, such as masks to be pasted.
+    Compute the parts of an output that are left until they are read, such as masks to paste.
 
     Args:
         output (Mapping): output of a frame or an image, in Detectron2's format; a FrameResult is
@@ -98,7 +98,7 @@ def read_whole(output):
 
 
 def _tensors(result):
-    """Those of a mask, or of Instances but for what is computed later."""
+    """Tensors of a mask, or of Instances without fields that are computed later."""
     if not isinstance(result, Instances):
         return [result]
     names = ("pred_boxes", "scores", "pred_classes")

@@ -1,5 +1,5 @@
 """
-Blocks that must run whatever the policy says: features must not grow old.
+Blocks that must run regardless of the policy, so that features do not grow old.
 
 Shape shorthand: N streams, GH x GW blocks, R = GH GW.
 """
@@ -16,18 +16,19 @@ def due_for_refresh(active, age, period):
 
     The oldest come first. A frame refreshes none if the rest can still keep their deadlines when
     it starts with the next frame, i.e. if age + 1 + floor(rank / ceil(R / period)) <= period for
-    all blocks, ranked by age. So nothing is executed twice that the policy executes anyway, and
-    blocks that have all run in one frame, as the first of a video, come up again spread over
-    ``period`` frames, in their order in the picture.
+    all blocks, ranked by age. So blocks that the policy executes are not executed twice, and blocks
+    that all ran in one frame, such as the first of a video, come up again spread over ``period``
+    frames, in their order in the picture.
 
     Args:
         active (Tensor): bool (N, GH, GW), the blocks this frame executes already.
-        age (Tensor): int (N, GH, GW), frames since each block was executed, as of the last frame.
-        period (int): at least 1. In all frames of a stream the same; a smaller one may find more
-            blocks overdue than a frame is allowed.
+        age (Tensor): int (N, GH, GW), frames since each block was executed, counted up to the last
+            frame.
+        period (int): at least 1, and the same in all frames of a stream. After a change to a
+            smaller one, more blocks may be overdue than a frame may refresh.
 
     Returns:
-        Tensor: bool (N, GH, GW), without blocks of ``active``. Nothing here makes the host wait.
+        Tensor: bool (N, GH, GW), without blocks of ``active``. The host never waits.
     """
     blocks = active[0].numel()
     per_frame = -(-blocks // period)

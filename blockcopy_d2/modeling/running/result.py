@@ -1,5 +1,5 @@
 """
-What one frame of one stream gave.
+The result of one frame of one stream.
 
 Shape shorthand in this module:
 
@@ -30,41 +30,43 @@ __all__ = ["FrameResult", "CapturedFrameResult"]
 @dataclass(eq=False, repr=False)
 class FrameResult(Mapping):
     """
-    One frame's output, and how it came about. Reads as the output dict itself:
-    ``result["instances"]`` is what Detectron2's ``DefaultPredictor`` gives.
+    The output of one frame, and how it was computed. It reads as the output dict itself:
+    ``result["instances"]`` are those that Detectron2's ``DefaultPredictor`` returns.
 
     Attributes:
         output (dict): in Detectron2's format.
         frame (Tensor): float (1, 3, h, w), normalized, at policy resolution.
-        observation (Observation or None): what the policy saw; None where it was not asked.
+        observation (Observation or None): input of the policy; None if it was not asked.
         decision (Decision or None): decision of the policy; its logits are None on a first frame,
-            which executes all blocks unasked. None where the caller gave the grid.
-        grid (BlockGrid): the executed blocks: those of the decision, those that were due for a
-            refresh, and all of them on a first frame, after a cut, around a broken frame, and where
-            a module that should run in blocks ran densely.
+            which executes all blocks without asking it. None if the caller passed the grid.
+        grid (BlockGrid): the executed blocks: those of the decision and those due for a refresh.
+            All blocks on a first frame, after a cut, around a broken frame, and if a module that
+            should run in blocks ran densely.
         age (Tensor): int32 (1, GH, GW), frames since each block was executed.
         work (SparseFrame): what the block-sparse modules executed, for all streams of the batch.
-        detections, previous_detections: this output and the last one, moved along where there is
-            motion, as :meth:`BlockCopyVideoModel.information_gain` compares them; the last is None
-            on a first frame.
-        cut (Tensor): bool scalar on the device; another scene than the last frame.
-        broken (Tensor): bool scalar on the device; this frame or the last was not finite. Neither
-            from a broken frame nor across a cut anything may be learned.
+        detections, previous_detections: this output and the last one, moved if there is motion, in
+            the form that :meth:`BlockCopyVideoModel.information_gain` compares. The last one is
+            None on a first frame.
+        cut (Tensor): bool scalar on the device, whether the scene differs from that of the last
+            frame.
+        broken (Tensor): bool scalar on the device, whether this frame or the last one was not
+            finite. Nothing is learned from broken frames, nor from frames after a cut.
         timer (StageTimer): timer of all streams of the batch.
-        is_first (bool): the first frame of its video.
+        is_first (bool): whether it is the first frame of its video.
         policy (Policy): policy of the stream.
-        heads_macs (int): multiply-accumulates outside of policy and block-sparse modules, for all
+        heads_macs (int): multiply-accumulates outside policy and block-sparse modules, for all
             streams of the batch.
         field (Tensor or None): float32 (1, 2, FH, FW), where the content of each cell was one frame
-            ago, see :mod:`blockcopy_d2.motion.field`; what is remembered was moved by it. None
-            without motion, and where no stream of the batch has had a frame.
+            ago, see :mod:`blockcopy_d2.motion.field`. The history and features were moved by it.
+            None without motion, and if no stream of the batch had a frame before.
         gain (Tensor or None): float (1, GH, GW), information gain that each block had when it was
-            last executed, negative where it is not known; None where the policy does not want it.
-        learned (dict[str, Tensor]): what the learner told of the frame, see
-            :meth:`OnlineLearner.learn`; empty where nothing was learned from it.
-        scale (float or None): pixels of the network's input per pixel of the picture; None where
-            that is not known, since a model was given the input itself.
-        dropped (int): frames of a live source that passed between the last result and this one.
+            last executed, negative where it is not known; None if the policy does not want it.
+        learned (dict[str, Tensor]): the learner's report on the frame, see
+            :meth:`OnlineLearner.learn`; empty if nothing was learned from it.
+        scale (float or None): pixels of the network's input per pixel of the picture; None if that
+            is not known, since the model was called with the input itself.
+        dropped (int): number of frames of a live source that were skipped between the last result
+            and this one.
         time (float or None): seconds from the first frame of the video to when this one is shown;
             None where the source has no clock.
     """
@@ -111,21 +113,21 @@ class FrameResult(Mapping):
 
     @property
     def policy_macs(self) -> int:
-        """int: multiply-accumulates of the policy, 0 where it was not asked."""
+        """int: multiply-accumulates of the policy, 0 if it was not asked."""
         return 0 if self.observation is None else self.policy.macs(self.observation)
 
     @property
     def macs_per_stage(self) -> dict[str, int]:
         """
         dict[str, int]: multiply-accumulates of "policy", "network" (the block-sparse modules) and
-        "heads" (the rest of the task network), whichever way the frame was run. Of a batch: policy
-        of this stream, the others of all streams. Waits for the device.
+        "heads" (the rest of the task network). In a batch, "policy" is for this stream, the others
+        for all streams. Waits for the device.
         """
         return {"policy": self.policy_macs, "network": self.macs, "heads": self.heads_macs}
 
     @property
     def dense_macs(self) -> int:
-        """int: the same, as it would be with all blocks executed."""
+        """int: the ``macs`` that a frame with all blocks would take."""
         return self.work.dense_macs
 
     @property
@@ -153,11 +155,11 @@ class FrameResult(Mapping):
 
 class CapturedFrameResult(FrameResult):
     """
-    Of a frame that was replayed as a graph, see :class:`FrameGraph`. The output is made when it is
-    first read, at any time, which waits for the detections of the frame. ``frame``,
-    ``observation``, ``detections``, ``previous_detections`` and ``gain`` lie in the memory of the
-    graph, and so does what a ``decision`` to learn from is made of: they can be read until the next
-    frame of the stream.
+    The result of a frame that was replayed as a graph, see :class:`FrameGraph`. The output is
+    computed when it is first read, at any time; reading waits for the detections of the frame.
+    ``frame``, ``observation``, ``detections``, ``previous_detections`` and ``gain`` lie in the
+    memory of the graph, and so do the inputs of a ``decision`` to learn from. They can be read
+    until the next frame of the stream.
     """
 
     def __init__(
@@ -165,16 +167,16 @@ class CapturedFrameResult(FrameResult):
     ):
         """
         Args:
-            graph (FrameGraph): whose latest frame it is.
+            graph (FrameGraph): graph whose latest frame this is.
             slot (int): slot of its stream in the batch.
             readout (Readout): readout of the outputs of the batch.
-            was_asked (bool): the policy.
-            learning (bool): the decision is wanted in an autograd graph.
+            was_asked (bool): whether the policy was asked.
+            learning (bool): whether the decision is wanted in an autograd graph.
             decision (Decision or None): without an autograd graph.
-            policy_macs (int): as of a :class:`FrameResult`.
-            fields: the others of a :class:`FrameResult`.
+            policy_macs (int): see :class:`FrameResult`.
+            fields: the other fields of a :class:`FrameResult`.
         """
-        # Results that are kept do not keep the memory of a stream.
+        # Results that are kept must not keep the memory of a stream alive.
         self._graph, self._number = weakref.ref(graph), graph.frames
         self._slot = slot
         self._readout, self._was_asked = readout, was_asked
@@ -212,7 +214,7 @@ class CapturedFrameResult(FrameResult):
 
     @property
     def policy_macs(self) -> int:
-        """int: multiply-accumulates of the policy, 0 where it was not asked."""
+        """int: multiply-accumulates of the policy, 0 if it was not asked."""
         return self._policy_macs
 
     @functools.cached_property
@@ -228,7 +230,7 @@ class CapturedFrameResult(FrameResult):
         self, model: nn.Module, learner: OnlineLearner, results: Sequence[FrameResult]
     ) -> dict[str, Tensor] | None:
         """
-        Teach a policy frames of this one's tick, without a host in the loop.
+        Teach a policy from frames of the same tick, without a host in the loop.
 
         Args:
             model (BlockCopyVideoModel):
@@ -237,7 +239,7 @@ class CapturedFrameResult(FrameResult):
                 among them.
 
         Returns:
-            dict[str, Tensor] or None: as of :meth:`FrameGraph.learn`.
+            dict[str, Tensor] or None: see :meth:`FrameGraph.learn`.
         """
         graph = self._latest()
         if any(not isinstance(x, CapturedFrameResult) or x._latest() is not graph for x in results):

@@ -14,9 +14,9 @@ _CHANGE = 0.06
 
 def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage):
     """
-    Tell the frames that show another scene than the last one: those where more than ``share`` of
-    the picture has changed, compared by the mean colours of cells of a quarter of a block. Texture
-    that moves leaves the mean of a cell nearly as it was; another scene does not.
+    Find the frames that show another scene than the last one: those where more than ``share`` of
+    the picture has changed, judged by the mean colours of cells of a quarter of a block. Moving
+    texture barely changes the mean of a cell; another scene does.
 
     Measured at blocks of 128, the largest share that changed between consecutive frames: 0.07 from
     a car at 15 frames a second (CamVid), 0.24 at a third of that rate, 0.04 in StreetClips and
@@ -27,8 +27,8 @@ def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage)
         frame, previous (Tensor): float (N, 3, h, w), normalized.
         share (float): in [0, 1].
         pixels_per_block (int): P.
-        pixel_std (Tensor): float (3, 1, 1), of the normalization.
-        coverage (float): share of the h x w pixels that hold image, not padding.
+        pixel_std (Tensor): float (3, 1, 1), deviations of the normalization.
+        coverage (float): share of the h x w pixels that are image, not padding.
 
     Returns:
         Tensor: bool (N,). False where a frame is not finite.

@@ -1,6 +1,6 @@
 """
-What a frame takes besides the task network, in steps: its size, what the policy sees, the blocks
-to execute, and what is remembered of it. However the frame is run, they are the same.
+The steps of a frame besides the task network: check its size, prepare the policy's input, choose
+the blocks to execute, and update the history. They are the same for all ways to run a frame.
 
 Shape shorthand in this module:
 
@@ -44,8 +44,8 @@ __all__ = [
 
 def fit_to_size(model, streams, image_size):
     """
-    Tell streams the size of their next frames. Those of another size start anew, also where both
-    are padded to the same canvas: the border of the picture lies elsewhere.
+    Tell streams the size of their next frames. Streams of another size start anew, even if both
+    sizes are padded to the same canvas, since the border of the picture lies elsewhere.
 
     Args:
         model (BlockCopyVideoModel):
@@ -75,7 +75,7 @@ def normalize(model, images):
             model's device, of pixel values.
 
     Returns:
-        ImageList: normalized and padded on the model's device, as the wrapped model does.
+        ImageList: images normalized and padded on the model's device, as the wrapped model does.
     """
     mean, std = model.base.pixel_mean, model.base.pixel_std
     if isinstance(images, torch.Tensor):
@@ -110,7 +110,7 @@ def at_policy_resolution(model, images):
     """
     Args:
         model (BlockCopyVideoModel):
-        images (ImageList): of :func:`normalize`.
+        images (ImageList): from :func:`normalize`.
 
     Returns:
         Tensor: float (N, 3, h, w).
@@ -122,7 +122,7 @@ def at_policy_resolution(model, images):
 def policies_of(model, streams):
     """
     Returns:
-        list[Policy]: of every stream, its own or the model's.
+        list[Policy]: one for every stream, its own or the model's.
     """
     return streams.policies or [model.policy] * streams.num_streams
 
@@ -130,7 +130,7 @@ def policies_of(model, streams):
 def all_blocks(model, streams):
     """
     Returns:
-        BlockGrid: of a first frame.
+        BlockGrid: that of a first frame.
     """
     return BlockGrid.full(
         block_size=model.block_size,
@@ -162,21 +162,20 @@ def find_cuts(model, frame, streams):
 
 def choose_blocks(model, frame, streams, cut, *, learning=False, present=None):
     """
-    Ask the policies, and add what is executed whatever they want.
+    Ask the policies, and add the blocks that are executed in any case.
 
     Args:
         model (BlockCopyVideoModel):
         frame (Tensor): float (N, 3, h, w).
-        streams (StreamBatch): that have had a frame.
-        cut (Tensor): bool (N,), of :func:`find_cuts`.
-        learning (bool or list[bool]): keep the autograd graph, of each policy where every stream
-            has its own.
+        streams (StreamBatch): streams that have had a frame.
+        cut (Tensor): bool (N,), from :func:`find_cuts`.
+        learning (bool or list[bool]): keep the autograd graph; one flag for each policy if every
+            stream has its own.
         present (sequence[bool] or Tensor or None): the streams that have a frame; None: all.
 
     Returns:
-        tuple[Observation, list[Decision], BlockGrid]: what the policies saw; decided by themselves,
-        one decision for all streams, or for each where every stream has its own policy; and what
-        the frame executes.
+        tuple[Observation, list[Decision], BlockGrid]: the policies' input; their decisions, one for
+        all streams, or one for each if every stream has its own policy; and the blocks to execute.
     """
     options, history = model.options, streams.history
     observation, decisions = _ask(model, frame, streams, learning)
@@ -198,12 +197,12 @@ def follows_nothing(frame, history, cut):
     Args:
         frame (Tensor): float (N, 3, h, w).
         history (StreamHistory): history of N streams.
-        cut (Tensor): bool (N,), of :func:`find_cuts`.
+        cut (Tensor): bool (N,), from :func:`find_cuts`.
 
     Returns:
-        Tensor: bool (N,), the frames for which nothing of the last one is of use: the first of a
-        video, those after a cut, and those that are not finite or follow one that was not.
-        Features that are not finite must go, and a frame that is not finite spoils every block.
+        Tensor: bool (N,), the frames that cannot use anything of the last one: the first of a
+        video, those after a cut, and those that are not finite or follow one that was not. Features
+        that are not finite must be replaced, and a frame that is not finite spoils every block.
     """
     return cut | history.broken | ~is_finite(frame) | (history.frame_index == 0)
 
@@ -234,7 +233,7 @@ def _ask(model, frame, streams, learning):
 
 def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=None, present=None):
     """
-    Bring the history of streams up to date with a frame.
+    Update the history of streams with a frame.
 
     Args:
         model (BlockCopyVideoModel):
@@ -242,7 +241,7 @@ def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=
         frame (Tensor): float (N, 3, h, w).
         outputs (list[dict] or dict): outputs of the task network, for every stream, or of all
             streams as one, as StaticHeads give them.
-        grid (BlockGrid): what the frame executed.
+        grid (BlockGrid): the blocks that the frame executed.
         cut (Tensor or None): bool (N,), of :func:`find_cuts`.
         motion_features (MotionFeatures or None): features of the frame.
         present (sequence[bool] or None): the streams that had a frame; None: all.
@@ -303,6 +302,6 @@ def _measure_gain(task, frame, history, seen, cut, active):
 def is_finite(x):
     """
     Returns:
-        Tensor: bool (N,), whether all numbers of ``x`` are, of each stream.
+        Tensor: bool (N,), whether all numbers of ``x`` are finite, for each stream.
     """
     return torch.isfinite(x).flatten(1).all(1)

@@ -1,5 +1,5 @@
 """
-What is remembered of a video between its frames.
+The state of videos between their frames.
 
 Shape shorthand: N streams of a batch.
 """
@@ -14,24 +14,24 @@ from .history import StreamHistory, select_stream, tensors_of
 
 class StreamBatch:
     """
-    N videos in progress that are run together, one frame of each per tick, all of one size. Every
-    stream has a slot with its own features and history; one that ends leaves its slot to the next
-    by :meth:`reset`. It belongs to the videos, not to the model: one model serves any number of
-    batches, in any order.
+    N videos in progress that run together, one frame of each per tick, all of one size. Every
+    stream has a slot with its own features and history; after a video ends, :meth:`reset` frees its
+    slot for the next one. A batch belongs to the videos, not to the model: one model serves any
+    number of batches, in any order.
 
-    What the history has can be read here, too: ``streams.age``.
+    Attributes of the history can be read here, too: ``streams.age``.
 
     Attributes:
         num_streams (int): N.
-        counts (list[int]): frames so far, of every stream.
+        counts (list[int]): number of frames so far, for every stream.
         history (StreamHistory or None): None before the first frame.
-        policies (list[Policy] or None): policies of every stream; None for that of the model.
+        policies (list[Policy] or None): one for every stream; None: they use that of the model.
         features (StreamState): feature caches of the block-sparse modules.
         weights_version (int or None): weights version of the model that ran the last frame, see
             :class:`BlockCopyVideoModel`.
-        lost (bool): the features of a video in progress are gone: its next frame executes all
-            blocks, whatever the policy or the caller wants.
-        graph (FrameGraph or None): what runs the frames, where they are replayed. It survives a
+        lost (bool): whether the features of a video in progress are gone. Its next frame then
+            executes all blocks, regardless of the policy and the caller.
+        graph (FrameGraph or None): runs the frames if they are replayed. It survives a
             :meth:`reset`, with the features, for a video of the same size.
         image_size (tuple[int, int] or None): size of the frames, as the network takes them.
         canvas_size (tuple[int, int] or None): height and width, with their padding.

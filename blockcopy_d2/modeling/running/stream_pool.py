@@ -86,14 +86,14 @@ class StreamPool:
     def get_batch(self, frames, image_size):
         """
         Args:
-            frames (list[tuple]): video id and frame index, as of :meth:`get`, of different videos;
+            frames (list[tuple]): video id and frame index, see :meth:`get`, of different videos;
                 at most ``max_streams``.
             image_size (tuple[int, int]): height and width of the frames; those of another size are
                 in other batches.
 
         Returns:
             tuple[StreamBatch, list[int], list[tuple]]: one with a slot for each of these videos;
-            theirs; and as of :meth:`StreamBatch.take_over` the slot, streams and slot there of
+            theirs; and see :meth:`StreamBatch.take_over` the slot, streams and slot there of
             every video that was elsewhere.
 
         Raises:

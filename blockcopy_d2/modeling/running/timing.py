@@ -1,4 +1,4 @@
-"""Where the time of a frame goes, on the CPU and on CUDA."""
+"""Times the stages of a frame, on the CPU and on CUDA."""
 
 import time
 from contextlib import contextmanager
@@ -9,7 +9,8 @@ import torch
 class StageTimer:
     """
     Times named stages of one frame. On CUDA a stage is two marks in the stream, so timing never
-    makes the host wait; only :meth:`seconds` does. A stage entered several times adds up.
+    makes the host wait; only :meth:`seconds` waits. The times of a stage that is entered several
+    times add up.
     """
 
     def __init__(self, device):

@@ -64,7 +64,7 @@ def prepare_triton(images, mean, std, canvas_size, policy_size, window, dtype):
         dtype (torch.dtype): type of the network's input.
 
     Returns:
-        tuple[Tensor, Tensor]: as :func:`.preparation.prepare`.
+        tuple[Tensor, Tensor]: see :func:`.preparation.prepare`.
     """
     images = images.contiguous()
     (streams, channels), device = images.shape[:2], images.device

@@ -1,5 +1,5 @@
 """
-Frames of videos that a model is given by their id: which of them run together, and where.
+Runs frames of videos that a model gets by their id: groups them into batches and finds their slots.
 
 Shape shorthand: N streams of a batch.
 """
@@ -16,16 +16,16 @@ __all__ = ["run_videos"]
 
 def run_videos(model, batched_inputs):
     """
-    Run frames of videos, and teach the policy of each as if it came by itself. Where frames are
-    graphs, those of different videos are one batch; elsewhere they run one by one.
+    Run frames of videos, and teach the policy from each as if it came alone. If frames are graphs,
+    those of different videos run as one batch; otherwise they run one by one.
 
     Args:
         model (BlockCopyVideoModel):
         batched_inputs (list[dict]): Detectron2's input dicts with "video_id" and "frame_index";
-            those of a video in their order.
+            frames of one video in their order.
 
     Returns:
-        list[FrameResult]: of every input.
+        list[FrameResult]: one for every input.
     """
     results = [None] * len(batched_inputs)
     for tick in _ticks(model, batched_inputs):
@@ -61,7 +61,7 @@ def _by_size(inputs, numbers):
 
 
 def _run_tick(model, frames):
-    """list[FrameResult]: of frames of different videos, of one size."""
+    """Runs frames of different videos, all of one size. Returns list[FrameResult]."""
     learner = model.learner
     ids = [(inputs["video_id"], inputs.get("frame_index")) for inputs in frames]
     if len(frames) == 1 and not model.streams.is_in_batch(ids[0][0]):
@@ -76,7 +76,7 @@ def _run_tick(model, frames):
     results = model.step_batch(inputs, streams, learning=learner is not None)
     results = [results[slot] for slot in slots]
     if learner is not None:
-        # Outside of a graph decisions are one to learn from.
+        # Outside a graph, all decisions are one to learn from.
         lessons = [results] if streams.graph is None else [[result] for result in results]
         for lesson in lessons:
             learn(learner, model, lesson)
@@ -86,9 +86,9 @@ def _run_tick(model, frames):
 @torch.inference_mode(False)
 @torch.no_grad()
 def _take_over(model, inputs, streams, moved):
-    """Goes on with videos of other streams, see :meth:`StreamBatch.take_over`."""
+    """Continues videos of other streams, see :meth:`StreamBatch.take_over`."""
     if not streams.started:
-        # What they have is overwritten: a first frame gives everything its place.
+        # Their contents are overwritten: a first frame allocates everything.
         model.step_batch(inputs, streams)
         for slot in range(streams.num_streams):
             streams.reset(slot)

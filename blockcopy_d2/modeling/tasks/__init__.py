@@ -1,4 +1,6 @@
-"""Outputs as the policy sees them, and how two of them differ: one class per kind of output."""
+"""
+Tasks: turn outputs into the policy's input, and compare two outputs. One class per kind of output.
+"""
 
 from .base import TASK_REGISTRY, Task, takes_batches
 from .build import build_task, infer_task

@@ -1,4 +1,4 @@
-"""The interface of a task, and tasks by name."""
+"""The interface of a task, and the registry of tasks."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -22,9 +22,9 @@ task network, and must return a :class:`Task`.
 
 def takes_batches(method):
     """
-    Marks a method of a :class:`Task` that also takes N streams at once, where all tensors have a
-    dimension more in front, as those of its result then do. Methods without the mark are called for
-    one stream after the other; so is one that overrides a method with the mark.
+    Marks a method of a :class:`Task` that also takes N streams at once. All tensors, including
+    those of its result, then have one more dimension in front. Methods without the mark are called
+    for one stream after the other, even if they override a method with the mark.
 
     Args:
         method (callable):
@@ -38,9 +38,9 @@ def takes_batches(method):
 
 class Task(ABC):
     """
-    Outputs of the task network as the policy sees them, how two of them differ, and where an
-    output is after the picture moved. A task knows outputs; how frames are run is not its concern,
-    and it keeps nothing of a stream.
+    Turns outputs of the task network into the policy's input, compares two of them, and moves an
+    output with the picture. A task knows outputs alone: it does not know how frames are run, and
+    keeps nothing of a stream.
 
     Shape shorthand of tasks:
 
@@ -51,11 +51,11 @@ class Task(ABC):
         n: detections of a frame
 
     Attributes:
-        num_classes (int): K, of the maps that the policy sees.
+        num_classes (int): K, the number of maps that the policy sees.
         pixels_per_block (int): P.
-        capturable (bool): whether its methods may be part of a CUDA graph: they never wait for the
-            device, take "instances" as :class:`DetectionMasks`, and what they see of an output is
-            a Tensor or DetectionMasks. Where not, frames are run operator by operator.
+        capturable (bool): whether its methods may be part of a CUDA graph. They then never wait for
+            the device, take "instances" as :class:`DetectionMasks`, and return a Tensor or
+            DetectionMasks as the view of an output. If not, frames are run operator by operator.
         moved_maps (str): one of ``blockcopy_d2.motion.MOVED_MAPS``, the feature maps worth moving
             with the picture on a CPU, see docs/motion.md; a GPU moves all.
     """
@@ -78,7 +78,7 @@ class Task(ABC):
         """
         Args:
             cfg (CfgNode):
-            base (nn.Module): the meta-architecture that the task is of.
+            base (nn.Module): the meta-architecture of the task.
 
         Returns:
             dict[str, Any]: arguments of the task.
@@ -98,7 +98,7 @@ class Task(ABC):
             int: K.
 
         Raises:
-            ValueError: it does not tell.
+            ValueError: the number cannot be found.
         """
         raise NotImplementedError
 
@@ -113,14 +113,15 @@ class Task(ABC):
     ) -> Any:
         """
         Args:
-            output (dict): one frame's, in Detectron2's format; its "instances" may be
-                DetectionMasks, where they are at policy resolution already.
+            output (dict): output of one frame, in Detectron2's format. Its "instances" may be
+                DetectionMasks, which are at policy resolution already.
             image_size (tuple[int, int]): size of the network's input without its padding.
             canvas_size (tuple[int, int]): size of the network's input.
             grid_shape (tuple[int, int]): GH, GW.
 
         Returns:
-            what the other methods take: Tensor, DetectionMasks, or a tuple of these.
+            the view of the output that the other methods take: Tensor, DetectionMasks, or a tuple
+            of these.
         """
 
     def part(self, output: dict, name: str) -> Any:
@@ -130,7 +131,7 @@ class Task(ABC):
             name (str): a key of it.
 
         Returns:
-            what it holds under the name.
+            the value under that key.
 
         Raises:
             ValueError: the task is not for outputs like this one.
@@ -147,10 +148,10 @@ class Task(ABC):
         """
         Args:
             seen: view of a frame, as :meth:`observe` returns it.
-            motion (PolicyMotion): from that frame to the next.
+            motion (PolicyMotion): motion from that frame to the next.
 
         Returns:
-            as ``seen``, where it is in the next frame.
+            the view, moved to its place in the next frame.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The task of a model: by name, or by the structure of the model."""
+"""Builds the task of a model: by name, or from the structure of the model."""
 
 import warnings
 
@@ -11,10 +11,10 @@ from .base import TASK_REGISTRY, Task
 
 __all__ = ["build_task", "infer_task"]
 
-# The value of MODEL.BLOCKCOPY.TASK that leaves the choice to the structure of the model.
+# Value of MODEL.BLOCKCOPY.TASK that chooses by the structure of the model.
 _AUTO = "auto"
 
-# Where meta-architectures keep what makes their output, and the task for it.
+# Attributes of meta-architectures that make their output, and the task for each.
 _PARTS = (
     (("roi_heads", "sem_seg_head"), "PanopticTask"),
     (("roi_heads",), "InstanceTask"),
@@ -26,28 +26,28 @@ _PARTS = (
 
 def build_task(cfg: CfgNode, base: nn.Module) -> Task:
     """
-    Build the task that ``cfg.MODEL.BLOCKCOPY.TASK`` names. "auto" is the task for what a model with
-    these parts gives: "roi_heads", "sem_seg_head", both of them, "head" for a one-stage detector,
-    or a "proposal_generator" alone.
+    Build the task that ``cfg.MODEL.BLOCKCOPY.TASK`` names. "auto" chooses by the parts of the
+    model: "roi_heads", "sem_seg_head", both of them, "head" for a one-stage detector, or a
+    "proposal_generator" alone.
 
     Args:
         cfg (CfgNode): with the keys of BlockCopy; nothing of the task network is read from it.
-        base (nn.Module): the task network, a meta-architecture of Detectron2 or one that names its
-            parts alike.
+        base (nn.Module): the task network, a meta-architecture of Detectron2 or one whose parts
+            have the same names.
 
     Returns:
         Task:
 
     Raises:
         KeyError: there is no task of this name.
-        ValueError: the meta-architecture has none of these parts, or tells of no classes.
+        ValueError: the meta-architecture has none of these parts, or no number of classes.
     """
     name = cfg.MODEL.BLOCKCOPY.TASK
     return TASK_REGISTRY.get(_by_structure(base) if name == _AUTO else name)(cfg, base)
 
 
 def infer_task(base, pixels_per_block=32):
-    """Deprecated: :func:`build_task` of a model without a config."""
+    """Deprecated: see :func:`build_task`."""
     warnings.warn("infer_task is now build_task(cfg, base)", DeprecationWarning, stacklevel=2)
     cfg = CfgNode()
     add_blockcopy_config(cfg)
@@ -56,7 +56,7 @@ def infer_task(base, pixels_per_block=32):
 
 
 def _by_structure(base):
-    """str: the name of the first task whose parts are all there."""
+    """str: the name of the first task whose parts all exist."""
     for parts, name in _PARTS:
         if all(getattr(base, part, None) is not None for part in parts):
             return name

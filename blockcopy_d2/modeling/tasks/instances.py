@@ -35,7 +35,7 @@ class InstanceTask(Task):
     @takes_batches
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
-        As :meth:`Task.observe`.
+        See :meth:`Task.observe`.
 
         Returns:
             DetectionMasks: n detections at policy resolution.
@@ -69,7 +69,7 @@ class InstanceTask(Task):
 
     @takes_batches
     def paint(self, seen):
-        """As :meth:`Task.paint`, per class the score of the best detection there."""
+        """See :meth:`Task.paint`. A pixel of a class has the score of the best detection there."""
         return paint_output(seen.masks, seen.scores, seen.classes, self.num_classes)
 
     @takes_batches

@@ -12,7 +12,7 @@ __all__ = ["PanopticTask"]
 
 @TASK_REGISTRY.register()
 class PanopticTask(Task):
-    """Outputs with "instances" and "sem_seg": what either task sees, and the larger gain."""
+    """Outputs with "instances" and "sem_seg": the views of both tasks, and the larger gain."""
 
     moved_maps = "all"
 
@@ -40,7 +40,7 @@ class PanopticTask(Task):
 
     def observe(self, output, **geometry):
         """
-        As :meth:`Task.observe`.
+        See :meth:`Task.observe`.
 
         Returns:
             tuple[DetectionMasks, Tensor]:
@@ -51,13 +51,13 @@ class PanopticTask(Task):
         return tuple(task.move(part, motion) for task, part in zip(self._tasks, seen))
 
     def paint(self, seen):
-        """As :meth:`Task.paint`, things first."""
+        """See :meth:`Task.paint`. Things come first."""
         return torch.cat([task.paint(part) for task, part in zip(self._tasks, seen)])
 
     def block_gain(self, current, previous, grid_shape):
         """
-        As :meth:`Task.block_gain`. A divergence counts up to 1 nat, which is what a certain
-        instance gains.
+        See :meth:`Task.block_gain`. A divergence counts up to 1 nat, the gain of a certain
+        instance.
         """
         instances, semantic = (
             task.block_gain(now, before, grid_shape)

@@ -37,7 +37,7 @@ class ProposalTask(InstanceTask):
 def proposal_instances(proposals):
     """
     Args:
-        proposals (Instances): n of a ProposalNetwork, with "proposal_boxes" and
+        proposals (Instances): n proposals of a ProposalNetwork, with "proposal_boxes" and
             "objectness_logits".
 
     Returns:

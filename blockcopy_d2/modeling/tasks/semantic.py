@@ -20,12 +20,14 @@ class SemanticTask(Task):
     """Outputs with "sem_seg": the class probabilities of every pixel, compared by KL divergence."""
 
     capturable = True
-    # Heads see far: blocks that run read what is around them.
+    # Heads see far: blocks that run read features around them.
     moved_maps = "all"
 
     @staticmethod
     def count_classes(base):
-        """As :meth:`Task.count_classes`: channels of the last convolution, which gives logits."""
+        """
+        See :meth:`Task.count_classes`: channels of the last convolution, which computes logits.
+        """
         head = getattr(base, "sem_seg_head", None) or nn.Identity()
         convolutions = [m for m in head.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
         if not convolutions:
@@ -39,7 +41,7 @@ class SemanticTask(Task):
     @takes_batches
     def observe(self, output, *, image_size, canvas_size, grid_shape):
         """
-        As :meth:`Task.observe`.
+        See :meth:`Task.observe`.
 
         Returns:
             Tensor: float (K, h, w), probabilities of the mean logits of a policy pixel; zero in
@@ -81,9 +83,9 @@ class SemanticTask(Task):
 @TASK_REGISTRY.register()
 class ReleasedSemanticTask(SemanticTask):
     """
-    Outputs with "sem_seg" as the authors' public code sees them: the policy gets the logits, and
-    the gain of a pixel is the divergence of the previous output from the current one, which is the
-    other direction, and the mean over classes in place of the sum.
+    Outputs with "sem_seg", treated as in the authors' public code. The policy gets the logits. The
+    gain of a pixel is the divergence of the previous output from the current one, the opposite
+    direction, with the mean over classes in place of the sum.
     """
 
     @staticmethod

@@ -142,7 +142,7 @@ class CSP(DenseDetector):
     def forward_inference(self, images, features, predictions):
         """
         Returns:
-            list[Instances]: of every image, in pixels of the network's input.
+            list[Instances]: one for every image, in pixels of the network's input.
         """
         return [
             self._detect(*self.candidates(*prediction, image_size), image_size)

@@ -86,7 +86,7 @@ def fill_kernel(
 
 
 def candidate_scores_triton(logits, usable, finite, threshold, *, sigmoid=False):
-    """As :func:`candidate_scores`."""
+    """Runs :func:`candidate_scores` on a GPU."""
     images, proposals, num_classes = *logits.shape[:2], logits.shape[2] - 1
     scores = torch.empty(images, proposals * num_classes, dtype=torch.float32, device=logits.device)
     logits = logits.flatten(0, 1)
@@ -98,7 +98,7 @@ def candidate_scores_triton(logits, usable, finite, threshold, *, sigmoid=False)
 
 
 def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
-    """As :func:`fill_slots`."""
+    """Runs :func:`fill_slots` on a GPU."""
     images, candidates = keep.shape
     slots, device = (images, num_slots), keep.device
     out_boxes = torch.empty(*slots, 4, dtype=torch.float32, device=device)

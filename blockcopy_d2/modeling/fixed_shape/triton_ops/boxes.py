@@ -7,7 +7,7 @@ import triton.language as tl
 
 @triton.jit
 def load_boxes(boxes_ptr, mask):
-    """Four columns of the rows that pointers lead to; zeros where they are masked out."""
+    """Loads four columns of the rows at some pointers; zeros where they are masked out."""
     x0 = tl.load(boxes_ptr, mask=mask, other=0.0)
     y0 = tl.load(boxes_ptr + 1, mask=mask, other=0.0)
     x1 = tl.load(boxes_ptr + 2, mask=mask, other=0.0)
@@ -79,12 +79,12 @@ def decode_kernel(
 
 
 def transform_numbers(transform):
-    """Numbers of a Box2BoxTransform that decode() needs."""
+    """Returns the numbers of a Box2BoxTransform that decode() needs."""
     return (*map(float, transform.weights), transform.scale_clamp)
 
 
 def decode_boxes_triton(deltas, boxes, transform, image_size):
-    """As :func:`decode_boxes`."""
+    """Runs :func:`decode_boxes` on a GPU."""
     deltas, boxes = deltas.flatten(0, 1), boxes.contiguous()
     num_boxes, num_sets = len(deltas), deltas.shape[1] // 4
     shape = (*boxes.shape[:2], num_sets)

@@ -20,12 +20,14 @@ def overlap_kernel(
     BJ: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """bits[g, j, w]: which boxes of word w come before j and overlap it by more than threshold."""
+    """
+    bits[g, j, w]: the boxes of word w that come before j and overlap it by more than threshold.
+    """
     group = tl.program_id(2)
     boxes_ptr += group * M * 4
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
     exists = j < M
-    # Rows of invalid boxes are never looked at.
+    # Rows of invalid boxes are never read.
     if tl.max(tl.load(valid_ptr + group * M + j, mask=exists, other=0).to(tl.int32), 0) == 0:
         return
     word = tl.program_id(1) * BW + tl.arange(0, BW)
@@ -64,8 +66,10 @@ def pack(keep, BLOCK: tl.constexpr):
 
 @triton.jit
 def keep_kernel(valid_ptr, bits_ptr, keep_ptr, M, W, BLOCK: tl.constexpr):
-    """One program per group. BLOCK boxes at a time reach their fixed point in registers, knowing
-    what stays of all boxes before."""
+    """
+    One program per group. BLOCK boxes at a time reach their fixed point in registers, given the
+    earlier boxes that are kept.
+    """
     group = tl.program_id(0)
     valid_ptr += group * M
     keep_ptr += group * M
@@ -93,12 +97,12 @@ def keep_kernel(valid_ptr, bits_ptr, keep_ptr, M, W, BLOCK: tl.constexpr):
                 changed = tl.max((after != keep).to(tl.int32), 0)
                 keep = after
         tl.store(keep_ptr + j, keep.to(tl.uint8), mask=j < M)
-        # The next boxes read this from memory, other threads' parts too.
+        # The next boxes read this from memory, including other threads' parts.
         tl.debug_barrier()
 
 
 def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=512):
-    """As :func:`nms`; largest_block: boxes of which a program holds all bits in registers."""
+    """Runs :func:`nms` on a GPU. A program holds all bits of `largest_block` boxes in registers."""
     groups, size = valid.shape
     block = min(max(triton.next_power_of_2(size), 32), largest_block)
     words = triton.cdiv(size, block) * block // 32

@@ -15,7 +15,7 @@ def mask_coordinate(pixel, low, high, M):
     return ((grid + 1.0) * M - 1.0) * 0.5
 
 
-# The number of detections must not make a new variant of the kernel.
+# Not specialized: the number of detections must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["D"])
 def paste_kernel(
     masks_ptr,
@@ -34,9 +34,11 @@ def paste_kernel(
     BY: tl.constexpr,
     BX: tl.constexpr,
 ):
-    """A program writes BY x BX pixels of a mask; with SAMPLED these are pixels of the output that
-    rows and columns name, -1 for one beyond it. With BLANK all of them are False already, and most
-    programs have nothing to write."""
+    """
+    A program writes BY x BX pixels of a mask. With SAMPLED they are the pixels of the output that
+    rows and columns name, -1 for one beyond it. With BLANK all are False already, and most programs
+    write nothing.
+    """
     slot = tl.program_id(2)
     filled = slot % D < tl.load(count_ptr + slot // D)
     if BLANK or not SAMPLED:
@@ -78,12 +80,12 @@ def paste_kernel(
 
 
 def paste_masks_triton(masks, boxes, count, out, *, blank=False):
-    """As :func:`paste_masks`."""
+    """Runs :func:`paste_masks` on a GPU."""
     _launch(masks, boxes, count, None, None, out, block=(8, 256), blank=blank)
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
-    """As :func:`sample_masks`."""
+    """Runs :func:`sample_masks` on a GPU."""
     size = (*masks.shape[:2], len(rows), len(columns))
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)
     _launch(masks, boxes, count, rows, columns, out, block=(8, 128), blank=True)

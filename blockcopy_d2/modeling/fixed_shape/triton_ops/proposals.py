@@ -81,7 +81,9 @@ def decode_proposals_kernel(
 
 
 def _pixel_rows(x):
-    """The same map with the channels of a pixel together, and pixels at a fixed distance."""
+    """
+    Returns the same map with the channels of a pixel together, and pixels at a fixed distance.
+    """
     if x.stride(1) == 1 and x.stride(2) == x.shape[3] * x.stride(3):
         return x
     return x.contiguous(memory_format=torch.channels_last)
@@ -89,13 +91,13 @@ def _pixel_rows(x):
 
 def _layout(maps):
     """Returns the strides of a pixel and of an image, for every level."""
-    # The stride of a dimension of size 1 says nothing.
+    # The stride of a dimension of size 1 is meaningless.
     pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
     return pixels, tuple(x.stride(0) for x in maps)
 
 
 def align_levels_triton(logits):
-    """As :func:`align_levels`."""
+    """Runs :func:`align_levels` on a GPU."""
     logits = [_pixel_rows(x) for x in logits]
     sizes = tuple(x[0].numel() for x in logits)
     (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
@@ -107,7 +109,7 @@ def align_levels_triton(logits):
 
 
 def decode_candidates_triton(deltas, anchors, index, logits, transform, image_size, least_side):
-    """As :func:`decode_candidates`."""
+    """Runs :func:`decode_candidates` on a GPU."""
     deltas = [_pixel_rows(x) for x in deltas]
     sizes = tuple(len(x) for x in anchors)
     images, levels, k = index.shape

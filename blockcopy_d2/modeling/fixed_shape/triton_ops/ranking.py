@@ -7,7 +7,7 @@ import triton.language as tl
 
 @triton.jit
 def rank_kernel(values_ptr, best_ptr, index_ptr, M, K, nothing, BI: tl.constexpr, BJ: tl.constexpr):
-    """A program places BI values; those that are nothing have no place, and are before none."""
+    """A program places BI values. Values of "nothing" get no place and are not counted."""
     image = tl.program_id(1)
     values_ptr += image * M
     i = tl.program_id(0) * BI + tl.arange(0, BI)
@@ -28,7 +28,7 @@ def rank_kernel(values_ptr, best_ptr, index_ptr, M, K, nothing, BI: tl.constexpr
 
 
 def best_values_triton(values, k, nothing=-torch.inf):
-    """As :func:`best_values`."""
+    """Runs :func:`best_values` on a GPU."""
     images, size = values.shape
     best = torch.full((images, k), nothing, dtype=torch.float32, device=values.device)
     index = torch.zeros(images, k, dtype=torch.int64, device=values.device)

@@ -136,7 +136,7 @@ def roi_align_kernel(
 
 
 def pool_regions_triton(pooler, features, boxes):
-    """As :func:`pool_regions`."""
+    """Runs :func:`pool_regions` on a GPU."""
     features = [x.contiguous(memory_format=torch.channels_last) for x in features]
     images, channels = features[0].shape[:2]
     heights = tuple(x.shape[2] for x in features)
