@@ -16,10 +16,11 @@ from .cityscapes_video import (
 )
 from .clips import ClipMapper, ClipSampler, FrameReadError, build_clip_loader
 from .davis import load_davis, register_davis
+from .feed import FrameFeed
 from .frame_mapper import FrameMapper
 from .pets09 import load_pets09, load_pets09_video, register_pets09, register_pets09_video
 from .pictures import as_frame, as_picture, read_picture
-from .read_ahead import close_all, read_ahead
+from .read_ahead import close_all, next_of_each, read_ahead
 from .registration import register_dataset
 from .sem_seg import build_sem_seg_train_mapper
 from .upload import SentPicture, Uploader
@@ -31,6 +32,7 @@ from . import builtin  # noqa: F401  isort:skip  registers the data sets
 __all__ = [
     "ClipMapper",
     "ClipSampler",
+    "FrameFeed",
     "FrameMapper",
     "FrameReadError",
     "OwnFrames",
@@ -52,6 +54,7 @@ __all__ = [
     "load_labelled_frames",
     "load_pets09",
     "load_pets09_video",
+    "next_of_each",
     "open_frames",
     "read_ahead",
     "read_picture",

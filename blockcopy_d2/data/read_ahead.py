@@ -9,11 +9,13 @@ from collections import deque
 
 from blockcopy_d2.config_key import whole
 
-__all__ = ["ReadAhead", "call_aside", "close_all", "read_ahead"]
+__all__ = ["ENDED", "ReadAhead", "call_aside", "close_all", "next_of_each", "read_ahead"]
 
 # A source that is silent is left behind after that time, all readers of a caller together.
 _CLOSE_SECONDS = 1.0
 _WAKE_SECONDS = 0.2
+# Live sources of one rate come within a period; waiting that long for all costs too much delay.
+_TOGETHER_SECONDS, _POLL_SECONDS = 0.02, 0.002
 
 
 def read_ahead(items, depth=2, *, latest=False):
@@ -21,7 +23,7 @@ def read_ahead(items, depth=2, *, latest=False):
     Iterate on another thread.
 
     Args:
-        items (iterable):
+        items (iterable): its method ``stop``, where it has one, is called when the reader stops.
         depth (int): most items that wait to be taken, at least 1; one more is in the thread's
             hands.
         latest (bool): for live sources: they never wait. What was not taken when the next item
@@ -43,14 +45,16 @@ class ReadAhead:
     program from ending.
 
     Attributes:
+        latest (bool): see :func:`read_ahead`.
         dropped (int): items that were passed over for newer ones, of those before the last item
             that was taken.
+        ended (bool): there are no more items.
     """
 
     def __init__(self, items, depth, latest):
-        self.dropped = 0
+        self.latest, self.dropped, self.ended = latest, 0, False
         # The thread knows the shelf alone, so that it does not keep this object alive.
-        self._shelf = _Shelf(1 if latest else depth, latest)
+        self._shelf = _Shelf(1 if latest else depth, latest, getattr(items, "stop", None))
         weakref.finalize(self, self._shelf.stop)
         self._thread = threading.Thread(
             target=_read, args=(items, self._shelf), name="read-ahead", daemon=True
@@ -64,8 +68,14 @@ class ReadAhead:
         kind, item, self.dropped = self._shelf.take()
         if kind is _ITEM:
             return item
+        self.ended = True
         self.close()
         raise StopIteration if kind is _END else item
+
+    @property
+    def ready(self):
+        """bool: whether the next item, or the end, is there."""
+        return self._shelf.ready
 
     def stop(self):
         """Tell the thread to end, without waiting for it."""
@@ -95,6 +105,31 @@ def close_all(readers):
             )
 
 
+def next_of_each(readers):
+    """
+    Take an item of every reader. Live sources do not wait for each other: once one of them has an
+    item, the others have 20 ms to come along. Other sources are waited for.
+
+    Args:
+        readers (list[ReadAhead]): those with ``latest`` are live.
+
+    Returns:
+        list: of every reader its item, None where a live source has nothing new, or ``ENDED``.
+    """
+    if len(readers) == 1:
+        return [next(readers[0], ENDED)]
+    going = [reader for reader in readers if not reader.ended]
+    if going and all(reader.latest for reader in going):
+        while not any(reader.ready for reader in going):
+            time.sleep(_POLL_SECONDS)
+        end = time.monotonic() + _TOGETHER_SECONDS
+        while time.monotonic() < end and not all(reader.ready for reader in going):
+            time.sleep(_POLL_SECONDS)
+    return [
+        next(reader, ENDED) if reader.ready or not reader.latest else None for reader in readers
+    ]
+
+
 def call_aside(function):
     """
     Call a function on another thread. An interrupt does not wait for it.
@@ -110,13 +145,14 @@ def call_aside(function):
 
 
 _ITEM, _ERROR, _END = object(), object(), object()
+ENDED = object()
 
 
 class _Shelf:
     """Between the thread that reads and the one that takes."""
 
-    def __init__(self, depth, latest):
-        self._depth, self._latest = depth, latest
+    def __init__(self, depth, latest, on_stop):
+        self._depth, self._latest, self._on_stop = depth, latest, on_stop
         self._entries = deque()
         self._changed = threading.Condition()
         self._stopped = False
@@ -145,11 +181,17 @@ class _Shelf:
             self._changed.notify_all()
             return self._entries.popleft()
 
+    @property
+    def ready(self):
+        return self._stopped or bool(self._entries)
+
     def stop(self):
         with self._changed:
             self._stopped = True
             self._entries.clear()
             self._changed.notify_all()
+        if self._on_stop is not None:
+            self._on_stop()
 
 
 def _read(items, shelf):

@@ -107,6 +107,7 @@ class DecodedVideo:
                 self._source if plain else f"file:{self._source}",
                 format="v4l2" if self._is_camera else None,
                 timeout=(_OPEN_SECONDS, _READ_SECONDS) if address else None,
+                options=_options(self._source),
                 metadata_errors="replace",
             )
         except av.error.ExitError:
@@ -127,7 +128,8 @@ class DecodedVideo:
         try:
             with self._open() as container:
                 stream = _video_stream(container, self.shown)
-                stream.thread_type = "AUTO"
+                # Threads that decode a frame each hold as many frames back.
+                stream.thread_type = "SLICE" if self.live else "AUTO"
                 if vectors:
                     stream.codec_context.options = {"flags2": "+export_mvs"}
                 for packet in container.demux(stream):
@@ -165,6 +167,14 @@ class DecodedVideo:
                 decoded - 1,
                 self.num_frames,
             )
+
+
+def _options(source):
+    """Of FFmpeg, for a source."""
+    if source.lower().startswith("rtsp://"):
+        # By TCP a camera that goes is noticed at once, and no packet is lost on the way.
+        return {"rtsp_flags": "prefer_tcp"}
+    return {}
 
 
 def _video_stream(container, shown):

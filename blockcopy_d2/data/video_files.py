@@ -18,9 +18,13 @@ from .read_ahead import call_aside
 from .video_decoding import DecodedVideo
 from .video_format import VideoFormat
 
-__all__ = ["VideoFormat", "VideoFrames", "open_frames"]
+__all__ = ["FrameSizeError", "OwnFrames", "VideoFormat", "VideoFrames", "open_frames"]
 
 _RATE = number(25.0, least=0, most=1e6, open_ends=True)
+
+
+class FrameSizeError(FrameReadError):
+    """A frame of another size than those before it."""
 
 
 class VideoFrames:
@@ -116,7 +120,7 @@ class VideoFrames:
         for index, (image, seconds, found) in enumerate(self._reader.read(vectors=vectors)):
             height, width = image.shape[:2]
             if (height, width) != (self.height, self.width):
-                raise FrameReadError(
+                raise FrameSizeError(
                     self.source,
                     self.name,
                     index,

@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import functools
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +19,29 @@ from PIL import Image
 from blockcopy_d2.config import KEYS
 from blockcopy_d2.config_key import flag, number
 from blockcopy_d2.data import (
+    FrameFeed,
     FrameMapper,
     OwnFrames,
     SentPicture,
     Uploader,
     as_picture,
     close_all,
+    next_of_each,
     open_frames,
     read_ahead,
 )
-from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch, read_whole
+from blockcopy_d2.data.read_ahead import ENDED
+from blockcopy_d2.modeling import (
+    BlockCopyVideoModel,
+    FrameResult,
+    StreamBatch,
+    read_whole,
+)
 from blockcopy_d2.motion import FrameVectors
 
 from .acceleration import accelerate, video_config
 from .budget import FrameBudget
+from .stream_counts import StreamCounts
 
 __all__ = ["FrameMapper", "VideoPredictor"]
 
@@ -185,7 +196,9 @@ class VideoPredictor:
             picture = self._send(picture)
         return self._tick([picture], [vectors], self._stream, self._policies[:1])[0]
 
-    def stream(self, source: Source) -> Iterator[tuple[np.ndarray, FrameResult]]:
+    def stream(
+        self, source: Source, *, fps: float | None = None, reconnect: float = math.inf
+    ) -> Iterator[tuple[np.ndarray, FrameResult]]:
         """
         Run a video from its first frame, decoded on a thread of its own, in constant memory. Where
         the model is on a GPU, the same thread sends the frames there, as they are, while the GPU
@@ -193,16 +206,25 @@ class VideoPredictor:
         Closing one, or an interrupt, waits at most a second for a source that is silent.
 
         Of a camera, or an address that streams without an end, the newest frame is taken; what
-        came while a frame was run is counted in the ``dropped`` of the next result. All frames of
-        files and iterables are run.
+        came while a frame was run is counted in the ``dropped`` of the next result. One that is
+        lost is tried again, and the stream goes on with a frame that executes all blocks. All
+        frames of files and iterables are run. ``result.clock`` tells when a frame came.
 
         Args:
             source (str, PathLike, int or iterable): a file, a folder of frames, an address
                 (``rtsp://...``, ``http://...``), the number of a camera, or pictures as of
                 :meth:`__call__`, which are copied as they come, where they are.
+            fps (float or None): most frames to run per second: of a file by its own clock, of a
+                live source by the time at which its frames come. None: all of them.
+            reconnect (float): seconds for which a live source that was lost is tried again; after
+                them the loss is an error. Default: without an end. 0: not at all.
 
         Yields:
             tuple[ndarray or Tensor, FrameResult]: a frame, uint8 (H, W, 3), BGR, and its result.
+
+        Raises:
+            FrameReadError: the source is broken, or was not found again in time.
+            ValueError: a setting is out of range, or ``fps`` is for pictures without times.
         """
         try:
             state = self._unused.pop()  # At once: another thread may want it.
@@ -210,7 +232,8 @@ class VideoPredictor:
             state = self.model.init_state()
         try:
             state.reset()
-            with contextlib.closing(self._run([source], state, self._policies[:1])) as ticks:
+            feeds = self._feeds([source], [fps], reconnect)
+            with contextlib.closing(self._run(feeds, state, self._policies[:1])) as ticks:
                 for ((image, result),) in ticks:
                     yield image, result
                     del image, result
@@ -218,22 +241,38 @@ class VideoPredictor:
             self._unused.append(state)
 
     def streams(
-        self, sources: Iterable[Source], *, own_policies: bool = False
+        self,
+        sources: Iterable[Source],
+        *,
+        own_policies: bool = False,
+        fps: float | Sequence[float | None] | None = None,
+        reconnect: float = math.inf,
     ) -> Iterator[list[tuple[np.ndarray, FrameResult] | None]]:
         """
-        Run several videos of one size together, a frame of each at a time.
+        Run several videos of one size together, a frame of each at a time. Cameras do not wait
+        for each other: those that have no new frame, or are lost, are left out meanwhile.
 
         Args:
             sources (iterable): videos, each of a kind that :meth:`stream` takes.
             own_policies (bool): every video learns a policy for itself, all from that of the
                 model, which stays as it is. Default: they learn that one together.
+            fps (float, sequence or None): as of :meth:`stream`, for all videos or for each.
+            reconnect (float): as of :meth:`stream`.
 
         Yields:
-            list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended.
+            list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended, or
+            where a live one has no new frame.
+
+        Raises:
+            FrameReadError: as of :meth:`stream`.
+            ValueError: also where ``fps`` has another length than ``sources``.
         """
         if isinstance(sources, (str, bytes, os.PathLike)):
             raise TypeError(f"Expected several videos, not {sources!r}: give a list of them.")
         sources = list(sources)
+        rates = list(fps) if isinstance(fps, Iterable) else [fps] * len(sources)
+        if len(rates) != len(sources):
+            raise ValueError(f"fps has {len(rates)} rates for {len(sources)} videos.")
         policies = self._policies[:1]
         if flag(False).check("own_policies", own_policies):
             # Copied together, so that each learner teaches its policy's copy.
@@ -242,58 +281,67 @@ class VideoPredictor:
             self._policies = [*self._policies, *policies]
         own = [policy for policy, _ in policies] if own_policies else None
         try:
-            yield from self._run(sources, StreamBatch(len(sources), policies=own), policies)
+            feeds = self._feeds(sources, rates, reconnect)
+            yield from self._run(feeds, StreamBatch(len(sources), policies=own), policies)
         finally:
             if own_policies:
                 self._policies = [p for p in self._policies if not any(p is q for q in policies)]
 
-    def _run(self, sources, batch, policies):
-        """Yields for every tick of several sources what :meth:`streams` does."""
+    def _feeds(self, sources, rates, reconnect):
+        """Yields what each source is read by, on a thread of its own."""
+        for source, fps in zip(sources, rates, strict=True):
+            frames = open_frames(source)
+            if isinstance(frames, OwnFrames) and self._sends:
+                frames.copy = self._uploader_now().copy
+            yield FrameFeed(
+                frames,
+                vectors=self.reads_vectors,
+                fps=fps,
+                reconnect=reconnect,
+                send=functools.partial(self._send, stays=True),
+            )
+
+    def _run(self, feeds, batch, policies):
+        """Yields for every tick of several feeds what :meth:`streams` does."""
         readers = []
         try:
-            for source in sources:
-                frames = open_frames(source)
-                if isinstance(frames, OwnFrames) and self._sends:
-                    frames.copy = self._uploader_now().copy
-                items = self._sent(frames.read(vectors=self.reads_vectors))
-                readers.append(read_ahead(items, latest=frames.live))
-            dropped = [0] * len(readers)
+            for feed in feeds:
+                readers.append(read_ahead(feed, latest=feed.live))
+            counts = [StreamCounts() for _ in readers]
             while True:
-                items = [next(reader, (None, None, None, None)) for reader in readers]
-                images = [image for image, _, _, _ in items]
-                times = [seconds for _, _, _, seconds in items]
-                pictures = [picture for _, picture, _, _ in items]
-                if all(image is None for image in images):
+                frames = next_of_each(readers)
+                if all(frame is ENDED for frame in frames):
                     return
-                missed = [reader.dropped - n for reader, n in zip(readers, dropped, strict=True)]
-                dropped = [reader.dropped for reader in readers]
+                frames = [None if frame is ENDED else frame for frame in frames]
+                present = [slot for slot, frame in enumerate(frames) if frame is not None]
+                if not present:
+                    continue
+                for slot in present:
+                    counts[slot].advance(frames[slot], readers[slot].dropped)
+                    if counts[slot].reconnects:
+                        # Nothing is known of what happened meanwhile.
+                        with self.model.lock:
+                            batch.reset(slot)
+                pictures = [None if frame is None else frame.picture for frame in frames]
                 # Vectors lead to the frame before, which must not have been dropped.
-                vectors = [None if n else x[2] for x, n in zip(items, missed, strict=True)]
-                del items
-                results = self._tick(pictures, vectors, batch, policies)
-                for picture in pictures:
-                    if isinstance(picture, SentPicture):
-                        # Whoever gets the image may draw on it.
-                        picture.wait()
-                del pictures, picture
-                for n, result in enumerate(results):
-                    if result is not None:
-                        result.dropped, result.time = missed[n], times[n]
-                yield [
-                    None if image is None else (image, result)
-                    for image, result in zip(images, results, strict=True)
+                vectors = [
+                    None if frame is None or count.dropped else frame.vectors
+                    for frame, count in zip(frames, counts, strict=True)
                 ]
-                del images, vectors, results, result
+                results = self._tick(pictures, vectors, batch, policies)
+                for slot in present:
+                    if isinstance(pictures[slot], SentPicture):
+                        # Whoever gets the image may draw on it.
+                        pictures[slot].wait()
+                    counts[slot].stamp(results[slot], frames[slot])
+                del pictures, vectors
+                yield [
+                    None if frame is None else (frame.image, result)
+                    for frame, result in zip(frames, results, strict=True)
+                ]
+                del frames, results
         finally:
             close_all(readers)
-
-    def _sent(self, items):
-        """Yields, on the thread that reads, what :meth:`VideoFrames.read` gave, on its way."""
-        with contextlib.closing(items):
-            for image, seconds, vectors in items:
-                yield image, self._send(image, stays=True), vectors, seconds
-                # Not held while the next one is read.
-                del image, vectors
 
     def _send(self, image, *, stays=False):
         """Returns a frame in the form that :meth:`_map` takes; see :meth:`Uploader.send`."""

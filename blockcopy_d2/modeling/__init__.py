@@ -18,6 +18,7 @@ from .conversion import (
 from .meta_arch import BlockCopyVideoModel
 from .running import (
     CapturedFrameResult,
+    FrameClock,
     FrameGraph,
     FrameResult,
     MacCounter,

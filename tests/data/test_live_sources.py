@@ -2,67 +2,23 @@
 
 import _thread
 import contextlib
-import http.server
-import io
 import threading
 import time
-import types
 
 import pytest
-from PIL import Image
 
 from blockcopy_d2.data import FrameReadError, VideoFrames, open_frames, read_ahead
 
+from .cameras import HEIGHT, WIDTH, MjpegCamera, level
+
 pytest.importorskip("av")
-WIDTH, HEIGHT, PERIOD = 80, 48, 0.02
+PERIOD = 0.02
 
 
 @pytest.fixture
 def camera():
-    """
-    Serves frames of rising brightness at ``address``. After ``silent_after`` frames of a
-    connection it goes silent until ``go_on`` is set.
-    """
-    state = types.SimpleNamespace(silent_after=None, go_on=threading.Event(), connections=0)
-    state.gone = threading.Semaphore(0)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
-            state.connections += 1
-            self.send_response(200)
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-            self.end_headers()
-            try:
-                for index in range(10**6):
-                    if index == state.silent_after:
-                        state.go_on.wait(30)
-                    self.wfile.write(part(index))
-                    time.sleep(PERIOD)
-            except OSError:
-                state.gone.release()
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        state.address = f"http://u:s3cret@127.0.0.1:{server.server_port}/door.mjpg?token=s3cret"
-        yield state
-        state.go_on.set()
-        server.shutdown()
-
-
-def part(index):
-    content = io.BytesIO()
-    Image.new("RGB", (WIDTH, HEIGHT), (min(255, index),) * 3).save(content, "JPEG", quality=95)
-    header = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {content.tell()}\r\n\r\n"
-    return header.encode() + content.getvalue() + b"\r\n"
-
-
-def level(image):
-    return image[HEIGHT // 2, WIDTH // 2].mean()
+    with MjpegCamera(period=PERIOD) as camera:
+        yield camera
 
 
 def test_a_camera_is_live_and_its_newest_frame_is_taken(camera):

@@ -11,7 +11,7 @@ from .options import VideoOptions
 from .precision import inference_autocast
 from .readout import read_whole
 from .refresh import due_for_refresh
-from .result import CapturedFrameResult, FrameResult
+from .result import CapturedFrameResult, FrameClock, FrameResult
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, VideoStream
 from .stream_pool import StreamPool

@@ -24,7 +24,29 @@ from blockcopy_d2.sparse.module import SparseFrame
 from .history import select_stream
 from .timing import StageTimer
 
-__all__ = ["FrameResult", "CapturedFrameResult"]
+__all__ = ["FrameClock", "FrameResult", "CapturedFrameResult"]
+
+
+@dataclass(frozen=True)
+class FrameClock:
+    """
+    When a frame of a stream came, and which ones did not come along.
+
+    Attributes:
+        captured (float): when the frame had been received and decoded, in seconds since 1970.
+        latency (float): seconds from then to when the result was handed out. On a GPU the frame may
+            still be running then; whoever reads its output waits for the rest.
+        dropped (int): frames of a live source that came since the last result, while it was made.
+        skipped (int): frames left out since the last result for the rate that was asked for.
+        reconnects (int): times that a live source was lost and found again, so far. The first frame
+            after a loss executes all blocks.
+    """
+
+    captured: float
+    latency: float
+    dropped: int
+    skipped: int
+    reconnects: int
 
 
 @dataclass(eq=False, repr=False)
@@ -69,6 +91,7 @@ class FrameResult(Mapping):
             and this one.
         time (float or None): seconds from the first frame of the video to when this one is shown;
             None where the source has no clock.
+        clock (FrameClock or None): of a frame of :meth:`VideoPredictor.stream`; None elsewhere.
     """
 
     output: dict
@@ -92,6 +115,7 @@ class FrameResult(Mapping):
     scale: float | None = None
     dropped: int = 0
     time: float | None = None
+    clock: FrameClock | None = None
 
     @property
     def was_drawn(self) -> bool:
