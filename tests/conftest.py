@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import random
 import signal
@@ -10,6 +11,10 @@ from detectron2.utils import logger
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels then run on the CPU, slowly.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton"):
+        from tests.interpreter import make_faster
+
+        make_faster()
 
 
 @pytest.fixture(autouse=True)

@@ -175,7 +175,14 @@ def assert_same(expected, found, tolerance):
             torch.testing.assert_close(other, value, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("family", [*YAML, *LAZY])
+# Of other ways to the same networks, one stands for all.
+ALIKE = ("Faster R-CNN", "lazy Mask R-CNN", "lazy RetinaNet", "lazy PanopticFPN")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(x, marks=pytest.mark.slow if x in ALIKE else ()) for x in (*YAML, *LAZY)],
+)
 def test_a_family_runs_in_blocks(family):
     stock = build_stock(family)
     weights = {key: value.data_ptr() for key, value in stock.state_dict().items()}
@@ -223,7 +230,14 @@ def test_what_the_policy_sees_of_an_output():
 
 
 @pytest.mark.parametrize(
-    "family", ["Mask R-CNN", "ProposalNetwork", "PanopticFPN", "SemanticSegmentor"]
+    "family",
+    [
+        "Mask R-CNN",
+        "SemanticSegmentor",
+        # both of the above, and a part of the first
+        pytest.param("PanopticFPN", marks=pytest.mark.slow),
+        pytest.param("ProposalNetwork", marks=pytest.mark.slow),
+    ],
 )
 def test_config_and_module_give_the_same_model(family, tmp_path):
     path, *opts = YAML[family]

@@ -73,8 +73,21 @@ def check_operator(case, backend, maps, fractions):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("maps, min_stride", [("outputs", 1), ("all", 1), ("all", 8)])
-@pytest.mark.parametrize("name", ["R18-FPN", "R50-C4", "SemanticFPN"])
+@pytest.mark.parametrize(
+    "name, maps, min_stride",
+    [
+        ("R18-FPN", "all", 8),
+        ("R50-C4", "outputs", 1),
+        ("SemanticFPN", "all", 1),
+        # Of each operator all maps move above.
+        pytest.param("R18-FPN", "outputs", 1, marks=pytest.mark.slow),
+        pytest.param("R18-FPN", "all", 1, marks=pytest.mark.slow),
+        pytest.param("R50-C4", "all", 1, marks=pytest.mark.slow),
+        pytest.param("R50-C4", "all", 8, marks=pytest.mark.slow),
+        pytest.param("SemanticFPN", "outputs", 1, marks=pytest.mark.slow),
+        pytest.param("SemanticFPN", "all", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_networks(name, maps, min_stride):
     model = build(name)
     images = list(frames(model, (101, 165), 6))

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def test_seeds_of_the_draws(run, read, tmp_path):
-    run("--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 3)
+    run("--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 2)
     results = read()
     assert [row["method"] for row in results["rows"]] == [
         "dense",
@@ -16,22 +16,22 @@ def test_seeds_of_the_draws(run, read, tmp_path):
         "random",
         "frame_difference",
     ]
-    assert results["seeds"] == 3
+    assert results["seeds"] == 2
     dense, learned, random, difference = results["rows"]
     assert "seeds" not in dense and "seeds" not in difference
     for row in (learned, random):
-        assert len(row["seeds"]) == 3 and "phases" not in row
+        assert len(row["seeds"]) == 2 and "phases" not in row
         for key in ("executed_fraction", "AP", "gmacs", "ms_median", "gain_share"):
             values = [seed[key] for seed in row["seeds"]]
-            assert row[key] == pytest.approx(sum(values) / 3)
+            assert row[key] == pytest.approx(sum(values) / 2)
         # They draw different blocks, the learned ones by policies of their own.
         assert len({seed["executed_fraction"] for seed in row["seeds"]}) > 1
-    names = ("policy_0.4", "policy_0.4_seed_1", "policy_0.4_seed_2")
+    names = ("policy_0.4", "policy_0.4_seed_1")
     policies = [torch.load(tmp_path / "output" / f"{n}.pth", weights_only=True) for n in names]
     weights = [policy["model"]["network.head.0.weight"] for policy in policies]
-    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    assert not torch.equal(*weights)
     table = (tmp_path / "output" / "results.md").read_text()
-    assert "Mean and standard deviation of 3 seeds" in table
+    assert "Mean and standard deviation of 2 seeds" in table
     rows = [line for line in table.splitlines() if " ± " in line]
     assert [line.split("|")[1].strip() for line in rows] == ["BlockCopy", "random blocks"]
 

@@ -85,7 +85,13 @@ def rows_of(batch, slot):
 
 
 @pytest.mark.parametrize(
-    "opts", [DIFFERENCE, MOVED, EXPECTED], ids=["in-place", "moved", "expected-gain"]
+    "opts",
+    [
+        # what is moved and stays is a part of the second
+        pytest.param(DIFFERENCE, id="in-place", marks=pytest.mark.slow),
+        pytest.param(MOVED, id="moved"),
+        pytest.param(EXPECTED, id="expected-gain"),
+    ],
 )
 def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
     options = ("MODEL.BLOCKCOPY.SCENE_CUT", 0.2, "MODEL.BLOCKCOPY.REFRESH_EVERY", 4)
@@ -130,8 +136,15 @@ def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
 
 
 @pytest.mark.usefixtures("replayed_lessons")
-@pytest.mark.parametrize("opts", [MOTION, EXPECTED], ids=["paper", "expected-gain"])
-@pytest.mark.parametrize("own", [False, True], ids=["one-policy", "one-each"])
+@pytest.mark.parametrize(
+    "own, opts",
+    [
+        pytest.param(False, MOTION, id="one-policy-paper"),
+        pytest.param(True, EXPECTED, id="one-each-expected-gain"),
+        pytest.param(True, MOTION, id="one-each-paper", marks=pytest.mark.slow),
+        pytest.param(False, EXPECTED, id="one-policy-expected-gain", marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_learns_as_operator_by_operator(folder, built, device, own, opts):
     eager, graph = sides(folder, built, device, *opts, *UPDATES)
     videos = [list(panning_clip(device, VECTORS, seed=seed)) for seed in range(3)]

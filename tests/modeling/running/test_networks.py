@@ -15,10 +15,14 @@ NETWORKS = {
     **{name: (*SEMANTIC[name], "MODEL.WEIGHTS", "", *BLOCKS) for name in SEMANTIC},
     "csp": CSP,
 }
+# Deeper, or with a part of the other one's head: operators that those of the others are.
+ALIKE = ("swiftnet-50", "deeplab")
 LEARNING = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(
+    params=[pytest.param(x, marks=pytest.mark.slow if x in ALIKE else ()) for x in NETWORKS]
+)
 def network(request):
     return request.param
 

@@ -27,10 +27,11 @@ def a_model(block_size, pixels_per_block, divisibility):
     "block_size, pixels_per_block, size, canvas",
     [
         pytest.param(128, 32, (128, 256), (128, 256), marks=pytest.mark.slow),
-        (128, 32, (100, 230), (128, 256)),
-        (64, 32, (96, 150), (96, 160)),
-        (32, 32, (40, 50), (64, 64)),
-        (64, 8, (70, 90), (96, 96)),
+        pytest.param(128, 32, (100, 230), (128, 256), marks=pytest.mark.slow),
+        (128, 32, (50, 70), (64, 96)),
+        (64, 32, (60, 90), (64, 96)),
+        (32, 32, (30, 50), (32, 64)),
+        (64, 8, (40, 50), (64, 64)),
     ],
 )
 @pytest.mark.parametrize(
