@@ -1,4 +1,4 @@
-"""Addresses and file names, as they may be shown to anyone."""
+"""Addresses and file names in a form that may be shown to anyone."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import re
 __all__ = ["is_address", "name_of", "redact", "redact_words"]
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-# What stands for a byte that is no UTF-8, see os.fsdecode.
+# Stand-ins for bytes that are not UTF-8, see os.fsdecode.
 _BYTE = re.compile("[\udc80-\udcff]")
 # In running text an address ends with the word, a quotation or a change of colour.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>\x1b]+")
@@ -25,16 +25,16 @@ def is_address(source):
 
 def redact(text):
     """
-    Hides what an address may hold of secrets: user and password, query and fragment. An address
-    reaches to the end of ``text``, since a password may hold any character: redact arguments one
-    by one. Bytes of a file name that are no UTF-8 become escapes, so that the text can be printed.
+    Hides parts of an address that may be secret: user and password, query and fragment. An address
+    extends to the end of ``text``, since a password may hold any character, so redact arguments one
+    by one. Bytes of a file name that are not UTF-8 become escapes, so that the text can be printed.
 
     Args:
         text (object): its string is taken.
 
     Returns:
-        str: ``rtsp://admin:1234@host/door?token=x`` becomes ``rtsp://***@host/door?***``. Where
-        the parts cannot be told apart, nothing is left but the protocol.
+        str: ``rtsp://admin:1234@host/door?token=x`` becomes ``rtsp://***@host/door?***``. If the
+        parts cannot be told apart, only the protocol is left.
     """
     text = _BYTE.sub(lambda match: f"\\x{ord(match.group()) - 0xDC00:02x}", str(text))
     text = text.encode("utf-8", "backslashreplace").decode()
@@ -43,14 +43,14 @@ def redact(text):
 
 def redact_words(text):
     """
-    As :func:`redact`, for text in which addresses stand, such as a line of a log. An address ends
-    with the word.
+    :func:`redact` for text that contains addresses, such as a line of a log. An address ends with
+    the word.
 
     Args:
         text (object): its string is taken.
 
     Returns:
-        str: the text, with what it says besides addresses.
+        str: the text, with its addresses redacted.
     """
     return _WORD.sub(lambda match: redact(match.group()), str(text))
 
@@ -73,8 +73,8 @@ def name_of(source):
         source (str): source of a video.
 
     Returns:
-        str: its name without folder and extension; of an address without a path the host. Fit to
-        be shown, and to name a file.
+        str: its name without folder and extension; for an address without a path, the host. It may
+        be shown, and used as the name of a file.
     """
     shown = redact(source)
     if not is_address(source):

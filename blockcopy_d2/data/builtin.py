@@ -1,6 +1,6 @@
 """
-Registers the video data sets below ``$DETECTRON2_DATASETS`` (default ``./datasets``), as
-Detectron2 does its own: the names always exist, files are looked for when a data set is loaded.
+Registers the video data sets below ``$DETECTRON2_DATASETS`` (default ``./datasets``), as Detectron2
+registers its own: the names always exist, and files are looked up when a data set is loaded.
 """
 
 import os
@@ -21,8 +21,8 @@ _CITYSCAPES = (
 
 def register_all_cityscapes_video(root):
     """
-    Registers ``cityscapes_video_fine_{instance_seg,sem_seg}_{train,val,test}``. What is run on
-    test, whose labels are not public, is written for the benchmark's server.
+    Registers ``cityscapes_video_fine_{instance_seg,sem_seg}_{train,val,test}``. The labels of test
+    are not public: its outputs are written for the benchmark's server.
     """
     root = os.path.join(root, "cityscapes")
     for split in ("train", "val", "test"):

@@ -5,8 +5,8 @@ every pixel, in the layout
     <split>/images/<sequence>_<frame>.jpg
     <split>/labels/<sequence>_<frame>.png      8 bit, the index of the class, 11 where there is none
 
-Every frame is labelled. Those of "train" are a second apart, those of "val" a fifteenth of one: a
-video of which every frame counts.
+Every frame is labelled. Frames of "train" are a second apart, those of "val" a fifteenth of a
+second: a video in which every frame is scored.
 """
 
 import itertools

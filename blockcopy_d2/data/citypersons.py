@@ -6,8 +6,8 @@ CityPersons (Zhang et al., CVPR 2017): boxes of the people on the labelled frame
     leftImg8bit_sequence/<split>/<city>/...         the frames of their clips
 
 A box spans the whole person, hidden parts included; a second one spans the visible part. Only
-pedestrians are to be found. Riders, sitting and other persons, groups and regions to ignore are
-neither asked for nor wrong to find: their annotations have iscrowd 1.
+pedestrians are scored. Riders, sitting and other persons, groups and regions to ignore count
+neither as missed nor as false: their annotations have iscrowd 1.
 """
 
 import math
@@ -32,8 +32,8 @@ def load_citypersons(root, split, origin=""):
         origin (str): where the data set comes from, a sentence for the error message.
 
     Returns:
-        list[dict]: dicts of Detectron2's detection format. Annotations have besides visible_bbox,
-        the box of what is visible, and visibility (float), its share of the box.
+        list[dict]: dicts of Detectron2's detection format. Annotations also have visible_bbox, the
+        box of the visible part, and visibility (float), its share of the box.
 
     Raises:
         FileNotFoundError: names the missing folder, and where the data set comes from.
@@ -88,7 +88,7 @@ def load_citypersons_video(root, split, origin=""):
         os.path.basename(file).removesuffix(_SUFFIX): file
         for file in find_files(gt_dir, f"<city>/*{_SUFFIX}", root, origin)
     }
-    # The clips are found by images, of which another package may hold more or fewer.
+    # The clips are found by images, and another package may hold more or fewer of those.
     frames = load_cityscapes_video(root, split, origin)
     dataset = [frame for frame in frames if frame["video_id"] in files]
     missing = sorted(files.keys() - {frame["video_id"] for frame in dataset})
@@ -119,7 +119,7 @@ def register_citypersons(name, root, split, *, origin=""):
 
 
 def register_citypersons_video(name, root, split, *, origin=""):
-    """As :func:`register_citypersons`, for :func:`load_citypersons_video`."""
+    """:func:`register_citypersons` for :func:`load_citypersons_video`."""
     _register(
         name,
         lambda: load_citypersons_video(root, split, origin),

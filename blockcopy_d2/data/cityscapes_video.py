@@ -38,12 +38,12 @@ def load_cityscapes_video(root, split, origin=""):
         * frame_index (int): 0 for the first frame of the clip;
         * labelled (bool): whether the frame has ground truth; then also sem_seg_file_name.
 
-        Only the file of the labelled frame is looked at; a frame that is missing or broken is
+        Only the file of the labelled frame is checked; a frame that is missing or broken is
         reported when it is read.
 
     Raises:
         FileNotFoundError: names the missing folder, and where the data set comes from.
-        AnnotationError: names a file of labels that is no image, or not named as there.
+        AnnotationError: names a file of labels that is not an image, or not named in this way.
     """
     sequence_dir = os.path.join(root, "leftImg8bit_sequence", split)
     gt_dir = os.path.join(root, "gtFine", split)
@@ -135,7 +135,7 @@ def register_cityscapes_video(
 
 
 def register_labelled_frames(name, root, split, *, origin=""):
-    """As :func:`register_cityscapes_video`, for :func:`load_labelled_frames`."""
+    """:func:`register_cityscapes_video` for :func:`load_labelled_frames`."""
     _register(
         name,
         lambda: load_labelled_frames(root, split, origin),

@@ -1,4 +1,4 @@
-"""From a data set of video clips to a loader that yields their frames in order."""
+"""Builds a loader that yields the frames of a data set of video clips in order."""
 
 import itertools
 import logging
@@ -42,8 +42,8 @@ class FrameReadError(RuntimeError):
 
 class ClipMapper(FrameMapper):
     """
-    Maps the dataset dict of a frame to the model's input, as Detectron2's ``DatasetMapper`` does
-    at test time, with video_id, frame_index, clip_length and labelled kept. Frames are read in any
+    Maps the dataset dict of a frame to the model's input, as Detectron2's ``DatasetMapper`` does at
+    test time, and keeps video_id, frame_index, clip_length and labelled. Frames are read in any
     format of ``detection_utils.read_image``.
     """
 
@@ -56,9 +56,9 @@ class ClipMapper(FrameMapper):
 
         Returns:
             dict: a copy with "image", a uint8 tensor (C, H, W), and without annotations. For a
-            frame that cannot be used only video_id, frame_index and "error", a
-            :class:`FrameReadError`: an exception would end the loader's worker and with it the
-            clips after this one. Who runs the frames logs it and skips the rest of the clip.
+            frame that cannot be used it has only video_id, frame_index and "error", a
+            :class:`FrameReadError`. (An exception would end the loader's worker, and later clips
+            with it.) The evaluation loop logs the error and skips the rest of the clip.
         """
         try:
             image = self._read(dataset_dict)
@@ -80,8 +80,8 @@ class ClipMapper(FrameMapper):
         except FileNotFoundError as error:
             raise FrameReadError(*identity, "no such file") from error
         except Exception as error:
-            # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError,
-            # struct.error and more, depending on the byte that is wrong.
+            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more for
+            # broken files, depending on the wrong byte.
             raise FrameReadError(*identity, f"not a readable image ({error})") from error
         height, width = image.shape[:2]
         expected = dataset_dict.get("height", height), dataset_dict.get("width", width)
@@ -123,13 +123,13 @@ class ClipSampler(Sampler):
 
 def build_clip_loader(cfg, dataset_name, num_clips=None):
     """
-    A loader of the frames of a video data set, for this rank, in order.
+    Builds a loader of the frames of a video data set, for this rank, in order.
 
     Args:
         cfg (CfgNode): INPUT.CLIP.NUM_FRAMES is the most frames taken of a clip, the last ones
             (they end with the labelled frame); they count from frame_index 0.
         dataset_name (str): a registered data set of videos, see :func:`load_videos`.
-        num_clips (int): how many clips to take, from the first. 0: all. Default:
+        num_clips (int): number of clips to take, from the first. 0: all. Default:
             INPUT.CLIP.NUM_CLIPS.
 
     Returns:

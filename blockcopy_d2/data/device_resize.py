@@ -1,7 +1,7 @@
 """
-Pillow's bilinear resizing, by which Detectron2 resizes pictures, bit for bit on any device.
+Pillow's bilinear resizing, which Detectron2 uses, bit for bit on any device.
 
-Shape shorthand: H x W pixels of a picture, h x w those of what it becomes, K taps of a filter.
+Shape shorthand: H x W pixels of a picture, h x w pixels of the resized one, K taps of a filter.
 """
 
 import functools
@@ -25,7 +25,7 @@ def only_resize(augmentations):
         augmentations (sequence[Augmentation]):
 
     Returns:
-        bool: whether they do what :func:`resize_picture` does, whatever the picture shows.
+        bool: whether they amount to :func:`resize_picture` for any content.
     """
     return all(
         type(augmentation) in (T.ResizeShortestEdge, T.Resize)
@@ -37,15 +37,15 @@ def only_resize(augmentations):
 def resize_transforms(augmentations, size):
     """
     Args:
-        augmentations (sequence[Augmentation]): that :func:`only_resize` is true for.
+        augmentations (sequence[Augmentation]): augmentations for which :func:`only_resize` is true.
         size (tuple[int, int]): H, W.
 
     Returns:
-        TransformList: of a picture of that size, as the augmentations choose them.
+        TransformList: the transforms that the augmentations choose for a picture of that size.
     """
     transforms = []
     for augmentation in augmentations:
-        # They look at its shape alone: it takes no memory.
+        # They look at its shape alone, so it takes no memory.
         picture = np.broadcast_to(np.uint8(0), (*size, 3))
         transforms.append(augmentation.get_transform(picture))
         if isinstance(transforms[-1], T.ResizeTransform):
@@ -55,8 +55,8 @@ def resize_transforms(augmentations, size):
 
 def resize_picture(picture, size):
     """
-    As ``PIL.Image.resize`` with its bilinear filter: along rows and along columns, each rounded to
-    whole grey levels.
+    Resizes as ``PIL.Image.resize`` with its bilinear filter does: along rows and along columns,
+    each rounded to whole grey levels.
 
     Args:
         picture (Tensor): uint8 (C, H, W), of any strides.
@@ -75,8 +75,8 @@ def resize_picture(picture, size):
 @functools.lru_cache(maxsize=64)
 def _rows_first(before, after):
     """
-    Whether Pillow resizes along rows first. From version 13 on it may begin with the columns of
-    pictures that become lower, by rules of its own: it is asked, once per size.
+    Tells whether Pillow resizes along rows first. From version 13 on it may begin with the columns
+    of pictures that become lower, by rules of its own, so it is tried once per size.
     """
     if after[0] >= before[0] or after[1] == before[1]:
         return True
@@ -108,7 +108,7 @@ def resample(picture, extent, dim):
 
 
 def resample_reference(picture, index, weights, dim):
-    """As :func:`resample`, by the pixels and weights (K, extent) of the filter."""
+    """:func:`resample` with the pixels and weights (K, extent) of the filter."""
     shape = [1] * picture.dim()
     shape[dim] = index.shape[1]
     total = 1 << (BITS - 1)
@@ -120,7 +120,8 @@ def resample_reference(picture, index, weights, dim):
 @functools.lru_cache(maxsize=64)
 def taps(before, after, device):
     """
-    As Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc``, in the same order of sums.
+    Computes Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc``, in the same order of
+    sums.
 
     Returns:
         tuple[Tensor, Tensor]: int32 (K, after) on the device, pixels and their weights.

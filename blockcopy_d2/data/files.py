@@ -1,4 +1,4 @@
-"""The files of a data set: there and sound, or one error that says which one is not."""
+"""Reads and checks the files of a data set. Errors name the file that is missing or broken."""
 
 import glob
 import json
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class AnnotationError(ValueError):
-    """Annotations that cannot be used; the message names the file or the data set."""
+    """Annotations that cannot be used. The message names the file or the data set."""
 
 
 def read_json(path):
@@ -33,7 +33,7 @@ def read_json(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        AnnotationError: names the file, which is empty, truncated or no JSON.
+        AnnotationError: the file is empty, truncated or not JSON.
     """
     with open(path, "rb") as f:
         content = f.read()
@@ -56,8 +56,7 @@ def read_labels(path, size=None):
 
     Raises:
         FileNotFoundError: there is no such file.
-        AnnotationError: names the file, which is truncated, no image, one of colours, or of another
-            size.
+        AnnotationError: the file is truncated, not an image, a colour image, or of another size.
     """
     try:
         with Image.open(path) as image:
@@ -65,7 +64,7 @@ def read_labels(path, size=None):
     except FileNotFoundError:
         raise FileNotFoundError(f"The labels {path} are missing.") from None
     except Exception as error:
-        # Pillow's decoders answer broken files with errors of many types.
+        # Pillow's decoders raise errors of many types for broken files.
         raise AnnotationError(f"The labels {path} cannot be read: {error}") from error
     if labels.ndim != 2 or labels.dtype.kind not in "biu":
         raise AnnotationError(
@@ -90,7 +89,7 @@ def image_size(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        AnnotationError: names the file, which is no image.
+        AnnotationError: the file is not an image.
     """
     try:
         with Image.open(path) as image:
@@ -114,7 +113,7 @@ def find_files(folder, pattern, root, origin):
         list[str]: sorted.
 
     Raises:
-        FileNotFoundError: if there are none.
+        FileNotFoundError: there are none.
     """
     files = sorted(glob.glob(os.path.join(glob.escape(folder), re.sub("<[^>]*>", "*", pattern))))
     if not files:
@@ -126,11 +125,11 @@ def require_file(path, what, root, origin):
     """
     Args:
         path (str):
-        what (str): the file is to the data set.
+        what (str): role of the file in the data set.
         root, origin (str): see :func:`find_files`.
 
     Raises:
-        FileNotFoundError: if the file is missing.
+        FileNotFoundError: the file is missing.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(_missing(f"{path}, {what}, is", root, origin))
@@ -142,7 +141,7 @@ def require_folder(folder, root, origin):
         folder, root, origin (str): see :func:`find_files`.
 
     Raises:
-        FileNotFoundError: if the folder is missing.
+        FileNotFoundError: the folder is missing.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(_missing(f"The folder {folder} is", root, origin))

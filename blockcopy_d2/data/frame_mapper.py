@@ -1,4 +1,4 @@
-"""From a picture to a model's input."""
+"""Maps a picture to a model's input."""
 
 import cv2
 import numpy as np
@@ -19,10 +19,10 @@ class FrameMapper:
     stays there, see :attr:`takes_tensors`, and becomes the same input, bit for bit.
 
     Attributes:
-        formats (sequence[str] or None): that frames can be put in; None for any.
-        scale (float or None): pixels of the network's input per pixel of the last frame, of
-            whatever stream; that of a certain frame is in its result.
-        transforms (TransformList or None): what made the network's input of the last frame.
+        formats (sequence[str] or None): formats that frames can be converted to; None for any.
+        scale (float or None): pixels of the network's input per pixel of the last frame of any
+            stream. For a certain frame, see its result.
+        transforms (TransformList or None): transforms of the last frame to the network's input.
     """
 
     formats = ("BGR", "RGB")
@@ -32,7 +32,7 @@ class FrameMapper:
         """
         Args:
             augmentations (sequence[Augmentation]): deterministic ones, applied to each frame.
-            image_format (str): what the model takes, one of ``formats``.
+            image_format (str): format of the model's input, one of ``formats``.
 
         Raises:
             ValueError: another image format.
@@ -72,13 +72,13 @@ class FrameMapper:
         """
         Args:
             image (ndarray, PIL.Image.Image or Tensor): uint8, (H, W, 3), BGR. Its memory may be
-                used again when the call returns; that of a tensor by its device's current stream.
+                reused when the call returns; that of a tensor, by its device's current stream.
 
         Returns:
             dict: "image" (uint8 tensor), and "height" and "width" of ``image``.
 
         Raises:
-            TypeError, ValueError: no such picture.
+            TypeError, ValueError: it is not such a picture.
         """
         if isinstance(image, torch.Tensor) and self.takes_tensors:
             return self._map_tensor(image)
@@ -88,7 +88,7 @@ class FrameMapper:
         return self._augment(image)
 
     def _augment(self, image):
-        """As :meth:`__call__`, of an image that is in the model's format."""
+        """:meth:`__call__` for an image in the model's format."""
         height, width = image.shape[:2]
         if only_resize(self.augmentations.augs):
             self.transforms = resize_transforms(self.augmentations.augs, (height, width))
@@ -114,7 +114,10 @@ class FrameMapper:
         return {"image": image, "height": height, "width": width}
 
     def _resizes(self):
-        """Those of ``transforms`` that change a picture: Pillow takes milliseconds for others."""
+        """
+        Returns the ``transforms`` that change a picture. (Pillow takes milliseconds for others,
+        too.)
+        """
         return [
             x
             for x in self.transforms
@@ -123,8 +126,8 @@ class FrameMapper:
 
 
 def _planes(image):
-    """Tensor: (C, H, W) of an array (H, W, C), in memory of its own."""
+    """Copies an array (H, W, C) to a Tensor (C, H, W)."""
     planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
-    # Twenty times as fast as NumPy's and PyTorch's copies of what is transposed.
+    # Twenty times as fast as NumPy's and PyTorch's transposing copies.
     cv2.split(image, list(planes))
     return torch.from_numpy(planes)

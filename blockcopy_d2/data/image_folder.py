@@ -1,4 +1,4 @@
-"""A folder of images, or a single one, taken for a video."""
+"""A folder of images, or a single one, read as a video."""
 
 import os
 import re
@@ -15,7 +15,7 @@ IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 class ImageFolder:
     """
-    Images in natural order of their names, or one image. Hidden files are no images, such as the
+    Images in natural order of their names, or one image. Hidden files are skipped, such as the
     ``._*`` that macOS leaves beside every file.
     """
 
@@ -24,7 +24,7 @@ class ImageFolder:
     def __init__(self, folder, rate):
         """
         Args:
-            folder (str): or the file of an image.
+            folder (str): a folder, or the file of an image.
             rate (Fraction): frames per second.
 
         Raises:
@@ -62,7 +62,7 @@ class ImageFolder:
         return next(self.read())[0]
 
     def read(self, *, vectors=False):
-        """As :meth:`VideoFrames.read`; images have no vectors."""
+        """See :meth:`VideoFrames.read`. Images have no vectors."""
         for index, file in enumerate(self._files):
             try:
                 image = read_picture(file)

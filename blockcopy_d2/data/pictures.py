@@ -1,4 +1,4 @@
-"""Pictures of any depth as a model takes them: BGR, eight bits."""
+"""Converts pictures of any depth to a model's input: BGR, eight bits."""
 
 import numpy as np
 import torch
@@ -14,17 +14,18 @@ _GPU = (2, 13)
 
 def read_picture(path, format="BGR"):
     """
-    As Detectron2's ``read_image``, which turns pictures of more than eight bits white.
+    Reads a picture like Detectron2's ``read_image``, but scales depths above eight bits, which that
+    function turns white.
 
     Args:
         path (str):
-        format (str): what ``read_image`` takes.
+        format (str): a format of ``read_image``.
 
     Returns:
         ndarray: uint8, (H, W, 3) for "BGR" and "RGB".
 
     Raises:
-        ValueError: its numbers are in no known range.
+        ValueError: the range of its numbers is unknown.
         Exception: whatever Pillow raises for a broken picture.
     """
     with PathManager.open(path, "rb") as f:
@@ -35,15 +36,15 @@ def from_pil(picture, format="BGR"):
     """
     Args:
         picture (PIL.Image.Image): picture of any mode; turned upright by its EXIF data.
-        format (str): what Detectron2's ``read_image`` takes.
+        format (str): a format of Detectron2's ``read_image``.
 
     Returns:
         ndarray: uint8, (H, W, 3) for "BGR" and "RGB".
 
     Raises:
-        ValueError: its numbers are in no known range.
+        ValueError: the range of its numbers is unknown.
     """
-    # Older releases of Pillow take 16-bit PNGs for 32-bit ones.
+    # Older releases of Pillow report 16-bit PNGs as 32-bit ones.
     sixteen = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PNG")
     picture = ImageOps.exif_transpose(picture)
     if sixteen:
@@ -74,7 +75,7 @@ def as_frame(picture):
             order of colours.
 
     Returns:
-        ndarray: uint8, (H, W, 3), BGR; the same memory, where it is an array.
+        ndarray: uint8, (H, W, 3), BGR; the same memory if it is an array.
 
     Raises:
         TypeError: something else.
@@ -98,11 +99,11 @@ def as_frame(picture):
 
 def as_picture(picture):
     """
-    As :func:`as_frame`, of pictures on a GPU as well, which stay there.
+    :func:`as_frame` for pictures on a GPU, too, which stay there.
 
     Args:
-        picture (ndarray, PIL.Image.Image or tensor): see :func:`as_frame`; or what lies on a GPU
-            and speaks DLPack, uint8, (H, W, 3) or (3, H, W), BGR. (3, W, 3) has three rows.
+        picture (ndarray, PIL.Image.Image or tensor): see :func:`as_frame`; or anything on a GPU
+            that supports DLPack, uint8, (H, W, 3) or (3, H, W), BGR. (3, W, 3) has three rows.
 
     Returns:
         ndarray or Tensor: uint8, (H, W, 3), BGR; the same memory, but for PIL pictures.

@@ -1,4 +1,4 @@
-"""Reading on a thread of its own, while what was read before is being run."""
+"""Reads on a thread of its own, while earlier items are in use."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from blockcopy_d2.config_key import whole
 
 __all__ = ["ENDED", "ReadAhead", "call_aside", "close_all", "next_of_each", "read_ahead"]
 
-# A source that is silent is left behind after that time, all readers of a caller together.
+# Seconds after which a silent source is left behind, for all readers of a caller together.
 _CLOSE_SECONDS = 1.0
 _WAKE_SECONDS = 0.2
 # Live sources of one rate come within a period; waiting that long for all costs too much delay.
@@ -23,11 +23,10 @@ def read_ahead(items, depth=2, *, latest=False):
     Iterate on another thread.
 
     Args:
-        items (iterable): its method ``stop``, where it has one, is called when the reader stops.
-        depth (int): most items that wait to be taken, at least 1; one more is in the thread's
-            hands.
-        latest (bool): for live sources: they never wait. What was not taken when the next item
-            comes is dropped, so that the newest one is taken.
+        items (iterable): its method ``stop``, if it has one, is called when the reader stops.
+        depth (int): most items that wait to be taken, at least 1. The thread holds one more.
+        latest (bool): for live sources, which never wait. An item that was not taken when the next
+            one comes is dropped, so that the newest one is taken.
 
     Returns:
         ReadAhead: an iterator over the items, in order.
@@ -39,21 +38,19 @@ class ReadAhead:
     """
     Iterates on another thread. An exception there is raised here, after the items before it.
 
-    Closing it, or leaving it to the garbage collector, stops the thread and closes ``items``. A
-    source that is silent meanwhile is not waited for longer than a second: its thread is left
-    behind, drops what comes, and closes the source when it comes back. It does not keep the
-    program from ending.
+    Closing it, or garbage collection, stops the thread and closes ``items``. This waits at most a
+    second for a silent source. Its thread is then left behind, drops further items, and closes the
+    source when that answers. It does not keep the program from ending.
 
     Attributes:
         latest (bool): see :func:`read_ahead`.
-        dropped (int): items that were passed over for newer ones, of those before the last item
-            that was taken.
-        ended (bool): there are no more items.
+        dropped (int): items before the last taken one that were skipped for newer ones.
+        ended (bool): whether there are no more items.
     """
 
     def __init__(self, items, depth, latest):
         self.latest, self.dropped, self.ended = latest, 0, False
-        # The thread knows the shelf alone, so that it does not keep this object alive.
+        # The thread refers to the shelf alone, so that it does not keep this object alive.
         self._shelf = _Shelf(1 if latest else depth, latest, getattr(items, "stop", None))
         weakref.finalize(self, self._shelf.stop)
         self._thread = threading.Thread(
@@ -89,7 +86,7 @@ class ReadAhead:
 def close_all(readers):
     """
     Args:
-        readers (iterable[ReadAhead]): to be closed within a second, all together.
+        readers (iterable[ReadAhead]): readers to close, within a second for all of them.
     """
     readers = list(readers)
     for reader in readers:
@@ -138,7 +135,7 @@ def call_aside(function):
         function (callable): without arguments.
 
     Returns:
-        what it returns.
+        its result.
     """
     with contextlib.closing(read_ahead(f() for f in (function,))) as results:
         return next(results)
@@ -149,7 +146,7 @@ ENDED = object()
 
 
 class _Shelf:
-    """Between the thread that reads and the one that takes."""
+    """Passes items from the thread that reads to the one that takes."""
 
     def __init__(self, depth, latest, on_stop):
         self._depth, self._latest, self._on_stop = depth, latest, on_stop
@@ -159,7 +156,7 @@ class _Shelf:
         self._dropped = 0
 
     def put(self, kind, item):
-        """Waits for room. False: nobody will take it any more."""
+        """Waits for room. Returns False if nobody will take the item any more."""
         with self._changed:
             if self._latest and kind is _ITEM and self._entries:
                 self._entries.clear()
@@ -176,7 +173,7 @@ class _Shelf:
             while not self._entries:
                 if self._stopped:
                     return _END, None, self._dropped
-                # In short turns: not every interrupt wakes a thread that waits.
+                # Waits in short turns, since not every interrupt wakes a waiting thread.
                 self._changed.wait(_WAKE_SECONDS)
             self._changed.notify_all()
             return self._entries.popleft()
@@ -205,7 +202,7 @@ def _read(items, shelf):
             # Not held while the next one is read.
             del item
         shelf.put(_END, None)
-    except BaseException as error:  # all of it is the consumer's, an interrupt included
+    except BaseException as error:  # raised for the consumer, even an interrupt
         shelf.put(_ERROR, error)
     finally:
         if hasattr(iterator, "close"):

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Registers data sets by name."""
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -12,7 +12,7 @@ def register_dataset(name, load, **metadata):
 
     Args:
         name (str): name of the data set.
-        load (callable): gives its list of dicts.
+        load (callable): returns its list of dicts.
         metadata: metadata of the data set, such as ``thing_classes`` and ``evaluator_type``, see
             :func:`blockcopy_d2.evaluation.build_evaluator`.
     """

@@ -1,6 +1,6 @@
 """
-Pictures on their way to a GPU: sent by the thread that reads them, taken by the one that runs them,
-while the GPU runs what came before. No host waits.
+Sends pictures to a GPU: the thread that reads them sends them, and the thread that runs them takes
+them, while the GPU runs earlier ones. No thread waits.
 
 Shape shorthand: H x W pixels of a picture.
 """
@@ -15,13 +15,13 @@ __all__ = ["SentPicture", "Uploader"]
 
 class Uploader:
     """
-    Sends pictures from the host to a GPU, bytes as they are, through pinned memory and on a stream
-    of their own. Both memories are PyTorch's caching allocators': a buffer serves another picture
-    once nobody has it, and the copy from it, or whatever reads it, is done, which they know by
-    events.
+    Sends pictures from the host to a GPU, as bytes, through pinned memory and on a stream of their
+    own. PyTorch's caching allocators manage both memories: a buffer is reused once it is released
+    and work that reads it is done, which they track by events.
     """
 
-    # Of pictures that callers have of :meth:`copy`: what is pinned cannot be swapped out.
+    # Limit for pictures that callers hold from :meth:`copy`, since pinned memory cannot be swapped
+    # out.
     MAX_PINNED_BYTES = 2**30
 
     def __init__(self, device):
@@ -41,12 +41,12 @@ class Uploader:
             picture (ndarray): uint8 (H, W, 3).
 
         Returns:
-            ndarray: a copy, which :meth:`send` need not copy again unless there are too many.
+            ndarray: a copy, which :meth:`send` need not copy again unless too many are held.
         """
         if (len(self._copies) + 1) * picture.nbytes > self.MAX_PINNED_BYTES:
             return np.array(picture, order="C")
         copy = self._pinned_copy(picture).numpy()
-        # The tensor that has the memory of the array, and of all views of it.
+        # The tensor that owns the memory of the array and of all its views.
         self._copies[copy.ctypes.data] = copy.base
         return copy
 
@@ -54,8 +54,8 @@ class Uploader:
         """
         Args:
             picture (ndarray): uint8 (H, W, 3).
-            stays (bool): it is not written to before :meth:`SentPicture.wait` returns. Default: it
-                may be as soon as this call does.
+            stays (bool): the caller does not write to it before :meth:`SentPicture.wait` returns.
+                By default it may do so once this call returns.
 
         Returns:
             SentPicture:
@@ -80,7 +80,7 @@ class Uploader:
 
 class SentPicture:
     """
-    A picture that is on its way, by the current stream of the thread that makes this object.
+    A picture on its way, copied by the current stream of the thread that makes this object.
 
     Attributes:
         shape (torch.Size): H, W, 3.
@@ -90,7 +90,7 @@ class SentPicture:
         """
         Args:
             picture (Tensor): uint8 (H, W, 3), written by the current stream.
-            from_host (bool): by a copy from memory of the host.
+            from_host (bool): whether it is copied from memory of the host.
         """
         self.shape, self._from_host = picture.shape, from_host
         self._picture, self._arrived = picture, None
@@ -101,8 +101,8 @@ class SentPicture:
     def take(self):
         """
         Returns:
-            Tensor: uint8 (H, W, 3), on its device. What follows on the current stream there waits
-            for it, the host does not.
+            Tensor: uint8 (H, W, 3), on its device. Later work on the current stream there waits for
+            it; the host does not.
         """
         if self._arrived is not None:
             current = torch.cuda.current_stream(self._picture.device)
@@ -112,8 +112,8 @@ class SentPicture:
 
     def wait(self):
         """
-        Wait until it is no longer read from memory of the host: a fraction of a millisecond from
-        when it was sent, since its copy waits for nothing but copies.
+        Wait until it is no longer read from memory of the host: a fraction of a millisecond after
+        it was sent, since its copy waits for other copies only.
         """
         if self._from_host:
             self._arrived.synchronize()

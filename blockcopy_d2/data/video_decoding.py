@@ -1,4 +1,4 @@
-"""Decoding a video file, a camera or an address by FFmpeg's libraries, as it is meant to look."""
+"""Decodes a video file, a camera or an address by FFmpeg's libraries, as it is meant to look."""
 
 import logging
 from fractions import Fraction
@@ -28,14 +28,14 @@ class DecodedVideo:
         name (str):
         format (VideoFormat or None): None before :meth:`probe`, as the next two.
         num_frames (int or None): None where the source does not tell.
-        live (bool): it goes on whether it is read or not.
+        live (bool): whether it goes on without being read.
     """
 
     def __init__(self, source, default_rate):
         """
         Args:
             source (str):
-            default_rate (Fraction): where the source tells none.
+            default_rate (Fraction): used if the source has none.
         """
         self._source, self._default_rate = source, default_rate
         self.shown, self.name = redact(source), name_of(source)
@@ -56,7 +56,7 @@ class DecodedVideo:
             self.num_frames = _announced_frames(container, stream)
             endless = container.duration is None and container.size <= 0
             self.live = self._is_camera or (is_address(self._source) and endless)
-        # Only a decoded frame tells that the video can be decoded, and which way is up.
+        # Only a decoded frame shows that the video can be decoded, and which way is up.
         frame, image, _ = next(self._decode(), (None, None, None))
         if frame is not None and aspect and _orientation(frame)[0]:
             aspect = 1 / aspect
@@ -72,7 +72,7 @@ class DecodedVideo:
         return image
 
     def read(self, *, vectors=False):
-        """As :meth:`VideoFrames.read`."""
+        """See :meth:`VideoFrames.read`."""
         first = seconds = None
         for frame, image, found in self._decode(vectors):
             base = frame.time_base
@@ -95,7 +95,7 @@ class DecodedVideo:
         return self._source.startswith("/dev/video")
 
     def _open(self):
-        # PyAV is needed here alone; training a detector does without it.
+        # PyAV is needed here alone; training a detector works without it.
         import av
 
         address = is_address(self._source)
@@ -114,11 +114,11 @@ class DecodedVideo:
             reason = f"does not answer within {_OPEN_SECONDS:g} seconds."
         except av.FFmpegError as error:
             reason = f"cannot be read as a video: {error.strerror}"
-        # Raised out here: FFmpeg's own error, with the address in it, is no part of this one.
+        # Raised out here, so that FFmpeg's own error, which contains the address, is not chained.
         raise ValueError(f"{self.shown} {reason}")
 
     def _decode(self, vectors=False):
-        """Yields frames of PyAV with their images and vectors; warns of what is broken."""
+        """Yields frames of PyAV with their images and vectors; warns about broken parts."""
         import av
         from av.video.reformatter import VideoReformatter
 
@@ -178,7 +178,7 @@ def _options(source):
 
 
 def _video_stream(container, shown):
-    """The first that is no cover picture."""
+    """Returns the first stream that is not a cover picture."""
     streams = container.streams.video
     attached = [bool(stream.disposition & stream.disposition.attached_pic) for stream in streams]
     for stream, is_picture in zip(streams, attached, strict=True):
@@ -189,8 +189,8 @@ def _video_stream(container, shown):
 
 def _announced_frames(container, stream):
     """
-    Frames to come by the header, less those that an edit list cuts, or that AVI leaves empty where
-    the last one stays; None: it does not tell.
+    Returns the frames announced by the header, less those that an edit list cuts, and those that
+    AVI leaves empty to repeat the last one; None if the header does not tell.
     """
     if not stream.frames:
         return None
@@ -207,12 +207,12 @@ def _announced_frames(container, stream):
 def _upright(frame, reformatter, codec):
     """
     Returns:
-        tuple[ndarray, FrameVectors or None]: BGR uint8 (H, W, 3), and what ``codec``, a CodecReader
-        or None, reads; turned and mirrored as the display matrix says.
+        tuple[ndarray, FrameVectors or None]: BGR uint8 (H, W, 3), and the vectors that ``codec``, a
+        CodecReader or None, reads; turned and mirrored as the display matrix says.
     """
     matrix = None
     if not frame.format.is_rgb and int(frame.colorspace) in _NO_MATRIX:
-        # As players do: HD is BT.709, what is smaller BT.601.
+        # As in players: HD is BT.709, smaller videos are BT.601.
         matrix = "ITU709" if frame.width >= 1280 or frame.height >= 720 else "ITU601"
     image = reformatter.reformat(frame, format="bgr24", src_colorspace=matrix).to_ndarray()
     transposed, mirrored, flipped = _orientation(frame)
@@ -227,7 +227,7 @@ def _upright(frame, reformatter, codec):
 
 def _orientation(frame):
     """
-    Of the display matrix of a PyAV frame, to the nearest quarter turn.
+    Reads the display matrix of a PyAV frame, to the nearest quarter turn.
 
     Returns:
         tuple[bool, bool, bool]: whether to swap rows and columns, and whether to mirror what
@@ -237,7 +237,8 @@ def _orientation(frame):
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV lists no side data where a kind of it is unknown to it. Its rotation is known still.
+        # PyAV lists no side data at all if it does not know one kind of it. The rotation is still
+        # known.
         return quarters % 2 == 1, quarters in (2, 3), quarters in (1, 2)
     if data is None:
         return False, False, False

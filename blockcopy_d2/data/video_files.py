@@ -32,20 +32,21 @@ class VideoFrames:
     Iterates over the frames of a video as BGR uint8 arrays (H, W, 3). Memory does not grow with
     the length of the video. Each iteration starts at the first frame.
 
-    A broken stretch of a video file is skipped, a file that ends early ends early; either is
-    logged as a warning that names file and frame. A video that its display matrix turns or
-    mirrors, as phones write them, comes out as it is meant to look, and so do its colours: by the
-    matrix and range that it names, else BT.709 for HD and BT.601 for what is smaller.
+    A broken stretch of a video file is skipped, and a truncated file ends early. Both are logged as
+    a warning that names file and frame. Videos that are turned or mirrored by a display matrix, as
+    phones write them, come out upright. Colours are decoded by the matrix and range that the file
+    names, or by BT.709 for HD and BT.601 for smaller videos.
 
     Attributes:
-        source (str): to be shown: of an address without user, password and query.
+        source (str): the source as it may be shown: an address has no user, password and query.
         name (str): name of the video, without folder and extension.
         fps (float): frames per second.
         width, height (int): width and height of the frames in pixels, upright.
-        num_frames (int): None when the file does not tell.
+        num_frames (int or None): None if the file does not tell.
         video_format (VideoFormat): rate, clock, shape of pixels and colours.
-        live (bool): a camera, or an address that streams without an end: it goes on whether it is
-            read or not, and who is slower wants its newest frame, see :func:`read_ahead`.
+        live (bool): whether it is a camera, or an address that streams without an end. It goes on
+            without being read, so a slow reader should take its newest frame, see
+            :func:`read_ahead`.
     """
 
     def __init__(self, source, *, default_fps=25.0):
@@ -54,11 +55,11 @@ class VideoFrames:
             source (str, bytes or PathLike): a video file, a camera such as ``/dev/video0``, an
                 address such as ``rtsp://...``, or a folder of images, taken in natural order of
                 their names.
-            default_fps (float): for sources that tell no rate, such as a folder.
+            default_fps (float): rate of sources without one, such as a folder.
 
         Raises:
             FileNotFoundError: ``source`` does not exist, or the folder holds no image.
-            ValueError: ``source`` is not a video, or ``default_fps`` no rate.
+            ValueError: ``source`` is not a video, or ``default_fps`` is not a rate.
             FrameReadError: its first frame cannot be decoded.
         """
         source = os.fsdecode(source)
@@ -74,7 +75,7 @@ class VideoFrames:
         )
         self._reader = (ImageFolder if images else DecodedVideo)(source, rate)
         self.source, self.name = self._reader.shown, self._reader.name
-        # Aside, so that an interrupt need not wait for a server that is silent.
+        # On another thread, so that an interrupt need not wait for a silent server.
         first = call_aside(self._reader.probe)
         if first is None:
             raise FrameReadError(self.source, self.name, 0, "no frame can be decoded")
@@ -96,10 +97,10 @@ class VideoFrames:
         """
         Yields:
             tuple[ndarray, float]: each frame with the seconds from the first frame to when it is
-            shown. They rise from 0, by the file's own clock, at a variable rate, too.
+            shown. They rise from 0 by the file's own clock, also at a variable rate.
 
         Raises:
-            FrameReadError: as plain iteration.
+            FrameReadError: as in plain iteration.
         """
         for image, seconds, _ in self.read():
             yield image, seconds
@@ -107,15 +108,15 @@ class VideoFrames:
     def read(self, *, vectors=False):
         """
         Args:
-            vectors (bool): have the decoder export the motion that the encoder found.
+            vectors (bool): make the decoder export the motion found by the encoder.
 
         Yields:
-            tuple[ndarray, float, FrameVectors or None]: as :meth:`timed`, and where the content of
-            a frame was in the frame before. None where a frame has no vectors: a key frame, a
+            tuple[ndarray, float, FrameVectors or None]: see :meth:`timed`; and where the content of
+            the frame was in the frame before. None where a frame has no vectors: a key frame, a
             codec that exports none, an image.
 
         Raises:
-            FrameReadError: as plain iteration.
+            FrameReadError: as in plain iteration.
         """
         for index, (image, seconds, found) in enumerate(self._reader.read(vectors=vectors)):
             height, width = image.shape[:2]
@@ -132,14 +133,14 @@ class VideoFrames:
 def open_frames(source):
     """
     Args:
-        source (str, PathLike, int or iterable): what :class:`VideoFrames` takes, the number of a
+        source (str, PathLike, int or iterable): a source of :class:`VideoFrames`, the number of a
             camera, or any iterable of BGR arrays, PIL pictures, or tensors on a GPU, see
-            :func:`as_picture`. Its frames are copied, one by one, where they are, since it may use
-            the memory of a frame for the next.
+            :func:`as_picture`. Frames of an iterable are copied one by one, on their device, since
+            it may reuse the memory of a frame for the next.
 
     Returns:
-        VideoFrames or OwnFrames: an iterable of frames, uint8 (H, W, 3), BGR, that says whether it
-        is ``live`` and has a method ``read``.
+        VideoFrames or OwnFrames: an iterable of frames, uint8 (H, W, 3), BGR, with an attribute
+        ``live`` and a method ``read``.
 
     Raises:
         TypeError: something else. For errors of a source see :class:`VideoFrames`.
@@ -163,7 +164,7 @@ class OwnFrames:
     Copies of the frames of any iterable.
 
     Attributes:
-        copy (callable): a function of an array, gives one in memory of its own.
+        copy (callable): copies an array.
     """
 
     live = False
@@ -171,13 +172,13 @@ class OwnFrames:
     def __init__(self, frames):
         """
         Args:
-            frames (iterable): frames of what :func:`as_picture` takes.
+            frames (iterable): pictures for :func:`as_picture`.
         """
         self._frames = frames
         self.copy = functools.partial(np.array, order="C")
 
     def read(self, *, vectors=False):
-        """As :meth:`VideoFrames.read`, without times and vectors."""
+        """See :meth:`VideoFrames.read`. There are no times and vectors."""
         for frame in self:
             yield frame, None, None
             del frame
@@ -186,7 +187,7 @@ class OwnFrames:
         iterator = iter(self._frames)
         try:
             for frame in iterator:
-                # Its own memory before the iterator goes on and writes to the old one.
+                # Copied before the iterator goes on, which may overwrite the frame.
                 frame = as_picture(frame)
                 if isinstance(frame, np.ndarray):
                     frame = self.copy(frame)

@@ -9,15 +9,15 @@ __all__ = ["VideoFormat"]
 @dataclass(frozen=True)
 class VideoFormat:
     """
-    The header of a video, but for its size. The numbers of the colours are FFmpeg's, as
-    PyAV gives and takes them; where the header is silent, they say so.
+    The header of a video, apart from its size. Colours have FFmpeg's numbers, as in PyAV; some of
+    those mean "unspecified".
 
     Attributes:
         fps (Fraction): frames per second, on average.
         time_base (Fraction or None): seconds of a tick of its clock, finer than a frame; None for
             a folder of images.
         sample_aspect_ratio (Fraction or None): width of a pixel over its height, for the upright
-            picture; None where the header is silent, which stands for 1.
+            picture; None if the header does not tell, which means 1.
         colorspace (int): AVCOL_SPC: 1 is BT.709, 2 unspecified, 5 and 6 are BT.601.
         color_primaries (int): AVCOL_PRI; 2 is unspecified.
         color_trc (int): AVCOL_TRC, the transfer function; 2 is unspecified.

@@ -1,4 +1,4 @@
-"""From a data set whose dicts are frames to its videos, each with its frames in order."""
+"""Groups the frames of a data set into videos, with the frames of each in order."""
 
 import collections
 import numbers
@@ -18,17 +18,17 @@ def load_videos(dataset_name):
     """
     Args:
         dataset_name (str): a registered data set whose dicts have a video_id. The frames of a video
-            may lie anywhere in the list; where they have a frame_index, it gives their order.
+            may lie anywhere in the list. If they have a frame_index, it gives their order.
 
     Returns:
-        list[list[dict]]: the frames of each video. Each is a copy with labelled (bool): as the data
-        set says or, where it does not, whether it has labels of the frame.
+        list[list[dict]]: the frames of each video. Each is a copy with labelled (bool): the data
+        set's value or, without one, whether the frame has labels.
 
     Raises:
         KeyError: there is no such data set.
         FileNotFoundError: a file of it is missing.
         AnnotationError: its annotations cannot be read; names their file.
-        ValueError: it is not one of videos, or the order of frames is unknown.
+        ValueError: it is not a data set of videos, or the order of frames is unknown.
     """
     dataset = _load(dataset_name)
     if not dataset:
@@ -57,7 +57,7 @@ def _load(dataset_name):
     except (AnnotationError, FileNotFoundError):
         raise
     except Exception as error:
-        # Loaders of all kinds, most of which take for granted what is in their files.
+        # Loaders raise errors of all kinds; most of them do not check their files.
         file = MetadataCatalog.get(dataset_name).get("json_file")
         raise AnnotationError(
             f"The data set {dataset_name}{f' with the annotations {file}' if file else ''} cannot"

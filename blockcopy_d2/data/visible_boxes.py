@@ -1,4 +1,4 @@
-"""Detectron2's mapper for annotations that also tell which part of an object is visible."""
+"""Detectron2's mapper for annotations that also have the visible part of an object."""
 
 import numpy as np
 from detectron2.data import DatasetMapper

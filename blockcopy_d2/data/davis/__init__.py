@@ -56,12 +56,12 @@ def load_davis(root, split, origin="", *, video=True):
         root (str): folder that holds ``ImageSets``, ``JPEGImages`` and ``Annotations``.
         split (str): "train" or "val".
         origin (str): where the data set comes from, a sentence for the error message.
-        video (bool): as clips, a sequence each: dicts with video_id, frame_index and labelled.
-            Otherwise single images, to train a detector on.
+        video (bool): load sequences as clips: dicts with video_id, frame_index and labelled.
+            Otherwise load single images, to train a detector on.
 
     Returns:
         list[dict]: dicts of Detectron2's instance segmentation format, a frame each, in order. A
-        frame has one annotation, or none where the object is out of sight.
+        frame has one annotation, or none if the object is out of sight.
 
     Raises:
         FileNotFoundError: names the missing file or folder, and where the data set comes from.

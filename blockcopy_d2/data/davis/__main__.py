@@ -1,4 +1,4 @@
-"""Command line of DAVIS: videos with a mask per frame to the folder of the data set."""
+"""Command line of DAVIS: turns videos with a mask per frame into the folder of the data set."""
 
 import argparse
 import os

@@ -88,9 +88,9 @@ def load_pets09_video(root, split, origin="", *, clip_length=CLIP_LENGTH):
     """
     The frames as clips; every frame is labelled.
 
-    For "val" one clip follows the other, the last one may be shorter. For "train" there are as
-    many as fit, one from every frame on, to warm a policy on: first those that follow each other
-    from the first frame on, then those from the second on, and so forth.
+    For "val" clips follow each other; the last one may be shorter. For "train", to warm a policy
+    on, there is a clip from every frame on: first those that follow each other from the first frame
+    on, then those from the second on, and so forth.
 
     Args:
         root, split, origin: as in :func:`load_pets09`.
@@ -131,12 +131,12 @@ def read_boxes(path):
         path (str): path of gt.txt.
 
     Returns:
-        dict[int, list[dict]]: annotations by the number of the frame; of frames that have none, an
-        empty list.
+        dict[int, list[dict]]: annotations by the number of the frame; an empty list for frames
+        without any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AnnotationError: names the file, which is empty or no text, or its line that is not a box.
+        AnnotationError: the file is empty or not text, or a line is not a box.
     """
     frames = collections.defaultdict(list)
     try:
@@ -183,7 +183,7 @@ def register_pets09(name, root, split, *, origin=""):
 
 
 def register_pets09_video(name, root, split, *, origin="", clip_length=CLIP_LENGTH):
-    """As :func:`register_pets09`, for :func:`load_pets09_video`."""
+    """:func:`register_pets09` for :func:`load_pets09_video`."""
     _register(
         name,
         lambda: load_pets09_video(root, split, origin, clip_length=clip_length),

@@ -1,4 +1,4 @@
-"""Command line of PETS09: video and boxes to the folder of the data set."""
+"""Command line of PETS09: turns video and boxes into the folder of the data set."""
 
 import argparse
 import hashlib
@@ -13,7 +13,7 @@ from blockcopy_d2.atomic import atomic_write
 from ..video_files import VideoFrames
 from . import NAME, NUM_FRAMES, frame_file, gt_file, read_boxes
 
-# Of vtest.avi as OpenCV has shipped it since version 3: the boxes belong to its frames.
+# Hash of vtest.avi as OpenCV has shipped it since version 3: the boxes belong to its frames.
 _SHA256 = "45cddc9490be69345cbdab64ca583be65987e864ca408038e648db99e10516cf"
 
 _ORIGIN = (

@@ -2,8 +2,8 @@
 The picture together with its annotation.
 
 Every polygon is rasterised once, by the call that cityscapesscripts makes of it
-(`ImageDraw.polygon` on a picture of mode "I"). What the rasterisation covers is what the object may
-paint, hence annotation and picture agree pixel by pixel, also where objects hide each other.
+(`ImageDraw.polygon` on a picture of mode "I"). An object may paint only the pixels that its polygon
+covers, so annotation and picture agree pixel by pixel, even where objects hide each other.
 """
 
 from dataclasses import dataclass, field
@@ -81,7 +81,7 @@ def outline(mask: np.ndarray, left: int, top: int, tolerance: float) -> np.ndarr
 
 
 class Canvas:
-    """A picture being painted from back to front, with the annotation that grows along."""
+    """A picture painted from back to front, together with its annotation."""
 
     def __init__(self, height: int, width: int):
         self.image = np.zeros((height, width, 3), np.uint8)
@@ -137,7 +137,7 @@ class Canvas:
         self.image[rows, columns] = target
 
     def annotation(self) -> Annotation:
-        """The annotation of all that was painted so far."""
+        """The annotation of everything painted so far."""
         height, width = self.image.shape[:2]
         index = np.asarray(self._index).astype(np.int32)
         return Annotation(height, width, list(self.labels), list(self.polygons), index)

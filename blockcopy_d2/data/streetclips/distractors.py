@@ -1,5 +1,5 @@
 """
-Change of pixels without change of the output: what misleads frame differencing.
+Changes of pixels that do not change the output, to mislead frame differencing.
 
 Each effect is a function of the frame number and the clip's own random numbers.
 """

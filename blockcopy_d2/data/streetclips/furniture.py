@@ -1,5 +1,5 @@
 """
-Things at the roadside that are no thing class: poles, signs, lights, bins, advert panels.
+Things at the roadside that belong to no thing class: poles, signs, lights, bins, advert panels.
 
 They are upright and person-sized, so that a detector has to look. `draw` takes the time in seconds
 where others take the phase: traffic lights change, and screens play.

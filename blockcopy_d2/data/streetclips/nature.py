@@ -1,4 +1,4 @@
-"""Trees whose crowns sway: their pixels change while nothing that is to be detected does."""
+"""Trees whose crowns sway: their pixels change, but nothing to detect does."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ class Tree:
 
     def sprite(self, camera: Camera, light: Light, time: float, wind: float) -> Sprite | None:
         """
-        Draws the tree as it is bent at a moment.
+        Draws the tree, bent as at a moment.
 
         Args:
             time: in seconds.

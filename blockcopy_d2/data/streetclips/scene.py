@@ -17,7 +17,7 @@ FOCAL = 1.1  # focal length in picture widths, as in Cityscapes
 
 @dataclass(frozen=True)
 class Scene:
-    """All that determines a clip, independent of the picture's size."""
+    """Everything that determines a clip, independent of the picture's size."""
 
     street: Street
     camera: CameraPath
