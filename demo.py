@@ -33,11 +33,19 @@ from tqdm import tqdm
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import base_config
-from blockcopy_d2.data import FrameReadError, VideoFrames, read_ahead, read_picture, redact
+from blockcopy_d2.data import (
+    FrameFeed,
+    FrameReadError,
+    VideoFrames,
+    read_ahead,
+    read_picture,
+    redact,
+)
 from blockcopy_d2.data.addresses import is_address, name_of
 from blockcopy_d2.engine.acceleration import build_lazy_model, load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
+    add_live_arguments,
     add_motion_argument,
     drawn_cell_size,
     errors_end_the_program,
@@ -47,6 +55,7 @@ from blockcopy_d2.engine.arguments import (
 )
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.logs import set_up_logs
+from blockcopy_d2.engine.metrics import StreamMetrics
 from blockcopy_d2.engine.outputs import (
     check_output,
     refuse_overwriting,
@@ -54,6 +63,7 @@ from blockcopy_d2.engine.outputs import (
     weight_files,
 )
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
+from blockcopy_d2.engine.stream_counts import StreamCounts
 from blockcopy_d2.evaluation import InstanceAgreement
 from blockcopy_d2.modeling import check_compiled_operators, read_whole
 from blockcopy_d2.visualization import (
@@ -108,6 +118,7 @@ def get_parser():
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames"
     )
+    add_live_arguments(parser)
     return without_secrets(parser)
 
 
@@ -264,7 +275,10 @@ class VideoRun:
         """
         if args.compare_dense:
             check_comparable(cfg)
+        if args.dense and args.metrics_port:
+            raise ValueError("--metrics-port serves the counts of BlockCopy: leave --dense out.")
         self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
+        self.fps, self.reconnect = args.fps, args.reconnect
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold
         self.metadata = metadata_of(cfg)
@@ -277,13 +291,15 @@ class VideoRun:
             self.agreement = InstanceAgreement(score_threshold=self.threshold)
         self.frames = self.dropped = 0
         self._executed = 0.0
+        self._counts, self._metrics = StreamCounts(), None
 
-    def run(self, writer):
+    def run(self, writer, metrics=None):
         """
         Run the frames until the video ends, breaks or is interrupted.
 
         Args:
             writer (VideoWriter or None): where to draw them.
+            metrics (StreamMetrics or None): where to count them.
 
         Returns:
             FrameReadError or None: what broke the video.
@@ -293,7 +309,11 @@ class VideoRun:
         # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
         # source it does not know which ones are taken.
         wanted = self.blockcopy is not None and self.blockcopy.predictor.reads_vectors
-        frames = itertools.islice(self.video.read(vectors=wanted), None if live else limit)
+        feed = FrameFeed(self.video, vectors=wanted, fps=self.fps, reconnect=self.reconnect)
+        frames = feed if live else itertools.islice(feed, limit)
+        self._metrics = metrics
+        if metrics:
+            metrics.watch(self.video.name, feed)
         with (
             contextlib.closing(read_ahead(frames, latest=live)) as decoded,
             tqdm(
@@ -301,13 +321,12 @@ class VideoRun:
             ) as progress,
         ):
             try:
-                for image, seconds, vectors in progress:
-                    # Vectors lead to the frame before, which must not have been dropped.
-                    vectors = vectors if self.dropped == decoded.dropped else None
-                    draw = self._step(image, vectors)
-                    if writer:
-                        writer.write(draw(), seconds)
+                for frame in progress:
+                    self._counts.advance(frame, decoded.dropped)
                     self.dropped = decoded.dropped
+                    draw = self._step(frame)
+                    if writer:
+                        writer.write(draw(), frame.seconds)
                     progress.set_postfix_str(self._postfix(), refresh=False)
             except KeyboardInterrupt:
                 progress.write("Interrupted.", file=sys.stderr)
@@ -319,13 +338,21 @@ class VideoRun:
         parts += [f"{self.dropped} dropped"] if self.dropped else []
         return ", ".join(parts)
 
-    def _step(self, image, vectors):
+    def _step(self, frame):
         """Runs one frame and returns a function that draws it."""
+        image = frame.image
         expected = self.dense(image) if self.dense else None
         if self.blockcopy is None:
             self.frames += 1
             return lambda: self._draw(image, expected, self.dense.seconds, "dense")
-        result = self.blockcopy(image, vectors)
+        if self._counts.reconnects:
+            # Nothing is known of what happened meanwhile.
+            self.blockcopy.predictor.reset()
+        # Vectors lead to the frame before, which must not have been dropped.
+        result = self.blockcopy(image, None if self._counts.dropped else frame.vectors)
+        self._counts.stamp(result, frame)
+        if self._metrics:
+            self._metrics.observe(self.video.name, result)
         executed = result.grid.fraction
         # A first frame executes all blocks whatever the policy.
         self._executed += executed if self.frames else 0.0
@@ -403,13 +430,15 @@ def main():
         if args.input:
             return run_pictures(args, cfg, targets)
         job = VideoRun(args, cfg)
+        metrics = StreamMetrics(*args.metrics_port) if args.metrics_port else None
         writer = None
         if args.output:
             video = job.video
-            writer = VideoWriter(args.output, video.fps, format=video.video_format)
+            fps = min(video.fps, args.fps or video.fps)
+            writer = VideoWriter(args.output, fps, format=video.video_format)
     try:
-        with writer or contextlib.nullcontext():
-            broken = job.run(writer)
+        with metrics or contextlib.nullcontext(), writer or contextlib.nullcontext():
+            broken = job.run(writer, metrics)
     except VideoWriteError as error:
         raise SystemExit(f"error: {error}") from error
     if job.frames:

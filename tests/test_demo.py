@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from blockcopy_d2.engine.acceleration import load_video_config
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter
+from tests.data.cameras import MjpegCamera
 from tests.engine.test_acceleration import NARROW, ROTATED
 from tests.small_model import CONFIG, small_model_opts, write_lazy_config
 
@@ -203,6 +205,52 @@ def test_a_live_source_gives_its_newest_frames(run, tmp_path, clip, monkeypatch,
     with av.open(str(tmp_path / "out.mp4")) as container:
         times = [frame.time for frame in container.decode(video=0)]
     assert len(times) == 4 and times[-1] - times[0] > 0.06
+
+
+def test_a_camera_is_watched_and_found_again(run, tmp_path, monkeypatch, capfd, caplog):
+    """At a rate, with counts for Prometheus; no output holds a secret of its address."""
+    pytest.importorskip("prometheus_client")
+    monkeypatch.setattr("blockcopy_d2.data.feed._SHORTEST_PAUSE", 0.05)
+    pages, resets, observe = [], [], demo.StreamMetrics.observe
+
+    def watched(self, stream, result):
+        observe(self, stream, result)
+        resets.append(result.is_first)
+        if len(resets) == 3:
+            camera.cut()
+            camera.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+            pages.append(answer.read().decode())
+
+    monkeypatch.setattr(demo.StreamMetrics, "observe", watched)
+    with MjpegCamera(size=(160, 96)) as camera:
+        arguments = ["--fps", 10, "--max-frames", 6, "--metrics-port", 0]
+        run("--video-input", camera.address, *arguments, "--output", tmp_path / "out.mp4")
+    assert resets[0] and sum(resets) == 2
+    assert 'blockcopy_frames_total{stream="door"} 6.0' in pages[-1]
+    assert 'blockcopy_reconnects_total{stream="door"} 1.0' in pages[-1]
+    assert 'blockcopy_connected{stream="door"} 1.0' in pages[-1]
+    assert float(re.search(r"skipped_frames_total.* ([\d.]+)", pages[-1])[1]) > 0
+    assert len(decode(tmp_path / "out.mp4")[1]) == 6
+    output = capfd.readouterr()
+    for text in (output.out, output.err, caplog.text, *pages):
+        assert "s3cret" not in text
+    assert "is back after" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--fps 0", "argument --fps: 0 is no finite number above 0"),
+        ("--reconnect nan", "argument --reconnect: nan is no number of at least 0"),
+        ("--metrics-port 70000", "argument --metrics-port: 70000 is neither a port"),
+        ("--metrics-port :80", "argument --metrics-port: :80 is neither a port"),
+    ],
+)
+def test_arguments_of_live_sources_are_checked(capsys, args, message):
+    with pytest.raises(SystemExit):
+        demo.get_parser().parse_args(["--webcam", *args.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_motion_is_drawn_where_asked(run, clip, tmp_path):

@@ -8,6 +8,7 @@ from blockcopy_d2.data import FrameReadError, redact_words
 
 __all__ = [
     "add_config_arguments",
+    "add_live_arguments",
     "add_motion_argument",
     "count",
     "drawn_cell_size",
@@ -56,6 +57,36 @@ def without_secrets(parser):
     end = parser.error
     parser.error = lambda message: end(redact_words(message))
     return parser
+
+
+def add_live_arguments(parser):
+    """
+    Add ``--fps``, ``--reconnect`` and ``--metrics-port``.
+
+    Args:
+        parser (ArgumentParser):
+    """
+    parser.add_argument(
+        "--fps",
+        type=_rate,
+        metavar="RATE",
+        help="run at most so many frames per second of the video, or of what a camera sends",
+    )
+    parser.add_argument(
+        "--reconnect",
+        type=_patience,
+        default=math.inf,
+        metavar="SECONDS",
+        help="try a camera or address that was lost again for so long (default: without an end;"
+        " 0: not at all)",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=_metrics_address,
+        metavar="PORT",
+        help="serve counts and delays to Prometheus at http://127.0.0.1:PORT/metrics; HOST:PORT for"
+        " another address, 0.0.0.0 for all. Needs pip install 'blockcopy-d2[metrics]'",
+    )
 
 
 def add_motion_argument(parser):
@@ -126,6 +157,28 @@ def positive(text):
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
+
+
+def _rate(text):
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
+    return value
+
+
+def _patience(text):
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+    return value
+
+
+def _metrics_address(text):
+    """Arguments of :class:`StreamMetrics`."""
+    host, colon, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535 or (colon and not host):
+        raise argparse.ArgumentTypeError(f"{text} is neither a port, 0 to 65535, nor HOST:PORT")
+    return (int(port), host) if host else (int(port),)
 
 
 @contextlib.contextmanager
