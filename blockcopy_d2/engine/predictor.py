@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from blockcopy_d2.config import KEYS
-from blockcopy_d2.config_key import flag, number
+from blockcopy_d2.config_key import flag, number, whole
 from blockcopy_d2.data import (
     FrameFeed,
     FrameMapper,
@@ -41,12 +41,15 @@ from blockcopy_d2.motion import FrameVectors
 
 from .acceleration import accelerate, video_config
 from .budget import FrameBudget
+from .region import Region
 from .stream_counts import StreamCounts
 
 __all__ = ["FrameMapper", "VideoPredictor"]
 
 # Uint8, (H, W, 3), BGR; a tensor lies on a GPU. So may what else speaks DLPack.
 Picture = np.ndarray | Image.Image | torch.Tensor
+# A mask (H, W), a polygon, or several.
+RegionPart = np.ndarray | torch.Tensor | Sequence
 # A file, a folder or an address, the number of a camera, or pictures.
 Source = str | os.PathLike | int | Iterable[Picture]
 
@@ -103,6 +106,8 @@ class VideoPredictor:
         # Of streams that have ended: their memory and graphs serve the next ones.
         self._unused = []
         self._uploader = None
+        # By the number of a video, None for those without one of their own; and their blocks.
+        self._regions, self._blocks = {}, {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode | DictConfig) -> dict[str, Any]:
@@ -171,6 +176,48 @@ class VideoPredictor:
         for policy, learner in self._policies:
             _follower(policy, learner)
         self._budget = None if milliseconds is None else FrameBudget(milliseconds / 1000)
+
+    def set_region(
+        self,
+        area: RegionPart | None = None,
+        *,
+        always: RegionPart | None = None,
+        never: RegionPart | None = None,
+        video: int | None = None,
+    ) -> None:
+        """
+        Tell where in the picture the network runs, from the next frame on. Parts are masks, bool
+        (H, W), or polygons, lists of x and y of their corners, in pixels of the picture; several
+        polygons are one part. Without any part the policy decides everywhere again.
+
+        The target stays a share of all blocks. Those that always run count, also where they are
+        more; the policy fills the rest with blocks at its will. Where fewer are at its will than
+        the target has room for, less is executed. Frames that follow nothing (the first of a
+        video, one after a cut) run whole, so that every block has features; of those that never
+        run these stay, and so does what is found in them, moved with the picture if the model
+        estimates motion.
+
+        ::
+            predictor.set_region([(0, 300), (1280, 300), (1280, 720), (0, 720)])  # nothing above
+            predictor.set_region(always=[(600, 320), (700, 320), (700, 380), (600, 380)])
+            predictor.set_region()
+
+        Args:
+            area (ndarray, Tensor or sequence or None): blocks that touch none of it never run.
+            always (ndarray, Tensor or sequence or None): blocks that touch it run in every frame,
+                within ``area`` or not.
+            never (ndarray, Tensor or sequence or None): blocks that lie wholly in it never run.
+            video (int or None): number of a video of :meth:`streams`, from 0, for which this
+                counts instead of what counts for all; a single video has number 0. None: for all.
+
+        Raises:
+            ValueError: a part is neither mask nor polygons, or is empty or not finite. That it
+                does not fit the picture is told by the next frame.
+        """
+        if video is not None:
+            video = whole(0, least=0).check("video", video)
+        self._regions[video] = Region(area=area, always=always, never=never)
+        self._blocks.clear()
 
     @property
     def reads_vectors(self) -> bool:
@@ -273,6 +320,11 @@ class VideoPredictor:
         rates = list(fps) if isinstance(fps, Iterable) else [fps] * len(sources)
         if len(rates) != len(sources):
             raise ValueError(f"fps has {len(rates)} rates for {len(sources)} videos.")
+        for video in self._regions:
+            if video is not None and video >= len(sources):
+                raise ValueError(
+                    f"Video {video} has a region, but there are {len(sources)} videos, from 0 on."
+                )
         policies = self._policies[:1]
         if flag(False).check("own_policies", own_policies):
             # Copied together, so that each learner teaches its policy's copy.
@@ -391,14 +443,30 @@ class VideoPredictor:
             )
         return inputs
 
+    def _blocks_of(self, slot, inputs):
+        """BlockRegion or None: of a mapped picture."""
+        key = slot if slot in self._regions else None
+        region = self._regions.get(key)
+        if not region:
+            return None
+        sizes = (inputs["height"], inputs["width"]), tuple(inputs["image"].shape[-2:])
+        known = key, sizes, self.model.block_size
+        if known not in self._blocks:
+            self._blocks[known] = region.blocks(*sizes, self.model.block_size)
+        return self._blocks[known]
+
     def _run_tick(self, pictures, vectors, batch, policies):
         start = self._clock()
         inputs = [self._map(*frame) for frame in zip(pictures, vectors, strict=True)]
+        for slot, mapped in enumerate(inputs):
+            if mapped is not None and (region := self._blocks_of(slot, mapped)) is not None:
+                mapped["region"] = region
         learners = [learner for _, learner in policies]
         results = self.model.step_batch(inputs, batch, learner=learners)
         for mapped, result in zip(inputs, results, strict=True):
             if result is not None:
                 result.scale = mapped["image"].shape[-2] / mapped["height"]
+                result.region = mapped.get("region")
         present = [result for result in results if result is not None]
         if self._budget is not None and not any(result.is_first for result in present):
             for result in present:

@@ -17,6 +17,7 @@ from .conversion import (
 )
 from .meta_arch import BlockCopyVideoModel
 from .running import (
+    BlockRegion,
     CapturedFrameResult,
     FrameClock,
     FrameGraph,

@@ -43,6 +43,7 @@ from .running import (
     stream_bytes,
 )
 from .running.inputs import check_first_frames, check_inputs, given_blocks
+from .running.region import place_regions
 from .running.steps import fit_to_size
 from .tasks import build_task
 
@@ -397,6 +398,7 @@ class BlockCopyVideoModel(ModuleProxy):
             return results
 
     def _run(self, inputs, streams, *, present, learning, grid):
+        place_regions(self, inputs, streams)
         if grid is not None:
             grid = given_blocks(self, grid, streams, present)
         options = {"present": present, "learning": learning, "grid": grid}

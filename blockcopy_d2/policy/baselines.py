@@ -85,7 +85,10 @@ class RandomBlocks(Policy):
 
     def forward(self, observation):
         grid = observation.grid[:, 0]
-        return Decision(active=self._uniform.draw(grid.shape, grid.device) < self.target)
+        probability = self.target
+        if observation.region is not None:
+            probability = _probability_at_will(self.target, observation.region)
+        return Decision(active=self._uniform.draw(grid.shape, grid.device) < probability)
 
 
 @POLICY_REGISTRY.register()
@@ -118,6 +121,8 @@ class FrameDifference(Policy):
 
     def forward(self, observation):
         score = self.score(observation)
+        if observation.region is not None:
+            score = score + observation.region
         count = round(self.target * score[0].numel())
         active = torch.zeros_like(score, dtype=torch.bool).flatten(1)
         active.scatter_(1, score.flatten(1).topk(count, dim=1).indices, True)
@@ -185,6 +190,18 @@ class EveryKthFrame(Policy):
         index = torch.as_tensor(observation.frame_index, device=grid.device)
         executed = (index - self.phase) % self.period == 0
         return Decision(active=executed.view(-1, 1, 1).expand(grid.shape))
+
+
+def _probability_at_will(target, region):
+    """
+    Returns:
+        Tensor: float (N, 1, 1), of the blocks at the policy's will, so that with those that always
+        run the target is met. Exactly the target where all blocks are.
+    """
+    at_will = (region == 0).sum(dim=(1, 2), keepdim=True)
+    always = (region > 0).sum(dim=(1, 2), keepdim=True)
+    missing = target * (region[0].numel() - at_will) - always
+    return target + missing / at_will.clamp_min(1)
 
 
 def _same_everywhere(observation, execute):

@@ -116,15 +116,18 @@ class ExpectedGain(Policy):
         logits = self.network(observation)
         score = logits.detach() + (observation.age + 1).log()
         index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
-        return Decision(largest_blocks(score, self._target_on_device, index), logits)
+        active = largest_blocks(score, self._target_on_device, index, observation.region)
+        return Decision(active, logits)
 
 
-def largest_blocks(score, target, index):
+def largest_blocks(score, target, index, region=None):
     """
     Args:
         score (Tensor): float (N, GH, GW).
         target (Tensor): float64 scalar, fraction of the blocks.
         index (Tensor): int (N,) or (1,), number of the frame in each stream.
+        region (Tensor or None): float (N, GH, GW), see :class:`Observation`: blocks that always run
+            come first, those that never do come last.
 
     Returns:
         Tensor: bool (N, GH, GW), the blocks of largest score; all blocks of a stream whose scores
@@ -133,9 +136,9 @@ def largest_blocks(score, target, index):
     blocks = target * score[0].numel()
     # Rounding errors of a product such as 0.29 x 100 must not cost a block.
     count = (blocks * (index + 1) + 1e-6).floor() - (blocks * index + 1e-6).floor()
-    flat = score.flatten(1)
+    unusable = ~torch.isfinite(score.flatten(1)).all(dim=1, keepdim=True)
+    flat = (score if region is None else score + region).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    unusable = ~torch.isfinite(flat).all(dim=1, keepdim=True)
     return ((rank < count[:, None]) | unusable).view(score.shape)

@@ -50,6 +50,8 @@ class Observation:
         previous_frame (Tensor or None): float (N, 3, h, w), I_{t-1}; None where it is not known.
         gain (Tensor or None): float (N, GH, GW), the information gain that each block had when it
             was last executed; negative where it is not known. None where no policy wants it.
+        region (Tensor or None): float (N, GH, GW), infinite for blocks that always run whatever
+            the policy decides, minus infinite for those that never do, else 0. None: 0.
     """
 
     frame: Tensor
@@ -60,6 +62,7 @@ class Observation:
     age: Tensor | None = None
     previous_frame: Tensor | None = None
     gain: Tensor | None = None
+    region: Tensor | None = None
 
     def split(self):
         """
@@ -71,7 +74,7 @@ class Observation:
         index = index.split(1) if isinstance(index, Tensor) else [index] * len(self.frame)
         known = (
             [None] * len(self.frame) if x is None else x.split(1)
-            for x in (self.age, self.previous_frame, self.gain)
+            for x in (self.age, self.previous_frame, self.gain, self.region)
         )
         parts = zip(*(m.split(1) for m in maps), index, *known, strict=True)
         return [Observation(*part) for part in parts]

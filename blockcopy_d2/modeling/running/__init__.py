@@ -11,6 +11,7 @@ from .options import VideoOptions
 from .precision import inference_autocast
 from .readout import read_whole
 from .refresh import due_for_refresh
+from .region import BlockRegion
 from .result import CapturedFrameResult, FrameClock, FrameResult
 from .scene_cut import scene_cuts
 from .stream import StreamBatch, VideoStream

@@ -22,6 +22,7 @@ from blockcopy_d2.sparse import BlockGrid
 from blockcopy_d2.sparse.module import SparseFrame
 
 from .history import select_stream
+from .region import BlockRegion
 from .timing import StageTimer
 
 __all__ = ["FrameClock", "FrameResult", "CapturedFrameResult"]
@@ -89,6 +90,8 @@ class FrameResult(Mapping):
             is not known, since the model was called with the input itself.
         dropped (int): number of frames of a live source that were skipped between the last result
             and this one.
+        region (BlockRegion or None): blocks that always or never run; None if the policy decides
+            everywhere, or if that is not known, since the model was called with the input itself.
         time (float or None): seconds from the first frame of the video to when this one is shown;
             None where the source has no clock.
         clock (FrameClock or None): of a frame of :meth:`VideoPredictor.stream`; None elsewhere.
@@ -114,6 +117,7 @@ class FrameResult(Mapping):
     learned: dict = dataclasses.field(default_factory=dict)
     scale: float | None = None
     dropped: int = 0
+    region: BlockRegion | None = None
     time: float | None = None
     clock: FrameClock | None = None
 

@@ -180,12 +180,16 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=None):
     options, history = model.options, streams.history
     observation, decisions = _ask(model, frame, streams, learning)
     active = torch.cat([decision.active for decision in decisions])
-    active = active | follows_nothing(frame, history, cut)[:, None, None]
+    regions = streams.regions
+    active = regions.confine(active)
     if options.refresh_every:
-        active = active | due_for_refresh(active, history.age, options.refresh_every)
+        # Blocks that never run must not take the turns of others.
+        settled = active | regions.never
+        active = active | due_for_refresh(settled, history.age, options.refresh_every)
     if options.dense_above < 1:
         share = active.float().mean(dim=(1, 2), keepdim=True)
-        active = active | (share > options.dense_above)
+        active = regions.confine(active | (share > options.dense_above))
+    active = active | follows_nothing(frame, history, cut)[:, None, None]
     if present is not None:
         active = active & flags(present, active)
     grid = BlockGrid(active, block_size=options.block_size, image_size=streams.canvas_size)
@@ -218,6 +222,7 @@ def _ask(model, frame, streams, learning):
         age=history.age,
         previous_frame=history.frame,
         gain=history.gain,
+        region=streams.regions.bias,
     )
     if not isinstance(learning, list):
         learning = [learning] * streams.num_streams

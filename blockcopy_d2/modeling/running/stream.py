@@ -35,6 +35,8 @@ class StreamBatch:
             :meth:`reset`, with the features, for a video of the same size.
         image_size (tuple[int, int] or None): size of the frames, as the network takes them.
         canvas_size (tuple[int, int] or None): height and width, with their padding.
+        regions (StreamRegions or None): blocks that always or never run; None before the first
+            frame of a size.
     """
 
     def __init__(self, num_streams, *, policies=None):
@@ -75,7 +77,7 @@ class StreamBatch:
         self.lost = False
         if self.graph is None:
             self.features.reset()
-            self.image_size = self.canvas_size = None
+            self.image_size = self.canvas_size = self.regions = None
         self.counts = [0] * self.num_streams
         self.history = None
 
