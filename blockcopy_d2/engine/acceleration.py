@@ -1,4 +1,4 @@
-"""Any Detectron2 model, accelerated in one line."""
+"""Accelerates any Detectron2 model in one line."""
 
 import functools
 from typing import Any
@@ -34,7 +34,7 @@ _OPTIONS = {
     "seed": "MODEL.BLOCKCOPY.POLICY.SEED",
 }
 
-# What whoever runs a video of their own gets, unless a config says otherwise.
+# Settings for users' own videos, unless a config says otherwise.
 _DEFAULTS = (
     *("MODEL.BLOCKCOPY.MOTION.NAME", "auto"),
     *("MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain"),
@@ -45,35 +45,35 @@ def accelerate(
     model_or_cfg: nn.Module | CfgNode | DictConfig, target: float | None = None, **options: Any
 ) -> BlockCopyVideoModel:
     """
-    Make a model that runs video block by block of any model of Detectron2's.
+    Turn any Detectron2 model into one that runs video block by block.
 
     ::
         model = blockcopy_d2.accelerate(model_zoo.get("COCO-Detection/fcos_R_50_FPN_1x.py", True))
         for index, image in enumerate(video):  # float or uint8 tensors (3, H, W)
             (output,) = model([{"image": image, "video_id": "camera 1", "frame_index": index}])
 
-    What is copied moves with the picture, unless ``motion`` is "none". The policy learns on the
-    frames that :meth:`forward` is given, unless ``learn`` is off. What is not fully convolutional
-    (ViT, Swin) is logged as a warning and runs densely.
+    Copied features move with the picture, unless ``motion`` is "none". The policy learns from the
+    frames given to :meth:`forward`, unless ``learn`` is off. Parts that are not fully convolutional
+    (ViT, Swin) run densely, and a warning says so.
 
     Args:
         model_or_cfg (nn.Module, CfgNode or DictConfig): a built meta-architecture, whose modules
             and weights become part of the accelerated one, frozen; a config whose MODEL.WEIGHTS
             are loaded; a LazyConfig whose ``train.init_checkpoint`` is loaded, with options in a
-            node ``blockcopy`` if it has one; or the model node of a LazyConfig, with weights as
-            they are initialized.
-        target (float or None): tau, the wished fraction of executed blocks. None: what the config
-            says, 0.3 if it says nothing.
+            node ``blockcopy`` if it has one; or the model node of a LazyConfig, with initial
+            weights.
+        target (float or None): tau, the wished fraction of executed blocks. None: the config's
+            value, by default 0.3.
         options: those of :class:`VideoOptions`, and further keys of MODEL.BLOCKCOPY: ``backend``,
             ``task``, ``policy`` and ``motion`` (their names), ``policy_weights``, ``learn``,
-            ``max_streams``, ``seed``. Default: what the config says.
+            ``max_streams``, ``seed``. Default: the config's values.
 
     Returns:
-        BlockCopyVideoModel: takes and gives what the model does.
+        BlockCopyVideoModel: a model with the same inputs and outputs.
 
     Raises:
-        TypeError: an unknown option, or something that is no model.
-        ValueError: an option out of its range, or weights that do not fit.
+        TypeError: an option is unknown, or the argument is not a model.
+        ValueError: an option is out of its range, or weights do not fit.
     """
     if isinstance(model_or_cfg, CfgNode):
         model, model.learner = build_video_model(video_config(model_or_cfg, target, **options))
@@ -102,11 +102,12 @@ def accelerate(
 def video_config(cfg: CfgNode, target: float | None = None, **options: Any) -> CfgNode:
     """
     Args:
-        cfg (CfgNode): any of Detectron2's, with or without the keys of BlockCopy.
-        target, options: see :func:`accelerate`; None for what ``cfg`` says.
+        cfg (CfgNode): any Detectron2 config, with or without the keys of BlockCopy.
+        target, options: see :func:`accelerate`; None for the values of ``cfg``.
 
     Returns:
-        CfgNode: a copy of ``cfg`` with BlockCopy enabled, checked, on a device this machine has.
+        CfgNode: a copy of ``cfg`` with BlockCopy enabled, checked, on a device that this machine
+        has.
 
     Raises:
         TypeError: an unknown option.
@@ -136,20 +137,20 @@ def video_config(cfg: CfgNode, target: float | None = None, **options: Any) -> C
 
 def load_video_config(name, opts=(), *, target=None, enabled=True):
     """
-    Load a config for :class:`VideoPredictor`. One of Detectron2's model zoo comes with its trained
+    Load a config for :class:`VideoPredictor`. A config of Detectron2's model zoo gets its trained
     weights.
 
     Args:
         name (str): name of a yaml or LazyConfig, see :func:`config_path`.
         opts (sequence[str]): overrides, "KEY VALUE" pairs, or KEY=VALUE of a LazyConfig.
-        target (float or None): tau; it counts more than ``opts``.
-        enabled (bool): what MODEL.BLOCKCOPY.ENABLED shall be.
+        target (float or None): tau; it takes precedence over ``opts``.
+        enabled (bool): value of MODEL.BLOCKCOPY.ENABLED.
 
     Returns:
         CfgNode or DictConfig: frozen, or a LazyConfig.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: name what is wrong.
+        FileNotFoundError, KeyError, ValueError: the config or an override is wrong.
     """
     path, weights = config_path(name), trained_weights(name)
     if not path.endswith(".py"):
@@ -208,7 +209,7 @@ def metadata_of(cfg):
         cfg (CfgNode or DictConfig):
 
     Returns:
-        Metadata or None: of the data set that the config tests on, which names the classes.
+        Metadata or None: metadata of the data set that the config tests on, which name the classes.
     """
     if isinstance(cfg, CfgNode):
         names = cfg.DATASETS.TEST
@@ -224,8 +225,8 @@ def build_lazy_model(cfg):
         cfg (DictConfig): a LazyConfig, or the model node of one.
 
     Returns:
-        nn.Module: Detectron2's own, in inference mode. Of a whole config, on its device if this
-        machine has it, with the weights it names.
+        nn.Module: Detectron2's own model, in inference mode. For a whole config, it is on the
+        config's device if this machine has it, with the weights that the config names.
 
     Raises:
         ValueError: the config has no model, or an argument that its model does not take.

@@ -1,4 +1,4 @@
-"""Arguments that the command lines share, and how they end when something is wrong."""
+"""Arguments that the command lines share, and the handling of their errors."""
 
 import argparse
 import contextlib
@@ -48,8 +48,8 @@ def add_config_arguments(parser, *, default="maskrcnn_blockcopy.yaml", lazy=Fals
 def without_secrets(parser):
     """
     Args:
-        parser (ArgumentParser): changed so that the errors by which it ends a program show
-            addresses without user, password and query.
+        parser (ArgumentParser): changed so that its errors show addresses without user, password
+            and query.
 
     Returns:
         ArgumentParser: ``parser``.
@@ -107,15 +107,15 @@ def add_motion_argument(parser):
 def drawn_cell_size(args, model):
     """
     Args:
-        args (Namespace): with what :func:`add_motion_argument` adds.
+        args (Namespace): with the argument of :func:`add_motion_argument`.
         model (BlockCopyVideoModel or None): None for a dense model.
 
     Returns:
-        int or None: side of the cells to draw, in pixels of the network's input; None where their
-        motion is not to be drawn.
+        int or None: side of the cells to draw, in pixels of the network's input; None if motion is
+        not drawn.
 
     Raises:
-        ValueError: it is to be drawn, and there is none.
+        ValueError: it should be drawn, but there is none.
     """
     if not args.draw_motion:
         return None
@@ -184,8 +184,8 @@ def _metrics_address(text):
 @contextlib.contextmanager
 def errors_end_the_program():
     """
-    Within it, what a user can put right ends the program with one line, not with a traceback.
-    Addresses in it are without user, password and query.
+    A context in which errors that a user can fix end the program with one line instead of a
+    traceback. Addresses in it appear without user, password and query.
 
     Raises:
         SystemExit: instead of OSError, ValueError, KeyError, ImportError and FrameReadError.

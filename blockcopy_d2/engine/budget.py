@@ -1,4 +1,4 @@
-"""Holding the time of a frame by moving the target."""
+"""Holds the time of a frame by moving the target."""
 
 import statistics
 from collections import deque
@@ -8,24 +8,24 @@ __all__ = ["FrameBudget"]
 
 class FrameBudget:
     """
-    Finds the target at which the median frame takes the time it may take. The law, over the last
-    ``window`` frames:
+    Finds the target at which the median frame meets the budget. The law, over the last ``window``
+    frames:
 
         target = median executed fraction * budget / median time, within [least, 1]
 
     A frame takes a + b * f for an executed fraction f, with a >= 0, and so does the median frame.
     Around the fixed point, where a + b * f is the budget, a step multiplies the distance by
     a / budget, which is at least 0 and below 1 wherever the budget can be met at all: the target
-    approaches its value from one side and does not oscillate. What the law reads is the fraction
-    that was executed, not the target, so a policy that follows slowly does not wind it up.
+    approaches its value from one side and does not oscillate. The law reads the executed fraction,
+    not the target, so a policy that follows slowly does not wind it up.
     """
 
     def __init__(self, seconds, *, window=16, least=0.02):
         """
         Args:
-            seconds (float): the time that the median frame may take.
-            window (int): frames that the medians are taken over; half of them must be there
-                before the target moves.
+            seconds (float): budget of the median frame.
+            window (int): number of frames for the medians. The target moves once half of them are
+                there.
             least (float): the smallest target.
         """
         if not seconds > 0:
@@ -37,11 +37,11 @@ class FrameBudget:
     def update(self, seconds, executed):
         """
         Args:
-            seconds (float): that a frame took.
+            seconds (float): time of a frame.
             executed (float): fraction of its blocks that was executed.
 
         Returns:
-            float or None: the target from now on; None while there is too little to tell.
+            float or None: the target from now on; None while there are too few frames.
         """
         self._frames.append((seconds, executed))
         if 2 * len(self._frames) < self._frames.maxlen:

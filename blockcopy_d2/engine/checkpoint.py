@@ -1,4 +1,4 @@
-"""Loading weights that must fit, and keeping what a policy has learned."""
+"""Loads weights that must fit, and saves policies."""
 
 import contextlib
 import os
@@ -27,21 +27,21 @@ __all__ = [
 
 class SafeCheckpointer(DetectionCheckpointer):
     """
-    Detectron2's checkpointer that never leaves part of a file, and that resumes from the newest
-    checkpoint that can be read.
+    Detectron2's checkpointer, except that it never leaves an incomplete file, and resumes from the
+    newest checkpoint that can be read.
 
     Attributes:
         file_prefix (str): prefix of the names of its files: ``<prefix>_0000999.pth``.
     """
 
     file_prefix = "model"
-    # Whether .pkl files are pickles, as in Detectron2's model zoo, or what torch.save writes.
+    # Whether .pkl files are pickles, as in Detectron2's model zoo, or files of torch.save.
     takes_pickles = True
 
     def __init__(self, *args, **kwargs):
         """
         Args:
-            args, kwargs: of :class:`DetectionCheckpointer`.
+            args, kwargs: see :class:`DetectionCheckpointer`.
         """
         super().__init__(*args, **kwargs)
         self.path_manager = _AtomicPathManager()
@@ -53,12 +53,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             kwargs: further values to save.
 
         Raises:
-            OSError: names the file, which cannot be written, as on a full disk.
+            OSError: the file, which is named, cannot be written, as on a full disk.
         """
         try:
             super().save(name, **kwargs)
         except (OSError, RuntimeError) as error:
-            # torch.save tells of a full disk by an error of its own, raised in the place of it.
+            # torch.save raises an error of its own for a full disk.
             causes = [error, error.__context__]
             reason = next((x.strerror for x in causes if isinstance(x, OSError)), None)
             if reason is None:
@@ -73,7 +73,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         finally:
-            # Detectron2 leaves it behind when loading fails, and then refuses to load again.
+            # Detectron2 leaves this behind when loading fails, and then refuses to load again.
             self._parsed_url_during_load = None
 
     def resume(self):
@@ -82,7 +82,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         read, load the newest one that can, and say so.
 
         Returns:
-            dict or None: of :meth:`load`; None where there is nothing to resume from.
+            dict or None: see :meth:`load`; None if there is nothing to resume from.
 
         Raises:
             ValueError: the checkpoint can be read, but does not fit.
@@ -203,12 +203,12 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 class WeightsCheckpointer(SafeCheckpointer):
     """
-    Detectron2's checkpointer for a model that is to be run, not trained: parameters that the file
-    lacks would stay random, so a file that does not fit is an error. What the policy lacks is not:
-    a detector's file has no policy.
+    Detectron2's checkpointer for a model that is run, not trained. Parameters missing from the file
+    would stay random, so a file that does not fit is an error. The policy's may be missing: a
+    detector's file has no policy.
 
     Checkpoints in torch's format (.pth, and .pyth of pycls) are loaded without executing code from
-    them. Detectron2's model zoo files (.pkl) are pickles by nature, which is logged as a warning.
+    them. Detectron2's model zoo files (.pkl) are pickles, about which the log warns.
     """
 
     # Parameters that may be missing.
@@ -224,7 +224,8 @@ class WeightsCheckpointer(SafeCheckpointer):
             path (str): a file, or a URL that Detectron2 resolves.
 
         Raises:
-            ValueError: no path is given, or the file does not fit; names the parameters.
+            ValueError: no path is given, or the file does not fit. The message names the
+                parameters.
             FileNotFoundError: there is no such file.
         """
         if not path:
@@ -297,14 +298,14 @@ class PolicyCheckpointer(WeightsCheckpointer):
 
 
 class _AtomicPathManager:
-    """Detectron2's PathManager, but for local files that are written: whole, or as they were."""
+    """Detectron2's PathManager, except that local files are written completely or not at all."""
 
     def __getattr__(self, name):
         return getattr(PathManager, name)
 
     @contextlib.contextmanager
     def open(self, path, mode="r", **kwargs):
-        """As of PathManager, to be used as a context."""
+        """Opens a file as PathManager does. Use it as a context."""
         with contextlib.ExitStack() as stack:
             if "w" in mode and "://" not in path:
                 path = stack.enter_context(atomic_write(path))
@@ -312,7 +313,7 @@ class _AtomicPathManager:
 
 
 def _load_pycls(filename):
-    """As Detectron2 reads the checkpoints of pycls, but without executing code from them."""
+    """Reads checkpoints of pycls as Detectron2 does, but without executing code from them."""
     state = read_checkpoint(filename).get("model_state")
     check_parameters(state, filename)
     return {

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without executing code from them, and telling damaged ones."""
+"""Reads checkpoint files without executing code from them, and detects damaged ones."""
 
 import pickle
 import zipfile
@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 
 
 class UnreadableCheckpointError(ValueError):
-    """A file that is no checkpoint, or a damaged one."""
+    """A file that is damaged, or not a checkpoint."""
 
 
 def read_checkpoint(path):
@@ -52,11 +52,11 @@ def read_checkpoint(path):
 def check_parameters(parameters, path):
     """
     Args:
-        parameters: what the file ``path`` has for a model.
+        parameters: the model in the file ``path``.
         path (str): for the error.
 
     Raises:
-        UnreadableCheckpointError: they are no tensors by name.
+        UnreadableCheckpointError: they are not tensors by name.
     """
     if not isinstance(parameters, dict):
         raise UnreadableCheckpointError(
@@ -92,7 +92,7 @@ def not_finite(parameters):
 
 
 def _check_sums(file):
-    """Raises BadZipFile for a record whose checksum is wrong; torch.load does not look at it."""
+    """Raises BadZipFile for a record whose checksum is wrong, which torch.load does not check."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:

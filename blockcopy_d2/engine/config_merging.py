@@ -1,4 +1,4 @@
-"""Merging files and overrides into a config: without running code, and by the types of its keys."""
+"""Merges files and overrides into a config, without running code and by the types of its keys."""
 
 import difflib
 from pathlib import Path
@@ -24,7 +24,7 @@ def merge_file(cfg, path):
 
     Raises:
         KeyError: names an unknown key and the known keys closest to it.
-        ValueError: names a key with a value it does not take, or a file that is no yaml config.
+        ValueError: names a key with a value it does not take, or a file that is not a yaml config.
     """
     try:
         loaded = _PlainConfig.load_yaml_with_base(path)
@@ -57,7 +57,7 @@ def merge_overrides(cfg, opts):
 
     Raises:
         KeyError: names an unknown key and the known keys closest to it.
-        ValueError: names a key with a value it does not take, or what are no pairs.
+        ValueError: names a key with a value it does not take, or words that are not pairs.
     """
     if len(opts) % 2:
         raise ValueError(
@@ -78,18 +78,18 @@ def merge_overrides(cfg, opts):
 def nearest(name, known):
     """
     Args:
-        name (str): that is unknown.
+        name (str): an unknown name.
         known (iterable[str]):
 
     Returns:
-        str: ends a message with the known names closest to ``name``, if there are any.
+        str: end of a message with the known names closest to ``name``, if there are any.
     """
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
 class _PlainConfig(CfgNode):
-    """Reads yaml as plain values, but for the files that Detectron2 itself comes with."""
+    """Reads yaml as plain values, except for Detectron2's own files."""
 
     @classmethod
     def load_yaml_with_base(cls, filename, allow_unsafe=False):
@@ -105,8 +105,8 @@ class _PlainConfig(CfgNode):
 
 def _fit(value, current, *, root, name=""):
     """
-    Returns a value that yacs, which compares types, takes for one that means the same: a whole
-    number for a float, and digits for a text.
+    Returns a value of the type that yacs expects: a float for a whole number, and a text for
+    digits.
 
     Args:
         value: value of the key ``name``.
@@ -132,13 +132,13 @@ def _fit(value, current, *, root, name=""):
         value = KEYS[name].check(name, value)
     elif isinstance(current, float) and type(value) is int:
         value = float(value)
-    # What is a text stays one where yacs would read a number or a list in it.
+    # A text stays one even if yacs would read a number or a list in it.
     is_text = isinstance(current, str) and isinstance(value, str)
     return repr(value) if is_text and not isinstance(_decoded(value), (str, type(None))) else value
 
 
 def _decoded(value):
-    """As yacs decodes values; what it chokes on is a text."""
+    """Decodes as yacs does. A value that it cannot decode is a text."""
     try:
         return CfgNode._decode_cfg_value(value)
     except (MemoryError, RecursionError, TypeError):

@@ -1,4 +1,4 @@
-"""Shared by train_net.py and demo.py: from command line arguments to a checked config."""
+"""Turns command line arguments into a checked config, for train_net.py and demo.py."""
 
 import argparse
 import contextlib
@@ -29,7 +29,7 @@ from .logs import set_up_logs
 
 __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
 
-# Keys whose values are names in a registry, and the values that mean something else.
+# Keys whose values are names in a registry, and further values with a meaning.
 _NAMES = {
     "POLICY.NAME": (POLICY_REGISTRY, ()),
     "TASK": (TASK_REGISTRY, ("auto",)),
@@ -43,7 +43,7 @@ def default_argument_parser(epilog=None):
     before them, as it must with Detectron2's demo. Its errors show no secrets of addresses.
 
     Args:
-        epilog (str or None): epilog of the help, instead of Detectron2's.
+        epilog (str or None): end of the help, instead of Detectron2's.
 
     Returns:
         ArgumentParser:
@@ -69,7 +69,7 @@ def setup(args):
 
     Returns:
         CfgNode: frozen; with ``MODEL.BLOCKCOPY.ENABLED``, ready for ``build_model``. With
-        ``--eval-only`` a config by its name in the model zoo has its trained weights.
+        ``--eval-only`` a config named as in the model zoo gets its trained weights.
     """
     path = config_path(args.config_file) if args.config_file else ""
     weights = trained_weights(args.config_file) if path and args.eval_only else None
@@ -77,7 +77,7 @@ def setup(args):
     cfg.freeze()
     # Before Detectron2 sets up its loggers, and logs the config and the command line.
     set_up_logs(cfg.OUTPUT_DIR, rank=comm.get_rank(), detectron2=True)
-    # Whatever the job: its config goes to the folder, where no summary of another one may be.
+    # For every job, since its config goes to the folder, which must not keep another job's summary.
     remove_summary(cfg.OUTPUT_DIR)
     with _restored_on_failure(os.path.join(cfg.OUTPUT_DIR, "config.yaml")):
         default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
@@ -86,7 +86,9 @@ def setup(args):
 
 @contextlib.contextmanager
 def _restored_on_failure(path):
-    """A file that Detectron2 writes in place, and that may be the very config of the job."""
+    """
+    Restores a file that Detectron2 writes in place, since it may be the config of the job itself.
+    """
     before = None
     if os.path.isfile(path):
         with open(path, "rb") as f:
@@ -105,15 +107,15 @@ def load_config(path="", opts=(), *, defaults=()):
     Args:
         path (str): a yaml config, or empty for Detectron2's defaults. No code in it is executed.
         opts (sequence[str]): "KEY VALUE" pairs that override it.
-        defaults (sequence[str]): such pairs that it overrides.
+        defaults (sequence[str]): pairs that the config overrides.
 
     Returns:
-        CfgNode: unfrozen, checked, with BlockCopy enabled where the switch is on, on a device
-        this machine has.
+        CfgNode: unfrozen, checked, with BlockCopy enabled if the switch is on, on a device this
+        machine has.
 
     Raises:
         KeyError: names an unknown key and the known keys closest to it.
-        ValueError: names a key with a value out of its range, or a file that is no yaml config.
+        ValueError: names a key with a value out of its range, or a file that is not a yaml config.
     """
     if str(path).endswith(".py"):
         raise ValueError(
@@ -137,7 +139,7 @@ def complete_config(cfg):
         cfg (CfgNode): unfrozen, with the keys of BlockCopy, changed in place.
 
     Returns:
-        CfgNode: ``cfg``, checked, with BlockCopy enabled where the switch is on, on a device this
+        CfgNode: ``cfg``, checked, with BlockCopy enabled if the switch is on, on a device this
         machine has.
 
     Raises:

@@ -1,6 +1,6 @@
 """
-Hooks of the :class:`EvaluationLoop`. They work on ``trainer.runs`` of the current frame; the order
-in which they are registered matters where they say so.
+Hooks of the :class:`EvaluationLoop`. They work on ``trainer.runs`` of the current frame. The order
+of registration matters if their docstrings say so.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class OnlinePolicyHook(HookBase):
-    """Records what the learner of the loop tells of every frame that the policy learns from."""
+    """Records the learner's report of every frame that the policy learns from."""
 
     def after_step(self):
         run = self.trainer.runs.get("blockcopy")
@@ -46,9 +46,9 @@ class OnlinePolicyHook(HookBase):
 
 class ComparisonHook(HookBase):
     """
-    Runs other models on the frame that BlockCopy just ran, so that whatever else the machine does
-    hits all of them alike: "dense", this engine with all blocks and no policy, and "stock", a
-    model that has no BlockCopy in it.
+    Runs other models on the frame that BlockCopy just ran, so that other load on the machine
+    affects all of them alike: "dense", this engine with all blocks and no policy, and "stock", a
+    model without BlockCopy.
     """
 
     def __init__(self, *, dense, stock=None):
@@ -76,7 +76,7 @@ class ComparisonHook(HookBase):
             trainer.runs["dense"] = self._run_dense(trainer.model, trainer.inputs, image_size)
 
     def _warm_up(self, model, inputs, image_size):
-        """A library's first calls, and capturing graphs, are no cost of a frame."""
+        """A library's first calls, and capturing graphs, do not count as the cost of a frame."""
         if self._stock is not None:
             self._stock([inputs])
         stream = self._streams.get(inputs["video_id"], 0)
@@ -99,7 +99,7 @@ class ComparisonHook(HookBase):
         run = ModelRun.of(model, inputs, stream, grid=grid)
 
         def seconds():
-            # The other stages serve a policy, which there is none of.
+            # The other stages serve the policy, and there is none.
             stages = run.result.seconds
             return {name: stages[name] for name in ("network", "heads")}
 
@@ -108,8 +108,8 @@ class ComparisonHook(HookBase):
 
 class ScoringHook(HookBase):
     """
-    Scores the outputs of the models that have an evaluator, each with its own. What fails on the
-    way to a score is named in ``failures``, and ends neither the run nor other models' scores.
+    Scores the outputs of the models that have an evaluator, each with its own. Failures on the way
+    to a score are named in ``failures``. They end neither the run nor other models' scores.
 
     Attributes:
         scores (dict[str, dict]): by model, {task: {metric: value}}; filled by :meth:`score`.
@@ -127,7 +127,7 @@ class ScoringHook(HookBase):
 
     @property
     def models(self):
-        """list[str]: that are to be scored."""
+        """list[str]: models to score."""
         return list(self._evaluators)
 
     def before_train(self):
@@ -148,7 +148,7 @@ class ScoringHook(HookBase):
         for failures in gather(self.failures):
             self.failures = {**failures, **self.failures}
         for name, evaluator in self._evaluators.items():
-            # Also where it has failed already: other processes wait for this one's part.
+            # Called even after a failure: other processes wait for this one's part.
             with self._naming_failures(name):
                 scores = evaluator.evaluate()
                 if name not in self.failures:
@@ -165,8 +165,8 @@ class ScoringHook(HookBase):
 
 class EfficiencyHook(HookBase):
     """
-    Records time, multiply-accumulates, executed blocks and moved cells of every frame. Comes after
-    the hooks that run models or take time of a frame.
+    Records time, multiply-accumulates, executed blocks and moved cells of every frame. Register it
+    after the hooks that run models or count to a frame's time.
     """
 
     def __init__(self, record):
@@ -213,7 +213,9 @@ class EfficiencyHook(HookBase):
 
 
 class GainShareHook(HookBase):
-    """Compares the executed blocks with where dense outputs change. Needs the "dense" run."""
+    """
+    Compares the executed blocks with the places where dense outputs change. Needs the "dense" run.
+    """
 
     def __init__(self, gain_share):
         """
@@ -272,14 +274,14 @@ class ProgressHook(HookBase):
 class PolicySavingHook(d2_hooks.PeriodicCheckpointer):
     """
     Saves the policy every so many frames, at the end, and when the run ends early, so that nothing
-    it has learned is lost. Comes after the hook that teaches it; on the main process.
+    it has learned is lost. Register it after the hook that teaches it, on the main process.
     """
 
     def __init__(self, checkpointer, period):
         """
         Args:
             checkpointer (PolicyCheckpointer):
-            period (int): in frames.
+            period (int): frames between two checkpoints.
         """
         super().__init__(checkpointer, period, file_prefix=checkpointer.file_prefix)
         self._last = self._saved = None

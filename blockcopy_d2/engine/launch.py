@@ -1,4 +1,4 @@
-"""One process per GPU, started by this program or by torchrun."""
+"""Runs one process per GPU, started by this program or by torchrun."""
 
 import os
 from datetime import timedelta
@@ -14,8 +14,8 @@ from .stopping import RunStopped
 
 __all__ = ["STEP_LIMIT", "launch"]
 
-# How long processes wait for each other in a step that they take together. Longer waits, as for
-# the slowest one's last clip, are not left to torch.distributed.
+# Limit for waiting in a step that processes take together. torch.distributed does not handle longer
+# waits, such as for the slowest process's last clip.
 STEP_LIMIT = timedelta(minutes=10)
 
 
@@ -50,7 +50,7 @@ def launch(main, args):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     comm.synchronize()
     _run(main, args)
-    # Not after a failure: NCCL may wait for the others here.
+    # Not after a failure, since NCCL may wait for the others here.
     dist.destroy_process_group()
 
 

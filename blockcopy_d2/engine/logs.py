@@ -11,19 +11,19 @@ __all__ = ["set_up_logs"]
 
 def set_up_logs(output_dir=None, *, rank=0, detectron2=False):
     """
-    Show what this package and the libraries it uses have to say. Addresses in it are without user,
-    password and query. Safe to call twice.
+    Show the logs of this package and its libraries. Addresses appear without user, password and
+    query. Safe to call twice.
 
     Args:
-        output_dir (str or None): folder of a file log.txt, as of Detectron2; None: no file.
-        rank (int): rank of this process; only that of 0 shows anything.
-        detectron2 (bool): show all that Detectron2 has to say, as its ``default_setup`` does.
+        output_dir (str or None): folder of a file log.txt, as in Detectron2; None: no file.
+        rank (int): rank of this process; only rank 0 shows anything.
+        detectron2 (bool): show all logs of Detectron2, as its ``default_setup`` does.
     """
-    # The call of default_setup to the letter, which then finds the handlers made here.
+    # Exactly the call of default_setup, which then finds the handlers made here.
     loggers = [setup_logger(output_dir, distributed_rank=rank)] if detectron2 else []
     for name in ("fvcore", "blockcopy_d2", "iopath"):
         loggers.append(setup_logger(output_dir, distributed_rank=rank, name=name))
-    # Of downloads only what fails.
+    # Of downloads, only failures.
     logging.getLogger("iopath").setLevel(logging.WARNING)
     for logger in loggers:
         for handler in logger.handlers:

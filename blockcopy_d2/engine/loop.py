@@ -1,4 +1,4 @@
-"""Running a model over the clips of a data set, as a loop of Detectron2's TrainerBase."""
+"""Runs a model over the clips of a data set, as a loop of Detectron2's TrainerBase."""
 
 import contextlib
 import logging
@@ -25,8 +25,8 @@ class ModelRun:
     Attributes:
         output (dict): in Detectron2's format.
         macs (int): multiply-accumulates executed.
-        seconds (callable): gives seconds per stage, dict[str, float]; waits for the device.
-        result (FrameResult or None): where the model runs in blocks.
+        seconds (callable): returns seconds per stage, dict[str, float]; waits for the device.
+        result (FrameResult or None): None if the model does not run in blocks.
     """
 
     output: dict
@@ -43,7 +43,7 @@ class ModelRun:
             model (BlockCopyVideoModel):
             inputs (dict): inputs of the frame.
             stream (VideoStream):
-            options: of :meth:`BlockCopyVideoModel.step`.
+            options: see :meth:`BlockCopyVideoModel.step`.
 
         Returns:
             ModelRun:
@@ -60,27 +60,27 @@ class ModelRun:
 
 class EvaluationLoop(TrainerBase):
     """
-    Runs BlockCopy over the frames of a clip loader: one iteration is one frame, and what the policy
-    learns from it. Everything else (scoring, comparing, writing) is done by hooks.
+    Runs BlockCopy over the frames of a clip loader. One iteration runs one frame and teaches the
+    policy. Hooks do everything else (scoring, comparing, writing).
 
     A frame that cannot be read ends its clip; the next clip is run as usual. Ctrl-C and SIGTERM end
-    the run after the frame at hand. However it ends, all hooks do what they do at the end, even if
-    that of another one fails.
+    the run after the current frame. In any case all hooks finish their work, even if another hook
+    fails.
 
     Attributes:
         model (BlockCopyVideoModel):
-        learner (OnlineLearner or None): teaches the policy what comes of every frame. Its time is
-            part of the frame's. First frames, which the policy did not decide, and frames after a
-            cut teach nothing.
+        learner (OnlineLearner or None): teaches the policy from every frame. Its time is part of
+            the frame's. First frames, which the policy did not decide, and frames after a cut teach
+            nothing.
         inputs (dict): inputs of the current frame, or None if it is skipped.
         runs (dict[str, ModelRun]): runs of the current frame, by model; "blockcopy" is this loop's,
             hooks may add others. Empty if the frame is skipped.
-        failures (list[FrameReadError]): that ended a clip.
-        interruption (str or None): what ended the run before all frames were run. Known when the
-            hooks' ``after_train`` is called.
+        failures (list[FrameReadError]): errors that ended a clip.
+        interruption (str or None): the reason why the run ended early. Known when the hooks'
+            ``after_train`` is called.
     """
 
-    # Processes that learn together also stop together, and ask each other so often.
+    # Processes that learn together also stop together; they check every so many frames.
     _FRAMES_PER_AGREEMENT = 8
 
     def __init__(self, model, data_loader, *, learner=None):
@@ -106,7 +106,7 @@ class EvaluationLoop(TrainerBase):
     def train(self, start_iter=0, max_iter=None):
         """
         Args:
-            start_iter, max_iter (int): frames of the loader to run; all of them by default. Where
+            start_iter, max_iter (int): frames of the loader to run; all of them by default. If
                 processes learn together, those with fewer frames wait for the others.
 
         Raises:
@@ -128,7 +128,7 @@ class EvaluationLoop(TrainerBase):
             try:
                 super().train(start_iter, max_iter)
             except Exception as error:
-                # A signal may have ended more than this process, such as a worker of the loader.
+                # The signal may also have ended others, such as a worker of the loader.
                 if self._signals.received is None:
                     raise
                 raise self._signals.received from error
@@ -146,7 +146,7 @@ class EvaluationLoop(TrainerBase):
             raise self._signals.received or RunStopped("another process was stopped", 1)
 
     def after_train(self):
-        # Ends the loader's workers, whose death by the same signal would be raised anywhere.
+        # Ends the loader's workers. Their death by the same signal would be raised at any place.
         self._frames = None
         self._signals.deferring = False
         self.storage.iter = self.iter
@@ -170,7 +170,7 @@ class EvaluationLoop(TrainerBase):
 
     @property
     def hurried(self):
-        """bool: whether the run is to end at once, without further work on what was run."""
+        """bool: whether the run should end at once, without further work on its results."""
         return self._signals.insistent
 
     @property
@@ -191,7 +191,7 @@ class EvaluationLoop(TrainerBase):
         self.runs["blockcopy"] = ModelRun.of(self.model, self.inputs, stream, learner=self.learner)
 
     def _warm_up(self):
-        """Tracing the network, and a library's first calls, are no cost of a frame."""
+        """Tracing the network, and a library's first calls, do not count as the cost of a frame."""
         stream = self.streams.get(self.inputs["video_id"], 0)
         for _ in range(2):
             self.model.step(self.inputs, stream)

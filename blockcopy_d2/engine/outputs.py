@@ -1,4 +1,6 @@
-"""Names of files to write, refused before anything happens where a file would be lost."""
+"""
+Checks names of files to write, and refuses those that would lose a file before anything happens.
+"""
 
 import os
 import stat
@@ -15,11 +17,11 @@ __all__ = ["check_output", "refuse_overwriting", "refuse_shared_outputs", "weigh
 def check_output(path, expected="a file"):
     """
     Args:
-        path (str or PathLike): path of a file to write in the end, after much work.
-        expected (str): what it is, for the error.
+        path (str or PathLike): path of a file to write at the end of a long run.
+        expected (str): kind of file, for the error.
 
     Raises:
-        OSError: it could not be written.
+        OSError: it cannot be written.
         ValueError: it is an address.
     """
     path = os.fsdecode(path)
@@ -44,10 +46,10 @@ def refuse_overwriting(output, inputs):
     """
     Args:
         output (str or PathLike): path of a file to write.
-        inputs (iterable[str or None]): what is read: files, folders of frames, addresses.
+        inputs (iterable[str or None]): files, folders of frames and addresses that are read.
 
     Raises:
-        ValueError: ``output`` is one of them, under whatever name, or lies in such a folder.
+        ValueError: ``output`` is one of them, under any name, or lies in such a folder.
     """
     output = os.fsdecode(output)
     for source in inputs:
@@ -106,7 +108,10 @@ def _refuse_frames(output, folder):
 
 
 def _same(output, path):
-    """Tells whether both are one existing file. What is no file, such as /dev/null, is not lost."""
+    """
+    Tells whether both are one existing file. Something that is no file, such as /dev/null, is not
+    lost.
+    """
     try:
         found, other = os.stat(output), os.stat(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Running a model on videos of any length: Detectron2's ``DefaultPredictor`` for streams."""
+"""Runs a model on videos of any length: Detectron2's ``DefaultPredictor`` for streams."""
 
 import contextlib
 import copy
@@ -46,7 +46,7 @@ from .stream_counts import StreamCounts
 
 __all__ = ["FrameMapper", "VideoPredictor"]
 
-# Uint8, (H, W, 3), BGR; a tensor lies on a GPU. So may what else speaks DLPack.
+# Uint8, (H, W, 3), BGR. A tensor must be on a GPU, as other objects with DLPack.
 Picture = np.ndarray | Image.Image | torch.Tensor
 # A mask (H, W), a polygon, or several.
 RegionPart = np.ndarray | torch.Tensor | Sequence
@@ -57,13 +57,14 @@ Source = str | os.PathLike | int | Iterable[Picture]
 class VideoPredictor:
     """
     Runs a model with BlockCopy on video, and teaches its policy on the way. Frames go through the
-    test-time resizing of the config. Nothing is kept of a frame but what the next one needs.
+    test-time resizing of the config. Of each frame it keeps only the state that the next one needs.
 
-    Results read as the outputs of ``DefaultPredictor``, and tell more, see :class:`FrameResult`.
+    Results read like the outputs of ``DefaultPredictor``, with more attributes, see
+    :class:`FrameResult`.
 
     Attributes:
         model (BlockCopyVideoModel):
-        learner (OnlineLearner or None): None where the policy does not learn.
+        learner (OnlineLearner or None): None if the policy does not learn.
         mapper (FrameMapper):
 
     Examples:
@@ -83,12 +84,13 @@ class VideoPredictor:
     ) -> None:
         """
         Args:
-            model (BlockCopyVideoModel): with its weights loaded, see :func:`accelerate`.
-            mapper (FrameMapper or None): default: frames as they are, in BGR.
-            clock (callable): gives the time in seconds, for :meth:`set_budget`.
+            model (BlockCopyVideoModel): a model with its weights loaded, see :func:`accelerate`.
+            mapper (FrameMapper or None): maps frames to the model's input. Default: frames as they
+                are, in BGR.
+            clock (callable): returns the time in seconds, for :meth:`set_budget`.
 
         Raises:
-            TypeError: ``model`` is another one.
+            TypeError: ``model`` is of another class.
         """
         if not issubclass(type(model), BlockCopyVideoModel):
             raise TypeError(
@@ -100,10 +102,10 @@ class VideoPredictor:
         self.mapper = FrameMapper() if mapper is None else mapper
         self._clock = clock
         self._budget = None
-        # Every policy with its learner: that of the model, then those of streams that are open.
+        # Every policy with its learner: first the model's, then those of open streams.
         self._policies = [(model.policy, model.learner)]
         self._stream = model.init_state()
-        # Of streams that have ended: their memory and graphs serve the next ones.
+        # States of streams that have ended: their memory and graphs serve the next ones.
         self._unused = []
         self._uploader = None
         # By the number of a video, None for those without one of their own; and their blocks.
@@ -113,8 +115,8 @@ class VideoPredictor:
     def from_config(cls, cfg: CfgNode | DictConfig) -> dict[str, Any]:
         """
         Args:
-            cfg (CfgNode or DictConfig): any of Detectron2's. What it says of BlockCopy counts, but
-                for the switch, which is on.
+            cfg (CfgNode or DictConfig): any Detectron2 config. Its keys of BlockCopy apply, except
+                for the switch, which is always on.
 
         Returns:
             dict[str, Any]: arguments of a predictor.
@@ -130,8 +132,8 @@ class VideoPredictor:
 
     def reset(self) -> None:
         """
-        Start a new video for calls with single frames: its first frame executes all blocks. What
-        was learned stays.
+        Start a new video for calls with single frames: its first frame executes all blocks. The
+        policy keeps what it has learned.
         """
         self._stream.reset()
 
@@ -142,7 +144,7 @@ class VideoPredictor:
 
     @property
     def target(self) -> float | None:
-        """float or None: tau; None where the policy follows no target."""
+        """float or None: tau; None if the policy follows no target."""
         policy, learner = self._policies[0]
         return getattr(policy if learner is None else learner, "target", None)
 
@@ -221,22 +223,22 @@ class VideoPredictor:
 
     @property
     def reads_vectors(self) -> bool:
-        """bool: whether the motion is that of the video's codec, see :meth:`VideoFrames.read`."""
+        """bool: whether motion comes from the video's codec, see :meth:`VideoFrames.read`."""
         return self.model.motion is not None and self.model.motion.reads_vectors
 
     def __call__(self, image: Picture, vectors: FrameVectors | None = None) -> FrameResult:
         """
-        Run the next frame of the video. Its memory may be written to when the call returns; that
-        of a tensor by the current stream.
+        Run the next frame of the video. Its memory may be overwritten when the call returns; that
+        of a tensor, by the current stream.
 
         Args:
-            image (ndarray, PIL.Image.Image or tensor): uint8, (H, W, 3), BGR. What lies on a GPU
-                and speaks DLPack stays there, and may be (3, H, W).
-            vectors (FrameVectors or None): from the frame of the last call to this one, see
-                :meth:`VideoFrames.read`; looked at where ``reads_vectors``.
+            image (ndarray, PIL.Image.Image or tensor): uint8, (H, W, 3), BGR. Objects on a GPU that
+                support DLPack stay there, and may be (3, H, W).
+            vectors (FrameVectors or None): motion from the frame of the last call to this one, see
+                :meth:`VideoFrames.read`. Used if ``reads_vectors``.
 
         Returns:
-            FrameResult: reads as the output dict, in pixels of ``image``.
+            FrameResult: reads like the output dict, in pixels of ``image``.
         """
         picture = as_picture(image)
         if isinstance(picture, np.ndarray):
@@ -247,10 +249,10 @@ class VideoPredictor:
         self, source: Source, *, fps: float | None = None, reconnect: float = math.inf
     ) -> Iterator[tuple[np.ndarray, FrameResult]]:
         """
-        Run a video from its first frame, decoded on a thread of its own, in constant memory. Where
-        the model is on a GPU, the same thread sends the frames there, as they are, while the GPU
-        runs what came before. Any number of streams may be open at once; they learn one policy.
-        Closing one, or an interrupt, waits at most a second for a source that is silent.
+        Run a video from its first frame, decoded on a thread of its own, in constant memory. If the
+        model is on a GPU, the same thread sends the frames there as bytes, while the GPU runs
+        earlier ones. Any number of streams may be open at once; they learn one policy. Closing one,
+        or an interrupt, waits at most a second for a silent source.
 
         Of a camera, or an address that streams without an end, the newest frame is taken; what
         came while a frame was run is counted in the ``dropped`` of the next result. One that is
@@ -354,7 +356,7 @@ class VideoPredictor:
             )
 
     def _run(self, feeds, batch, policies):
-        """Yields for every tick of several feeds what :meth:`streams` does."""
+        """Yields the results of :meth:`streams` for every tick of several feeds."""
         readers = []
         try:
             for feed in feeds:
@@ -383,7 +385,7 @@ class VideoPredictor:
                 results = self._tick(pictures, vectors, batch, policies)
                 for slot in present:
                     if isinstance(pictures[slot], SentPicture):
-                        # Whoever gets the image may draw on it.
+                        # The caller may draw on the image.
                         pictures[slot].wait()
                     counts[slot].stamp(results[slot], frames[slot])
                 del pictures, vectors
@@ -414,16 +416,16 @@ class VideoPredictor:
 
     @property
     def _maps_tensors(self):
-        # Of a mapper of the user's own nothing is known.
+        # A user's own mapper may not take tensors.
         return getattr(self.mapper, "takes_tensors", False)
 
     def _tick(self, pictures, vectors, batch, policies):
-        # Frames of other threads must not come between a decision and what is learned of it.
+        # Frames of other threads must not come between a decision and learning from it.
         with self.model.lock:
             return self._run_tick(pictures, vectors, batch, policies)
 
     def _map(self, picture, vectors):
-        """The model's input of a frame; None where there is none."""
+        """Returns the model's input for a frame; None for no frame."""
         if picture is None:
             return None
         if isinstance(picture, SentPicture):
@@ -479,7 +481,7 @@ class VideoPredictor:
 
 
 def _follower(policy, learner):
-    """What has the target of a policy: its learner, or the policy itself."""
+    """Returns the object that has the target of a policy: its learner, or the policy itself."""
     if learner is not None:
         return learner
     if not hasattr(policy, "target"):

@@ -1,4 +1,4 @@
-"""Hooks that show what a run did: pictures, a video and a summary."""
+"""Hooks that show a run: pictures, a video and a summary."""
 
 import logging
 import os
@@ -22,8 +22,8 @@ __all__ = ["FrameDrawer", "GridImageHook", "OverlayHook", "SummaryHook"]
 
 class FrameDrawer:
     """
-    Draws a frame of a loop: detections or classes of pixels, executed blocks, a caption, and the
-    motion since the last frame where that is asked for.
+    Draws a frame of a loop: detections or classes of pixels, executed blocks, a caption, and
+    optionally the motion since the last frame.
     """
 
     @configurable
@@ -54,8 +54,8 @@ class FrameDrawer:
         """
         Args:
             inputs (dict): inputs of the frame.
-            runs (dict[str, ModelRun]): what the models made of it; that of BlockCopy is drawn.
-            title (str): what the caption begins with; executed fraction and times follow.
+            runs (dict[str, ModelRun]): results of the models; that of BlockCopy is drawn.
+            title (str): start of the caption; executed fraction and times follow.
 
         Returns:
             ndarray: uint8, (H, W, 3), BGR, in the size of the frame's file, with a strip below.
@@ -93,9 +93,9 @@ class FrameDrawer:
 
 class OverlayHook(HookBase):
     """
-    Draws the first clips to a video, at the size of the very first. Comes after the hooks that run
-    models; drawing is no part of any frame's time. A run that fails leaves the video of the run
-    before; one that is interrupted leaves its own.
+    Draws the first clips to a video, at the size of the very first. Register it after the hooks
+    that run models. Drawing does not count to the time of a frame. A run that fails leaves the
+    video of the run before; one that is interrupted leaves its own.
     """
 
     def __init__(self, path, drawer, *, num_clips, fps):
@@ -130,7 +130,7 @@ class OverlayHook(HookBase):
             self._writer.write(np.asarray(picture))
 
     def after_train(self):
-        # Called while an exception is on its way, too, maybe from a hook before this one.
+        # Also called while an exception is raised, possibly by a hook before this one.
         if self._writer is not None:
             self._writer.__exit__(*sys.exc_info())
 
@@ -138,8 +138,8 @@ class OverlayHook(HookBase):
 class GridImageHook(HookBase):
     """
     Puts a picture of the executed blocks into the EventStorage, for TensorBoard, which empties it.
-    Comes after the hooks that run models and before the writer; drawing is no part of any frame's
-    time. Of a first frame, which executes all blocks, there is nothing to see: the next one is
+    Register it after the hooks that run models and before the writer. Drawing does not count to the
+    time of a frame. A first frame, which executes all blocks, shows nothing, so the next one is
     drawn instead.
     """
 
@@ -171,9 +171,9 @@ class GridImageHook(HookBase):
 
 class SummaryHook(HookBase):
     """
-    Writes what all processes measured as blockcopy_summary.json, has it scored, and writes it again
-    with the scores, which it also logs as a table. However the run or the job ends, the file has
-    what was measured and says what is missing. Comes last.
+    Writes the measurements of all processes as blockcopy_summary.json, computes the scores, and
+    writes the file again with them. It also logs them as a table. Even if the run ends early, the
+    file has all measurements and says what is missing. Register it last.
     """
 
     def __init__(self, record, *, scoring, target, output_dir):

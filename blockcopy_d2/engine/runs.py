@@ -37,12 +37,12 @@ __all__ = [
 
 
 class ScoringError(RuntimeError):
-    """Outputs that could not be scored; names the data sets, the models and why."""
+    """Outputs that could not be scored. The message names data sets, models and reasons."""
 
 
 def build_video_model(cfg):
     """
-    Build the model that ``cfg`` describes, with the weights it names.
+    Build the model of ``cfg``, with the weights that it names.
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
@@ -79,8 +79,8 @@ def warm_policy(cfg, *, resume=False):
     """
     Let a policy learn on ``INPUT.CLIP.NUM_CLIPS`` clips of the data set in ``cfg.DATASETS.TRAIN``
     and save it with its learner as policy_final.pth in ``cfg.OUTPUT_DIR``, for
-    ``MODEL.BLOCKCOPY.POLICY.WEIGHTS``. If the run ends early, as by Ctrl-C or SIGTERM, what was
-    learned until then is saved under the number of its last frame.
+    ``MODEL.BLOCKCOPY.POLICY.WEIGHTS``. If the run ends early, as by Ctrl-C or SIGTERM, the policy
+    is saved under the number of its last frame.
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.
@@ -106,7 +106,7 @@ def warm_policy(cfg, *, resume=False):
     checkpointer = PolicyCheckpointer(model.policy, cfg.OUTPUT_DIR, learner=learner)
     start = 0
     if resume:
-        # A policy that was saved without its place in a run begins at the first frame.
+        # A policy that was saved without its position in a run begins at the first frame.
         start = (checkpointer.resume() or {}).get("iteration", -1) + 1
     if start == 0:
         _set_metrics_aside(cfg.OUTPUT_DIR)
@@ -129,10 +129,10 @@ def evaluate_clips(cfg, *, resume=False):
     from one data set to the next as well. Leaves blockcopy_summary.json, metrics.json, TensorBoard
     events, with a picture of the executed blocks every ``cfg.VIS_PERIOD`` frames, and, if asked
     for, overlay.mp4 in ``cfg.OUTPUT_DIR``, or in a folder per data set if there are several. The
-    summary of an earlier run is removed first, for it is of another config; its metrics.json is
+    summary of an earlier run, which may have another config, is removed first. Its metrics.json is
     renamed to metrics.1.json, and so on.
 
-    What was measured is kept if the run ends early, and if it cannot be scored.
+    Measurements are kept if the run ends early, and if it cannot be scored.
 
     Args:
         cfg (CfgNode): with BlockCopy enabled.

@@ -1,4 +1,4 @@
-"""Ending a run early, between two frames, with everything in order."""
+"""Ends a run early, between two frames, with everything in order."""
 
 import logging
 import os
@@ -13,8 +13,8 @@ class RunStopped(KeyboardInterrupt):
     A run that ended early, because it was asked to.
 
     Attributes:
-        reason (str): what asked.
-        exit_code (int): for the program, as a shell expects it after this signal.
+        reason (str): signal that asked for it.
+        exit_code (int): code of the program, as a shell expects it after this signal.
     """
 
     def __init__(self, reason, exit_code):
@@ -25,10 +25,10 @@ class RunStopped(KeyboardInterrupt):
 
 class StopSignals:
     """
-    A context in which Ctrl-C and SIGTERM are waited for. While ``deferring`` the first one is only
-    noted in ``received``, for the frame at hand to end well; the next one, and any while not
-    ``deferring``, raises :class:`RunStopped` where it comes. Outside of the main thread, where
-    Python allows no handlers, nothing changes, nor for signals that the program ignores.
+    A context in which Ctrl-C and SIGTERM are waited for. While ``deferring``, the first one is only
+    noted in ``received``, so that the current frame can finish. The next one, and any while not
+    ``deferring``, raises :class:`RunStopped` at once. Nothing changes outside the main thread,
+    where Python allows no handlers, nor for signals that the program ignores.
 
     Attributes:
         deferring (bool): may be changed at any time.
@@ -49,7 +49,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in self._NUMBERS:
                 before = signal.getsignal(number)
-                # None: a handler that is not Python's, which could not be put back.
+                # None: a handler that is not Python's and could not be restored.
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._handle)
         return self

@@ -1,5 +1,5 @@
 """
-Measure the Triton kernels of a network on this machine's GPU and keep what was fastest:
+Measure the Triton kernels of a network on this machine's GPU and keep the fastest configurations:
 
     python -m blockcopy_d2.engine.tune_kernels --config-file FILE --size 1024 2048 --dtype fp16
 
@@ -28,7 +28,7 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def argument_parser():
-    """Of the command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m blockcopy_d2.engine.tune_kernels",
         description=__doc__,
@@ -79,7 +79,7 @@ def launches(config_file, size, block_size, dtype, *, opts=(), device="cuda"):
 
 
 def main():
-    """Writes the table of the GPU at hand."""
+    """Writes the table of this machine's GPU."""
     args = argument_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not torch.cuda.is_available():
@@ -96,7 +96,7 @@ def main():
     device, number = Device("cuda"), 0
     with logging_redirect_tqdm():
         for entries in search.search(found, args.shares, only=args.only, workers=args.workers):
-            # Layer by layer: what is measured stays, whatever happens to the rest.
+            # Saved layer by layer, so that measurements stay if a later one fails.
             path = search.save(entries, device, args.output)
             number += len(entries)
     if not number:

@@ -1,4 +1,4 @@
-"""Scores of task outputs on video, and what they cost."""
+"""Scores of task outputs on video, and their cost."""
 
 from .agreement import InstanceAgreement
 from .build import build_evaluator

@@ -1,4 +1,4 @@
-"""Distance of one stream of instances from another one, without ground truth."""
+"""Agreement of one stream of instances with another one, without ground truth."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from .gathering import gather
 
-# Instances of a frame and class that count, by score, as in COCO.
+# Most instances of a frame and class that count, by score, as in COCO.
 _MAX_DETECTIONS = 100
 
 
@@ -25,14 +25,14 @@ class InstanceAgreement(DatasetEvaluator):
     COCO AP of the accelerated outputs against the outputs of a reference, such as the dense
     model on the same frames, as pseudo ground truth. Identical streams score 100.
 
-    Made for streams: of each frame only boxes or run-length encoded masks are kept.
+    It is made for streams: it keeps only boxes or run-length encoded masks of a frame.
     """
 
     def __init__(self, *, score_threshold=0.5):
         """
         Args:
-            score_threshold (float): reference instances below it are no ground truth. The
-                accelerated ones all count, ranked by their scores.
+            score_threshold (float): reference instances below it do not count as ground truth. All
+                accelerated ones count, ranked by their scores.
         """
         self._score_threshold = score_threshold
         self._logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class InstanceAgreement(DatasetEvaluator):
         Args:
             references (list[dict]): outputs of the reference model: "instances" with scores,
                 pred_classes, and pred_masks (N, H, W) bool or else pred_boxes, rotated ones, too.
-            outputs (list[dict]): the accelerated model's, for the same frames.
+            outputs (list[dict]): outputs of the accelerated model for the same frames.
 
         Raises:
             ValueError: the two instances of a frame are of different sizes, or only one of them
@@ -69,7 +69,7 @@ class InstanceAgreement(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            dict: ``{"agreement": {"AP", "AP50"}}`` in percent on the main process, NaN where the
+            dict: ``{"agreement": {"AP", "AP50"}}`` in percent on the main process, NaN if the
             reference has no instances at all; None on the other ranks.
         """
         gathered = gather(self._frames)
@@ -87,7 +87,7 @@ class InstanceAgreement(DatasetEvaluator):
 
 
 def _annotations(instances):
-    """Instances on any device to COCO annotations, but for the ids."""
+    """Converts instances on any device to COCO annotations without ids."""
     instances = instances.to("cpu")
     if instances.has("pred_masks"):
         masks = [np.asfortranarray(mask, dtype=np.uint8) for mask in instances.pred_masks.numpy()]

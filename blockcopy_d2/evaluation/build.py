@@ -1,4 +1,4 @@
-"""From the evaluator_type of a data set to its evaluator."""
+"""Builds the evaluator of a data set by its evaluator_type."""
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
@@ -30,9 +30,9 @@ _TYPES += ("citypersons", "citypersons_submission", "pets09", "sem_seg", "coco")
 def build_evaluator(cfg, dataset_name, output_folder):
     """
     Args:
-        cfg (CfgNode): the job's config; TEST.BLOCKCOPY.SUBMISSION and SCORE_TO_LAST_PIXEL count.
+        cfg (CfgNode): the job's config; TEST.BLOCKCOPY.SUBMISSION and SCORE_TO_LAST_PIXEL are read.
         dataset_name (str): a registered data set.
-        output_folder (str): for files an evaluator leaves.
+        output_folder (str): folder for files of the evaluator.
 
     Returns:
         DatasetEvaluator: for the data set's evaluator_type:
@@ -44,9 +44,9 @@ def build_evaluator(cfg, dataset_name, output_folder):
         * sem_seg: ``{"sem_seg": {"mIoU", ...}}``;
         * coco: that of Detectron2's ``COCOEvaluator``, of the labelled frames that were run.
 
-        Those of cityscapes_video and citypersons write files for the benchmark, too, if the config
-        asks for it. With ``_submission`` appended to the type, as on the test split, they do
-        nothing else.
+        Evaluators of cityscapes_video and citypersons also write files for the benchmark if the
+        config asks for it. With ``_submission`` appended to the type, as on the test split, they
+        only write files.
 
     Raises:
         NotImplementedError: another evaluator_type.
@@ -73,7 +73,7 @@ def build_evaluator(cfg, dataset_name, output_folder):
             return miss_rate
         return DatasetEvaluators([miss_rate, submission])
     if evaluator_type == "pets09":
-        # Nothing tells how much of a person is visible, so all of them count as visible.
+        # The visible part of a person is unknown, so all of them count as visible.
         reasonable = MissRateEvaluator(dataset_name, settings=SETTINGS[:1])
         boxes = VideoCOCOEvaluator(dataset_name, output_folder, tasks=("bbox",))
         return DatasetEvaluators([boxes, reasonable])

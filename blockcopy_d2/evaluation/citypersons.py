@@ -1,4 +1,4 @@
-"""Scoring pedestrian detectors by their miss rate."""
+"""Scores pedestrian detectors by their miss rate."""
 
 import itertools
 import logging
@@ -20,17 +20,17 @@ __all__ = ["MissRateEvaluator"]
 class MissRateEvaluator(DatasetEvaluator):
     """
     Log-average miss rate (lower is better) of the labelled frames that were processed, in the
-    settings of CityPersons. The data set's class 0 is that of pedestrians.
+    settings of CityPersons. Class 0 of the data set is pedestrians.
     """
 
     def __init__(self, dataset_name, *, settings=SETTINGS, to_last_pixel=False):
         """
         Args:
             dataset_name (str): a registered data set whose annotations may have a visibility
-                (1 if they do not) and iscrowd 1 for what is to be ignored.
+                (default 1), and iscrowd 1 for boxes to ignore.
             settings (sequence[MissRateSetting]):
-            to_last_pixel (bool): take boxes as one pixel narrower and lower than they are, as
-                Pedestron exports those that end on their last pixel.
+            to_last_pixel (bool): score boxes as one pixel narrower and lower, as Pedestron exports
+                boxes that end on their last pixel.
         """
         self._dataset_name = dataset_name
         self._settings = settings
@@ -44,8 +44,7 @@ class MissRateEvaluator(DatasetEvaluator):
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list[dict]): frames with image_id. Those whose "labelled" is False are passed
-                over.
+            inputs (list[dict]): frames with image_id. Those whose "labelled" is False are skipped.
             outputs (list[dict]): "instances" with pred_boxes in the original image, scores and
                 pred_classes.
         """
@@ -60,8 +59,8 @@ class MissRateEvaluator(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            dict: ``{"miss_rate": {setting: percent}}`` on the main process, NaN where there is
-            nobody to be found; None on the other ranks.
+            dict: ``{"miss_rate": {setting: percent}}`` on the main process, NaN if there is nobody
+            to find; None on the other ranks.
         """
         gathered = gather(self._predictions)
         if not comm.is_main_process():
@@ -88,7 +87,7 @@ class MissRateEvaluator(DatasetEvaluator):
 
 
 def _ground_truth(annotations):
-    """Boxes (G, 4), visibility (G,) and whether to ignore it (G,)."""
+    """Returns boxes (G, 4), visibility (G,) and whether to ignore them (G,)."""
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     visibility = [a.get("visibility", 1.0) for a in annotations]
     ignored = [bool(a.get("iscrowd", 0)) for a in annotations]

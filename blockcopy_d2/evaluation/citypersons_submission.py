@@ -1,7 +1,7 @@
 """
-Boxes in the form that the CityPersons benchmark takes them: a JSON list with a dict per detection,
-of image_id (the number of the frame's file, from 1, in the order of their names), category_id 1,
-bbox (x0, y0, width, height, in pixels) and score.
+Writes boxes in the format of the CityPersons benchmark: a JSON list with a dict per detection, with
+image_id (the number of the frame's file, from 1, in the order of their names), category_id 1, bbox
+(x0, y0, width, height, in pixels) and score.
 """
 
 import itertools
@@ -26,17 +26,18 @@ _PEDESTRIAN = 1
 
 class CityPersonsSubmission(DatasetEvaluator):
     """
-    Keeps the pedestrians of the frames that CityPersons has boxes for, the last ones of the clips,
-    and scores nothing. They are in ``submission_citypersons.json``; where frames are missing, in
-    ``submission_citypersons.incomplete.json``, and nowhere if none was run.
+    Writes the pedestrians of the frames that CityPersons has boxes for, the last ones of clips, and
+    scores nothing. The file is ``submission_citypersons.json``, or
+    ``submission_citypersons.incomplete.json`` if frames are missing; there is none if no frame was
+    run.
     """
 
     def __init__(self, dataset_name, output_dir, *, to_last_pixel=False):
         """
         Args:
             dataset_name (str): name of clips in Cityscapes' layout.
-            output_dir (str): where the file goes. That of an earlier run is replaced once the new
-                one is whole.
+            output_dir (str): folder of the file. A file of an earlier run is replaced once the new
+                one is complete.
             to_last_pixel (bool): see :class:`MissRateEvaluator`.
         """
         self._dataset_name = dataset_name
@@ -51,10 +52,10 @@ class CityPersonsSubmission(DatasetEvaluator):
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list[dict]): frames with file_name in Cityscapes' naming. Those of clips that
-                are not the last one are passed over.
+            inputs (list[dict]): frames with file_name in Cityscapes' naming. Only the last frames
+                of clips are used; others are skipped.
             outputs (list[dict]): "instances" with pred_boxes in the original image, scores and
-                pred_classes, of which 0 is that of pedestrians.
+                pred_classes, of which 0 is pedestrians.
         """
         for frame, output in zip(inputs, outputs, strict=True):
             if is_last(frame):
@@ -67,7 +68,7 @@ class CityPersonsSubmission(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            dict: empty, for there are no scores.
+            dict: empty, since there are no scores.
         """
         gathered = gather(self._frames)
         if not comm.is_main_process():

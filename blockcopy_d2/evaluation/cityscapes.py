@@ -38,7 +38,7 @@ class _LabelledFrames:
 
     prediction_suffix = ""
     gt_suffix = ""
-    # Of the other files that the score reads.
+    # Other files that the score reads.
     other_gt_suffixes = ()
 
     def reset(self):
@@ -50,8 +50,8 @@ class _LabelledFrames:
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list[dict]): frames with file_name in Cityscapes' naming. Those whose
-                "labelled" is False are passed over.
+            inputs (list[dict]): frames with file_name in Cityscapes' naming. Those whose "labelled"
+                is False are skipped.
             outputs (list[dict]): outputs of the model, for these frames.
         """
         for frame, output in labelled_pairs(inputs, outputs):
@@ -61,7 +61,7 @@ class _LabelledFrames:
     def evaluate(self):
         """
         Returns:
-            dict: {task: {metric: percent}} on the main process, NaN where no labelled frame was
+            dict: {task: {metric: percent}} on the main process, NaN if no labelled frame was
             processed; None on the other ranks.
         """
         gathered = gather(self._file_names)
@@ -86,7 +86,7 @@ class _LabelledFrames:
             self._working_dir.cleanup()
 
     def _score_quietly(self, predictions, ground_truth):
-        """cityscapesscripts prints what is wrong and ends the program."""
+        """Scores without output, since cityscapesscripts prints errors and ends the program."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             try:
                 return self._score(predictions, ground_truth)

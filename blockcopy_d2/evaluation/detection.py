@@ -30,8 +30,8 @@ class VideoCOCOEvaluator(COCOEvaluator):
         """
         Args:
             dataset_name (str): a registered data set in Detectron2's or COCO's format.
-            output_dir (str): for the detections in COCO's format and, where the data set is in
-                Detectron2's, the ground truth.
+            output_dir (str): folder for the detections in COCO's format and, for a data set in
+                Detectron2's format, the ground truth.
             tasks (tuple[str] or None): tasks of "bbox", "segm" and "keypoints". None: those that
                 both the annotations and the first outputs have.
 
@@ -43,7 +43,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
         self._annotations = metadata.get("json_file") or f"the data set {dataset_name}"
         converted = metadata.get("json_file") is None
         try:
-            # Annotations that an earlier run converted may be those of other data.
+            # Annotations converted by an earlier run may belong to other data.
             super().__init__(
                 dataset_name,
                 tasks=tasks,
@@ -55,13 +55,13 @@ class VideoCOCOEvaluator(COCOEvaluator):
         except (AnnotationError, FileNotFoundError):
             raise
         except Exception as error:
-            # pycocotools asserts, and trips over whatever is missing.
+            # pycocotools uses assertions, and fails in many ways on missing entries.
             raise AnnotationError(
                 f"The annotations of {self._annotations} cannot be used:"
                 f" {type(error).__name__}: {error}"
             ) from error
         finally:
-            # Detectron2 leaves it for all later evaluations, whatever their data and folder.
+            # Detectron2 leaves it for all later evaluations, even of other data and folders.
             if converted and metadata.get("json_file") is not None:
                 del metadata.json_file
         self.reset()
@@ -73,8 +73,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list[dict]): frames with image_id. Those whose "labelled" is False are passed
-                over.
+            inputs (list[dict]): frames with image_id. Those whose "labelled" is False are skipped.
             outputs (list[dict]): outputs of the model, for these frames.
         """
         for frame, output in labelled_pairs(inputs, outputs):
@@ -84,12 +83,12 @@ class VideoCOCOEvaluator(COCOEvaluator):
     def evaluate(self):
         """
         Returns:
-            dict: ``{"bbox": {"AP", "AP50", ...}, ...}`` in percent on the main process, as in
-            Detectron2 NaN if nothing at all was detected; empty on the other ranks.
+            dict: ``{"bbox": {"AP", "AP50", ...}, ...}`` in percent on the main process, NaN if
+            nothing at all was detected (as in Detectron2); empty on the other ranks.
 
         Raises:
-            AnnotationError: names the annotations; they do not fit the frames that were run, or
-                hold what COCO's scores cannot use.
+            AnnotationError: the annotations do not fit the frames that were run, or hold entries
+                that COCO's scores cannot use.
         """
         gathered = gather((self._image_ids, self._predictions))
         if not comm.is_main_process():
@@ -109,7 +108,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
         except (AnnotationError, OSError):
             raise
         except Exception as error:
-            # Of pycocotools, which takes for granted what is in the file.
+            # Raised by pycocotools, which does not check the file.
             raise AnnotationError(
                 "What was detected cannot be scored against the annotations of"
                 f" {self._annotations}: {type(error).__name__}: {error}"
@@ -153,7 +152,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
             )
         names = [isinstance(image_id, str) for image_id in self._coco_api.imgs]
         if any(names) and not all(names):
-            # NumPy makes names of all of them, which pycocotools then does not find.
+            # NumPy turns all of them into strings, which pycocotools then does not find.
             raise AnnotationError(
                 f"{self._annotations} has images whose ids are strings, and others whose ids are"
                 " not; expected one or the other."
@@ -165,7 +164,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
                 raise AnnotationError(
                     f"{self._annotations}: an annotation {problem}: {str(annotation)[:200]}"
                 )
-            # COCO's own are not relied on: pycocotools takes 0 for none, and two for one.
+            # COCO's own ids are not used: pycocotools takes 0 for none, and confuses duplicates.
             annotation["id"] = number
             annotation.setdefault("iscrowd", 0)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -182,7 +181,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
 
 
 def _problem_of(annotation, categories):
-    """str or None: what COCO's scores cannot use."""
+    """str or None: the problem that COCO's scores would have with it."""
     for key in ("image_id", "category_id", "area"):
         if key not in annotation:
             return f"has no {key!r}, which COCO's scores need"

@@ -1,4 +1,4 @@
-"""The cost of a frame: multiply-accumulates that were executed, and seconds."""
+"""The cost of a frame: executed multiply-accumulates, and seconds."""
 
 from blockcopy_d2.modeling import MacCounter
 
@@ -25,7 +25,7 @@ class EfficiencyMeter:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
     def merge(self, other):
-        """Add what another process measured."""
+        """Add the measurements of another process."""
         self.frames += other.frames
         self.macs += other.macs
         for stage, value in other.seconds.items():

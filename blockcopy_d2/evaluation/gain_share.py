@@ -1,5 +1,5 @@
 """
-Quality of a choice of blocks, whatever it was learned from.
+Quality of a choice of blocks.
 
 Shape shorthand in this module:
 
@@ -15,8 +15,8 @@ __all__ = ["GainShare"]
 
 class GainShare:
     """
-    Of the information gain between consecutive dense outputs, the share that lies in the blocks a
-    policy executed; beside it the shares of three other choices of as many blocks in every frame:
+    The share of the information gain between consecutive dense outputs that lies in the executed
+    blocks. Beside it, the shares of three other choices of as many blocks in every frame:
 
     * random: the expectation of a uniform choice, i.e. the executed fraction of that frame;
     * frame difference: the blocks whose pixels changed most since they were last chosen;
@@ -32,7 +32,7 @@ class GainShare:
 
     def start(self, frame):
         """
-        The first frame of a clip, which executes all blocks.
+        Start with the first frame of a clip, which executes all blocks.
 
         Args:
             frame (Tensor): float (1, 3, h, w), finite.
@@ -41,13 +41,13 @@ class GainShare:
 
     def update(self, frame, active, gain):
         """
-        The next frame of the clip.
+        Add the next frame of the clip.
 
         Args:
             frame (Tensor): float (1, 3, h, w), finite.
             active (Tensor): bool (1, GH, GW), executed by the policy.
-            gain (Tensor): float (1, GH, GW), between this dense output and the last. Frames whose
-                gain is not finite are left out.
+            gain (Tensor): float (1, GH, GW), gain between this dense output and the last. Frames
+                whose gain is not finite are left out.
         """
         changed = F.adaptive_avg_pool2d((frame - self._frame_state).abs(), active.shape[-2:]).mean(
             dim=1
@@ -68,7 +68,7 @@ class GainShare:
         self._gained["oracle"] += float(gain[_largest(gain, count)].sum())
 
     def merge(self, other):
-        """Add what another process saw."""
+        """Add the shares of another process."""
         self._total += other._total
         for name in self.NAMES:
             self._gained[name] += other._gained[name]
@@ -84,7 +84,7 @@ class GainShare:
 
 
 def _largest(values, count):
-    """bool mask, of the shape of ``values``, of its ``count`` largest entries."""
+    """Returns a bool mask of the ``count`` largest entries of ``values``."""
     chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     chosen[values.flatten().topk(count).indices] = True
     return chosen.view(values.shape)

@@ -1,10 +1,10 @@
 """
-Bringing together on the main process what all processes of a job have, although they end at
-different times, and some of them never.
+Gathers data of all processes of a job on the main process, although they end at different times,
+and some never.
 
-A collective of torch.distributed has one limit for everything, and one process that is missing
-takes the data of all others with it. Here each process leaves its data in the job's store and goes
-on; the main process collects what is there.
+A collective of torch.distributed has one time limit for everything, and a single missing process
+loses the data of all others. Here each process leaves its data in the job's store and goes on, and
+the main process collects the data that is there.
 """
 
 import itertools
@@ -26,12 +26,12 @@ __all__ = [
     "wait_for_all",
 ]
 
-# How long finished processes wait for those that still run. Clips are shared out as they come, so
-# some may take many times as long as others.
+# Limit for waiting for processes that still run. Clips differ in length, so some processes may take
+# many times as long as others.
 FINAL_LIMIT = timedelta(hours=24)
-# How long a process that was stopped waits for others. Launchers kill after 30 seconds.
+# Limit for the waiting of a process that was stopped. Launchers kill after 30 seconds.
 STOPPED_LIMIT = timedelta(seconds=10)
-# How often the store is asked.
+# Seconds between two queries of the store.
 _INTERVAL = 0.05
 # A store refuses values above 8 MiB.
 _CHUNK = 4 << 20
@@ -47,11 +47,11 @@ def gather(data, *, limit=None):
     call it, in the same order; only the main one waits.
 
     Args:
-        data (object): that can be pickled.
+        data (object): anything that can be pickled.
         limit (timedelta or None): for the slowest process; None: ``FINAL_LIMIT``.
 
     Returns:
-        list: on the main process, what each process that answered has, by rank; elsewhere empty.
+        list: on the main process, the data of each process that answered, by rank; elsewhere empty.
     """
     if comm.get_world_size() == 1:
         return comm.gather(data)
@@ -61,7 +61,7 @@ def gather(data, *, limit=None):
 
 def arrivals(data, *, limit=None):
     """
-    As :func:`gather`, one by one.
+    :func:`gather` one by one.
 
     Yields:
         tuple[int, object]: on the main process, rank and data, in the order in which they come.
@@ -80,8 +80,8 @@ def arrivals(data, *, limit=None):
 
 def wait_for_all(*, limit=None):
     """
-    Wait until all processes are here. Unlike a barrier of torch.distributed it takes as long as
-    some of them need to finish other work.
+    Wait until all processes are here. Unlike a barrier of torch.distributed, it waits until they
+    have finished other work.
 
     Raises:
         RuntimeError: names the processes that did not come in time.
@@ -117,13 +117,15 @@ def leave():
 
 
 def _ready(store, call, limit):
-    """Ranks of the other processes, as they are done; what is left at the limit is lost."""
+    """
+    Yields the ranks of the other processes as they are done. Those left at the limit are lost.
+    """
     limit = FINAL_LIMIT if limit is None else limit
     end = time.monotonic() + limit.total_seconds()
     waiting = set(range(comm.get_world_size())) - {comm.get_rank()} - _lost
     while waiting:
         for rank in sorted(waiting):
-            # Asked first: who resigns may have answered before.
+            # Asked first, since a process may have answered before it resigned.
             resigned = store.check([f"resigned/{rank}"])
             if store.check([f"{call}/{rank}"]):
                 waiting.remove(rank)
@@ -134,7 +136,7 @@ def _ready(store, call, limit):
         if waiting and time.monotonic() > end:
             _lose(waiting, f"did not answer within {limit}")
             return
-        # Not in the store, where an interrupt would have to wait.
+        # Waits here, not in the store, where an interrupt would have to wait.
         time.sleep(_INTERVAL)
 
 
@@ -154,7 +156,7 @@ def _put(store, key, data):
     chunks = range(0, len(content), _CHUNK)
     for index, start in enumerate(chunks):
         store.set(f"{key}/{index}", content[start : start + _CHUNK])
-    # The last key to come says that all of them are there.
+    # The last key to arrive means that all of them are there.
     store.set(key, str(len(chunks)))
 
 

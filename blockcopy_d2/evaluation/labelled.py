@@ -1,4 +1,4 @@
-"""Common to evaluators on video: the frames that count, and files that are whole."""
+"""Shared by evaluators on video: the frames that count, and files that are written completely."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ __all__ = ["labelled_pairs", "require_one_frame_each", "whole_files"]
 def labelled_pairs(inputs, outputs):
     """
     Args:
-        inputs (list[dict]): frames. Those whose "labelled" is False are passed over.
+        inputs (list[dict]): frames. Those whose "labelled" is False are skipped.
         outputs (list[dict]): outputs of the model, for these frames.
 
     Yields:
@@ -53,14 +53,14 @@ def require_one_frame_each(image_ids, known, dataset_name):
 @contextlib.contextmanager
 def whole_files(folder):
     """
-    Let code write files that are there once they are whole.
+    A context for writing files that appear once they are complete.
 
     Args:
-        folder (str or None): where they go, created if need be.
+        folder (str or None): their folder, created if need be.
 
     Yields:
-        str or None: a temporary folder beside. Leaving the context moves its files to ``folder``,
-        in place of those of the same names; leaving it by an exception removes them.
+        str or None: a temporary folder beside it. Leaving the context moves its files to ``folder``
+        and replaces those of the same names. Leaving it by an exception removes them.
     """
     if not folder:
         yield None

@@ -18,7 +18,7 @@ __all__ = ["SETTINGS", "MissRateSetting", "PedestrianFrame", "log_average_miss_r
 _FPPI = np.array([0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.0000])
 _OVERLAP = 0.5
 _MAX_DETECTIONS = 1000
-# Detections may leave the range of heights by this factor, for those that fit a person less well.
+# Detections may leave the range of heights by this factor, since they fit a person less exactly.
 _EXPANSION = 1.25
 
 
@@ -69,9 +69,9 @@ class PedestrianFrame:
 
 def log_average_miss_rate(frames, setting):
     """
-    The geometric mean of the miss rates at nine rates of false positives per image, evenly spaced
-    on a logarithmic scale from 0.01 to 1. At each it is that of the lowest score threshold with at
-    most so many false positives; 1 if there is none.
+    Returns the geometric mean of the miss rates at nine rates of false positives per image, evenly
+    spaced on a logarithmic scale from 0.01 to 1. Each miss rate is that of the lowest score
+    threshold with at most so many false positives; 1 if there is none.
 
     (Where the very best detection is false and 1 / frames above the rate, the official code takes
     the miss rate of all detections instead. From 100 frames on there is no difference.)
@@ -81,7 +81,7 @@ def log_average_miss_rate(frames, setting):
         setting (MissRateSetting):
 
     Returns:
-        float: in [0, 1]; NaN if there is nobody to be found.
+        float: in [0, 1]; NaN if there is nobody to find.
     """
     matches = [_match(frame, setting) for frame in frames]
     persons = sum(count for _, _, count in matches)
@@ -89,7 +89,7 @@ def log_average_miss_rate(frames, setting):
         return float("nan")
     scores = np.concatenate([scores for scores, _, _ in matches])
     hits = np.concatenate([hits for _, hits, _ in matches])[np.argsort(-scores, kind="stable")]
-    # In front: a threshold above all scores.
+    # The first entry is a threshold above all scores.
     recall = np.concatenate([[0.0], np.cumsum(hits) / persons])
     fppi = np.concatenate([[0.0], np.cumsum(~hits) / len(frames)])
     miss_rates = 1 - recall[np.searchsorted(fppi, _FPPI, side="right") - 1]
@@ -99,12 +99,12 @@ def log_average_miss_rate(frames, setting):
 
 def _match(frame, setting):
     """
-    Assigns detections, best score first, to the free person of largest overlap. Those that get
-    none do not count if half of them lies in something that is ignored.
+    Assigns detections, best score first, to the free person of largest overlap. Detections without
+    a person do not count if half of them lies in an ignored box.
 
     Returns:
-        tuple: scores of the detections that count; bool, whether each found a person; the number
-        of persons to be found.
+        tuple: scores of the detections that count; bool, whether each found a person; the number of
+        persons to find.
     """
     lowest = setting.min_height / _EXPANSION
     order = np.argsort(-frame.scores, kind="stable")[:_MAX_DETECTIONS]
@@ -118,7 +118,7 @@ def _match(frame, setting):
         | (frame.gt_visibility > setting.max_visibility)
     )
     persons, others = frame.gt_boxes[~ignored], frame.gt_boxes[ignored]
-    # Detectors may give boxes without any width, which overlap nothing.
+    # Boxes may have no width, and then overlap nothing.
     areas = np.maximum(_areas(boxes), np.finfo(float).tiny)[:, None]
     inside = _intersections(boxes, others) / areas
     absorbed = (inside >= _OVERLAP).any(axis=1)

@@ -18,16 +18,16 @@ __all__ = ["VideoSemSegEvaluator"]
 
 class VideoSemSegEvaluator(SemSegEvaluator):
     """
-    Detectron2's evaluator for frames of which not all may be labelled: the others are passed over.
-    ``{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>", ...}}`` in percent.
+    Detectron2's evaluator for data sets with unlabelled frames, which are skipped. ``{"sem_seg":
+    {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>", ...}}`` in percent.
     """
 
     def __init__(self, dataset_name, output_dir=None):
         """
         Args:
-            dataset_name (str): its dicts have sem_seg_file_name where they are labelled, its
-                metadata stuff_classes and ignore_label.
-            output_dir (str): for the predictions; None: they are not kept.
+            dataset_name (str): a data set whose labelled dicts have sem_seg_file_name, and whose
+                metadata have stuff_classes and ignore_label.
+            output_dir (str): folder for the predictions; None: they are not kept.
         """
         with _labelled_alone(dataset_name) as labelled:
             super().__init__(
@@ -42,7 +42,7 @@ class VideoSemSegEvaluator(SemSegEvaluator):
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list[dict]): frames. Those whose "labelled" is False are passed over.
+            inputs (list[dict]): frames. Those whose "labelled" is False are skipped.
             outputs (list[dict]): outputs of the model, for these frames.
 
         Raises:
@@ -89,7 +89,9 @@ class VideoSemSegEvaluator(SemSegEvaluator):
 
 @contextlib.contextmanager
 def _labelled_alone(dataset_name):
-    """Registers the labelled frames, for Detectron2 expects labels of all; yields the name."""
+    """
+    Registers the labelled frames alone, since Detectron2 expects labels of all; yields the name.
+    """
     name = f"{dataset_name} (labelled)"
     frames = [f for f in DatasetCatalog.get(dataset_name) if "sem_seg_file_name" in f]
     DatasetCatalog.register(name, lambda: frames)

@@ -1,10 +1,10 @@
 """
-Results in the form that the Cityscapes benchmark takes them, one zip file per task:
+Writes results in the format of the Cityscapes benchmark, one zip file per task:
 
 * instances: a text file per frame, a line per instance with its mask's file, label id and score;
 * semantic segmentation: an 8 bit image per frame with the label id of every pixel.
 
-Both are what Detectron2's evaluators write to be scored by cityscapesscripts.
+Detectron2's evaluators write both for cityscapesscripts.
 """
 
 import logging
@@ -26,8 +26,8 @@ __all__ = ["CityscapesInstanceSubmission", "CityscapesSemSegSubmission", "is_las
 
 class _Submission:
     """
-    Mixin in front of a Detectron2 evaluator that writes files per frame: keeps them, and scores
-    nothing. The frames are those that Cityscapes has labels for, the last ones of the clips.
+    Mixin in front of a Detectron2 evaluator that writes files per frame. It keeps the files and
+    scores nothing. The frames are those that Cityscapes has labels for, the last ones of clips.
     """
 
     name = ""
@@ -35,10 +35,10 @@ class _Submission:
     def __init__(self, dataset_name, output_dir):
         """
         Args:
-            dataset_name (str): in Cityscapes' layout.
-            output_dir (str): where ``<name>.zip`` goes. That of an earlier run is replaced once
-                the new one is whole. Where frames are missing, ``<name>.incomplete.zip`` goes
-                there instead, and nothing where none was run.
+            dataset_name (str): a data set in Cityscapes' layout.
+            output_dir (str): folder of ``<name>.zip``. A file of an earlier run is replaced once
+                the new one is complete. If frames are missing, the file is
+                ``<name>.incomplete.zip``; if none was run, there is none.
         """
         super().__init__(dataset_name)
         self._dataset_name = dataset_name
@@ -62,8 +62,8 @@ class _Submission:
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list[dict]): frames with file_name in Cityscapes' naming. Those of clips that
-                are not the last one are passed over.
+            inputs (list[dict]): frames with file_name in Cityscapes' naming. Only the last frames
+                of clips are used; others are skipped.
             outputs (list[dict]): outputs of the model, for these frames.
         """
         for frame, output in zip(inputs, outputs, strict=True):
@@ -74,7 +74,7 @@ class _Submission:
     def evaluate(self):
         """
         Returns:
-            dict: empty, for there are no scores.
+            dict: empty, since there are no scores.
         """
         found = sum(gather(self._num_frames))
         if comm.is_main_process():
@@ -115,7 +115,7 @@ def is_last(frame):
         frame (dict): frame of a data set in Cityscapes' layout.
 
     Returns:
-        bool: whether it is the one its clip is named after; still images all are.
+        bool: whether its clip is named after it. True for all still images.
     """
     name = os.path.basename(frame["file_name"])
     return "video_id" not in frame or name.startswith(frame["video_id"])

@@ -28,7 +28,7 @@ class RunRecord:
         executed (list[float]): executed fraction of every frame but the first ones of clips.
         clips (int): clips started.
         failures (list[str]): why clips ended early.
-        interruptions (list[str]): why the run itself did, a line per process.
+        interruptions (list[str]): why the run itself ended early, a line per process.
         gain_share (GainShare):
     """
 
@@ -43,7 +43,7 @@ class RunRecord:
         return self.meters.setdefault(name, EfficiencyMeter())
 
     def merge(self, other):
-        """Add what another rank measured."""
+        """Add the measurements of another rank."""
         for name, meter in other.meters.items():
             self.meter(name).merge(meter)
         self.executed += other.executed
@@ -57,17 +57,17 @@ def summarize(record, *, scores, target, unscored=None):
     """
     Args:
         record (RunRecord): with at least one frame.
-        scores (dict[str, dict]): by model, {task: {metric: value}} as evaluators give them.
+        scores (dict[str, dict]): by model, {task: {metric: value}} from the evaluators.
         target (float): tau.
         unscored (dict[str, str] or None): by model, why it has no score.
 
     Returns:
         dict: for JSON. "dense", "blockcopy" and "stock" hold AP, AP50 (mIoU for semantic
         segmentation), gmacs and seconds_per_frame, "stock" only the last; None for a model that
-        did not run. "executed_fraction" leaves the first frames of clips out, all else includes
-        them. "policy" are the shares of :class:`GainShare`, None without dense outputs.
-        "failed_clips", where there are any, says which and why; so do "interrupted", of a run that
-        ended early, and "not_scored".
+        did not run. "executed_fraction" leaves out the first frames of clips; all other values
+        include them. "policy" holds the shares of :class:`GainShare`, None without dense outputs.
+        "failed_clips", "interrupted" (a run that ended early) and "not_scored" give reasons; they
+        are there if needed.
     """
     shares = record.gain_share.shares()
     summary = {
@@ -99,7 +99,7 @@ def summarize(record, *, scores, target, unscored=None):
 def write_summary(summary, path):
     """
     Args:
-        summary (dict): of :func:`summarize`.
+        summary (dict): from :func:`summarize`.
         path (str): path of the JSON file.
     """
     with atomic_write(path) as temporary, open(temporary, "w") as f:
@@ -108,11 +108,10 @@ def write_summary(summary, path):
 
 def remove_summary(output_dir):
     """
-    Remove the summary that an earlier run left, for it is of another config. The main process does
-    so.
+    Remove the summary of an earlier run, which may have another config. Only the main process does.
 
     Args:
-        output_dir (str): made if need be.
+        output_dir (str): folder, made if need be.
     """
     PathManager.mkdirs(output_dir)
     path = os.path.join(output_dir, "blockcopy_summary.json")
@@ -174,11 +173,11 @@ def _efficiency(record, name, scores):
 def headline(results):
     """
     Args:
-        results (dict or None): {task: {metric: value}} as evaluators give it.
+        results (dict or None): {task: {metric: value}} from the evaluators.
 
     Returns:
-        dict[str, float or None]: what tables show: mIoU for semantic segmentation, AP and AP50 for
-        instances, and the miss rate (MR, Reasonable) where it was measured, with those of its
+        dict[str, float or None]: the metrics of tables: mIoU for semantic segmentation, AP and AP50
+        for instances, and the miss rate (MR, Reasonable) where it was measured, with those of its
         other settings.
     """
     results = results or {}
@@ -204,7 +203,7 @@ def _mean(values):
 
 
 def _finite(value):
-    """JSON has no NaN, which evaluators give where there was nothing to score."""
+    """Replaces NaN, which JSON lacks and evaluators return if there was nothing to score."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 

@@ -1,7 +1,7 @@
 """
-The networks of the paper that Detectron2 does not have, each a folder with all that is its own: its
-config keys (config.py), the public checkpoints that become it (checkpoint.py), its modules.
-Modules import Detectron2, so they are imported by blockcopy_d2.modeling, which registers them.
+The networks of the paper that Detectron2 lacks. Each is a folder with its config keys (config.py),
+its table for public checkpoints (checkpoint.py) and its modules. Modules import Detectron2, so they
+are imported by blockcopy_d2.modeling, which registers them.
 """
 
 from . import csp, mgan, swiftnet

@@ -1,8 +1,9 @@
 """
-Public checkpoints -> the state dicts of this project's models.
+Converts public checkpoints to the state dicts of this project's models.
 
-A network is one :class:`Mapping`: a table from our names to theirs. Going from ours makes the check
-complete: every tensor of our model is looked up, and what nobody asked for is unknown.
+A network is one :class:`Mapping`: a table from our names to theirs. Starting from our names makes
+the check complete: every tensor of our model is looked up, and any tensor of theirs that is left is
+reported.
 """
 
 import re
@@ -25,7 +26,7 @@ _OPTIONAL = "num_batches_tracked"
 
 
 class ConversionError(ValueError):
-    """A checkpoint does not hold the network it is converted to."""
+    """A checkpoint that does not hold the network it should be converted to."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,18 @@ class Mapping:
     The names that a public checkpoint has for the tensors of one of our models.
 
     Attributes:
-        source (str): which checkpoints these are, for the help text.
-        config_file (str): the shipped config of our model, as
-            :func:`blockcopy_d2.resources.config_path` takes it.
+        source (str): origin of the checkpoints, for the help text.
+        config_file (str): the shipped config of our model, see
+            :func:`blockcopy_d2.resources.config_path`.
         names (tuple): rows (pattern, template): a regular expression that matches a whole name of
             ours, and the name of theirs, in which \\1 stands for its first group. The first row
             that matches counts.
-        transforms (tuple): rows (pattern, function): what to do with the tensors of theirs whose
-            name of ours matches, where the two differ by more than their names.
-        ignored (tuple): patterns of names of theirs that our model has no use for.
+        transforms (tuple): rows (pattern, function): the function converts their tensors for names
+            of ours that match, if they differ by more than their names.
+        ignored (tuple): patterns of their names that our model does not use.
         settings (tuple): rows (key, value) of the config keys that these weights need.
-        normalization (tuple): names of the tensors of theirs, if there are any, that are the mean
-            and the standard deviation of the network's input.
+        normalization (tuple): their names of the mean and the standard deviation of the network's
+            input, if they have them.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Mapping:
     def their_name(self, name):
         """
         Raises:
-            ConversionError: if no row matches, so that the table does not fit our model.
+            ConversionError: no row matches: the table does not fit our model.
         """
         for pattern, template in self.names:
             match = re.fullmatch(pattern, name)
@@ -87,7 +88,7 @@ def convert_state_dict(mapping, source, target):
         target (dict[str, Tensor]): the state dict of our model; not changed.
 
     Returns:
-        dict[str, Tensor]: for our model, with the keys, shapes and dtypes of ``target``.
+        dict[str, Tensor]: state dict of our model, with the keys, shapes and dtypes of ``target``.
 
     Raises:
         ConversionError: names every key of ``target`` that ``source`` lacks, every key of
@@ -138,7 +139,7 @@ def check_normalization(mapping, source, model):
         model (nn.Module): with ``pixel_mean`` and ``pixel_std``.
 
     Raises:
-        ConversionError: the weights take another normalization than the model gives them.
+        ConversionError: the weights need another normalization than the model's.
     """
     keys = {"MODEL.PIXEL_MEAN": model.pixel_mean, "MODEL.PIXEL_STD": model.pixel_std}
     for name, (key, own) in zip(mapping.normalization, keys.items()):
@@ -158,7 +159,7 @@ def check_normalization(mapping, source, model):
 
 def weight_settings(model):
     """
-    Returns the config keys that the weights of a model depend on. A module tells its own by an
+    Returns the config keys that the weights of a model depend on. A module lists its own in an
     attribute ``weight_settings``, a dict.
 
     Args:
@@ -186,7 +187,7 @@ def load_public_state_dict(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConversionError: if the file holds anything but tensors and plain values, or no state dict.
+        ConversionError: the file holds anything but tensors and plain values, or no state dict.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

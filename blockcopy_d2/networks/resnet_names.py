@@ -6,8 +6,8 @@ __all__ = ["torchvision_resnet_names"]
 def torchvision_resnet_names(ours, theirs):
     """
     Args:
-        ours (str): what precedes the names of Detectron2's ResNet, such as "backbone.".
-        theirs (str): what precedes the names of torchvision's.
+        ours (str): prefix of the names of Detectron2's ResNet, such as "backbone.".
+        theirs (str): prefix of torchvision's names.
 
     Returns:
         tuple: rows for :attr:`Mapping.names`.

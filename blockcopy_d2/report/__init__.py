@@ -1,4 +1,6 @@
-"""A page about one video: what BlockCopy saves on it, and what it keeps of the dense result."""
+"""
+A page about one video: the time that BlockCopy saves, and its agreement with the dense result.
+"""
 
 from .page import render_page
 from .recording import Recording, record_video

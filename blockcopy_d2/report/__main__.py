@@ -5,7 +5,7 @@ Runs a model on a video, densely and with BlockCopy, and writes one HTML page ab
         --video-input street.mp4 --output report.html
 
 The page shows both results side by side as a clip, executed blocks, time, agreement with dense and
-block age over time, where the policy looks, several targets with a recommendation, and the
+block age over time, a heat map of the policy, several targets with a recommendation, and the
 multiply-accumulates per stage. It holds all its pictures and needs no network. The policy learns on
 the video itself, from the same start at every target. Ctrl-C ends the recording early and leaves a
 page of the frames so far.
@@ -49,7 +49,7 @@ from .recording import record_video
 
 
 def get_parser():
-    """Of the command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m blockcopy_d2.report",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""Distance of the accelerated output from the dense one, frame by frame and over a video."""
+"""Agreement of the accelerated output with the dense one, per frame and over a video."""
 
 import math
 
@@ -11,7 +11,9 @@ __all__ = ["InstanceMeasure", "SemanticMeasure", "build_measure"]
 
 
 class InstanceMeasure:
-    """AP50 and AP of instances, the dense ones taken for truth: see :class:`InstanceAgreement`."""
+    """
+    AP50 and AP of instances, with the dense ones as ground truth: see :class:`InstanceAgreement`.
+    """
 
     names = ("AP50", "AP")
     description = (
@@ -22,7 +24,7 @@ class InstanceMeasure:
     def __init__(self, score_threshold=0.5):
         """
         Args:
-            score_threshold (float): dense instances below it are no truth.
+            score_threshold (float): dense instances below it do not count as ground truth.
         """
         self._threshold = score_threshold
         self._whole = InstanceAgreement(score_threshold=score_threshold)
@@ -40,8 +42,8 @@ class InstanceMeasure:
     def frame_score(self, dense, output):
         """
         Returns:
-            float: the first of ``names`` on this frame alone, in percent; NaN where the dense
-            model finds nothing.
+            float: the first of ``names`` on this frame alone, in percent; NaN if the dense model
+            finds nothing.
         """
         if not self._has_truth(dense):
             return math.nan
@@ -52,7 +54,8 @@ class InstanceMeasure:
     def scores(self):
         """
         Returns:
-            dict[str, float]: of all frames, in percent; NaN where the dense model finds nothing.
+            dict[str, float]: scores over all frames, in percent; NaN if the dense model finds
+            nothing.
         """
         if not self._found:
             return dict.fromkeys(self.names, math.nan)
@@ -64,7 +67,7 @@ class InstanceMeasure:
 
 
 class SemanticMeasure:
-    """Mean IoU and accuracy of the pixels' classes, the dense ones taken for truth."""
+    """Mean IoU and accuracy of the pixels' classes, with the dense ones as ground truth."""
 
     names = ("mIoU", "pixel accuracy")
     description = (
@@ -90,7 +93,7 @@ class SemanticMeasure:
     def scores(self):
         """
         Returns:
-            dict[str, float]: of all frames, in percent; NaN where there are none.
+            dict[str, float]: scores over all frames, in percent; NaN where there are none.
         """
         if np.isscalar(self._confusion):
             return dict.fromkeys(self.names, math.nan)
@@ -105,7 +108,7 @@ def build_measure(output, score_threshold):
         score_threshold (float): see :class:`InstanceMeasure`.
 
     Returns:
-        InstanceMeasure or SemanticMeasure: for outputs of this kind.
+        InstanceMeasure or SemanticMeasure: the measure for outputs of this kind.
 
     Raises:
         ValueError: the outputs are of another kind.

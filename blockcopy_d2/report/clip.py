@@ -22,7 +22,7 @@ class ComparisonClip:
     the right. A context manager. Its file stops growing at ``max_bytes``.
 
     Attributes:
-        frames (int): drawn so far.
+        frames (int): number of frames drawn so far.
         poster (ndarray or None): uint8, BGR, the last frame drawn.
     """
 
@@ -113,7 +113,7 @@ def heat_map(image, share, side, width=1000):
     """
     Args:
         image (ndarray): uint8, (H, W, 3), BGR.
-        share (ndarray): float (GH, GW) in [0, 1], how often each block was executed.
+        share (ndarray): float (GH, GW) in [0, 1], share of the frames that executed each block.
         side (float): side of a block in pixels of ``image``.
         width (int): width of the result in pixels, at most.
 
@@ -130,7 +130,7 @@ def heat_map(image, share, side, width=1000):
 
 
 def to_jpeg(image, quality=85):
-    """bytes: of a uint8 BGR image."""
+    """bytes: JPEG of a uint8 BGR image."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Multiply-accumulates per stage of a model: all of them, and those that were executed."""
+"""Multiply-accumulates per stage of a model: dense and executed."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from blockcopy_d2.sparse import BlockSparseModule
 
 __all__ = ["StageMacs"]
 
-# What the parts of Detectron2's meta-architectures are called.
+# Names of the parts of Detectron2's meta-architectures.
 _TITLES = {
     "backbone": "backbone",
     "proposal_generator": "RPN",
@@ -22,9 +22,9 @@ _TITLES = {
 class StageMacs:
     """
     Splits the multiply-accumulates of a video model by stage: backbone, feature pyramid, RPN,
-    heads, policy. How many there were is told by :attr:`FrameResult.macs_per_stage`. Those of the
-    block-sparse modules are split by the dense count of each layer, scaled by the pixels that the
-    grid has at the layer's stride; those of the heads by the dense count of each.
+    heads, policy. Their number comes from :attr:`FrameResult.macs_per_stage`. Those of the
+    block-sparse modules are split by the dense count of each layer, scaled by the active pixels at
+    the layer's stride; those of the heads by the dense count of each.
 
     Attributes:
         stages (dict[str, ModuleList]): by name, in order of execution.
@@ -47,14 +47,15 @@ class StageMacs:
 
     def measure_layers(self, inputs):
         """
-        Run the dense model on a frame, to learn the size of every layer's output.
+        Run the dense model on a frame, to find the size of every layer's output.
 
         Args:
             inputs (dict): one of Detectron2's input dicts.
         """
         self._layers = {name: [] for name in self.stages}
         with contextlib.ExitStack() as stack:
-            # The counters' hooks come first: a layer's own count is what its counter gained.
+            # The counters' hooks come first, so that a layer's own count is the gain of its
+            # counter.
             counters = stack.enter_context(self.count_dense())
             for name, modules in self.stages.items():
                 for module in modules.modules():
@@ -80,7 +81,7 @@ class StageMacs:
     def count_dense(self):
         """
         Yields:
-            dict[str, MacCounter]: by stage, what the dense model executes while this is open.
+            dict[str, MacCounter]: by stage, counters of the dense model while this is open.
         """
         with contextlib.ExitStack() as stack:
             yield {
@@ -107,7 +108,7 @@ class StageMacs:
 
 
 def _split(total, weights):
-    """dict: ``total`` in parts that are to each other as the weights; whole numbers."""
+    """dict: ``total`` split into whole numbers in proportion to the weights."""
     whole = sum(weights.values())
     return {name: round(total * weight / whole) if whole else 0 for name, weight in weights.items()}
 
@@ -127,7 +128,9 @@ def _stages(model):
 
 
 def _executed_share(size, grid):
-    """Of the pixels of a feature map of ``size`` (h, w); 1 if no stride gives that size."""
+    """
+    Returns the executed share of a feature map of ``size`` (h, w); 1 if no stride has that size.
+    """
     if grid.is_empty:
         return 0.0
     stride = 1

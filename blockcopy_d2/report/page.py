@@ -1,4 +1,4 @@
-"""The page: what was recorded, in words, tables and pictures, as one HTML file."""
+"""Renders a recording in words, tables and pictures, as one HTML file."""
 
 import base64
 import json
@@ -21,14 +21,14 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
     Args:
         recording (Recording):
         title (str): title of the page.
-        environment (dict[str, str]): rows of the table that says how it was measured.
+        environment (dict[str, str]): rows of the table about the measurement.
         clip (bytes or None): an H.264 video, both results side by side.
         poster (ndarray or None): uint8, BGR; shown until the clip plays.
         clip_frames (int): frames that the clip shows.
         margin (float): points of agreement that the recommended target may lose.
 
     Returns:
-        str: HTML that refers to nothing outside of it.
+        str: HTML without references to other files.
     """
     points = sweep_points(recording)
     metric = recording.metrics[0]
@@ -78,7 +78,7 @@ def _environment():
 
 
 def _number(value, digits=0):
-    """A number to read; an en dash where there is none."""
+    """Formats a number; an en dash for a missing one."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.{digits}f}"
@@ -114,7 +114,7 @@ def mac_table(recording):
 
 
 def _data(recording, points, recommended):
-    """Returns the data of the page, to read it with a program."""
+    """Returns the data of the page, for programs."""
     run = recording.main
     return {
         "frames": recording.frames,
@@ -140,7 +140,7 @@ def _data(recording, points, recommended):
 
 
 def _json(data):
-    """JSON that may stand in a script element, with null for what is not a number."""
+    """Returns JSON that may stand in a script element, with null for NaN and infinity."""
     if isinstance(data, dict):
         return "{" + ",".join(f"{_json(str(k))}:{_json(v)}" for k, v in data.items()) + "}"
     if isinstance(data, list):

@@ -13,7 +13,7 @@ from .recording import STAGES, mean
 
 __all__ = ["plot_age", "plot_agreement", "plot_executed", "plot_stages", "plot_sweep"]
 
-# Colours that stand for variables of the page's CSS.
+# Placeholder colours for variables of the page's CSS.
 _INK, _RULE, _PAPER = "#010203", "#010204", "#010205"
 _SERIES = ("#020201", "#020202", "#020203", "#020204", "#020205", "#020206")
 _VARIABLES = {
@@ -135,7 +135,7 @@ def plot_sweep(recording, points, recommended, margin):
     axes.plot(times, scores, color=_SERIES[0], marker="o", markersize=6)
     for index, point in enumerate(shown):
         name = "" if point.target is None else f"τ {point.target:g}"
-        # In turns above and below: neighbours may be close.
+        # Alternately above and below, since neighbours may be close.
         place = (point.milliseconds, point.scores[metric])
         beside = dict(xytext=(0, 8 if index % 2 else -17), textcoords="offset points")
         axes.annotate(name, place, ha="center", **beside)
@@ -159,7 +159,7 @@ def plot_sweep(recording, points, recommended, margin):
 def _figure(name, recording, size=(5.2, 2.7)):
     """
     Args:
-        name (str): keeps apart what the plots of a page define for themselves.
+        name (str): prefix that keeps the definitions of a page's plots apart.
         recording (Recording or None): for a plot over its frames.
     """
     figure = Figure(figsize=size, layout="constrained")
@@ -189,7 +189,7 @@ def _svg(figure, title):
 
 
 def _smooth(values):
-    """Centred means of the values that are there."""
+    """Centred means of the existing values."""
     half = _WINDOW // 2
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return np.array([mean([math.nan, *window]) for window in windows])

@@ -1,8 +1,8 @@
 """
-One pass over a video, through the dense model and through BlockCopy at several targets.
+Records a video in one pass, through the dense model and through BlockCopy at several targets.
 
-All of them run on a frame before the next one is read, so that whatever else the machine does hits
-all alike, and nothing but numbers is kept of a frame.
+All of them run on a frame before the next one is read, so that other load on the machine affects
+all alike. Only numbers are kept of a frame.
 
 Shape shorthand: GH, GW: rows and columns of the block grid.
 """
@@ -29,7 +29,7 @@ from .macs import StageMacs
 
 __all__ = ["Recording", "Run", "mean", "record_video"]
 
-# What the stages of FrameResult.seconds are called on the page.
+# Names on the page for the stages of FrameResult.seconds.
 STAGES = {
     "input": ("preprocess",),
     "motion": ("motion",),
@@ -51,8 +51,8 @@ class Run:
         seconds (list[float]): seconds of the whole call: resizing, network, learning.
         stages (dict[str, list[float]]): seconds by stage; "input" includes resizing.
         macs (dict[str, list[int]]): multiply-accumulates by stage.
-        agreement (list[float]): with the dense output, in percent; NaN where there is nothing to
-            find. Only of the run at the config's own target.
+        agreement (list[float]): agreement with the dense output, in percent; NaN if there is
+            nothing to find. Recorded only for the run at the config's own target.
         age (list[tuple[float, float]]): median and maximum over the blocks, in frames.
         cuts (list[int]): frames that follow a scene cut.
         scores (dict[str, float]): agreement over all frames but the first, in percent.
@@ -72,15 +72,17 @@ class Run:
 
     @property
     def block_share(self):
-        """float (GH, GW): how often each block was executed, over all frames but the first."""
+        """
+        float (GH, GW): share of the frames that executed each block, over all frames but the first.
+        """
         return np.mean(self.grids[1:] or self.grids, axis=0)
 
 
 @dataclass(eq=False)
 class Recording:
     """
-    Measurements on a video. A first frame executes all blocks whatever the policy, and is left
-    out of every mean.
+    Measurements on a video. The first frame executes all blocks with any policy, and is left out of
+    every mean.
 
     Attributes:
         frames (int):
@@ -89,11 +91,11 @@ class Recording:
         runs (list[Run]): by target; ``main`` is the run at the config's own.
         main (Run):
         metrics (tuple[str, ...]): keys of ``Run.scores``; the first is that of ``Run.agreement``.
-        metrics_description (str): what they are, in words.
+        metrics_description (str): their description.
         block_size (int): in pixels of the network's input.
         scale (float): pixels of the network's input per pixel of a frame.
         last_frame (ndarray): uint8, BGR.
-        failure (str or None): what broke the video.
+        failure (str or None): error that ended the video.
     """
 
     runs: list
@@ -126,7 +128,7 @@ class Recording:
 
 
 def mean(values):
-    """float: over all frames but the first; of the first where there is no other."""
+    """float: mean over all frames but the first; if there is no other, the first."""
     values = [value for value in values[1:] or values if not math.isnan(value)]
     return math.fsum(values) / len(values) if values else math.nan
 
@@ -139,14 +141,14 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
         video (VideoFrames):
         targets (sequence[float]): tau of further runs, each a stream of its own in memory with its
             own copy of the policy. Ignored, with a warning, for a policy that follows no target.
-        max_frames (int or None): where to stop.
+        max_frames (int or None): number of frames to stop after.
         score_threshold (float): see :class:`InstanceMeasure`.
         draw (callable or None): called for every frame with the image, the dense output, its
             seconds, the FrameResult of the main run, its seconds, the scale, and the seconds from
             the first frame to when it is shown.
 
     Returns:
-        Recording: up to where the video ended, broke or was interrupted.
+        Recording: frames up to the end of the video, an error or an interrupt.
 
     Raises:
         ValueError: no frame could be run, or the outputs cannot be compared.
@@ -250,7 +252,7 @@ class _Recorder:
         return result
 
     def _warm_up(self, image):
-        """The first call of a network traces it, and prepares what a library keeps of it."""
+        """The first call of a network traces it, and fills the caches of libraries."""
         inputs = self._mapper(image)
         self._macs.measure_layers(inputs)
         output = self._model([inputs])[0]
@@ -284,7 +286,7 @@ def _lists(recording):
 
 
 def _at_target(predictor, target):
-    """VideoPredictor: on the same network, with a policy of its own."""
+    """VideoPredictor: a predictor with the same network and a policy of its own."""
     model = predictor.model
     policy, learner = copy.deepcopy((model.policy, model.learner))
     other = BlockCopyVideoModel(

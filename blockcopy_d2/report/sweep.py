@@ -1,4 +1,4 @@
-"""Agreement and speed against the target, and which target to take."""
+"""Agreement and speed against the target, and the recommended target."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ class Point:
         target (float or None): tau.
         executed (float): share of the blocks.
         milliseconds (float): per frame.
-        speed_up (float): dense time by this one.
+        speed_up (float): dense time divided by this one's.
         scores (dict[str, float]): agreement with dense, in percent.
     """
 
@@ -38,10 +38,10 @@ class BreakEven:
     The line through the times of frames: base + slope * executed share.
 
     Attributes:
-        base, slope (float): milliseconds with no block, and what all blocks add.
+        base, slope (float): milliseconds with no block, and additional ones with all blocks.
         dense (float): milliseconds of the median dense frame.
-        executed (float): the share at which a frame takes as long as a dense one. Above 1 where
-            BlockCopy is faster with all blocks as well, 0 or below where it never is.
+        executed (float): the share at which a frame takes as long as a dense one. Above 1 if
+            BlockCopy is faster even with all blocks, 0 or below if it never is.
     """
 
     base: float
@@ -73,14 +73,14 @@ def sweep_points(recording):
 def break_even(recording):
     """
     Fit the time of a frame to its executed share, over all frames of all runs but the first ones.
-    By medians (Theil and Sen), which a busy machine disturbs little.
+    It uses medians (Theil and Sen), which a busy machine disturbs little.
 
     Args:
         recording (Recording):
 
     Returns:
-        BreakEven or None: None where the shares differ too little to tell, or where more blocks
-        did not take more time.
+        BreakEven or None: None if the shares differ too little, or if more blocks did not take more
+        time.
     """
     executed = np.concatenate([run.executed[1:] for run in recording.runs])
     milliseconds = 1000 * np.concatenate([run.seconds[1:] for run in recording.runs])
@@ -95,16 +95,16 @@ def break_even(recording):
 
 def recommend(points, metric, margin):
     """
-    The fastest target that loses at most ``margin`` points of agreement, among those faster than
-    dense. Where none does, the one of these that agrees most.
+    Returns the fastest target that loses at most ``margin`` points of agreement, among those faster
+    than dense. If there is none, the one of these that agrees most.
 
     Args:
         points (list[Point]):
-        metric (str): which of the scores counts. Dense has 100.
+        metric (str): the score to use. Dense has 100.
         margin (float): points.
 
     Returns:
-        tuple[Point or None, bool]: the target to take, None where dense is the better choice; and
+        tuple[Point or None, bool]: the recommended target, None if dense is the better choice; and
         whether it is within the margin.
     """
     faster = [

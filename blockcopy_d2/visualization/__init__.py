@@ -1,4 +1,4 @@
-"""Pictures and videos of results. What writes videos is imported when asked for: it needs PyAV."""
+"""Pictures and videos of results. Names that need PyAV are imported on first use."""
 
 import importlib
 

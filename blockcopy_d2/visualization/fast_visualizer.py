@@ -8,7 +8,7 @@ __all__ = ["FastVisualizer"]
 
 
 class FastVisualizer(Visualizer):
-    """Does not keep track of the extent of what it draws, half of the time of Detectron2's."""
+    """Skips tracking the extent of its drawings, which takes half of Detectron2's time."""
 
     def draw_polygon(self, segment, color, edge_color=None, alpha=0.5):
         self.output.ax.add_artist(

@@ -1,6 +1,6 @@
 """
-Motion of a picture in colours: the hue of a cell is the direction in which its content went, its
-strength how far.
+Draws the motion of a picture in colours: the hue of a cell is the direction of its motion, the
+strength its length.
 
 Shape shorthand: an image of H x W pixels under a field of GH x GW cells.
 """
@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["draw_motion"]
 
-# Opacity of cells that hardly moved, and of those that went as far as the legend's rim.
+# Opacity of cells that hardly moved, and of those that moved as far as the legend's rim.
 _LEAST_ALPHA, _MOST_ALPHA = 0.25, 0.7
-# That of the shortest vectors, whose direction is to be seen, too.
+# Saturation of the shortest vectors, whose direction should be visible, too.
 _LEAST_SATURATION = 0.4
-# Of the cells that moved, the share that is within the legend's rim.
+# Share of the moved cells within the legend's rim.
 _WITHIN = 0.95
 _LEGEND_BACKGROUND, _LEGEND_TEXT = (24, 24, 24), (235, 235, 235)
 
@@ -29,11 +29,11 @@ def draw_motion(image, field, *, cell_size, scale=1.0):
         scale (float): pixels of the network's input per pixel of ``image``.
 
     Returns:
-        ndarray: uint8, (H, W, 3), BGR: cells that moved in their colours, those that stand still as
-        they were; with a wheel of the colours, whose rim stands for so many pixels of ``image`` per
+        ndarray: uint8, (H, W, 3), BGR: moved cells in their colours, still ones unchanged, and a
+        colour wheel as the legend. Its rim stands for the printed number of pixels of ``image`` per
         frame.
     """
-    # What was to the right went to the left.
+    # A source to the right means motion to the left.
     went = -np.asarray(field, dtype=np.float32) / scale
     length = np.hypot(*went)
     rim = _rim(length)
@@ -67,7 +67,7 @@ def _colors(right, down):
 
 
 def _add_legend(picture, rim):
-    """In the upper right corner, in place; left out where the picture has no room for it."""
+    """Draws the legend in the upper right corner, in place, if the picture has room for it."""
     radius = max(14, picture.shape[0] // 16)
     text_height = max(10, radius // 2)
     width, height = 2 * radius + 8, 2 * radius + text_height + 10

@@ -1,5 +1,5 @@
 """
-One picture of what happened in a frame: the detections, the blocks that were executed, a caption.
+Draws a frame with its detections, its executed blocks and a caption.
 
 Shape shorthand: an image of H x W pixels under a grid of GH x GW blocks.
 """
@@ -96,8 +96,8 @@ def found_instances(output):
         output (dict): output of a model, for one frame.
 
     Returns:
-        Instances or None: what ``draw_frame`` takes; the proposals, without classes, of a model
-        that gives only those; None for outputs with neither.
+        Instances or None: instances for ``draw_frame``; proposals, without classes, for a model
+        that returns only those; None for outputs with neither.
     """
     if "proposals" in output and "instances" not in output:
         return proposal_instances(output["proposals"])
@@ -110,8 +110,8 @@ def pixel_classes(output):
         output (dict): output of a model, for one frame.
 
     Returns:
-        Tensor or None: int64 (H, W) on the CPU, what ``draw_frame`` takes; None for outputs that
-        have instances, or no classes of pixels.
+        Tensor or None: int64 (H, W) on the CPU, classes for ``draw_frame``; None for outputs with
+        instances, or without classes of pixels.
     """
     if "instances" in output or "sem_seg" not in output:
         return None
@@ -135,7 +135,8 @@ def _tint_blocks(image, active, side):
     rows = np.minimum((np.arange(height) / side).astype(int), active.shape[0] - 1)
     columns = np.minimum((np.arange(width) / side).astype(int), active.shape[1] - 1)
     tinted = active[rows][:, columns]
-    # The outline is where an executed block meets one that is not, or the border of the image.
+    # The outline runs where an executed block meets another kind of block, or the border of the
+    # image.
     inner = np.pad(tinted, 1)
     thickness = max(1, round(math.sqrt(height * width) / 700))
     for _ in range(thickness):
@@ -159,7 +160,7 @@ def _draw_instances(image, instances, metadata):
     masks = np.asarray(instances.pred_masks) if instances.has("pred_masks") else None
     boxes = instances.pred_boxes.tensor.numpy()
     visualizer.overlay_instances(
-        # A mask shows better where an object ends than its box.
+        # A mask shows the border of an object better than its box.
         boxes=boxes if masks is None else None,
         masks=masks,
         assigned_colors=colors,
@@ -202,7 +203,7 @@ def _class_names(known, classes):
             " others may be those of another data set. See DATASETS.TEST of the config.",
             key="caller",
         )
-    # Matplotlib takes what stands between dollars for a formula.
+    # Matplotlib reads text between dollars as a formula.
     known = [str(name).replace("$", r"\$") for name in known]
     return [known[label] if label < len(known) else f"class {label}" for label in classes]
 

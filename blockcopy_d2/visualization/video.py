@@ -1,4 +1,4 @@
-"""Writing video files that play everywhere: H.264, yuv420p, index in front."""
+"""Writes video files that play everywhere: H.264, yuv420p, index in front."""
 
 import contextlib
 import math
@@ -22,16 +22,16 @@ SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".avi", ".flv", ".ts")
 _CODEC = "libx264"
 # Written with their index in front, so that they play while they load.
 _STREAMABLE = (".mp4", ".mov", ".m4v")
-# Times within these are multiples of it. In all others the writer chooses, between these limits.
+# Containers with a fixed time base. For all others the writer chooses one between these limits.
 _TIME_BASES = {".mkv": Fraction(1, 1000), ".flv": Fraction(1, 1000), ".ts": Fraction(1, 90_000)}
 _COARSEST, _FINEST = Fraction(1, 10_000), Fraction(1, 1_000_000)
-# AVI numbers its frames in the order in which they are stored, and knows no other time.
+# AVI numbers its frames in the order of storage, and has no other time.
 _NUMBERED = ".avi"
 
 # Codes of ISO/IEC 23091-2, as PyAV and FFmpeg take them.
 _UNSPECIFIED = 2
 _HD, _SD = 1, 6  # BT.709 and BT.601: the same number for matrix, primaries and transfer.
-# By the code of a matrix, the one that swscale converts with.
+# Code of a matrix -> swscale's matrix to convert with.
 _MATRICES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -43,12 +43,12 @@ _MATRICES = {
 
 
 class VideoWriteError(OSError):
-    """A video that cannot be written on, because the disk is full, for instance."""
+    """A video that cannot be continued, for instance because the disk is full."""
 
 
 def check_video_path(path):
     """
-    Refuse what :class:`VideoWriter` cannot write to. Nothing is opened or made.
+    Refuse paths that :class:`VideoWriter` cannot write to. Nothing is opened or made.
 
     Args:
         path (str or PathLike): path of a video to write.
@@ -82,13 +82,13 @@ class VideoWriter:
     Streams frames into a video file, holding none of them. A context manager: leaving it, also by
     an exception or an interrupt, finishes the file, so that it plays up to there.
 
-    The file gets its name once it is finished. Until then, and for good if the process is killed
-    or the disk is full, what had that name stays. An exception in the context, other than an
-    interrupt, keeps it, too: an unfinished video replaces none.
+    The file gets its name once it is finished. Until then an earlier file of that name stays, for
+    good if the process is killed or the disk is full. An exception in the context, other than an
+    interrupt, also keeps it: an unfinished video replaces none.
 
     The first frame sets the size. H.264 with yuv420p needs even sizes: an odd one is extended by
     repeating the last row or column. Colours are converted by the matrix that the file is tagged
-    with: the source's if ``format`` tells it, else BT.709 from 720 rows on and BT.601 below.
+    with: the source's if ``format`` has it, else BT.709 from 720 rows on and BT.601 below.
     """
 
     def __init__(self, path, fps, *, format=None):
@@ -96,7 +96,7 @@ class VideoWriter:
         Args:
             path (str or PathLike): path of the file; its suffix names the container (.mp4, .mkv,
                 .mov).
-            fps (float): frames per second; the distance of frames that tell no time of their own.
+            fps (float): frames per second, for frames without a time of their own.
             format (VideoFormat or None): format of the video that the frames come from: its time
                 base, sample aspect ratio and colours are kept.
 
@@ -134,12 +134,12 @@ class VideoWriter:
         Args:
             frame (ndarray or PIL.Image.Image): uint8, (H, W, 3), BGR; as large as the first one.
             seconds (float or Fraction or None): when it is shown, since the first frame. A time
-                that does not advance is moved behind the frame before. None: 1 / ``fps`` later
-                than that.
+                that does not advance is moved to just after the frame before. None: 1 / ``fps``
+                after that frame.
 
         Raises:
             VideoWriteError: the disk is full, or the frame cannot be encoded.
-            TypeError: the frame is no picture.
+            TypeError: the frame is not a picture.
             ValueError: the frame has another size or type of numbers, the time is not finite, or
                 the video is closed.
         """
@@ -165,7 +165,7 @@ class VideoWriter:
 
     @property
     def size(self):
-        """int: bytes that were written of a video that is not closed."""
+        """int: bytes written so far of an open video."""
         return os.path.getsize(self._temporary)
 
     def _open_stream(self, picture):
@@ -185,14 +185,14 @@ class VideoWriter:
 
     def _encodable(self, picture, position):
         picture = self._colors.convert(picture)
-        # Times that are closer than the time base must differ all the same.
+        # Times closer than the time base must still differ.
         self._last = max(self._last + 1, round(position / self._time_base))
         picture.pts, picture.time_base = self._last, self._time_base
         picture.duration = max(1, round(self._period / self._time_base))
         return picture
 
     def _choose_time_base(self):
-        """Fraction: that of the source, or the distance of frames, in parts fine enough."""
+        """Fraction: the source's time base, or a fine enough part of the distance of frames."""
         suffix = _suffix(self.path)
         if suffix == _NUMBERED:
             return self._period
@@ -223,7 +223,9 @@ class VideoWriter:
                 container.close()
                 return
             os.remove(self._temporary)  # Nothing is renamed then.
-            with contextlib.suppress(av.FFmpegError):  # What it says of a removed file is idle.
+            with contextlib.suppress(
+                av.FFmpegError
+            ):  # Errors about the removed file do not matter.
                 container.close()
 
     @contextlib.contextmanager
@@ -243,7 +245,7 @@ class VideoWriter:
 
 
 class _Clock:
-    """Gives frames their places in time, each one behind the frame before."""
+    """Gives frames their times, each after the frame before."""
 
     def __init__(self, period):
         self._period = period
@@ -265,7 +267,7 @@ class _Clock:
             seconds = following - self._offset
         seconds = Fraction(seconds if isinstance(seconds, Fraction) else float(seconds))
         if self._last is None or seconds < self._source:
-            # A clock that was put back goes on from here.
+            # A clock that was set back continues from here.
             self._offset = following - seconds
         self._source, self._last = seconds, seconds + self._offset
         return self._last

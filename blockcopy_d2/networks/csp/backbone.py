@@ -22,7 +22,7 @@ class ChannelL2Norm(nn.Module):
         """
         Args:
             num_channels (int): C.
-            scale (float): what every weight starts from.
+            scale (float): initial value of every weight.
             eps (float):
         """
         super().__init__()
@@ -35,7 +35,7 @@ class ChannelL2Norm(nn.Module):
             x (Tensor): float (N, C, H, W).
 
         Returns:
-            Tensor: of the same shape.
+            Tensor: the normalized map.
         """
         return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.eps) * self.weight
 
@@ -54,7 +54,7 @@ class CSPBackbone(Backbone):
     def __init__(self, bottom_up, in_features, out_channels):
         """
         Args:
-            bottom_up (Backbone): gives the features to upsample.
+            bottom_up (Backbone): computes the features to upsample.
             in_features (list[str]): names of some of them, at stride 8 or 16.
             out_channels (int): channels of each upsampled map.
         """

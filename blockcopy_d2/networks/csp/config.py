@@ -16,8 +16,8 @@ _C.ASPECT_RATIO = number(0.41, most=100, open_ends=True)
 _C.TOPK_CANDIDATES_TEST = whole(1000, least=1)
 _C.SCORE_THRESH_TEST = number(0.1, most=1)
 _C.NMS_THRESH_TEST = number(0.5, most=1)
-# As Pedestron, whose boxes end on their last pixel: they are clipped to W - 1 and H - 1, and NMS
-# takes them as one wider and higher than x1 - x0 and y1 - y0
+# As in Pedestron, whose boxes end on their last pixel: boxes are clipped to W - 1 and H - 1, and
+# NMS counts them as one wider and higher than x1 - x0 and y1 - y0
 _C.LAST_PIXEL = flag(False)
 # As in the paper of CSP
 _C.CENTER_LOSS_WEIGHT = number(0.01)

@@ -35,7 +35,9 @@ class _Branch(nn.Module):
 
 
 class CSPHead(nn.Module):
-    """Tells of every pixel whether an object is centred there, how high it is and where exactly."""
+    """
+    Predicts for every pixel whether an object is centred there, its height and its exact place.
+    """
 
     @configurable
     def __init__(self, *, in_channels, channels, prior_prob=0.01):
@@ -43,7 +45,7 @@ class CSPHead(nn.Module):
         Args:
             in_channels (int): number of channels of the feature map.
             channels (int): number of channels of each branch, a multiple of 32.
-            prior_prob (float): the score that an untrained head gives to every pixel.
+            prior_prob (float): score of every pixel in an untrained head.
         """
         super().__init__()
         self.center = _Branch(in_channels, channels, 1)
@@ -65,7 +67,7 @@ class CSPHead(nn.Module):
     def forward(self, features):
         """
         Args:
-            features (list[Tensor]): one, float (N, C, H, W).
+            features (list[Tensor]): one map, float (N, C, H, W).
 
         Returns:
             tuple[Tensor]: float (N, 1, H, W), the logit of a centre; (N, 1, H, W), the logarithm

@@ -23,7 +23,7 @@ def decode_boxes(log_height, offset, cells, *, width, stride, aspect_ratio):
     Args:
         log_height (Tensor): float (H * W,), logarithm of the height in pixels of the map.
         offset (Tensor): float (2, H * W), y and x from the middle of the pixel.
-        cells (Tensor): int64 (k,), which pixels.
+        cells (Tensor): int64 (k,), indices of the pixels.
         width (int): W.
         stride (int): stride of the map.
         aspect_ratio (float): width / height of every box.
@@ -64,15 +64,15 @@ class CSP(DenseDetector):
     ):
         """
         Args:
-            backbone (Backbone): gives one feature map.
+            backbone (Backbone): computes one feature map.
             head (nn.Module): see :class:`CSPHead`.
             pixel_mean, pixel_std (tuple[float]): in the channel order of INPUT.FORMAT.
             aspect_ratio (float): width / height of every box.
             score_thresh (float): detections score higher than this.
             topk_candidates (int): pixels of highest score that non-maximum suppression sees.
-            nms_thresh (float): IoU above which the lower score goes.
+            nms_thresh (float): IoU above which the box of lower score is dropped.
             last_pixel (bool): whether boxes end on their last pixel instead of where the next one
-                starts, as :meth:`candidates` clips and :meth:`suppressed_boxes` widens them.
+                starts. :meth:`candidates` then clips and :meth:`suppressed_boxes` widens them.
             max_detections (int): per image.
             center_loss_weight, height_loss_weight, offset_loss_weight (float):
         """
@@ -151,16 +151,16 @@ class CSP(DenseDetector):
 
     def candidates(self, logits, log_height, offset, image_size):
         """
-        The pixels of highest score, in a fixed number, as boxes.
+        Returns the pixels of highest score, in a fixed number, as boxes.
 
         Args:
             logits, log_height, offset (Tensor): float (1, H, W), (1, H, W) and (2, H, W), of an
                 image, see :class:`CSPHead`.
-            image_size (tuple[int, int]): that boxes are clipped to, or to its last pixels.
+            image_size (tuple[int, int]): size that boxes are clipped to, or to its last pixels.
 
         Returns:
             tuple[Tensor]: float32 (k,), scores in descending order; float32 (k, 4), boxes in pixels
-            of the network's input; bool (k,), which of them may be detections: the others score too
+            of the network's input; bool (k,), whether they may be detections; the others score too
             low, or are not finite.
         """
         scores = logits.flatten().float().sigmoid()
@@ -181,7 +181,7 @@ class CSP(DenseDetector):
     def suppressed_boxes(self, boxes):
         """
         Args:
-            boxes (Tensor): float (..., 4), of :meth:`candidates`.
+            boxes (Tensor): float (..., 4), from :meth:`candidates`.
 
         Returns:
             Tensor: float (..., 4), the boxes whose overlap decides which are suppressed.

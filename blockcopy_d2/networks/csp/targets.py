@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["CenterTargets", "center_targets"]
 
-# The height is learned this many pixels around a centre as well.
+# The height is also learned within this many pixels around a centre.
 _RADIUS = 2
 
 
@@ -68,7 +68,7 @@ def center_targets(boxes, size, stride):
     targets.closeness = (closeness_y[:, :, None] * closeness_x[:, None]).amax(0)
     near = near_y[:, :, None] & near_x[:, None]
     targets.near_center = near.any(0)
-    # Where two centres are that close, the smaller object is the one in danger of being missed.
+    # Of two centres this close, the smaller object is more likely to be missed.
     log_heights = (boxes[:, 3] - boxes[:, 1]).log()[:, None, None]
     smallest = log_heights.masked_fill(~near, torch.inf).amin(0)
     targets.log_height = smallest.masked_fill(~targets.near_center, 0)
@@ -76,7 +76,9 @@ def center_targets(boxes, size, stride):
 
 
 def _along_one_axis(start, end, extent):
-    """Of each box: the pixel of its centre, the offset in it, and (n, extent) masks around it."""
+    """
+    Returns for each box the pixel of its centre, the offset in it, and (n, extent) masks around it.
+    """
     middle = (start + end) / 2
     cells = middle.floor().clamp(0, extent - 1)
     pixels = torch.arange(extent, device=start.device)

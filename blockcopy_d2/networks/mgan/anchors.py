@@ -1,10 +1,10 @@
 """
-Anchors as the code base has them that MGAN was published in.
+Anchors as in the code base in which MGAN was published.
 
 There a box ends on its last pixel and is x2 - x1 + 1 wide; Detectron2's ends where the next pixel
 starts and is x2 - x1 wide. [x1, x2] there is [x1, x2 + 1) here: with that, widths, centres, the
-deltas of boxes, RoIAlign's sampling points and IoU are the same in both. What is left is that it
-rounds anchors to whole pixels.
+deltas of boxes, RoIAlign's sampling points and IoU are the same in both. The remaining difference
+is that it rounds anchors to whole pixels.
 """
 
 from detectron2.modeling.anchor_generator import (

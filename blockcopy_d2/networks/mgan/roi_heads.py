@@ -1,5 +1,5 @@
 """
-The box head of MGAN: what is hidden of a pedestrian should not count.
+The box head of MGAN: hidden parts of a pedestrian should not count.
 
 Shape shorthand: R regions, C channels, P x P pixels of a region.
 """
@@ -18,16 +18,16 @@ __all__ = ["MGANROIHeads", "MaskAttention", "visible_masks"]
 
 class MaskAttention(nn.Module):
     """
-    Tells of every pixel of a region whether it shows the pedestrian (section 3.2 there), and weighs
-    features by that.
+    Predicts for every pixel of a region whether it shows the pedestrian (section 3.2 of MGAN's
+    paper), and weighs features by that.
     """
 
     def __init__(self, channels, attended="regions"):
         """
         Args:
             channels (int): C.
-            attended (str): the features that are weighed: "regions", those given, or "convolved",
-                those that the logits are predicted from.
+            attended (str): the features to weigh: "regions", the input, or "convolved", those that
+                the logits are predicted from.
         """
         super().__init__()
         self.attended = KEYS["MGAN"].ATTENDED.check("attended", attended)
@@ -57,7 +57,7 @@ class MaskAttention(nn.Module):
 
         Returns:
             tuple[Tensor, Tensor]: float (R, C, P, P), features times the probability that their
-            pixel shows the pedestrian; float (R, 1, P, P), the logits of that.
+            pixel shows the pedestrian; float (R, 1, P, P), the logits of that probability.
         """
         convolved = self._convolve(x)
         logits = self.predictor(convolved)
@@ -76,7 +76,7 @@ def visible_masks(regions, visible, size):
     """
     Args:
         regions (Tensor): float (R, 4), boxes x0, y0, x1, y1.
-        visible (Tensor): float (R, 4), the box of what is visible in each.
+        visible (Tensor): float (R, 4), the box of the visible part of each.
         size (int): P.
 
     Returns:
@@ -94,9 +94,9 @@ def visible_masks(regions, visible, size):
 @ROI_HEADS_REGISTRY.register()
 class MGANROIHeads(StandardROIHeads):
     """
-    Box heads on region features that are weighted by where the pedestrian is visible. Where the
-    targets have ``gt_visible_boxes`` (Boxes, beside ``gt_boxes``), the weights learn from them;
-    elsewhere they learn from the boxes' losses alone.
+    Box heads on region features that are weighted by the visibility of the pedestrian. If the
+    targets have ``gt_visible_boxes`` (Boxes, beside ``gt_boxes``), attention learns from them;
+    otherwise it learns from the boxes' losses alone.
     """
 
     @configurable

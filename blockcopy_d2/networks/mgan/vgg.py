@@ -25,7 +25,8 @@ class VGG16(Backbone):
         Args:
             in_channels (int): number of channels of the image.
             stage_channels (tuple[int]): channels of the five stages.
-            norm (str): as :func:`detectron2.layers.get_norm` takes it, after every convolution.
+            norm (str): normalization after every convolution, see
+                :func:`detectron2.layers.get_norm`.
         """
         super().__init__()
         self._out_channels = stage_channels[-1]

@@ -25,7 +25,7 @@ class SwiftNetBackbone(Backbone):
     def __init__(self, *, bottom_up, in_features, out_channels, norm, relu_before_addition=False):
         """
         Args:
-            bottom_up (Backbone): gives features at strides that double from one to the next.
+            bottom_up (Backbone): computes features at strides that double from one to the next.
             in_features (list[str]): maps of ``bottom_up``, from the finest to the coarsest.
             out_channels (int): number of channels of the decoder.
             norm (str or callable): norm of the decoder, see :func:`detectron2.layers.get_norm`.
@@ -50,7 +50,7 @@ class SwiftNetBackbone(Backbone):
             for name in reversed(skips)
         )
         self._size_divisibility = shapes[coarsest].stride
-        # What Backbone.output_shape() tells
+        # Read by Backbone.output_shape()
         self._out_features = ["p2"]
         self._out_feature_channels = {"p2": out_channels}
         self._out_feature_strides = {"p2": shapes[in_features[0]].stride}

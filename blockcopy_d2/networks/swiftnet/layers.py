@@ -18,7 +18,7 @@ __all__ = ["NormReluConv", "SpatialPyramidPooling", "UpsampleBlend"]
 
 
 class NormReluConv(nn.Module):
-    """Normalization, ReLU, convolution: the unit all of SwiftNet's own layers are made of."""
+    """Normalization, ReLU, convolution: the unit of all SwiftNet's own layers."""
 
     def __init__(self, in_channels, out_channels, *, kernel_size, norm, bias=False):
         """
@@ -48,8 +48,8 @@ class NormReluConv(nn.Module):
 
 class SpatialPyramidPooling(nn.Module):
     """
-    Context for every pixel from the averages of large cells: a few grids of them, whose cells are
-    about as wide as they are high, projected, resized back and put beside the features.
+    Adds context to every pixel from the averages of large cells. The cells form a few grids and are
+    about as wide as high; they are projected, resized back and concatenated with the features.
     """
 
     def __init__(self, in_channels, out_channels, *, norm, rows=(8, 4, 2)):
