@@ -223,9 +223,7 @@ class VideoWriter:
                 container.close()
                 return
             os.remove(self._temporary)  # Nothing is renamed then.
-            with contextlib.suppress(
-                av.FFmpegError
-            ):  # Errors about the removed file do not matter.
+            with contextlib.suppress(av.FFmpegError):  # Errors of a removed file do not matter.
                 container.close()
 
     @contextlib.contextmanager
