@@ -29,7 +29,8 @@ __all__ = ["MoveLaunch", "staging_bytes"]
 # Forms of float32 values for TF32 products, see kernels/tf32.py.
 _AS_IS, _ROUNDED, _LIFTED = range(3)
 _ALIGNMENT = 16
-_BM, _BC = 64, 32
+# Pixels and channels of a tile of a wide map, and of others.
+_WIDE, _NARROW = (64, 64), (256, 16)
 
 
 class MapRow(NamedTuple):
@@ -44,7 +45,7 @@ class MapRow(NamedTuple):
         cells, blocks: number that a pixel covers along an axis, at least 1.
         first_tile: first tile of the map, among those of all maps.
         kept: form of float32 values.
-        aligned: whether 16 bytes are read at a time.
+        wide: whether 16 bytes are read at a time, of many channels.
     """
 
     offset: int
@@ -59,7 +60,7 @@ class MapRow(NamedTuple):
     num_pixels: int
     first_tile: int
     kept: int
-    aligned: int
+    wide: int
 
 
 _COLUMNS = column_numbers(MapRow)
@@ -129,32 +130,53 @@ def _interpolate(source, offsets, map_row, weights, mask, kept):
 
 @triton.jit
 def _move_tile(
-    source_map,  # a pointer, and of a MapRow: offset, row, staged, channels, kept
-    staging_ptr,
-    pixel,
-    moves,
-    offsets,
-    weights,
+    place,  # of a tile, the first of its pixels, and how many its map has; of a MapRow:
+    source_map,  # pointers to the maps and the staging memory; offset, row, staged, channels, kept
+    shape,  # height, width, stride, cells, blocks
+    field,
+    active,
+    CELL: tl.constexpr,
+    BLOCK: tl.constexpr,
     GATHER: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """All channels of the pixels (BM,) of a tile that move, to the staging memory or back."""
-    maps_ptr, map_offset, map_row, staged, C, kept = source_map
-    if ALIGNED:
-        # tl.multiple_of() would be lost with the call, or hold for other tiles, too.
-        map_offset, map_row = map_offset // 16 * 16, map_row // 16 * 16
-        staged, C = staged // 16 * 16, C // 16 * 16
-    for start in range(0, C, BC):
-        channel = start + tl.arange(0, BC)
-        mask = moves[:, None] & (channel < C)[None, :]
-        source = maps_ptr + map_offset + channel[None, :]
-        staging = staging_ptr + staged + (pixel * C)[:, None] + channel[None, :]
-        if GATHER:
-            value = _interpolate(source, offsets, map_row, weights, mask, kept)
-            tl.store(staging, value, mask=mask)
-        else:
-            tl.store(source + (pixel * map_row)[:, None], tl.load(staging, mask=mask), mask=mask)
+    """All channels of the BM pixels of a tile that move, to the staging memory or back."""
+    start, num_pixels = place
+    maps_ptr, staging_ptr, map_offset, map_row, staged, C, kept = source_map
+    H, W, stride, cells, blocks = shape
+    pixel = start + tl.arange(0, BM)
+    stream = pixel // (H * W)
+    y = pixel // W % H
+    x = pixel % W
+    position = (stream, y, x, pixel < num_pixels)
+    moves, dy, dx = _motion(position, field, active, stride, cells, blocks, CELL, BLOCK)
+    if tl.max(moves.to(tl.int32), 0) > 0:
+        position_y = tl.minimum(tl.maximum(y + dy, 0.0), (H - 1).to(tl.float32))
+        position_x = tl.minimum(tl.maximum(x + dx, 0.0), (W - 1).to(tl.float32))
+        top, left = position_y.to(tl.int32), position_x.to(tl.int32)
+        weights = (position_y - top, position_x - left)
+        bottom, right = tl.minimum(top + 1, H - 1), tl.minimum(left + 1, W - 1)
+        top, bottom = (stream * H + top) * W, (stream * H + bottom) * W
+        target = pixel.to(tl.int64)
+        first, second = (top + left).to(tl.int64), (top + right).to(tl.int64)
+        third, fourth = (bottom + left).to(tl.int64), (bottom + right).to(tl.int64)
+        offsets = (first, second, third, fourth)
+        if WIDE:
+            # tl.multiple_of() would be lost with the call, or hold for other tiles, too.
+            map_offset, map_row = map_offset // 16 * 16, map_row // 16 * 16
+            staged, C = staged // 16 * 16, C // 16 * 16
+        for start_channel in range(0, C, BC):
+            channel = start_channel + tl.arange(0, BC)
+            mask = moves[:, None] & (channel < C)[None, :]
+            source = maps_ptr + map_offset + channel[None, :]
+            staging = staging_ptr + staged + (target * C)[:, None] + channel[None, :]
+            if GATHER:
+                value = _interpolate(source, offsets, map_row, weights, mask, kept)
+                tl.store(staging, value, mask=mask)
+            else:
+                tl.store(source + (target * map_row)[:, None], tl.load(staging, mask=mask), mask)
 
 
 @triton.jit
@@ -172,13 +194,14 @@ def move_kernel(
     GATHER: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
+    NARROW_BM: tl.constexpr,
+    NARROW_BC: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """
-    GATHER: staging = moving pixels, read from their sources. Otherwise: map = staging, for these
-        pixels. A
-    tile is BM pixels of one map with all of its channels; one without motion ends after it has
-    read its vectors and blocks.
+    GATHER: staging = what moves, from where it was. Otherwise: map = staging, for what moves. A
+    tile is some pixels of one map with all of its channels, more pixels of a map with few; one
+    without motion ends after it has read its vectors and blocks.
 
     With all cells moving, each of the two launches reads and writes the maps once, their halos
     from the L2 cache: four times their size in all. P2 to P4 and the outputs of the RPN, R50-FPN
@@ -192,34 +215,28 @@ def move_kernel(
         H, W = read_int(row + COLUMN.height), read_int(row + COLUMN.width)
         stride, kept = read_int(row + COLUMN.stride), read_int(row + COLUMN.kept)
         cells, blocks = read_int(row + COLUMN.cells), read_int(row + COLUMN.blocks)
-        num_pixels, first_tile = (
-            read_int(row + COLUMN.num_pixels),
-            read_int(row + COLUMN.first_tile),
-        )
-        is_aligned = tl.load(row + COLUMN.aligned)
-        pixel = (tile - first_tile) * BM + tl.arange(0, BM)
-        stream = pixel // (H * W)
-        y = pixel // W % H
-        x = pixel % W
-        place = (stream, y, x, pixel < num_pixels)
-        moves, dy, dx = _motion(place, field, active, stride, cells, blocks, CELL, BLOCK)
-        if tl.max(moves.to(tl.int32), 0) > 0:
-            position_y = tl.minimum(tl.maximum(y + dy, 0.0), (H - 1).to(tl.float32))
-            position_x = tl.minimum(tl.maximum(x + dx, 0.0), (W - 1).to(tl.float32))
-            top, left = position_y.to(tl.int32), position_x.to(tl.int32)
-            wy, wx = position_y - top, position_x - left
-            bottom, right = tl.minimum(top + 1, H - 1), tl.minimum(left + 1, W - 1)
-            top, bottom = (stream * H + top) * W, (stream * H + bottom) * W
-            target = pixel.to(tl.int64)
-            first, second = (top + left).to(tl.int64), (top + right).to(tl.int64)
-            third, fourth = (bottom + left).to(tl.int64), (bottom + right).to(tl.int64)
-            source = (maps_ptr, map_offset, map_row, staged, C, kept)
-            offsets = (first, second, third, fourth)
-            weights = (wy, wx)
-            if is_aligned != 0:
-                _move_tile(source, staging_ptr, target, moves, offsets, weights, GATHER, True, BC)
-            else:
-                _move_tile(source, staging_ptr, target, moves, offsets, weights, GATHER, False, BC)
+        num_pixels = read_int(row + COLUMN.num_pixels)
+        tile_of_map = tile - read_int(row + COLUMN.first_tile)
+        source = (maps_ptr, staging_ptr, map_offset, map_row, staged, C, kept)
+        shape = (H, W, stride, cells, blocks)
+        if tl.load(row + COLUMN.wide) != 0:
+            place = (tile_of_map * BM, num_pixels)
+            _move_tile(place, source, shape, field, active, CELL, BLOCK, GATHER, True, BM, BC)
+        else:
+            place = (tile_of_map * NARROW_BM, num_pixels)
+            _move_tile(
+                place,
+                source,
+                shape,
+                field,
+                active,
+                CELL,
+                BLOCK,
+                GATHER,
+                False,
+                NARROW_BM,
+                NARROW_BC,
+            )
 
 
 def staging_bytes(maps):
@@ -255,8 +272,9 @@ class MoveLaunch:
         num_tiles, staging = len(map_of_tile), staging[: staging_bytes(maps)].view(first.dtype)
         map_of_tile = torch.tensor(map_of_tile, dtype=torch.int32, device=first.device)
         arguments = (first, staging, table_of(table, first.device), map_of_tile, num_tiles)
-        constants = dict(COLUMN=_COLUMNS, CELL=cell_size, BLOCK=block_size, BM=_BM, BC=_BC)
-        constants |= dict(num_warps=4, **device.launch_options)
+        constants = dict(COLUMN=_COLUMNS, CELL=cell_size, BLOCK=block_size, num_warps=8)
+        constants |= dict(zip(("BM", "BC", "NARROW_BM", "NARROW_BC"), _WIDE + _NARROW, strict=True))
+        constants |= device.launch_options
         grid = (device.programs(num_tiles, 1),)
         self._launches = [
             Launch(move_kernel, grid, arguments, {**constants, "GATHER": gather})
@@ -290,11 +308,12 @@ def _table(maps, cell_size, block_size, precision):
         if precision == "tf32" and rows.dtype == torch.float32:
             kept = _LIFTED if moved.lifted else _ROUNDED
         aligned = not any(x % _ALIGNMENT for x in (offset, rows.stride(0), channels))
+        wide = aligned and channels >= 2 * _NARROW[1]
         where = offset, rows.stride(0), staged, channels, *moved.size, moved.stride
         covered = max(moved.stride // cell_size, 1), max(moved.stride // block_size, 1)
-        others = moved.num_pixels, len(map_of_tile), kept, int(aligned)
+        others = moved.num_pixels, len(map_of_tile), kept, int(wide)
         table.append(MapRow(*where, *covered, *others))
-        map_of_tile += [number] * triton.cdiv(moved.num_pixels, _BM)
+        map_of_tile += [number] * triton.cdiv(moved.num_pixels, (_WIDE if wide else _NARROW)[0])
         staged += _staged_elements(moved)
     return table, map_of_tile
 

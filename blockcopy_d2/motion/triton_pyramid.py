@@ -74,19 +74,20 @@ def pyramid_kernel(
         height = tl.minimum(tl.load(sizes_ptr + 2 * stream), height)
         width = tl.minimum(tl.load(sizes_ptr + 2 * stream + 1), width)
     y = 2 * (row * T + tl.arange(0, T))[:, None]
-    x = 2 * (column * T + tl.arange(0, T))[None, :]
+    x = (2 * column * T + tl.arange(0, 2 * T))[None, :]
     total = tl.zeros((T, T), tl.float32)
     count = tl.zeros((T, T), tl.int32)
     image_ptr = images_ptr + stream.to(tl.int64) * stride_n
     for dy in tl.static_range(2):
-        for dx in tl.static_range(2):
-            inside = (y + dy < height) & (x + dx < width)
-            pixel = image_ptr + (y + dy) * stride_y + (x + dx) * stride_x
-            red = tl.load(pixel, mask=inside, other=0).to(tl.float32)
-            green = tl.load(pixel + stride_c, mask=inside, other=0).to(tl.float32)
-            blue = tl.load(pixel + 2 * stride_c, mask=inside, other=0).to(tl.float32)
-            total += (red + 2 * green + blue) / 4
-            count += inside.to(tl.int32)
+        inside = (y + dy < height) & (x < width)
+        pixel = image_ptr + (y + dy) * stride_y + x * stride_x
+        red = tl.load(pixel, mask=inside, other=0).to(tl.float32)
+        green = tl.load(pixel + stride_c, mask=inside, other=0).to(tl.float32)
+        blue = tl.load(pixel + 2 * stride_c, mask=inside, other=0).to(tl.float32)
+        even, odd = tl.split(tl.reshape((red + 2 * green + blue) / 4, (T, T, 2)))
+        total = total + even + odd
+        even, odd = tl.split(tl.reshape(inside.to(tl.int32), (T, T, 2)))
+        count = count + even + odd
     broken = total - total != 0
     mean = tl.where(broken, 0.0, total) / tl.maximum(count, 1).to(tl.float32)
     value = tl.minimum(tl.maximum(tl.floor(mean + 0.5), 0.0), _BRIGHTEST).to(tl.int32)

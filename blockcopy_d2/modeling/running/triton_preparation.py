@@ -38,7 +38,8 @@ def prepare_kernel(
     H, W = canvas_size
     h, w = policy_size
     plane = tl.program_id(2).to(tl.int64)
-    mean, std = tl.load(mean_ptr + plane % 3), tl.load(std_ptr + plane % 3)
+    mean = tl.load(mean_ptr + plane % 3).to(tl.float32)
+    std = tl.load(std_ptr + plane % 3).to(tl.float32)
     row = tl.program_id(1)
     y = row * P + tl.arange(0, P)
     x = tl.program_id(0) * BX * P + tl.arange(0, BX * P)
@@ -58,7 +59,7 @@ def prepare_triton(images, mean, std, canvas_size, policy_size, window, dtype):
     """
     Args:
         images (Tensor): uint8 or float32 (N, 3, height, width).
-        mean, std (Tensor): float32, of 3 channels.
+        mean, std (Tensor): float, of 3 channels.
         canvas_size, policy_size (tuple[int, int]): H, W and h, w.
         window (int): P, a power of two.
         dtype (torch.dtype): type of the network's input.
