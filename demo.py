@@ -5,10 +5,10 @@ Runs a Detectron2 model with BlockCopy on a video of any length, and draws what 
     python demo.py --config-file maskrcnn_blockcopy.yaml --video-input in.mp4 --output out.mp4
     python demo.py --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml --webcam
 
-A config by its name in Detectron2's model zoo, yaml or LazyConfig, brings its trained model along.
-The flags are those of Detectron2's own demo, and a few more. The policy learns on the video itself.
-Ctrl-C ends the run early and leaves a playable video. The output gets its name once it is whole;
-no input is ever written over.
+A config named as in Detectron2's model zoo, yaml or LazyConfig, comes with its trained model. The
+flags are those of Detectron2's own demo, and a few more. The policy learns on the video itself.
+Ctrl-C ends the run early and leaves a playable video. The output gets its name once it is complete;
+no input is ever overwritten.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def picture_targets(args):
     for path in args.input:
         if os.path.isdir(path):
             raise IsADirectoryError(f"{path} is a folder; --video-input takes folders of frames.")
-        # What downloads an address shows all of it beside the progress.
+        # Code that downloads an address shows all of it beside the progress bar.
         quiet = contextlib.redirect_stderr(io.StringIO()) if is_address(path) else None
         with reading(path), quiet or contextlib.nullcontext(), PathManager.open(path, "rb") as f:
             Image.open(f)
@@ -212,13 +212,13 @@ def picture_target(path, output):
         return output
     name = os.path.basename(path)
     if is_address(path):
-        # Its query is none of anyone's business.
+        # Its query may hold secrets.
         name = name_of(path) + os.path.splitext(urlsplit(path).path)[1]
     return os.path.join(output, name)
 
 
 def check_picture_format(path):
-    """Raises ValueError where the suffix names no format that takes a coloured picture."""
+    """Raises ValueError if the suffix names no format for a colour picture."""
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
     try:
         Image.new("RGB", (8, 8)).save(io.BytesIO(), kind or "none")
@@ -298,16 +298,16 @@ class VideoRun:
         Run the frames until the video ends, breaks or is interrupted.
 
         Args:
-            writer (VideoWriter or None): where to draw them.
+            writer (VideoWriter or None): writes the drawn frames.
             metrics (StreamMetrics or None): where to count them.
 
         Returns:
-            FrameReadError or None: what broke the video.
+            FrameReadError or None: the error that ended the video.
         """
         live, limit = self.video.live, self.max_frames
         known = [n for n in (self.video.num_frames, limit) if n]
-        # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
-        # source it does not know which ones are taken.
+        # The reader's limit, too: it must not wait for frames that are not needed. Of a live source
+        # it does not know which ones are taken.
         wanted = self.blockcopy is not None and self.blockcopy.predictor.reads_vectors
         feed = FrameFeed(self.video, vectors=wanted, fps=self.fps, reconnect=self.reconnect)
         frames = feed if live else itertools.islice(feed, limit)
@@ -354,7 +354,7 @@ class VideoRun:
         if self._metrics:
             self._metrics.observe(self.video.name, result)
         executed = result.grid.fraction
-        # A first frame executes all blocks whatever the policy.
+        # A first frame executes all blocks with any policy.
         self._executed += executed if self.frames else 0.0
         self.frames += 1
         if self.agreement:
@@ -371,7 +371,7 @@ class VideoRun:
         )
 
     def _motion_of(self, result):
-        """dict: what ``draw_frame`` draws of the motion, where that is asked for."""
+        """dict: arguments of ``draw_frame`` for the motion, if it is drawn."""
         if self.cell_size is None or result.field is None:
             return {}
         return {"field": result.field[0].cpu(), "cell_size": self.cell_size}
@@ -452,6 +452,6 @@ def main():
 
 
 if __name__ == "__main__":
-    # What ends jobs that take too long should leave a playable video, too.
+    # SIGTERM, which ends jobs that take too long, should leave a playable video, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -31,11 +31,13 @@ from blockcopy_d2.evaluation.gathering import wait_for_all
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the evaluators of this project's data sets, with what its DeepLab
-    project adds for semantic segmentation, and with visible boxes for MGAN."""
+    """
+    Detectron2's trainer with the evaluators of this project's data sets, the additions of its
+    DeepLab project for semantic segmentation, and visible boxes for MGAN.
+    """
 
     def build_hooks(self):
-        # The hooks take the checkpointer, so it is exchanged before.
+        # The hooks use the checkpointer, so it is replaced before.
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
@@ -51,7 +53,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         results = super().test(cfg, model, evaluators)
-        # Here rather than at the barrier that follows during training, which has a short limit.
+        # Waits here rather than at the barrier that follows during training, which has a short
+        # limit.
         wait_for_all()
         return results
 

@@ -1,1 +1,1 @@
-"""Timing of the engine against Detectron2, one command each; results/ keeps what they found."""
+"""Times the engine against Detectron2, one command each. results/ keeps the figures."""

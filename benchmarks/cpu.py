@@ -143,7 +143,7 @@ class Video:
         return model.step(inputs, self._stream, learner=self._learner)
 
     def warm_up(self, inputs):
-        """Tracing the network, and a library's first calls, are no cost of a frame."""
+        """Tracing the network, and a library's first calls, do not count as the cost of a frame."""
         self._stream = VideoStream()
         for _ in range(3):
             self._model.step(inputs, self._stream)

@@ -1,6 +1,6 @@
 """
-The dense model to compare with: batch norm folded, channels last, any dtype, whole in a CUDA graph,
-its network the fastest of all ways that PyTorch has to run it.
+The dense model to compare with: batch norm folded, channels last, any dtype, all of it in one CUDA
+graph, and the network run in the fastest way that PyTorch has.
 
 Shape shorthand: N frames of a batch, H x W pixels.
 """
@@ -20,19 +20,19 @@ from .measure import captured, interleaved
 
 __all__ = ["BestDense", "fold_batch_norm"]
 
-# Of the masks for the policy, which are part of the second stage.
+# Resolution of the masks for the policy, which are part of the second stage.
 _BLOCK_SIZE, _PIXELS_PER_BLOCK = 128, 32
 
 
 class BestDense:
     """
-    A dense model at its best, which is what BlockCopy has to beat. The network runs by cuDNN's
+    A dense model at its best: the rival that BlockCopy has to beat. The network runs by cuDNN's
     kernels or by torch.compile, whichever is faster; the second stage is the one of BlockCopy.
     Preprocessing, network and second stage are one CUDA graph.
 
     Attributes:
         how (str): "cuDNN" or "torch.compile MODE", the fastest.
-        network_ms (dict[str, float]): milliseconds of a batch, of every way that was tried.
+        network_ms (dict[str, float]): milliseconds of a batch, for every way that was tried.
         network, heads (callable): replay the network alone and the second stage alone.
 
     Examples:
@@ -47,14 +47,14 @@ class BestDense:
         """
         Args:
             model (nn.Module): a meta-architecture of Detectron2 with StaticHeads, in eval mode.
-            images (list[Tensor]): N of uint8 (3, H, W), as all batches to come.
+            images (list[Tensor]): N tensors, uint8 (3, H, W), of the size of all later batches.
             dtype (torch.dtype): type of the network.
             modes (sequence[str]): modes of torch.compile; each compiles for 20 seconds to minutes.
             rounds (int): measurements of every way.
 
         Raises:
             ValueError: there are no StaticHeads for the model.
-            AssertionError: a compiled network computes something else than the eager one.
+            AssertionError: a compiled network does not compute the same as the eager one.
         """
         kind = find_static_heads(model)
         if kind is None:
@@ -76,10 +76,10 @@ class BestDense:
     def __call__(self, images):
         """
         Args:
-            images (list[Tensor]): N of uint8 (3, H, W).
+            images (list[Tensor]): N tensors, uint8 (3, H, W).
 
         Returns:
-            list[Instances] or Tensor: of the frames, as the model gives them.
+            list[Instances] or Tensor: the model's outputs for the frames.
         """
         for place, image in zip(self._images, images, strict=True):
             place.copy_(image)
@@ -100,7 +100,7 @@ class BestDense:
         return {"frame_ms": frame, **self.measure_network(rounds)}
 
     def measure_network(self, rounds=30):
-        """dict: as :meth:`measure`, without "frame_ms"."""
+        """dict: the result of :meth:`measure` without "frame_ms"."""
         return {"network_ms": self._per_frame(self.network, rounds), "how": self.how}
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class BestDense:
         return FrameSizes(size, canvas, size, grid_shape, _PIXELS_PER_BLOCK)
 
     def _fastest(self, network, example, modes, rounds):
-        """The network by the fastest way, its replay, and the name of the way."""
+        """Returns the network run in the fastest way, its replay, and the name of the way."""
         self.network_ms, best = {}, None
         expected = pytree.tree_leaves(network(example))
         for mode in (None, *modes):
@@ -142,13 +142,13 @@ class BestDense:
             )
             if best is None or ms < self.network_ms[best[2]]:
                 best = run, replay, how
-            # The memory of the graph that lost is needed by the next.
+            # The next one needs the memory of the slower graph.
             del replay
         return best
 
 
 def _compiled(network, mode):
-    # Code that was compiled too often would run eagerly without a word.
+    # Code that was compiled too often would silently run eagerly.
     torch._dynamo.reset()
     return torch.compile(network, mode=mode, dynamic=False, fullgraph=True)
 

@@ -65,7 +65,7 @@ def main():
         model = build_model(base_config(cfg)).eval()
         WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         dense = BestDense(model, images[:1], dtype, modes=args.compile_modes)
-        # Not the same one: a policy that is overruled learns from blocks it did not choose.
+        # A copy, since a policy that is overruled learns from blocks it did not choose.
         own = BlockCopy(cfg, images, dtype)
         variants = {"stock": stock(model, images)}
         variants["best_dense"] = lambda: sum(len(dense([image])[0]) for image in images)
@@ -75,7 +75,7 @@ def main():
         variants["policy"] = lambda: own.clip(None)
         times, counts = clip_by_clip(variants, len(images), rounds=args.rounds)
         stages = own.stages()
-        # Last: the policy that is updated over and over is not the same afterwards.
+        # Measured last, since repeated updates change the policy.
         dense_parts = {"second_stage": dense.heads, "network": dense.network}
         parts = interleaved({**own.parts(), **dense_parts})
         best_dense = {
@@ -147,7 +147,7 @@ class BlockCopy:
     A stream as users run it, its blocks chosen by the policy or overruled.
 
     Attributes:
-        decided (list[Tensor]): bool (1, GH, GW), what the policy chose on its last clip.
+        decided (list[Tensor]): bool (1, GH, GW), the policy's choices on its last clip.
     """
 
     def __init__(self, cfg, images, dtype):
@@ -226,7 +226,7 @@ class BlockCopy:
 
 
 class Overruled(Policy):
-    """A learned policy that is asked, and obeyed or not, as tensors on the device say."""
+    """A learned policy that is asked; tensors on the device say whether its blocks are used."""
 
     learns = True
     capturable = True
@@ -240,7 +240,7 @@ class Overruled(Policy):
 
     @property
     def target(self):
-        """float: of the policy, for a learner that hands it on."""
+        """float: the policy's target, for a learner that passes it on."""
         return self.policy.target
 
     @target.setter
@@ -259,9 +259,10 @@ class Overruled(Policy):
 def read_clip(folder, size=None, *, device="cuda"):
     """
     Args:
-        folder (str or None): with pictures of one size; None for a StreetClips clip of 1024x2048.
+        folder (str or None): a folder of pictures of one size; None for a StreetClips clip of
+            1024x2048.
         size (tuple[int, int] or None): height and width that they are scaled to.
-        device (str or torch.device): where they lie.
+        device (str or torch.device): device of the pictures.
 
     Returns:
         list[Tensor]: uint8 (3, H, W) in BGR order, 20 of them at most.

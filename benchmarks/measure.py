@@ -1,4 +1,4 @@
-"""Timing: variants interleaved in one run, medians with quartiles."""
+"""Times variants interleaved in one run; reports medians with quartiles."""
 
 import argparse
 import datetime
@@ -37,9 +37,9 @@ __all__ = [
 ]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
-# Of torch.compile. Those that capture graphs of their own do not fit into the graph of a frame.
+# Modes of torch.compile. Those that capture graphs of their own do not fit into a frame's graph.
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
-# Of the blocks, that are executed.
+# Executed shares of the blocks.
 SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -47,14 +47,14 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def argument_parser(module, description, *, config, name, rounds):
     """
     Args:
-        module (str): that is run, without "benchmarks.".
+        module (str): name of the program, without "benchmarks.".
         description (str):
-        config (str): name of the config by default.
-        name (str): in the name of the results by default.
-        rounds (int): by default.
+        config (str): name of the default config.
+        name (str): default part of the name of the results.
+        rounds (int): default number of rounds.
 
     Returns:
-        ArgumentParser: with what the benchmarks on GPUs share.
+        ArgumentParser: with the arguments that benchmarks on GPUs share.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{module}",
@@ -86,7 +86,7 @@ def argument_parser(module, description, *, config, name, rounds):
 def add_batch_sizes(parser):
     """
     Args:
-        parser (ArgumentParser): gets the option of batches of the dense model.
+        parser (ArgumentParser): gets an option for batches of the dense model.
     """
     parser.add_argument(
         "--batch-sizes",
@@ -101,8 +101,8 @@ def add_batch_sizes(parser):
 def add_size(parser, height, width):
     """
     Args:
-        parser (ArgumentParser): gets the option of the size of frames.
-        height, width (int): by default.
+        parser (ArgumentParser): gets an option for the size of frames.
+        height, width (int): the default.
     """
     parser.add_argument(
         "--size",
@@ -124,7 +124,7 @@ def prepare_gpu():
 def require_gpu():
     """
     Raises:
-        SystemExit: where there is no CUDA device to time anything on.
+        SystemExit: there is no CUDA device to time anything on.
     """
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -134,7 +134,7 @@ def require_gpu():
 
 def matrix_product(dtype, size=8192):
     """
-    The most that tensor cores do in practice, to compare with.
+    Returns the practical peak of tensor cores, to compare with.
 
     Args:
         dtype (torch.dtype): type of square matrices; float32 multiplies as PyTorch is set to.
@@ -151,15 +151,15 @@ def interleaved(
     variants, *, rounds=30, repeats=5, before=None, device="cuda", clock=time.perf_counter
 ):
     """
-    Time several functions in turns, so that what changes on the machine meanwhile hits all alike.
+    Time several functions in turns, so that changes on the machine affect all alike.
 
     Args:
         variants (dict[str, callable]): what to time.
         rounds (int): measurements of each.
         repeats (int): calls per measurement.
         before (dict[str, callable]): called before a measurement of that variant, not timed.
-        device (str or torch.device): that they run on.
-        clock (callable): gives seconds, for what runs on a CPU.
+        device (str or torch.device): device that they run on.
+        clock (callable): returns seconds, for functions on a CPU.
 
     Returns:
         dict[str, dict]: "median", "lower" and "upper" quartile, in milliseconds per call.
@@ -180,8 +180,7 @@ def interleaved(
 def _device_time(function, repeats):
     """float: milliseconds per call."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    # The queue is never empty at the start: launching costs nothing that a frame in a running
-    # stream would not hide as well.
+    # The queue is never empty at the start, so launching costs nothing, as in a running stream.
     torch.cuda._sleep(200_000)
     start.record()
     for _ in range(repeats):
@@ -201,13 +200,13 @@ def _host_time(clock, function, repeats):
 
 def clip_by_clip(variants, num_frames, *, rounds, device="cuda"):
     """
-    As :func:`interleaved`, of whole clips by the host's clock; the first two rounds do not count.
+    :func:`interleaved` for whole clips by the host's clock. The first two rounds do not count.
 
     Args:
         variants (dict[str, callable]): run a clip, and return its number of detections.
         num_frames (int): number of frames of the clip.
         rounds (int): measurements of each.
-        device (str or torch.device): that they run on.
+        device (str or torch.device): device that they run on.
 
     Returns:
         tuple[dict[str, dict], dict[str, float]]: quartiles in milliseconds per frame, and the mean
@@ -232,11 +231,11 @@ def captured(function, *, generators=()):
     Args:
         function (callable): works on tensors that stay where they are and never makes the host
             wait.
-        generators (sequence[torch.Generator]): it draws from.
+        generators (sequence[torch.Generator]): generators that it draws from.
 
     Returns:
-        callable: replays the function as a CUDA graph, with attribute ``result``, what the function
-        returned while it was captured. Without a GPU it calls the function.
+        callable: replays the function as a CUDA graph. Its attribute ``result`` is the function's
+        result during capture. Without a GPU it calls the function.
     """
     if not torch.cuda.is_available():
 
@@ -261,7 +260,7 @@ def captured(function, *, generators=()):
         graph.replay()
 
     replay.result = result
-    # What the function refers to must outlive the graph, which knows addresses only.
+    # Objects of the function must outlive the graph, which holds addresses only.
     replay.function = function
     return replay
 
@@ -269,10 +268,10 @@ def captured(function, *, generators=()):
 def environment(device="cuda"):
     """
     Args:
-        device (str or torch.device): that was timed.
+        device (str or torch.device): device that was timed.
 
     Returns:
-        dict: what a time depends on besides the code.
+        dict: everything that a time depends on besides the code.
     """
     revision = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
@@ -314,7 +313,7 @@ def results_path(config_name, dtype, device="cuda"):
 
 
 def write_results(path, section, values):
-    """Puts ``values`` under ``section`` of a JSON file, and what they share on top."""
+    """Puts ``values`` under ``section`` of a JSON file, and common values at the top."""
     results = json.loads(path.read_text()) if path.exists() else {}
     results.update(values.pop("shared", {}))
     results[section] = values
@@ -322,7 +321,7 @@ def write_results(path, section, values):
 
 
 def write_json(path, results):
-    """Writes results as they are, whole or not at all."""
+    """Writes results completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         pathlib.Path(temporary).write_text(json.dumps(results, indent=1) + "\n")

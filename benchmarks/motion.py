@@ -1,6 +1,6 @@
 """
-Time of motion: estimating it, and moving what is remembered of a stream: frame state and outputs,
-as the policy sees them, and the feature maps of blocks that are not executed.
+Times motion: estimating it, and moving the state of a stream: frame state and outputs at policy
+resolution, and the feature maps of blocks that are not executed.
 
     python -m benchmarks.motion --size 512 1024
     python -m benchmarks.motion --device cuda --size 1024 2048 --dtype fp16 --opts \
@@ -9,9 +9,9 @@ as the policy sees them, and the feature maps of blocks that are not executed.
 All variants run interleaved, on two frames of a StreetClips clip or of --frames; each is the median
 of many rounds. Estimating includes the luma pyramid of the frame. The feature maps are moved by
 fields in which a share of the cells moves, the upper ones, while a share of the blocks, the upper
-ones, is executed: pixels of those blocks do not move. On a GPU everything that can be part of a
-CUDA graph is one. A config without weights gets random ones, which times do not depend on.
-Writes benchmarks/results/DEVICE_motion_CONFIG_DTYPE.json.
+ones, is executed: pixels of those blocks do not move. On a GPU everything that can be captured runs
+as a CUDA graph. A config without weights gets random ones; times do not depend on them. Writes
+benchmarks/results/DEVICE_motion_CONFIG_DTYPE.json.
 """
 
 import argparse
@@ -54,7 +54,7 @@ ESTIMATORS = ("DISFlow", "BlockMatching", "CodecVectors")
 # Shares of the cells that move, and of the blocks that are executed.
 MOVING = (1.0, 0.3, 0.0)
 EXECUTED = (0.0, 0.3)
-# How far cells move, dx and dy in pixels: between pixels at every stride.
+# Motion of cells, dx and dy in pixels: between pixels at every stride.
 SHIFT = (-5.3, 2.7)
 
 
@@ -106,7 +106,7 @@ def main():
 
 class Stream:
     """
-    A stream after its first frame, and what the motion of the next one takes.
+    A stream after its first frame, with the steps of the next frame's motion.
 
     Attributes:
         model (BlockCopyVideoModel):
@@ -118,7 +118,7 @@ class Stream:
         Args:
             cfg (CfgNode):
             images (list[Tensor]): uint8 (3, H, W), two frames in a row.
-            dtype (torch.dtype): type of what runs in blocks.
+            dtype (torch.dtype): type of the modules that run in blocks.
         """
         self.cfg, self.images = cfg, images
         self.model = random_model(cfg) if not cfg.MODEL.WEIGHTS else build_video_model(cfg)[0]
@@ -127,7 +127,7 @@ class Stream:
         height, width = images[0].shape[1:]
         inputs = {"image": images[0], "height": height, "width": width}
         self.model.step(inputs, self.stream)
-        # The second frame has all of what moves, wherever the first one allocates none.
+        # After the second frame, everything that moves is allocated.
         self.model.step(inputs, self.stream)
         options = cfg.MODEL.BLOCKCOPY.MOTION
         self.movers = {
@@ -206,7 +206,7 @@ def random_model(cfg):
 
 
 def _sums(medians):
-    """dict[str, float]: of an estimator and all that moves, with all cells moving."""
+    """dict[str, float]: times of an estimator and everything that moves, with all cells moving."""
     history = medians["history, moving 1"]
     return {
         f"{name}, {maps}, executed {executed:g}": round(

@@ -65,7 +65,7 @@ def main():
 
 
 def build(name, cell_size, device):
-    """MotionEstimator or None: as MODEL.BLOCKCOPY.MOTION says."""
+    """MotionEstimator or None: the one of MODEL.BLOCKCOPY.MOTION."""
     cfg = get_cfg()
     add_blockcopy_config(cfg)
     cfg.MODEL.DEVICE = device
@@ -78,12 +78,12 @@ def score(pair, estimator, cell_size, device):
     """
     Args:
         pair (tuple[dict, dict]): frames in a row.
-        estimator (MotionEstimator or None): None leaves all in place.
+        estimator (MotionEstimator or None): None leaves everything in place.
         cell_size (int): in pixels.
-        device (str): that motion is estimated on.
+        device (str): device to estimate motion on.
 
     Returns:
-        dict[str, float]: of what could be measured.
+        dict[str, float]: the scores that could be measured.
     """
     pictures = [
         torch.from_numpy(read_picture(frame["file_name"]).transpose(2, 0, 1).copy())[None]
@@ -110,7 +110,7 @@ def score(pair, estimator, cell_size, device):
 
 
 def mask_of(frame, size):
-    """Tensor or None: bool (H, W), of all instances; None for a frame without any."""
+    """Tensor or None: bool (H, W), union of all masks; None for a frame without any."""
     annotations = frame.get("annotations")
     if not annotations or not all("segmentation" in x for x in annotations):
         return None

@@ -1,6 +1,7 @@
 """
-Time of what runs in blocks, with the policy, against Detectron2 and the best dense network:
-backbone, FPN and RPN head of a Faster or Mask R-CNN, all of a semantic segmentor or of CSP.
+Times the modules that run in blocks, with the policy, against Detectron2 and the best dense
+network: backbone, FPN and RPN head of a Faster or Mask R-CNN, all of a semantic segmentor or of
+CSP.
 
     python -m benchmarks.network --dtype fp16
     python -m benchmarks.network --config-file Cityscapes/swiftnet_R_50.yaml --name swiftnet_R50
@@ -8,7 +9,7 @@ backbone, FPN and RPN head of a Faster or Mask R-CNN, all of a semantic segmento
 All variants run interleaved on one image of the given size; each is the median of many rounds. The
 best dense network is the fastest of cuDNN and of torch.compile in the modes that are asked for,
 each captured in a CUDA graph, see benchmarks/dense.py; --batch-sizes times it for batches, too.
-Blocks are random, and those that the demo's model chose with its policy on a StreetClips clip.
+Blocks are random, or those that the demo's model chose with its policy on a StreetClips clip.
 Writes benchmarks/results/GPU_CONFIG_DTYPE.json, section "network", and a plot beside it.
 """
 
@@ -54,7 +55,7 @@ def main():
         torch.cuda.reset_peak_memory_stats()
         network = Network(args.config_file, args.opts, tuple(args.size), args.block_size, dtype)
         sparse, chosen = network.blockcopy()
-        # What BlockCopy takes: cuDNN tries algorithms that take far more.
+        # Memory of BlockCopy alone: cuDNN tries algorithms that take far more.
         memory = network.memory()
         dense = {
             "stock": network.stock(),
@@ -119,13 +120,13 @@ def main():
 def decided_blocks(folder, size, block_size):
     """
     Args:
-        folder (str or None): with a clip; None draws one.
-        size (tuple[int, int]): that its frames are scaled to.
+        folder (str or None): folder of a clip; None draws one.
+        size (tuple[int, int]): size to scale its frames to.
         block_size (int):
 
     Returns:
-        list[Tensor]: bool (1, GH, GW) on the GPU, what the policy of the demo's model chose frame
-        by frame, the clip being its second.
+        list[Tensor]: bool (1, GH, GW) on the GPU, the choices of the demo's policy frame by frame,
+        when it sees the clip for the second time.
     """
     options = ["MODEL.WEIGHTS", DEMO_WEIGHTS, "MODEL.BLOCKCOPY.ENABLED", True]
     options += ["MODEL.BLOCKCOPY.BLOCK_SIZE", block_size, "MODEL.BLOCKCOPY.TARGET", 0.3]
@@ -164,8 +165,8 @@ class Network:
         return run
 
     def dense(self, modes, number=1):
-        """BestDense: of batches of ``number`` pictures."""
-        # Near the mean: weights that were never trained let large activations grow without bounds.
+        """BestDense: for batches of ``number`` pictures."""
+        # Pictures near the mean: in untrained weights large activations would grow without bounds.
         pictures = torch.randint(110, 122, (number, 3, *self.size), device="cuda")
         return BestDense(self.base, pictures.to(torch.uint8), self.dtype, modes=modes)
 
@@ -189,7 +190,8 @@ class Network:
         self.gmacs = run(BlockGrid.full(**layout, device="cuda")).dense_macs / 1e9
 
         def frame():
-            # The policy decides, and is overruled on the device: its cost is in every time.
+            # The policy decides, and is overruled on the device, so that every time includes its
+            # cost.
             active = torch.where(never, policy(self.observation).active, chosen)
             run(BlockGrid(active, **layout))
 
@@ -240,7 +242,7 @@ def _generators(policy):
 
 
 def _break_even(medians, best_dense):
-    """Largest measured share that is faster than dense, None if none is."""
+    """Returns the largest measured share that is faster than dense, None if none is."""
     return max((float(share) for share, t in medians.items() if t < best_dense), default=None)
 
 

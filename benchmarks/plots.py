@@ -1,4 +1,4 @@
-"""The picture beside each result: time against executed share, with the ideal line."""
+"""Plots of results: time against executed share, with the ideal line."""
 
 import matplotlib
 
@@ -35,7 +35,7 @@ def plot_streams(path, results, *, title):
     """
     Args:
         path (Path): path of the PNG.
-        results (dict): of :func:`benchmarks.streams.merged`.
+        results (dict): from :func:`benchmarks.streams.merged`.
         title (str):
     """
     lines = {}

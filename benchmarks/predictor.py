@@ -1,6 +1,6 @@
 """
-Time of video as users run it, from pictures on the host to results: VideoPredictor.stream against
-the frame whose picture is on the GPU already, and against Detectron2's DefaultPredictor.
+Times video as users run it, from pictures on the host to results: VideoPredictor.stream against
+pictures that are on the GPU already, and against Detectron2's DefaultPredictor.
 
     python -m benchmarks.predictor --dtype fp16
     python -m benchmarks.predictor --device cpu --dtype fp32 --size 256 512 --rounds 3
@@ -99,7 +99,7 @@ def _config(args):
         "MODEL.DEVICE": args.device,
         "MODEL.BLOCKCOPY.BLOCK_SIZE": args.block_size,
         "MODEL.BLOCKCOPY.TARGET": 0.3,
-        # Frames are run as large as they are, unless --opts says otherwise.
+        # Frames keep their size, unless --opts says otherwise.
         "INPUT.MIN_SIZE_TEST": min(args.size),
         "INPUT.MAX_SIZE_TEST": max(args.size),
     }
@@ -148,7 +148,7 @@ class _Video:
         return _count(map(self._noted, itertools.islice(self._results, self._num_frames)))
 
     def _noted(self, result):
-        # To be read when the clock has stopped.
+        # Read after the clock has stopped.
         self._active.append(result.grid.active)
         return result
 

@@ -83,7 +83,7 @@ def main():
 
     for number in args.streams:
         keep(number, measure(cfg, images, number, dtype, rounds=args.rounds))
-    # Last: to compile a large batch takes minutes.
+    # Last, since compiling a large batch takes minutes.
     for number in args.streams if not args.no_dense else ():
         options = {"modes": args.compile_modes, "rounds": args.rounds}
         keep(number, {"best_dense": measure_dense(cfg, images, number, dtype, **options)})
@@ -114,7 +114,7 @@ def measure(cfg, images, number, dtype, *, rounds, device="cuda"):
     for round_ in range(rounds + 1):
         for share in SHARES:
             took, executed[share] = streams.clip(share)
-            # In the first round, what is slow the first time.
+            # The first round includes everything that is slow the first time.
             times[share] += [took] if round_ else []
     networks = interleaved(
         {share: streams.network for share in SHARES},
@@ -142,7 +142,7 @@ def measure_dense(cfg, images, number, dtype, *, modes, rounds):
         modes (sequence[str]): modes of torch.compile.
 
     Returns:
-        dict: of :meth:`BestDense.measure`.
+        dict: see :meth:`BestDense.measure`.
     """
     with torch.no_grad():
         model = build_dense(cfg, images[0])
@@ -160,7 +160,7 @@ def merged(results, number, measured):
     Args:
         results (dict): results of other numbers of streams.
         number (int): N.
-        measured (dict): of :func:`measure`, and maybe "best_dense".
+        measured (dict): from :func:`measure`, possibly with "best_dense".
 
     Returns:
         dict: all results, with the cameras that a GPU carries: how many frames it runs while a
@@ -182,7 +182,7 @@ def merged(results, number, measured):
     results["frames_per_second"] = {
         name: round(1000 / min(times), 1) for name, times in frame_ms.items()
     }
-    # What weights, kernels and cuDNN take counts least for the most streams.
+    # With the most streams, weights, kernels and cuDNN count least.
     most = max(results["memory_mb"], key=int)
     results["memory_mb_per_stream"] = round(results["memory_mb"][most] / int(most))
     return results
@@ -236,7 +236,7 @@ class Streams:
         self.network = self._network(dtype)
 
     def choose(self, share):
-        """Has the policy decide, or be overruled by random blocks of a share."""
+        """Lets the policy decide, or overrules it by random blocks of a share."""
         self.policy.obeyed.fill_(share == "policy")
         if share != "policy":
             self.policy.chosen.copy_(self.blocks[share])
@@ -265,7 +265,7 @@ class Streams:
         return seconds, active.mean().item() / len(self.ticks)
 
     def _network(self, dtype):
-        """The policy and what runs in blocks, as a graph of its own on the same features."""
+        """The policy and the block-sparse modules, as a graph of their own on the same features."""
         model, policy, streams = self.model, self.policy, self.streams
         observation = replace(streams.graph.memory.observation(), age=streams.age)
         pictures = torch.stack([x["image"] for x in self.ticks[0]])
@@ -304,7 +304,7 @@ def build_dense(cfg, image):
         WeightsCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         return model
     give_statistics(model)
-    # As for pictures of a standard deviation of 1, or half precision overflows.
+    # Scaled as for pictures with a standard deviation of 1, or half precision overflows.
     first = next(m for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d))
     first.weight.data.mul_(model.pixel_std.mean() / 58)
     predictor = model.roi_heads.box_predictor
@@ -314,7 +314,7 @@ def build_dense(cfg, image):
 
 @torch.no_grad()
 def _threshold(model, predictor, image):
-    """float: above which are one in fifty of the scores that a model gives to an image."""
+    """float: a score that one in fifty of the model's scores for an image exceed."""
     logits = []
     hook = predictor.register_forward_hook(lambda module, inputs, outputs: logits.append(outputs))
     model([{"image": image}])

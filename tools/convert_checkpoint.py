@@ -2,11 +2,10 @@
 """
 Converts a public checkpoint into one that train_net.py and demo.py load.
 
-The result holds the weights of the model that the config describes, under the names that
-Detectron2 gives them, and the config keys that they need: run with a config of other values, they
-are refused. Every tensor of the checkpoint has to fit: keys that are missing or unknown,
-and shapes that differ, end the conversion with a list of their names. Files are read as plain
-tensors; no code in them is run.
+The result holds the weights of the config's model under Detectron2's names, and the config keys
+that they need. A config with other values refuses them. Every tensor of the checkpoint has to fit:
+keys that are missing or unknown, and shapes that differ, end the conversion with a list of their
+names. Files are read as plain tensors; no code in them is run.
 """
 
 import argparse
@@ -90,7 +89,7 @@ def main(args):
 
 
 def _others_that_fit(network, source, model):
-    """str: a hint at the sources that the checkpoint could be of, for the same model."""
+    """str: a hint about other sources that the checkpoint could come from, for the same model."""
     target, fitting = model.state_dict(), []
     for name, mapping in MAPPINGS.items():
         if name != network:

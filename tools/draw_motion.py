@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Draws how a video moves, as each estimator sees it, in one picture. No model is run.
+Draws the motion of a video by each estimator, in one picture. No model is run.
 
     python tools/draw_motion.py video.mp4 --frame 12 --output motion.png
 """

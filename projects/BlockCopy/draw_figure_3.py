@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Draws Figure 3 of the paper of any video: frames in a row, and below each of them its executed
+Draws Figure 3 of the paper for any video: frames in a row, and below each of them its executed
 blocks, the frame state, the output and the information gain of its blocks.
 
     python projects/BlockCopy/draw_figure_3.py --video-input street.mp4 --first 8 --frames 4
@@ -60,9 +60,8 @@ def columns(predictor, path, args, metadata):
     """
     Yields:
         dict: for every frame that is wanted, its number, its executed share, and by the names of
-            the
-        rows pictures (H, W, 3), uint8, RGB, and the gain of the blocks, float (GH, GW), whose side
-        is given in pixels of the picture.
+        the rows pictures (H, W, 3), uint8, RGB, and the gain of the blocks, float (GH, GW), whose
+        side is given in pixels of the picture.
     """
     for number, (image, result) in enumerate(predictor.stream(VideoFrames(path))):
         if number >= args.first + args.frames:
@@ -94,12 +93,12 @@ def columns(predictor, path, args, metadata):
 def frame_state(predictor, result, size):
     """
     Args:
-        predictor (VideoPredictor): that ran the frame last.
+        predictor (VideoPredictor): the predictor that ran the frame last.
         result (FrameResult):
         size (tuple[int, int]): size of the picture.
 
     Returns:
-        ndarray: uint8 (h, w, 3), RGB: of each block the pixels of its last execution, at the
+        ndarray: uint8 (h, w, 3), RGB: for each block the pixels of its last execution, at the
         resolution of the policy and without padding.
     """
     model, state = predictor.model, result.frame
@@ -116,7 +115,7 @@ def frame_state(predictor, result, size):
 def draw(frames, path):
     """
     Args:
-        frames (list[dict]): of :func:`columns`.
+        frames (list[dict]): from :func:`columns`.
         path (str): path of the PNG file.
     """
     height, width = frames[0]["frame"].shape[:2]

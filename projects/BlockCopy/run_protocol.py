@@ -5,7 +5,7 @@ DATASETS.TEST with every method side by side and scores their labelled frames:
 
     python projects/BlockCopy/run_protocol.py --warm-clips 20 --clips 20 --targets 0.3 0.5 0.7
 
-Leaves results.json, results.md and plots. Ctrl-C ends the run early and scores what was run;
+Leaves results.json, results.md and plots. Ctrl-C ends the run early and scores the frames so far;
 policies that are being warmed are saved as policy_<target>_unfinished.pth.
 """
 
@@ -145,8 +145,8 @@ def build_config(args):
 
 def warm_policies(cfg, model, methods, loader, passes):
     """
-    Let every policy that learns do so on training clips, and save it in the output folder; under
-    the name of one that is unfinished where that ends early.
+    Let every policy that learns do so on training clips, and save it in the output folder. If that
+    ends early, the name of its file ends in "_unfinished".
     """
     methods = [method for method in methods if method.learner is not None]
     suffix = "_unfinished"
@@ -217,6 +217,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    # What ends jobs that take too long should leave results too.
+    # SIGTERM, which ends jobs that take too long, should leave results, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -8,9 +8,9 @@ from .plots import title_of
 
 __all__ = ["Course", "plot_course"]
 
-# Frames that a point of a curve is of.
+# Frames per point of a curve.
 WINDOW = 20
-# Of Okabe and Ito.
+# Colours of Okabe and Ito.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#000000")
 
 
@@ -24,7 +24,7 @@ class Course:
         """
         Args:
             active (Tensor): bool (1, GH, GW), the blocks that a frame executed.
-            gain (Tensor): float (1, GH, GW), of the frame, between dense outputs; finite.
+            gain (Tensor): float (1, GH, GW), gain of the frame between dense outputs; finite.
         """
         gained = float(gain[active].sum())
         self._frames.append((float(active.float().mean()), gained, float(gain.sum())))
@@ -36,8 +36,9 @@ class Course:
             courses (list[Course]): courses of the methods of a row, on the same frames.
 
         Returns:
-            list[dict]: per :data:`WINDOW` frames "frames" so far, "executed" (mean share of the
-            blocks) and "gain_share" (of the gain of these frames; None if there was none).
+            list[dict]: one for every :data:`WINDOW` frames, with "frames" so far, "executed" (mean
+            share of the blocks) and "gain_share" (share of these frames' gain; None if there was
+            none).
         """
         points = []
         for start in range(0, max(len(x._frames) for x in courses), WINDOW):

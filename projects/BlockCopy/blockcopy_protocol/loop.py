@@ -1,4 +1,4 @@
-"""Running several methods side by side, frame by frame."""
+"""Runs several methods side by side, frame by frame."""
 
 import statistics
 import time
@@ -19,12 +19,12 @@ __all__ = ["Measurement", "MeasurementHook", "PartialScoringHook", "ProtocolLoop
 
 class ProtocolLoop(EvaluationLoop):
     """
-    Runs every method on a frame before it goes on to the next one, so that whatever else the
-    machine does hits all methods alike. ``runs`` has an entry per method, by its name.
+    Runs every method on a frame before the next one, so that other load on the machine affects all
+    methods alike. ``runs`` has an entry per method, by its name.
 
     Attributes:
-        waited (float): seconds for the frame to be read and mapped, as far as workers of the loader
-            did not do so before; 0 of the very first one, which starts them.
+        waited (float): seconds of waiting for the frame to be read and mapped, unless workers of
+            the loader had done so before; 0 for the first one, which starts them.
     """
 
     def __init__(self, model, data_loader, methods):
@@ -66,7 +66,7 @@ class Measurement:
         meter (EfficiencyMeter): averages over all frames, the first ones of clips included.
         milliseconds (list[float]): milliseconds of every frame.
         executed (list[float]): executed fraction of every frame but the first ones of clips.
-        gain_share (GainShare): against dense outputs; empty where the frames have another size.
+        gain_share (GainShare): compared with dense outputs; empty if the frames have another size.
         course (Course): the same frame by frame.
         macs (dict[str, int]): multiply-accumulates of all frames, by stage.
     """
@@ -85,8 +85,8 @@ class Measurement:
             frame (Tensor): float (1, 3, h, w), finite, at the policy resolution of dense outputs.
             dense_gain (Tensor or None): information gain between this frame's dense output and
                 the last one's; None on a first frame.
-            waited (float or None): seconds that the frame took to come, which count as those of the
-                method; None: they do not.
+            waited (float or None): seconds of loading the frame, which count to the method; None:
+                they do not count.
         """
         seconds = run.seconds()
         if waited is not None:
@@ -109,7 +109,7 @@ class Measurement:
     def summary(self):
         """
         Returns:
-            dict: for JSON; None where there was nothing to average.
+            dict: for JSON; None for values without frames.
         """
         if not self.milliseconds:
             return {}
@@ -137,7 +137,7 @@ class MeasurementHook(HookBase):
         """
         Args:
             measurements (dict[str, Measurement]): to fill, by the name of the method.
-            include_loading (bool): whether the time of a frame is also that until it came.
+            include_loading (bool): whether the time of a frame includes loading it.
         """
         self._measurements = measurements
         self._include_loading = include_loading
@@ -156,7 +156,7 @@ class MeasurementHook(HookBase):
 
 
 class PartialScoringHook(ScoringHook):
-    """Scores the methods even if the run ends early: what it got done is worth knowing."""
+    """Scores the methods even if the run ends early."""
 
     def after_train(self):
         self.scores = {name: e.evaluate() for name, e in self._evaluators.items()}

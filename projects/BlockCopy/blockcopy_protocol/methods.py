@@ -1,4 +1,4 @@
-"""The methods that the protocol compares: ways of spending less on one and the same network."""
+"""The methods that the protocol compares: ways to save work on the same network."""
 
 from dataclasses import dataclass, replace
 
@@ -21,13 +21,13 @@ class Baseline:
     A method that BlockCopy is compared with.
 
     Attributes:
-        policy (str): in POLICY_REGISTRY; "" for PyTorch's dense network, without this engine.
+        policy (str): name in POLICY_REGISTRY; "" for PyTorch's dense network, without this engine.
         follows_target (bool): there is one for every tau, at the cost of BlockCopy.
-        period (int): k, where every k-th frame is executed. There is a method for each of the k
-            frames to begin with, and a row for their mean.
+        period (int): k, if every k-th frame is executed. There is a method for each of the k
+            phases, and a row for their mean.
         scale (float): scale of the frames that the network gets.
-        moved (bool): what is copied moves with the picture, by the config's estimator of motion, or
-            by "auto" where it names none. Otherwise it stays in place.
+        moved (bool): copied features move with the picture, by the config's estimator of motion, or
+            by "auto" if it names none. Otherwise they stay in place.
         aged (bool): in MovedDifference, blocks gain weight with their age, as the config says.
     """
 
@@ -75,7 +75,7 @@ class SkippedFrame:
 
 
 class StockMethod:
-    """The task network as Detectron2 runs it, without blocks: to see what those cost."""
+    """The task network as Detectron2 runs it, without blocks, to show the cost of blocks."""
 
     kind = name = "stock"
     target, learner, learns, skips = None, None, False, False
@@ -88,7 +88,7 @@ class StockMethod:
     def run(self, model, inputs):
         """
         Args:
-            model (BlockCopyVideoModel): whose wrapped network runs.
+            model (BlockCopyVideoModel): model whose wrapped network runs.
             inputs (dict): of :class:`blockcopy_d2.data.ClipMapper`.
 
         Returns:
@@ -103,8 +103,8 @@ class StockMethod:
 
 class Method:
     """
-    A policy with all that must not be shared: its streams and its learner. The task network is
-    shared by all methods.
+    A policy with everything that must not be shared: its streams and its learner. The task network
+    is shared by all methods.
     """
 
     def __init__(
@@ -131,11 +131,11 @@ class Method:
             stages (tuple[str] or None): the stages of a frame whose time counts; None: all.
             scale (float): scale of the frames that the network gets. Outputs keep their size, and
                 the time of the resizing does not count.
-            motion (MotionEstimator or None): what is copied moves by its fields.
+            motion (MotionEstimator or None): copied features move by its fields.
             period, phase (int): only every period-th frame is executed, from frame ``phase`` on,
-                and the first of a clip. Where nothing moves, the others are not run at all: their
-                output is the last one, for nothing.
-            seed (int or None): seed of the policy's draws, where there are methods of several.
+                and the first of a clip. If nothing moves, the others are not run at all: their
+                output is the last one, at no cost.
+            seed (int or None): seed of the policy's draws, if there are methods with several.
         """
         self.kind = kind
         self.policy = policy
@@ -151,7 +151,7 @@ class Method:
 
     @property
     def row(self):
-        """tuple: what methods have in common that share a row of the results."""
+        """tuple: key of the row of results that methods share."""
         return self.kind, self.target
 
     @property
@@ -168,7 +168,9 @@ class Method:
         return f"{name}_{self.target:g}" + (f"_seed_{self._seed}" if self._seed else "")
 
     def warm_up(self, model, inputs):
-        """Let what frames of this method need be captured or recorded, which is no cost of one."""
+        """
+        Let frames of this method be prepared and captured, which does not count as their cost.
+        """
         model.policy, model.motion = self.policy, self._motion
         stream = self._streams.get(inputs["video_id"], 0)
         model.step(self._resize(inputs), stream)
@@ -177,7 +179,7 @@ class Method:
     def run(self, model, inputs):
         """
         Run the next frame, and learn from it if there is a learner. Waits for the device, so that
-        no method pays for the one before.
+        no method pays for the previous one.
 
         Args:
             model (BlockCopyVideoModel): its policy and motion are replaced by this method's.
@@ -212,7 +214,7 @@ class Method:
 
     @property
     def skips(self):
-        """bool: whether frames are of two kinds, of which a median shows one."""
+        """bool: whether some frames are skipped, so that a median would show only one kind."""
         return self._period > 1
 
     def _is_skipped(self, index):
@@ -238,11 +240,11 @@ def build_methods(cfg, model, *, targets, baselines=(), policies=None, seeds=1):
         baselines (sequence[str]): keys of ``BASELINES``.
         policies (dict[str, str] or None): further policies that learn, by their names in
             POLICY_REGISTRY, and the paths of their weights ("": none).
-        seeds (int): how many of each method that draws its blocks, from the config's seed on.
+        seeds (int): number of each method that draws its blocks, from the config's seed on.
 
     Returns:
-        list[Method]: dense and the baselines that know no target, then per target a policy that
-        starts as a copy of the model's, the further ones and the other baselines.
+        list[Method]: dense and the baselines without a target; then for every target a policy that
+        starts as a copy of the model's, the further policies and the other baselines.
 
     Raises:
         ValueError: the policy that ``cfg`` names, or one of ``policies``, does not learn.
@@ -277,7 +279,7 @@ def _of_seeds(cfg, model, number):
     """
     Yields:
         tuple[CfgNode, Policy, int or None]: a config with a seed of its own, its policy, and the
-        seed's number. Just one of a policy that draws nothing.
+        seed's number; only one for a policy that draws nothing.
     """
     for index in range(number):
         own = cfg.clone()

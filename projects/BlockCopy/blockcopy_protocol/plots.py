@@ -11,7 +11,7 @@ from blockcopy_d2.atomic import atomic_write
 
 __all__ = ["plot_trade_off", "quantity", "spread_of", "title_of"]
 
-# Names of kinds of methods. That of a further policy is its own.
+# Titles of kinds of methods. A further policy has its own name.
 _TITLES = {
     "stock": "stock Detectron2",
     "dense": "dense",
@@ -31,7 +31,7 @@ _TITLES = {
     "every_fourth_frame_moved": "every 4th frame, moved",
 }
 
-# Methods that are one curve, by what it is called.
+# Name of a curve: the methods on it.
 _RATES = ("every_second_frame", "every_third_frame", "every_fourth_frame")
 _CURVES = {
     "stock Detectron2": ("stock",),
@@ -59,7 +59,7 @@ _STYLES = {
     "moved difference, no age": {"color": "#E69F00", "marker": "x", "markersize": 6},
     "lower frame rate, moved": {"color": "#56B4E9", "marker": "d", "markersize": 6},
 }
-# Of a policy beside the config's.
+# Style of a policy beside the config's.
 _OTHER = {"marker": "o", "markersize": 6, "linestyle": "--"}
 _OTHER_COLORS = ("#882255", "#332288", "#117733")
 
@@ -78,21 +78,21 @@ def title_of(kind):
         kind (str): the key "method" of a row.
 
     Returns:
-        str: in words.
+        str: its title.
     """
     return _TITLES.get(kind, kind)
 
 
 def plot_trade_off(results, metric, cost, label, path):
     """
-    Draw accuracy against a cost. Methods that skip frames cost their mean where others cost their
-    median, which would be that of one kind of frame.
+    Draw accuracy against a cost. The cost of methods that skip frames is their mean, since their
+    median would show one kind of frame; that of others is their median.
 
     Args:
         results (dict): content of results.json. Rows without the metric or the cost are left out.
         metric (str): the key of the accuracy in a row, such as "AP".
         cost (str): the key of the cost in a row, such as "gmacs".
-        label (str): what the cost is, with its unit.
+        label (str): name of the cost, with its unit.
         path (str or Path): path of the PNG file.
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
@@ -165,7 +165,7 @@ def spread_of(row, metric):
         metric (str):
 
     Returns:
-        float or None: standard deviation over the seeds of the policy's draws; None of one seed.
+        float or None: standard deviation over the seeds of the policy's draws; None for one seed.
     """
     values = [seed.get(metric) for seed in row.get("seeds", ())]
     return None if len(values) < 2 or None in values else statistics.stdev(values)

@@ -1,4 +1,4 @@
-"""A run as a table and two plots, and their place in README.md."""
+"""Shows a run as a table and plots, also in README.md."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,8 @@ def markdown_table(results):
         results (dict): content of results.json.
 
     Returns:
-        str: a row per method, scores with their spread over seeds. What was not measured is "-".
+        str: a row per method, scores with their spread over seeds. "-" stands for values that were
+        not measured.
     """
     columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
     rows = [
@@ -67,8 +68,8 @@ def published_table(results):
         results (dict): content of results.json.
 
     Returns:
-        str: what the paper has for the data set, of its own and of other methods; empty if it has
-        nothing.
+        str: the paper's rows for the data set, its own and those of other methods; empty if there
+        are none.
     """
     published = json.loads(_PUBLISHED.read_text()).get(results["dataset"])
     if published is None:
@@ -84,12 +85,12 @@ def published_table(results):
 
 def write_report(results, folder):
     """
-    Write results.md, with a table of the stages of a frame below the first and what was published
-    for the data set, and the plots.
+    Write results.md and the plots. results.md has the scores, the stages of a frame, and published
+    results for the data set.
 
     Args:
         results (dict): content of results.json.
-        folder (str or Path): where to, made if need be.
+        folder (str or Path): folder of the files, made if need be.
     """
     folder = Path(folder)
     if results["metrics"]:
@@ -104,7 +105,7 @@ def write_report(results, folder):
 
 def embed_report(results, readme, section=""):
     """
-    Replace what stands between the two markers of a README by the table and the plots, which go to
+    Replace the text between two markers of a README by the table and the plots, which go to
     figures/ beside it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Measurements of a run of the protocol, with all it takes to read and to repeat it."""
+"""Measurements of a run of the protocol, with everything needed to read and repeat it."""
 
 import datetime
 import json
@@ -28,21 +28,21 @@ __all__ = ["ResultsHook", "describe_run", "read_results"]
 class ResultsHook(HookBase):
     """
     Writes results.json at the end of every clip, so that a run that is killed leaves the cost of
-    the clips before. The end, be it an early one, adds accuracy, results.md and the plots. Comes
-    after the hooks that measure and score.
+    earlier clips. The end of a run, even an early one, adds accuracy, results.md and the plots.
+    Register it after the hooks that measure and score.
 
     Attributes:
-        results (dict): what was written last.
+        results (dict): content of the file as last written.
     """
 
     def __init__(self, output_dir, methods, measurements, scoring, *, description):
         """
         Args:
-            output_dir (str): where the files go.
+            output_dir (str): folder of the files.
             methods (list[Method]): a row for those of the same kind and target.
             measurements (dict[str, Measurement]): by the name of the method.
             scoring (PartialScoringHook):
-            description (dict): of :func:`describe_run`.
+            description (dict): from :func:`describe_run`.
         """
         self.results = None
         self._output_dir = output_dir
@@ -104,7 +104,7 @@ def _mean(values):
         values (list): numbers, or dicts of them or of dicts, all with the same keys; or None.
 
     Returns:
-        Their mean, as one of them; None where any of them is.
+        Their mean, in the same structure; None if any of them is None.
     """
     first = values[0]
     if isinstance(first, dict):
@@ -113,7 +113,7 @@ def _mean(values):
 
 
 def _each(kind, rows):
-    """dict: what the methods of a row have each, where they are several."""
+    """dict: values of each method of a row, if there are several."""
     baseline = BASELINES.get(kind)
     name = "phases" if baseline is not None and baseline.period > 1 else "seeds"
     return {name: rows} if len(rows) > 1 else {}

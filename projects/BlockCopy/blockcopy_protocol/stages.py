@@ -1,5 +1,5 @@
 """
-Where the time of a frame goes, and its operations: Table 3 of the paper.
+The time of a frame by stage, and its operations: Table 3 of the paper.
 
 There, blocks are gathered, padded and copied, which "sparse conv overhead" and "feature transfer"
 count. Here they run in place; what stands for the two is the time of all blocks (dense) against
@@ -15,7 +15,7 @@ from .plots import title_of
 
 __all__ = ["plot_stages", "stage_table"]
 
-# Title of a column, and the stages that it adds up.
+# Title of a column, and the stages that it sums.
 _COLUMNS = {
     "loading": ("loading",),
     "prepare, remember": ("preprocess", "observe"),
@@ -26,7 +26,7 @@ _COLUMNS = {
     "inform. gain": ("information_gain",),
     "backward, update": ("policy_update",),
 }
-# Of Okabe and Ito.
+# Colours of Okabe and Ito.
 _COLORS = ("#000000", "#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7")
 
 
@@ -86,7 +86,7 @@ def _measured(results):
 
 
 def _milliseconds(row):
-    """dict[str, float or None]: by column; None where the method has no such stage."""
+    """dict[str, float or None]: by column; None if the method has no such stage."""
     found = {}
     for title, stages in _COLUMNS.items():
         values = [row["ms_per_stage"][stage] for stage in stages if stage in row["ms_per_stage"]]
