@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def version():
-    """What blockcopy_d2/__init__.py says: importing it would need what is to be installed."""
+    """Reads __version__: importing the package would need its requirements."""
     lines = (ROOT / "blockcopy_d2" / "__init__.py").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("__version__ = "))
     return line.split('"')[1]

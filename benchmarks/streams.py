@@ -246,7 +246,7 @@ class Streams:
         Run the frames as the continuation of the streams.
 
         Args:
-            share (str): of ``SHARES``.
+            share (str): one of ``SHARES``.
 
         Returns:
             tuple[float, float]: seconds of a tick, and the executed share.

@@ -54,7 +54,7 @@ _IDLE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE")
 
 
 def get_parser():
-    """Of the command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m blockcopy_d2.batch",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""Import paths of before, which say where their names are now."""
+"""Old import paths, which say where their names are now."""
 
 import importlib
 import sys

@@ -212,7 +212,7 @@ def test_nothing_is_imported_that_only_drawing_and_decoding_need():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_installed_into_an_empty_environment(kind, wheel, clone, tmp_path):
-    """What the package requires is found in the environment of the tests."""
+    """The package's requirements are found in the environment of the tests."""
     if kind == "wheel":
         (package,) = wheel.parent.glob("*.whl")
     else:

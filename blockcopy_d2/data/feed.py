@@ -30,7 +30,7 @@ class FeedFrame(NamedTuple):
     Attributes:
         image (ndarray or Tensor): uint8 (H, W, 3), BGR.
         picture: ``send(image)`` of the feed; the image where there is no ``send``.
-        vectors (FrameVectors or None): as of :meth:`VideoFrames.read`; None also where the frame
+        vectors (FrameVectors or None): see :meth:`VideoFrames.read`; None also where the frame
             before was left out.
         seconds (float or None): from the first frame of the video to when this one is shown; None
             where the source does not tell. Of a source that was lost they go on by the time that
@@ -109,7 +109,7 @@ class FrameFeed:
     def __iter__(self):
         """
         Yields:
-            FeedFrame: of all connections.
+            FeedFrame: frames of all connections.
 
         Raises:
             FrameReadError: the source is broken, or was not found again in time.
@@ -183,7 +183,7 @@ class _Loss:
     def wait(self, reason, lived):
         """
         Args:
-            reason (str): of this failure.
+            reason (str): reason of this failure.
             lived (float): seconds that the connection held.
 
         Returns:

@@ -111,7 +111,7 @@ def next_of_each(readers):
         readers (list[ReadAhead]): those with ``latest`` are live.
 
     Returns:
-        list: of every reader its item, None where a live source has nothing new, or ``ENDED``.
+        list: for every reader its item, None if a live source has nothing new, or ``ENDED``.
     """
     if len(readers) == 1:
         return [next(readers[0], ENDED)]

@@ -170,7 +170,7 @@ class DecodedVideo:
 
 
 def _options(source):
-    """Of FFmpeg, for a source."""
+    """Returns FFmpeg's options for a source."""
     if source.lower().startswith("rtsp://"):
         # By TCP a camera that goes is noticed at once, and no packet is lost on the way.
         return {"rtsp_flags": "prefer_tcp"}

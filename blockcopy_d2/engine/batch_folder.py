@@ -206,7 +206,7 @@ class BatchFolder:
 
     def forget(self, task):
         """
-        Remove what there is of a video, before it is run again.
+        Remove all files of a video, before it is run again.
 
         Args:
             task (VideoTask):

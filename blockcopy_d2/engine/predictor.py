@@ -261,8 +261,8 @@ class VideoPredictor:
 
         Args:
             source (str, PathLike, int or iterable): a file, a folder of frames, an address
-                (``rtsp://...``, ``http://...``), the number of a camera, or pictures as of
-                :meth:`__call__`, which are copied as they come, where they are.
+                (``rtsp://...``, ``http://...``), the number of a camera, or pictures for
+                :meth:`__call__`, which are copied as they come, on their device.
             fps (float or None): most frames to run per second: of a file by its own clock, of a
                 live source by the time at which its frames come. None: all of them.
             reconnect (float): seconds for which a live source that was lost is tried again; after
@@ -305,15 +305,15 @@ class VideoPredictor:
             sources (iterable): videos, each of a kind that :meth:`stream` takes.
             own_policies (bool): every video learns a policy for itself, all from that of the
                 model, which stays as it is. Default: they learn that one together.
-            fps (float, sequence or None): as of :meth:`stream`, for all videos or for each.
-            reconnect (float): as of :meth:`stream`.
+            fps (float, sequence or None): see :meth:`stream`; one for all videos or one for each.
+            reconnect (float): see :meth:`stream`.
 
         Yields:
             list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended, or
             where a live one has no new frame.
 
         Raises:
-            FrameReadError: as of :meth:`stream`.
+            FrameReadError: see :meth:`stream`.
             ValueError: also where ``fps`` has another length than ``sources``.
         """
         if isinstance(sources, (str, bytes, os.PathLike)):

@@ -25,8 +25,8 @@ __all__ = ["Region"]
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Region:
     """
-    Where in a picture the network runs. Each part is a mask or polygons, in pixels of the picture;
-    a part of None says nothing.
+    The parts of a picture in which the network runs. Each is a mask or polygons, in pixels of the
+    picture; None has no effect.
 
     Attributes:
         area: outside of it nothing runs: blocks that touch none of it never do.

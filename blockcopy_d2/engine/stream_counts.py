@@ -16,10 +16,11 @@ class _Count(NamedTuple):
 
 class StreamCounts:
     """
-    Of one stream.
+    Counts the frames of one stream.
 
     Attributes:
-        dropped, skipped, reconnects (int): between its last two frames, see :class:`FrameClock`.
+        dropped, skipped, reconnects (int): numbers between its last two frames, see
+            :class:`FrameClock`.
     """
 
     def __init__(self):

@@ -38,7 +38,10 @@ def paint_kernel(masks_ptr, values_ptr, channels_ptr, out_ptr, n, pixels, BLOCK:
 
 
 def paint_maximum_triton(masks, values, channels, num_channels):
-    """As :func:`blockcopy_d2.policy.observation.paint_maximum`; masks of value 0 change nothing."""
+    """
+    :func:`blockcopy_d2.policy.observation.paint_maximum` by Triton. Masks of value 0 change
+    nothing.
+    """
     masks = masks.contiguous()
     *streams, number, height, width = masks.shape
     size, pixels = (*streams, num_channels, height, width), height * width

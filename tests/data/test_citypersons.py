@@ -161,7 +161,7 @@ def test_builtin_data_sets_are_registered(kind, split):
 
 
 def test_the_evaluator_finds_the_annotations_of_the_clips(root):
-    """Of the two pedestrians only one is tall enough, and half hidden: Heavy."""
+    """Only one of the two pedestrians is tall enough, and it is half hidden: Heavy."""
     register_citypersons_video("test_people_video", str(root), "val")
     try:
         evaluator = MissRateEvaluator("test_people_video")

@@ -129,7 +129,7 @@ def test_a_rate_is_kept_for_frames_that_come_unevenly():
 
 
 def test_a_camera_is_thinned_by_the_time_of_its_frames(monkeypatch):
-    """Whatever its own clock says."""
+    """The source's own clock does not matter."""
     now = itertools.count(step=0.1)
     clock = types.SimpleNamespace(perf_counter=lambda: next(now), time=time.time)
     monkeypatch.setattr(feed_module, "time", clock)

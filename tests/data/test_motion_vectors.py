@@ -54,7 +54,9 @@ def test_pictures_and_iterables_have_none(tmp_path):
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_vectors_turn_with_the_frames(tmp_path, orientation):
-    """As the picture shows: what is in a frame was there, along the vector, in the last one."""
+    """
+    Vectors fit the picture: the content of a frame was there, along the vector, in the last one.
+    """
     torch.manual_seed(0)
     encode(tmp_path / "pan.mp4", pan(3, *SHIFT), **CODEC)
     a, b, c, d = ORIENTATIONS[orientation][0]
@@ -104,7 +106,9 @@ def test_vectors_follow_the_transforms_of_the_input(augmentation, shown, expecte
     ids=["default", "pyramid", "no pyramid"],
 )
 def test_bidirectional_frames_lead_to_the_frame_before(tmp_path, suffix, options):
-    """As encoders write them by default: some are referred to, and none is decoded in order."""
+    """
+    B-frames as encoders write them by default: some are referred to, none is decoded in order.
+    """
     torch.manual_seed(0)
     encode(tmp_path / f"pan.{suffix}", pan(12, *SHIFT), **options)
     read = [vectors for _, _, vectors in VideoFrames(tmp_path / f"pan.{suffix}").read(vectors=True)]

@@ -80,7 +80,7 @@ def test_a_turned_video_comes_out_upright(tmp_path):
 
 @pytest.fixture
 def address(tmp_path):
-    """Of a server of the files in tmp_path."""
+    """Address of a server of the files in tmp_path."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):

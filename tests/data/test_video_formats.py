@@ -46,7 +46,7 @@ def write_video(
     Args:
         images (list[ndarray] or None): BGR; default ``number`` grey ones of level 10 i.
         milliseconds (list[int] or None): when each frame is shown; default 12 frames per second.
-        colors (dict or None): of ``VideoFrame.reformat``, how BGR becomes YUV.
+        colors (dict or None): arguments of ``VideoFrame.reformat`` from BGR to YUV.
         tags (dict or None): attributes of the encoder.
     """
     if images is None:

@@ -174,7 +174,7 @@ def test_a_camera_has_a_number_of_any_library():
 
 
 class Sequence:
-    """As torch's data sets are: no iterator, no end but an IndexError."""
+    """A sequence like torch's data sets: no iterator, no end but an IndexError."""
 
     def __len__(self):
         return 3

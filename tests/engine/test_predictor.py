@@ -468,7 +468,7 @@ def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, m
 
 
 def test_streams_have_vectors_of_their_own(folder, panned_video):
-    """Of two videos in one batch, one from a file and one of arrays; vectors must fit the frame."""
+    """Two videos in one batch, one a file and one arrays; vectors must fit the frame."""
     predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
     given, mapped = [], predictor._map
     predictor._map = lambda image, vectors: given.append(vectors) or mapped(image, vectors)
@@ -533,7 +533,7 @@ def test_a_mapper_of_arrays_gets_arrays(folder, tensors_lie_on_gpu):
 
 
 def test_pictures_sent_ahead_are_those_of_the_host(folder, monkeypatch):
-    """As where the model is on a GPU, but for the memory."""
+    """Acts as if the model was on a GPU, except for the memory."""
     predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
     expected = scores_of(result for _, result in predictor.stream(frames(4)))
     threads, send = set(), Uploader.send

@@ -131,7 +131,7 @@ def test_each_kernel_is_compiled_by_a_test(module):
 
 
 def test_dispatch_asks_where_triton_runs():
-    """Whatever imports kernels when it is called says before that they run, in one way."""
+    """Functions that import kernels when called check first that they run, in one way."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for function in ast.walk(tree_of(path)):
             if isinstance(function, ast.FunctionDef) and dotted(path) not in ASKED_BEFORE:

@@ -22,7 +22,7 @@ class MovingOracle:
     def __init__(self, module, image, grid, **options):
         """
         Args:
-            module (nn.Module): that the oracle runs.
+            module (nn.Module): module of the oracle.
             image (Tensor): float (N, 3, H, W), an example.
             grid (BlockGrid): grid of any frame.
             options: options of CacheMover.

@@ -56,7 +56,7 @@ def test_pyramid(size, dtype):
 
 
 def test_pyramid_of_other_strides():
-    """As numpy's pictures come, and cropped."""
+    """Pictures in numpy's layout, and cropped ones."""
     images = texture(70, 90, streams=2).to(torch.uint8).to(memory_format=torch.channels_last)
     assert_same_levels(images)
     assert_same_levels(images[:, :, 3:60, 5:82])

@@ -29,7 +29,7 @@ def plain(monkeypatch):
 
 
 def field_of(stride, cell_size, streams=1):
-    """Of a canvas that ends before the last blocks do, with components that are not finite."""
+    """A canvas that ends before the last blocks do, with components that are not finite."""
     image = tuple(math.ceil(0.8 * length * stride) for length in SIZE)
     field = some_field(image, cell_size, streams, DEVICE)
     field[0, 0, 0, 0], field[0, 1, 0, -1] = torch.nan, torch.inf

@@ -99,7 +99,7 @@ def test_every_block_is_looked_at_in_the_end():
 
 @pytest.mark.parametrize("age", [1, 3, 6])
 def test_what_comes_into_an_empty_picture_is_seen_at_once(age):
-    """Where there is no output, and so no edge of one, blocks go by their difference."""
+    """Without an output, and so without its edges, blocks go by their difference."""
     seen = observation(grid_shape=(8, 16))
     seen.output[:] = 0
     seen.gain[:] = 0

@@ -289,7 +289,7 @@ def _by_numpy(net):
 
 
 def _average(net):
-    """As averages of weights over training are written."""
+    """Averages of weights over training are written like this."""
     for parameter in net.parameters():
         parameter.data.mul_(0.9).add_(parameter.data, alpha=0.5)
 

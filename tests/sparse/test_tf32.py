@@ -67,7 +67,7 @@ def tensor_cores(monkeypatch):
 
 
 def errors(network, image, expected):
-    """Of the kernels, and of factors that are rounded."""
+    """Errors of the kernels, and of rounded factors."""
     sparse, state = BlockSparseModule(network, backend="triton"), StreamState()
     grid = BlockGrid.full(block_size=16, image_size=tuple(image.shape[2:]))
     with block_sparse(sparse, grid, state):

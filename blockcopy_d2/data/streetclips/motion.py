@@ -55,7 +55,7 @@ class CameraPath:
         speed: forward in metres per second; the camera is at Z = 0 at the labelled frame.
         yaw: at the labelled frame in radians.
         turn: radians per second.
-        horizon: of the picture's height.
+        horizon: row of the horizon, as a share of the picture's height.
     """
 
     eye: float

@@ -94,7 +94,8 @@ class FrameResult(Mapping):
             everywhere, or if that is not known, since the model was called with the input itself.
         time (float or None): seconds from the first frame of the video to when this one is shown;
             None where the source has no clock.
-        clock (FrameClock or None): of a frame of :meth:`VideoPredictor.stream`; None elsewhere.
+        clock (FrameClock or None): times of a frame of :meth:`VideoPredictor.stream`; None
+            elsewhere.
     """
 
     output: dict

@@ -50,14 +50,14 @@ class StreamPool:
     def get(self, video_id, frame_index):
         """
         Args:
-            video_id (str): or anything else that is hashable.
+            video_id (str): name of the video, or anything else that is hashable.
             frame_index (int or None): 0 starts the video anew.
 
         Returns:
-            VideoStream: of this video, a fresh one if it is new.
+            VideoStream: that of this video, a fresh one if it is new.
 
         Raises:
-            ValueError: of another type.
+            ValueError: an argument is of another type.
         """
         frame_index = self._check(video_id, frame_index)
         stream = self._streams.get(video_id)

@@ -45,9 +45,9 @@ class ConvolutionShape:
         out_step, out_offset: output pixel p is written to p * out_step + out_offset (y, x).
         activation: program.Activation or None.
         residual_scale: output pixels per residual pixel along an axis; 0 without a residual.
-        first_out: of two convolutions that run as one, the output channels of the first; None for a
+        first_out: output channels of the first of two convolutions that run as one; None for a
             single one.
-        second_activation: that of the second.
+        second_activation: activation of the second.
     """
 
     in_channels: int

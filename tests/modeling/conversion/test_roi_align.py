@@ -12,7 +12,7 @@ SIZE = (24, 40)  # of the map, at a stride of 4
 
 
 def regions():
-    """Of two images: ordinary ones, and all that can be wrong with a box."""
+    """Boxes of two images: ordinary ones, and all that can be wrong with a box."""
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(20, 2, generator=generator) * torch.tensor([160.0, 96.0]) - 10
     boxes = torch.cat([corner, corner + torch.rand(20, 2, generator=generator) * 90], 1)

@@ -140,7 +140,7 @@ def optimizer_state(side, name):
 
 
 def assert_same(eager, graph, where="the frame"):
-    """Of two results, each with what was learned of it; tells all that differs, first to last."""
+    """Compares two results, each with what was learned from it; tells all that differs."""
     (expected, told), (found, found_told) = eager, graph
     assert not hasattr(expected, "_graph") and hasattr(found, "_graph"), "both ran the same way"
     assert set(found.seconds) == set(expected.seconds), where

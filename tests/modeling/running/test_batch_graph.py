@@ -50,7 +50,7 @@ def tick(side, batch, images, learner=None, grid=None):
 
 
 def assert_same_result(expected, found, where):
-    """Of a frame in a graph of its own, and in that of a batch; costs are those of the batch."""
+    """Compares a frame in a graph of its own with one in a batch; costs are those of the batch."""
     assert hasattr(expected, "_graph") and hasattr(found, "_graph"), where
     for name in ("is_first", "was_drawn", "policy_macs"):
         assert getattr(found, name) == getattr(expected, name), (where, name)
@@ -346,7 +346,7 @@ def test_a_reset_of_all_keeps_the_graph(folder, built, device):
 
 
 def test_learning_from_some_streams_of_a_batch(folder, built, device):
-    """As users may who call learn() themselves."""
+    """Users may call learn() themselves."""
     eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 1)
     told = []
     for side in (eager, graph):

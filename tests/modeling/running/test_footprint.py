@@ -1,4 +1,4 @@
-"""What streams take, and what is said where they do not fit."""
+"""The memory of streams, and the error if they do not fit."""
 
 import pytest
 import torch

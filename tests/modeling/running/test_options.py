@@ -1,4 +1,4 @@
-"""What users set of a video model: one line in the config, one field, nothing that goes stale."""
+"""Settings of a video model: one line in the config, one field, nothing that goes stale."""
 
 import copy
 import dataclasses

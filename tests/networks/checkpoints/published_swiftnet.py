@@ -154,7 +154,9 @@ class PublishedSwiftNet(nn.Module):
 
 
 class PublishedOrsicSwiftNet(PublishedSwiftNet):
-    """Of its own authors: all but the logits is in the backbone, and so is the normalization."""
+    """
+    SwiftNet of its own authors: all but the logits is in the backbone, even the normalization.
+    """
 
     encoder = OrsicEncoder
 
