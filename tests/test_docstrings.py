@@ -54,7 +54,7 @@ def test_docstrings_are_plain():
     found = [
         f"{name}:{line}: {words}"
         for name in TRACKED
-        if (ROOT / name).exists()
+        if (ROOT / name).exists() and ROOT / name != Path(__file__).resolve()
         for line, words in faults((ROOT / name).read_text())
     ]
     assert not found, "\n".join(found)
