@@ -52,9 +52,9 @@ setup(
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "gpu-decode": ["torchcodec>=0.8"],
         "metrics": ["prometheus-client>=0.20"],
-        "parquet": ["pyarrow>=14"],
+        "parquet": ["pyarrow>=14,<26"],
         "ray": ["ray[data]>=2.30"],
         "test": ["hypothesis", "prometheus-client>=0.20", "pytest", "pytest-xdist", "ruff"],
-        "track": ["trackers>=2.0"],
+        "track": ["trackers>=2.6"],
     },
 )

@@ -47,7 +47,7 @@ from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.outputs import weight_files
 from blockcopy_d2.engine.predictor import VideoPredictor
 from blockcopy_d2.engine.stopping import RunStopped, StopSignals
-from blockcopy_d2.results import FORMATS, Categories
+from blockcopy_d2.results import FORMATS, Categories, check_tracking
 
 # Keys of configs that results do not depend on.
 _IDLE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE")
@@ -91,6 +91,12 @@ def get_parser():
         "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
     )
     parser.add_argument(
+        "--track",
+        action="store_true",
+        help="give objects ids that last from frame to frame, by ByteTrack: pip install"
+        " 'blockcopy-d2[track]'",
+    )
+    parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames of a video"
     )
     parser.add_argument(
@@ -125,7 +131,9 @@ def main():
     args = get_parser().parse_args()
     set_up_logs()
     with errors_end_the_program():
-        FORMATS[args.format].check(tracks=False)
+        FORMATS[args.format].check(tracks=args.track)
+        if args.track:
+            check_tracking()
         tasks = find_videos(args.input, output=args.output, format=args.format, root=args.root)
         cfg = load_video_config(args.config_file, args.opts, target=args.target)
         folder = BatchFolder(args.output)
@@ -186,6 +194,7 @@ class BatchRun:
         options = {
             "metadata": metadata_of(self._cfg),
             "threshold": self._args.confidence_threshold,
+            "track": self._args.track,
             "max_frames": self._args.max_frames,
             "keep_learning": self._args.keep_learning,
         }
@@ -301,7 +310,7 @@ def settings_of(cfg, args):
     settings = {key: v for key, v in _flat(config).items() if key not in _IDLE_KEYS}
     for path in filter(None, weight_files(cfg)):
         settings[f"content of {redact(path)}"] = _digest(path)
-    names = ("format", "confidence_threshold", "max_frames", "keep_learning")
+    names = ("format", "confidence_threshold", "track", "max_frames", "keep_learning")
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     return json.loads(json.dumps(settings, default=_name))
 

@@ -25,7 +25,7 @@ import torch
 from detectron2.data import Metadata
 
 from blockcopy_d2.data import FrameReadError, VideoFrames, redact, redact_words
-from blockcopy_d2.results import ResultsWriteError, RowMaker
+from blockcopy_d2.results import ResultsWriteError, RowMaker, Tracker
 
 from .batch_folder import BatchFolder, VideoTask
 from .predictor import VideoPredictor
@@ -46,6 +46,7 @@ class VideoJob:
         *,
         metadata: Metadata | None = None,
         threshold: float = 0.0,
+        track: bool = False,
         max_frames: int | None = None,
         keep_learning: bool = False,
     ) -> None:
@@ -56,13 +57,14 @@ class VideoJob:
             metadata (Metadata or None): that of the data set which the model was trained on; it has
                 the ids of classes.
             threshold (float): minimum score of a row.
+            track (bool): give objects ids, see :class:`Tracker`.
             max_frames (int or None): stop after that many frames of a video.
             keep_learning (bool): the policy goes on learning from video to video. Default: each
                 video starts with the policy that the predictor has now, so that its results do not
                 depend on what was run before, on how many processes there are, or on a restart.
         """
         self._predictor, self._folder = predictor, folder
-        self._rows = RowMaker(metadata, threshold=threshold)
+        self._metadata, self._threshold, self._track = metadata, threshold, track
         self._max_frames = max_frames
         self._start = None if keep_learning else PolicyStart(predictor)
 
@@ -109,6 +111,9 @@ class VideoJob:
         if self._start is not None:
             self._start.restore()
 
+        tracker = Tracker(video.fps) if self._track else None
+        rows_of = RowMaker(self._metadata, threshold=self._threshold, tracker=tracker)
+
         def finish():
             record.update(
                 frames=file.frames,
@@ -126,7 +131,7 @@ class VideoJob:
         with file, contextlib.closing(self._predictor.stream(video)) as stream:
             for _, result in stream:
                 executed += 0.0 if result.is_first else result.executed
-                file.add(self._rows(result.output, file.frames, result.time), result.time)
+                file.add(rows_of(result.output, file.frames, result.time), result.time)
                 if progress is not None:
                     progress(file.frames)
                 if file.frames == self._max_frames:

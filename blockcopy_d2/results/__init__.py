@@ -2,6 +2,7 @@
 
 from .formats import FORMATS, ResultsFile, ResultsWriteError, check_results_path, format_of
 from .rows import Categories, RowMaker
+from .tracking import Tracker, check_tracking
 
 __all__ = [
     "FORMATS",
@@ -9,6 +10,8 @@ __all__ = [
     "ResultsFile",
     "ResultsWriteError",
     "RowMaker",
+    "Tracker",
     "check_results_path",
+    "check_tracking",
     "format_of",
 ]

@@ -1,7 +1,5 @@
 """Results as a table in Apache Parquet, for pandas, DuckDB, Spark and their like."""
 
-import importlib.util
-
 __all__ = ["ParquetWriter"]
 
 # Rows that are written together.
@@ -21,13 +19,15 @@ class ParquetWriter:
     def check(*, tracks):
         """
         Raises:
-            ImportError: pyarrow is missing.
+            ImportError: pyarrow is missing, or does not work beside what is installed.
         """
-        if importlib.util.find_spec("pyarrow") is None:
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
             raise ImportError(
-                "The format parquet needs pyarrow, which is not installed: pip install"
-                " 'blockcopy-d2[parquet]', or choose another format."
-            )
+                f"The format parquet needs pyarrow ({error}): pip install 'blockcopy-d2[parquet]',"
+                " or choose another format."
+            ) from error
 
     def __init__(self, path):
         """

@@ -13,6 +13,8 @@ from pycocotools import mask as mask_util
 
 from blockcopy_d2.modeling import proposal_instances
 
+from .tracking import LEAST_SCORE
+
 __all__ = ["Categories", "RowMaker"]
 
 # Digits behind the point: a thousandth of a pixel.
@@ -67,6 +69,7 @@ class RowMaker:
     ``segmentation`` mask in COCO's run lengths, ``{"size": [H, W], "counts": "..."}``
     ``keypoints``    x, y and score of each
     ``isthing``      of a panoptic segment
+    ``track_id``     of an object that is tracked, from its second frame on
     ===============  ============================================================================
 
     Of a panoptic output a row is a segment, thing or stuff. Else, where there are instances or
@@ -74,14 +77,18 @@ class RowMaker:
     frame, with the mask of its pixels, and without box and score, as in COCO-Stuff.
     """
 
-    def __init__(self, metadata=None, *, threshold=0.0):
+    def __init__(self, metadata=None, *, threshold=0.0, tracker=None):
         """
         Args:
             metadata (Metadata or None): see :class:`Categories`.
             threshold (float): minimum score of a row; what has no score has a row in any case.
+            tracker (Tracker or None): tracker of this video. It sees what is below the threshold,
+                too.
         """
         self.categories = Categories(metadata)
         self.threshold = threshold
+        self._tracker = tracker
+        self._least = threshold if tracker is None else min(threshold, LEAST_SCORE)
 
     def __call__(self, output, index, seconds=None):
         """
@@ -97,6 +104,9 @@ class RowMaker:
             ValueError: an output of a kind that has no rows, or numbers that are not finite.
         """
         rows = self._found(output)
+        if self._tracker is not None:
+            self._tracker(rows, seconds)
+            rows = [row for row in rows if row.get("score", 1.0) >= self.threshold]
         head = {"image_id": index}
         if seconds is not None:
             head["time"] = round(float(seconds), _SCORE_DIGITS)
@@ -117,7 +127,7 @@ class RowMaker:
         )
 
     def _instances(self, instances, classes):
-        instances = instances[instances.scores >= self.threshold]
+        instances = instances[instances.scores >= self._least]
         boxes = instances.pred_boxes.tensor.detach().float().cpu()
         if boxes.shape[1] == 4:
             boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
@@ -149,7 +159,7 @@ class RowMaker:
                 "The panoptic output has no list of its segments; expected that of PanopticFPN,"
                 " (panoptic_seg, segments_info)."
             )
-        segments = [x for x in segments if x.get("score", 1.0) >= self.threshold]
+        segments = [x for x in segments if x.get("score", 1.0) >= self._least]
         ids = torch.tensor([x["id"] for x in segments], dtype=labels.dtype, device=labels.device)
         masks = encode_masks(labels[None] == ids.view(-1, 1, 1))
         rows = []

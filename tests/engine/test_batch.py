@@ -274,3 +274,30 @@ def test_a_full_disk_ends_the_batch(run, videos, monkeypatch, counted):
     monkeypatch.setattr("blockcopy_d2.results.formats.ResultsFile.add", full)
     code, summary = run("--input", f"{videos}/**/*.mp4")
     assert "No space left" in code and len(counted) == 1 and summary["unfinished"] == 3
+
+
+def test_tracks_need_the_flag_and_the_package(run, videos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    assert "blockcopy-d2[track]" in run("--input", videos / "a.mp4", "--track")[0]
+    assert "add --track" in run("--input", videos / "a.mp4", "--format", "ytvis")[0]
+
+
+@pytest.mark.parametrize("format", ["ytvis", "parquet"])
+def test_tracks_are_in_every_format(run, videos, tmp_path, monkeypatch, format):
+    pytest.importorskip("trackers")
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr("blockcopy_d2.results.tracking._CERTAIN", 0.05)
+    code, summary = run("--input", videos / "a.mp4", "--track", "--format", format)
+    assert code == 0 and summary["rows"] > 0
+    (name,) = set(visible(tmp_path / "results")) - {"summary.json"}
+    if format == "ytvis":
+        tracks = json.loads((tmp_path / "results" / name).read_text())
+        assert name == "a.mp4.ytvis.json" and tracks
+        assert all(len(track["segmentations"]) == FRAMES for track in tracks)
+        return
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "results" / name).to_pydict()
+    assert set(table["frame"]) == set(range(FRAMES))
+    found = [x for x, frame in zip(table["track_id"], table["frame"]) if frame]
+    assert any(x is not None for x in found)

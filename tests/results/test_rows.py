@@ -1,6 +1,7 @@
 """Rows of results: what a row is, by the kind of output."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_parquet_is_a_table(tmp_path):
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"blockcopy-d2\[parquet\]"):
         write(tmp_path / "a.parquet", [])
     assert not list(tmp_path.iterdir())
