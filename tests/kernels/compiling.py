@@ -15,7 +15,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from blockcopy_d2.kernels.device import Device
 from tests.kernels.compiled import SHARED_MEMORY
 
-# An asynchronous copy to shared memory, and how many bytes it takes.
+# What is copied to shared memory asynchronously, by the name of its variable.
+_STAGED = re.compile(r"%([a-z]+)_\d+ = ttg\.async_copy_global_to_local")
+# Such a copy, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _TYPES |= {torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}
@@ -99,6 +101,7 @@ def report(compiled):
             "wgmma": "wgmma" in kernel.asm["ptx"],
             "through_registers": "dot_op<{opIdx" in kernel.asm["ttgir"],
             "bulk_copies": len(re.findall(r"cp\.async\.bulk\.tensor", kernel.asm["ptx"])),
+            "staged": sorted(set(_STAGED.findall(kernel.asm["ttgir"]))),
             "copies": [int(size, 0) for size in _COPY.findall(kernel.asm["ptx"])],
             "spills": kernel.asm["ptx"].count("st.local"),
             "wide_loads": "ld.global.v4" in kernel.asm["ptx"]

@@ -97,9 +97,10 @@ def box_convolution_kernel(
             other_row = read_int(level + LEVEL.second_row)
             other_offset = tl.load(level + LEVEL.second_offset)
             if OUT_ALIGNED:
-                out_offset, row = tl.multiple_of(out_offset, 16), tl.multiple_of(row, 16)
+                # Of numbers that are cut to 32 bits, tl.multiple_of() would be lost.
+                out_offset, row = tl.multiple_of(out_offset, 16), row // 16 * 16
                 other_offset = tl.multiple_of(other_offset, 16)
-                other_row = tl.multiple_of(other_row, 16)
+                other_row = other_row // 16 * 16
             out, second = out_ptr + out_offset, second_ptr + other_offset
             bias = bias_ptr + bias_offset
         else:

@@ -117,13 +117,13 @@ def convolution_kernel(
             out_step = read_int(row + LEVEL.out_row)
             second_step = read_int(row + LEVEL.second_row)
             weight_offset = tl.multiple_of(weight_offset, 16)
+            # Of numbers that are read as 64 bits and cut to 32, tl.multiple_of() would be lost.
             if X_ALIGNED:
-                x_offset, x_step = tl.multiple_of(x_offset, 16), tl.multiple_of(x_step, 16)
+                x_offset, x_step = tl.multiple_of(x_offset, 16), x_step // 16 * 16
             if OUT_ALIGNED:
-                out_offset = tl.multiple_of(out_offset, 16)
-                out_step = tl.multiple_of(out_step, 16)
+                out_offset, out_step = tl.multiple_of(out_offset, 16), out_step // 16 * 16
                 second_offset = tl.multiple_of(second_offset, 16)
-                second_step = tl.multiple_of(second_step, 16)
+                second_step = second_step // 16 * 16
             in_tile = tile - first
         else:
             x_offset, out_offset, weight_offset, bias_offset = 0, 0, 0, 0

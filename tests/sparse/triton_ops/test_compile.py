@@ -31,6 +31,8 @@ def test_compiles(capability, dtype):
     for kernel in kernels:
         if kernel["name"] == "convolution_kernel":
             assert kernel["wgmma"] if capability == 90 else kernel["tensor_cores"]
+            # Loads of less than four bytes would not be asynchronous.
+            assert kernel["staged"] == ["a", "b"]
             # The stem of three half precision channels reads pixels of 8 bytes, all else 16.
             assert min(kernel["copies"]) >= 8
         if kernel["name"] == "box_convolution_kernel":
