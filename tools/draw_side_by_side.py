@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-Draws a video as an animated picture of four: the dense result, the executed blocks, the motion field
-and the result of BlockCopy.
+Draws a video as an animation of four pictures: the dense result, the executed blocks, the motion
+field and the result of BlockCopy.
 
     python tools/draw_side_by_side.py street.mp4 --first 0 --frames 20 --output side_by_side.webp
 """
