@@ -42,9 +42,15 @@ from blockcopy_d2.data import (
     redact,
 )
 from blockcopy_d2.data.addresses import is_address, name_of
-from blockcopy_d2.engine.acceleration import build_lazy_model, load_video_config, metadata_of
+from blockcopy_d2.engine.acceleration import (
+    build_lazy_model,
+    device_of,
+    load_video_config,
+    metadata_of,
+)
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
+    add_decoder_argument,
     add_live_arguments,
     add_motion_argument,
     drawn_cell_size,
@@ -118,6 +124,7 @@ def get_parser():
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames"
     )
+    add_decoder_argument(parser)
     add_live_arguments(parser)
     return without_secrets(parser)
 
@@ -261,6 +268,11 @@ def check_comparable(cfg):
         raise ValueError(f"--compare-dense compares instances; a {name} finds none.")
 
 
+def _on_host(image):
+    """ndarray: a picture, copied where a GPU has decoded it."""
+    return image.cpu().numpy() if isinstance(image, torch.Tensor) else image
+
+
 class VideoRun:
     """One video through BlockCopy, through the dense model, or through both."""
 
@@ -277,7 +289,11 @@ class VideoRun:
             check_comparable(cfg)
         if args.dense and args.metrics_port:
             raise ValueError("--metrics-port serves the counts of BlockCopy: leave --dense out.")
-        self.video = VideoFrames(CAMERA if args.webcam else args.video_input)
+        self.video = VideoFrames(
+            CAMERA if args.webcam else args.video_input,
+            decoder=args.decoder,
+            device="cpu" if args.dense else device_of(cfg),
+        )
         self.fps, self.reconnect = args.fps, args.reconnect
         self.max_frames = args.max_frames
         self.threshold = args.confidence_threshold
@@ -341,7 +357,7 @@ class VideoRun:
     def _step(self, frame):
         """Runs one frame and returns a function that draws it."""
         image = frame.image
-        expected = self.dense(image) if self.dense else None
+        expected = self.dense(_on_host(image)) if self.dense else None
         if self.blockcopy is None:
             self.frames += 1
             return lambda: self._draw(image, expected, self.dense.seconds, "dense")
@@ -378,7 +394,7 @@ class VideoRun:
 
     def _draw(self, image, output, seconds, what, **blocks):
         return draw_frame(
-            image,
+            _on_host(image),
             shown_instances(output, self.threshold),
             metadata=self.metadata,
             classes=pixel_classes(output),

@@ -35,6 +35,7 @@ from blockcopy_d2.data.addresses import is_address
 from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
+    add_decoder_argument,
     errors_end_the_program,
     fraction,
     positive,
@@ -99,6 +100,7 @@ def get_parser():
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames of a video"
     )
+    add_decoder_argument(parser)
     parser.add_argument(
         "--root",
         metavar="FOLDER",
@@ -197,6 +199,7 @@ class BatchRun:
             "track": self._args.track,
             "max_frames": self._args.max_frames,
             "keep_learning": self._args.keep_learning,
+            "decoder": self._args.decoder,
         }
         build = functools.partial(build_job, self._cfg, self._folder, options)
         workers = min(self._args.workers, len(self._pending))
@@ -310,7 +313,7 @@ def settings_of(cfg, args):
     settings = {key: v for key, v in _flat(config).items() if key not in _IDLE_KEYS}
     for path in filter(None, weight_files(cfg)):
         settings[f"content of {redact(path)}"] = _digest(path)
-    names = ("format", "confidence_threshold", "track", "max_frames", "keep_learning")
+    names = ("format", "confidence_threshold", "track", "max_frames", "keep_learning", "decoder")
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     return json.loads(json.dumps(settings, default=_name))
 

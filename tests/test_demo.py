@@ -183,8 +183,8 @@ def test_times_colours_and_shape_of_pixels_are_kept(run, tmp_path):
 def test_a_live_source_gives_its_newest_frames(run, tmp_path, clip, monkeypatch, capsys):
     opened, step = demo.VideoFrames.__init__, demo.VideoRun._step
 
-    def open_camera(self, source):
-        opened(self, source)
+    def open_camera(self, source, **options):
+        opened(self, source, **options)
         self.live = True
 
     def camera(self, vectors=False):

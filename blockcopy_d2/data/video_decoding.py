@@ -17,6 +17,8 @@ _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
 _HIGHEST_RATE = 1000
 # FFmpeg's AVCOL_SPC of YUV whose file does not name the matrix: RGB, unspecified, reserved.
 _NO_MATRIX = (0, 2, 3)
+# BT.709, and the two of BT.601.
+_COMMON_MATRICES = (1, 5, 6)
 
 
 class DecodedVideo:
@@ -29,6 +31,8 @@ class DecodedVideo:
         format (VideoFormat or None): None before :meth:`probe`, as the next two.
         num_frames (int or None): None where the source does not tell.
         live (bool): whether it goes on without being read.
+        stream_index (int): of the video within the file.
+        peculiarity (str or None): what a decoder that knows less than this one shows otherwise.
     """
 
     def __init__(self, source, default_rate):
@@ -39,7 +43,12 @@ class DecodedVideo:
         """
         self._source, self._default_rate = source, default_rate
         self.shown, self.name = redact(source), name_of(source)
-        self.format = self.num_frames = self.live = None
+        self.format = self.num_frames = self.live = self.stream_index = self.peculiarity = None
+
+    @property
+    def path(self):
+        """str or None: of the file; None where it is none."""
+        return None if is_address(self._source) or self._is_camera else self._source
 
     def probe(self):
         """
@@ -53,13 +62,14 @@ class DecodedVideo:
             rates = (stream.average_rate, stream.guessed_rate)
             rate = next((r for r in rates if r and 0 < r <= _HIGHEST_RATE), self._default_rate)
             context, aspect = stream.codec_context, stream.sample_aspect_ratio or None
-            self.num_frames = _announced_frames(container, stream)
+            self.num_frames, self.stream_index = _announced_frames(container, stream), stream.index
             endless = container.duration is None and container.size <= 0
             self.live = self._is_camera or (is_address(self._source) and endless)
         # Only a decoded frame shows that the video can be decoded, and which way is up.
         frame, image, _ = next(self._decode(), (None, None, None))
         if frame is not None and aspect and _orientation(frame)[0]:
             aspect = 1 / aspect
+        self.peculiarity = None if frame is None else _peculiarity(frame)
         self.format = VideoFormat(
             fps=Fraction(rate),
             time_base=None if frame is None else frame.time_base,
@@ -154,9 +164,14 @@ class DecodedVideo:
             reason = error.strerror
         if reason is not None:
             raise FrameReadError(self.shown, self.name, index, reason)
-        self._warn_if_incomplete(index, broken_at)
+        self.warn_if_incomplete(index, broken_at)
 
-    def _warn_if_incomplete(self, decoded, broken_at):
+    def warn_if_incomplete(self, decoded, broken_at=None):
+        """
+        Args:
+            decoded (int): number of frames that came.
+            broken_at (int or None): the first that is broken.
+        """
         logger = logging.getLogger(__name__)
         if broken_at is not None:
             logger.warning("%s is broken from frame %d on in places.", self.shown, broken_at)
@@ -223,6 +238,24 @@ def _upright(frame, reformatter, codec):
     if vectors is not None:
         vectors = vectors.turned(transposed, mirrored, flipped)
     return np.ascontiguousarray(image), vectors
+
+
+def _is_hd(frame):
+    return frame.width >= 1280 or frame.height >= 720
+
+
+def _peculiarity(frame):
+    """str or None: see :class:`DecodedVideo`; the rest of a sentence about its video."""
+    matrix, bits = int(frame.colorspace), max(c.bits for c in frame.format.components)
+    if sum(_orientation(frame)) % 2:
+        return "it is mirrored"
+    if bits > 8:
+        return f"its colours have {bits} bits"
+    if frame.format.is_rgb or matrix in _COMMON_MATRICES:
+        return None
+    if matrix not in _NO_MATRIX:
+        return f"the matrix of its colours is number {matrix}"
+    return "it is HD and does not name the matrix of its colours" if _is_hd(frame) else None
 
 
 def _orientation(frame):

@@ -8,18 +8,20 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from blockcopy_d2.config_key import number
+from blockcopy_d2.config_key import choice, number
 
 from .addresses import is_address, redact
 from .clips import FrameReadError
 from .image_folder import IMAGE_EXTENSIONS, ImageFolder
 from .pictures import as_picture
 from .read_ahead import call_aside
+from .torchcodec_video import DECODERS, choose_decoder
 from .video_decoding import DecodedVideo
 from .video_format import VideoFormat
 
 __all__ = ["FrameSizeError", "OwnFrames", "VideoFormat", "VideoFrames", "open_frames"]
 
+_DECODER = choice(*DECODERS)
 _RATE = number(25.0, least=0, most=1e6, open_ends=True)
 
 
@@ -49,21 +51,28 @@ class VideoFrames:
             :func:`read_ahead`.
     """
 
-    def __init__(self, source, *, default_fps=25.0):
+    def __init__(self, source, *, default_fps=25.0, decoder="pyav", device="cpu"):
         """
         Args:
             source (str, bytes or PathLike): a video file, a camera such as ``/dev/video0``, an
                 address such as ``rtsp://...``, or a folder of images, taken in natural order of
                 their names.
             default_fps (float): rate of sources without one, such as a folder.
+            decoder (str): "pyav"; "torchcodec"; or "auto": torchcodec where it is installed and
+                ``device`` is a GPU that decodes the file. What torchcodec cannot decode as PyAV
+                does is left to PyAV, and the log says why.
+            device (torch.device or str): where torchcodec decodes. Frames of a GPU are tensors,
+                uint8 (H, W, 3), BGR, and stay there.
 
         Raises:
+            ImportError: torchcodec is asked for by name, and is missing; names the extra.
             FileNotFoundError: ``source`` does not exist, or the folder holds no image.
             ValueError: ``source`` is not a video, or ``default_fps`` is not a rate.
             FrameReadError: its first frame cannot be decoded.
         """
         source = os.fsdecode(source)
         default_fps = _RATE.check("default_fps", default_fps)
+        decoder = _DECODER.check("decoder", decoder)
         if not os.path.exists(source) and not is_address(source):
             raise FileNotFoundError(
                 f"{redact(source)} does not exist; expected a video or a folder."
@@ -79,6 +88,8 @@ class VideoFrames:
         first = call_aside(self._reader.probe)
         if first is None:
             raise FrameReadError(self.source, self.name, 0, "no frame can be decoded")
+        if not images:
+            self._reader = choose_decoder(self._reader, first, decoder, torch.device(device))
         self.height, self.width = first.shape[:2]
         self.video_format = self._reader.format
         self.fps = float(self.video_format.fps)
@@ -130,13 +141,14 @@ class VideoFrames:
             yield image, seconds, found
 
 
-def open_frames(source):
+def open_frames(source, *, decoder="pyav", device="cpu"):
     """
     Args:
         source (str, PathLike, int or iterable): a source of :class:`VideoFrames`, the number of a
             camera, or any iterable of BGR arrays, PIL pictures, or tensors on a GPU, see
             :func:`as_picture`. Frames of an iterable are copied one by one, on their device, since
             it may reuse the memory of a frame for the next.
+        decoder, device: see :class:`VideoFrames`; a VideoFrames stays as it is.
 
     Returns:
         VideoFrames or OwnFrames: an iterable of frames, uint8 (H, W, 3), BGR, with an attribute
@@ -150,7 +162,7 @@ def open_frames(source):
     if isinstance(source, VideoFrames):
         return source
     if isinstance(source, (str, bytes, os.PathLike)):
-        return VideoFrames(source)
+        return VideoFrames(source, decoder=decoder, device=device)
     if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
         raise TypeError(
             f"A video is a path, an address, the number of a camera, or an iterable of frames; not"

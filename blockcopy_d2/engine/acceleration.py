@@ -20,7 +20,14 @@ from .config_merging import merge_overrides, nearest
 from .defaults import complete_config, load_config
 from .runs import build_learner, build_video_model
 
-__all__ = ["accelerate", "build_lazy_model", "load_video_config", "metadata_of", "video_config"]
+__all__ = [
+    "accelerate",
+    "build_lazy_model",
+    "device_of",
+    "load_video_config",
+    "metadata_of",
+    "video_config",
+]
 
 _OPTIONS = {
     **VideoOptions.keys(),
@@ -219,6 +226,20 @@ def metadata_of(cfg):
     return MetadataCatalog.get(names[0]) if names else None
 
 
+def device_of(cfg):
+    """
+    Args:
+        cfg (CfgNode or DictConfig): complete.
+
+    Returns:
+        torch.device: where the model of a config runs on this machine.
+    """
+    if isinstance(cfg, CfgNode):
+        return torch.device(cfg.MODEL.DEVICE)
+    device = torch.device(cfg.get("train", {}).get("device", "cpu"))
+    return device if torch.cuda.is_available() else torch.device("cpu")
+
+
 def build_lazy_model(cfg):
     """
     Args:
@@ -240,7 +261,6 @@ def build_lazy_model(cfg):
     except TypeError as error:
         raise ValueError(f"The model of the LazyConfig cannot be built: {error}") from error
     train = cfg.get("train", {})
-    if train.get("device", "cpu") != "cpu" and torch.cuda.is_available():
-        model.to(train.device)
+    model.to(device_of(cfg))
     WeightsCheckpointer(model).load(train.get("init_checkpoint", ""))
     return model

@@ -5,9 +5,11 @@ import contextlib
 import math
 
 from blockcopy_d2.data import FrameReadError, redact_words
+from blockcopy_d2.data.torchcodec_video import DECODERS
 
 __all__ = [
     "add_config_arguments",
+    "add_decoder_argument",
     "add_live_arguments",
     "add_motion_argument",
     "count",
@@ -57,6 +59,23 @@ def without_secrets(parser):
     end = parser.error
     parser.error = lambda message: end(redact_words(message))
     return parser
+
+
+def add_decoder_argument(parser):
+    """
+    Add ``--decoder``.
+
+    Args:
+        parser (ArgumentParser):
+    """
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="auto",
+        help="what decodes video files: PyAV, or torchcodec, on the GPU of the model if there is"
+        " one (pip install 'blockcopy-d2[gpu-decode]'). auto: torchcodec if it is installed and"
+        " the GPU decodes the file (%(default)s)",
+    )
 
 
 def add_live_arguments(parser):

@@ -49,6 +49,7 @@ class VideoJob:
         track: bool = False,
         max_frames: int | None = None,
         keep_learning: bool = False,
+        decoder: str = "pyav",
     ) -> None:
         """
         Args:
@@ -62,10 +63,11 @@ class VideoJob:
             keep_learning (bool): the policy goes on learning from video to video. Default: each
                 video starts with the policy that the predictor has now, so that its results do not
                 depend on what was run before, on how many processes there are, or on a restart.
+            decoder (str): see :meth:`VideoPredictor.stream`.
         """
         self._predictor, self._folder = predictor, folder
         self._metadata, self._threshold, self._track = metadata, threshold, track
-        self._max_frames = max_frames
+        self._max_frames, self._decoder = max_frames, decoder
         self._start = None if keep_learning else PolicyStart(predictor)
 
     def __call__(
@@ -105,7 +107,8 @@ class VideoJob:
         return record
 
     def _run(self, task, record, start, progress):
-        video = VideoFrames(task.source)
+        device = self._predictor.model.device
+        video = VideoFrames(task.source, decoder=self._decoder, device=device)
         if video.live and self._max_frames is None:
             raise ValueError("It is live and has no end: give --max-frames.")
         if self._start is not None:

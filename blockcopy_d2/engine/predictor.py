@@ -246,7 +246,12 @@ class VideoPredictor:
         return self._tick([picture], [vectors], self._stream, self._policies[:1])[0]
 
     def stream(
-        self, source: Source, *, fps: float | None = None, reconnect: float = math.inf
+        self,
+        source: Source,
+        *,
+        fps: float | None = None,
+        reconnect: float = math.inf,
+        decoder: str = "pyav",
     ) -> Iterator[tuple[np.ndarray, FrameResult]]:
         """
         Run a video from its first frame, decoded on a thread of its own, in constant memory. If the
@@ -267,6 +272,9 @@ class VideoPredictor:
                 live source by the time at which its frames come. None: all of them.
             reconnect (float): seconds for which a live source that was lost is tried again; after
                 them the loss is an error. Default: without an end. 0: not at all.
+            decoder (str): of video files: "pyav", "torchcodec", or "auto": torchcodec where it is
+                installed and the GPU of the model decodes the file. Frames that a GPU decodes stay
+                there: they are tensors.
 
         Yields:
             tuple[ndarray or Tensor, FrameResult]: a frame, uint8 (H, W, 3), BGR, and its result.
@@ -281,7 +289,7 @@ class VideoPredictor:
             state = self.model.init_state()
         try:
             state.reset()
-            feeds = self._feeds([source], [fps], reconnect)
+            feeds = self._feeds([source], [fps], reconnect, decoder)
             with contextlib.closing(self._run(feeds, state, self._policies[:1])) as ticks:
                 for ((image, result),) in ticks:
                     yield image, result
@@ -296,6 +304,7 @@ class VideoPredictor:
         own_policies: bool = False,
         fps: float | Sequence[float | None] | None = None,
         reconnect: float = math.inf,
+        decoder: str = "pyav",
     ) -> Iterator[list[tuple[np.ndarray, FrameResult] | None]]:
         """
         Run several videos of one size together, a frame of each at a time. Cameras do not wait
@@ -306,7 +315,7 @@ class VideoPredictor:
             own_policies (bool): every video learns a policy for itself, all from that of the
                 model, which stays as it is. Default: they learn that one together.
             fps (float, sequence or None): see :meth:`stream`; one for all videos or one for each.
-            reconnect (float): see :meth:`stream`.
+            reconnect, decoder: see :meth:`stream`.
 
         Yields:
             list[tuple[ndarray, FrameResult] or None]: of every video; None where it has ended, or
@@ -335,16 +344,16 @@ class VideoPredictor:
             self._policies = [*self._policies, *policies]
         own = [policy for policy, _ in policies] if own_policies else None
         try:
-            feeds = self._feeds(sources, rates, reconnect)
+            feeds = self._feeds(sources, rates, reconnect, decoder)
             yield from self._run(feeds, StreamBatch(len(sources), policies=own), policies)
         finally:
             if own_policies:
                 self._policies = [p for p in self._policies if not any(p is q for q in policies)]
 
-    def _feeds(self, sources, rates, reconnect):
+    def _feeds(self, sources, rates, reconnect, decoder):
         """Yields what each source is read by, on a thread of its own."""
         for source, fps in zip(sources, rates, strict=True):
-            frames = open_frames(source)
+            frames = open_frames(source, decoder=decoder, device=self.model.device)
             if isinstance(frames, OwnFrames) and self._sends:
                 frames.copy = self._uploader_now().copy
             yield FrameFeed(
