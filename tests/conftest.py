@@ -20,8 +20,8 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def seeded():
     """
-    Every test starts from the same seeds, whichever tests ran before it, and is told again what is
-    said once in a process.
+    Every test starts from the same seeds, regardless of earlier tests, and sees log lines that
+    appear once per process.
     """
     logger._LOG_COUNTER.clear()
     random.seed(0)

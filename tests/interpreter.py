@@ -1,4 +1,4 @@
-"""Triton's interpreter, without what it does and no test sees."""
+"""Triton's interpreter without work that no test sees."""
 
 import dataclasses
 

@@ -1,4 +1,6 @@
-"""The dense rival computes what Detectron2 does, and is the fastest of the ways it was tried in."""
+"""
+The dense rival computes the same as Detectron2, and is the fastest of the ways that were tried.
+"""
 
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_the_fastest_way_wins(model, images, monkeypatch, capsys):
     dense = BestDense(model, images[:1], torch.float32, modes=("default", "max"))
     assert dense.how == "torch.compile default" and dense.network_ms == ways
     assert [options["mode"] for options in compiled] == ["default", "max"]
-    # What does not compile as a whole, or again and again, must not run eagerly without a word.
+    # Code that does not compile as a whole, or too often, must not run eagerly in silence.
     assert all(options["fullgraph"] and not options["dynamic"] for options in compiled)
     assert capsys.readouterr().out.count("torch.compile") == 2
 

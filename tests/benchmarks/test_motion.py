@@ -1,4 +1,4 @@
-"""The benchmark of motion runs on a CPU, and times what it says."""
+"""The benchmark of motion runs on a CPU, and times its steps."""
 
 import json
 

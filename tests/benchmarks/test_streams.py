@@ -1,4 +1,4 @@
-"""The benchmark of streams, on a model and a device that are small."""
+"""The benchmark of streams, on a small model and a CPU."""
 
 import pytest
 import torch

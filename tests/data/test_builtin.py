@@ -1,4 +1,4 @@
-"""Data sets that are registered under a name, and are not there."""
+"""Data sets that are registered but not on disk."""
 
 import json
 import os

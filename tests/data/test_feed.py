@@ -1,4 +1,4 @@
-"""Frames at a rate, and on after a lost camera."""
+"""Frames at a rate, and reconnection after a camera was lost."""
 
 import contextlib
 import itertools
@@ -57,7 +57,7 @@ def take(feed, number):
 
 
 def test_a_lost_camera_is_found_again(caplog):
-    """However it was lost; times go on, vectors do not, and the log names no secret."""
+    """For all kinds of losses: times continue, vectors do not, and the log names no secret."""
     refused = ValueError("rtsp://***@host/door cannot be read as a video: Connection refused")
     late = OSError("open failed: http://u:s3cret@host/x?token=s3cret")
     source = Source((3, broken()), (0, refused), (0, late), (2, None), (1000, None))
@@ -100,7 +100,7 @@ def test_another_size_is_no_loss():
 
 
 def test_a_source_that_breaks_at_once_is_not_pestered(monkeypatch):
-    """Pauses double whether or not there was a frame, until a connection holds."""
+    """Pauses double with or without a frame, until a connection holds."""
     pauses = []
     monkeypatch.setattr(feed_module, "_SHORTEST_PAUSE", 1.0)
     monkeypatch.setattr(feed_module, "_LONGEST_PAUSE", 5.0)

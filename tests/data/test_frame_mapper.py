@@ -1,4 +1,4 @@
-"""Frames on a device become what Detectron2 makes of them on the host, bit for bit."""
+"""Frames on a device are mapped as Detectron2 maps them on the host, bit for bit."""
 
 import numpy as np
 import pytest

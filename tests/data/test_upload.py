@@ -1,4 +1,4 @@
-"""Pictures sent to a device arrive as they were, whatever becomes of the memory they came from."""
+"""Pictures sent to a device arrive unchanged, even if their memory is overwritten."""
 
 import threading
 

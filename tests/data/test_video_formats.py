@@ -1,4 +1,4 @@
-"""Videos as they are meant to look and to be timed: orientation, colours, clock, pixel shape."""
+"""Videos look right and keep their times: orientation, colours, clock, pixel shape."""
 
 import struct
 from fractions import Fraction

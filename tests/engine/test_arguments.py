@@ -1,4 +1,4 @@
-"""Arguments as people pass them: numbers of any library are taken, everything else is named."""
+"""Arguments as people pass them: numbers of any library are accepted, everything else is named."""
 
 import math
 

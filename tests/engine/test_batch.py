@@ -1,4 +1,4 @@
-"""Batches: results are kept, whatever ends a run, and no video is run twice."""
+"""Batches: results are kept no matter how a run ends, and no video is run twice."""
 
 import json
 import os

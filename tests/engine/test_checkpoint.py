@@ -395,7 +395,7 @@ def test_secrets_of_an_address_of_weights_are_not_told():
 
 
 class TestResuming:
-    """The folder of a run, whatever ended it."""
+    """The folder of a run that ended in any way."""
 
     @pytest.fixture
     def checkpointer(self, tmp_path):

@@ -36,7 +36,7 @@ def output(tmp_path):
 
 @pytest.fixture
 def at_frame(monkeypatch):
-    """Has something happen within a frame, once."""
+    """Makes something happen within a frame, once."""
 
     def install(frame, happen):
         run_step = EvaluationLoop.run_step

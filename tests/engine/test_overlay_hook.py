@@ -1,4 +1,4 @@
-"""The video of a run: clips of several sizes in one, and what becomes of it when the run ends."""
+"""The video of a run: clips of several sizes in one file, and the file after the run ends."""
 
 import contextlib
 from types import SimpleNamespace

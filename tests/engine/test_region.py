@@ -1,4 +1,4 @@
-"""Regions: blocks that always, never, or at the policy's will run."""
+"""Regions: blocks that always run, never run, or run if the policy picks them."""
 
 import numpy as np
 import pytest

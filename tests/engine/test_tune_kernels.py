@@ -1,4 +1,4 @@
-"""The tuning command finds the launches of a network; what it measures needs a GPU."""
+"""The tuning command finds the launches of a network. (Measuring needs a GPU.)"""
 
 from types import SimpleNamespace
 

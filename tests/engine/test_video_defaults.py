@@ -1,5 +1,7 @@
-"""Defaults of videos of one's own: what is copied moves, and the policy is ExpectedGain; configs of
-the paper copy in place, under the policy that it describes."""
+"""
+Defaults for users' own videos: copied features move, and the policy is ExpectedGain. Configs of the
+paper copy in place and have the paper's policy.
+"""
 
 import importlib.util
 from pathlib import Path

@@ -170,7 +170,7 @@ def warm_until_stopped(dataset, opts, output_dir):
 
 
 def disturb(happen, frame=2):
-    """Have something happen within a frame of the second process, once."""
+    """Makes something happen within a frame of the second process, once."""
     run_step = EvaluationLoop.run_step
 
     def step(loop):

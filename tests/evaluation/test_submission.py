@@ -1,6 +1,6 @@
 """
-Results for the Cityscapes benchmark: what is in the zip files, and that cityscapesscripts' own
-command line scores them as the evaluators do.
+Results for the Cityscapes benchmark: the content of the zip files, which cityscapesscripts' own
+command line scores as the evaluators do.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Asks another process, that does not interpret, what a module's launches compile to."""
+"""Compiles a module's launches in another process, which does not interpret kernels."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Launches: what is bound to them, what a call adds, and what a process that compiles is told."""
+"""Launches: bound arguments, arguments of a call, and signatures for a process that compiles."""
 
 import pickle
 

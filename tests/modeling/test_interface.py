@@ -107,7 +107,7 @@ def test_other_calls_have_no_state():
         expected = {"instances": instances, "sem_seg": sem_seg}
         assert_same(expected, {"instances": others, "sem_seg": other}, tolerance=1e-6)
     assert len(model.streams) == 1
-    # No block is executed: the frame is as the stream left it.
+    # No block is executed: the output is that of the last frame.
     assert_same(before, model(inputs[1:2])[0], tolerance=0)
 
 

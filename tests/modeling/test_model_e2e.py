@@ -1,6 +1,6 @@
 """
-Inputs that are hard on a detector, from end to end: an accelerated model answers as Detectron2's
-own does, as a still image and as the first frames of a stream.
+Inputs that are hard for a detector, end to end: an accelerated model has the results of
+Detectron2's own, for still images and for the first frames of a stream.
 """
 
 import copy

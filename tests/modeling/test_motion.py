@@ -1,4 +1,4 @@
-"""Frames of a model with motion: what moves, when, and what stays as it was without."""
+"""Frames of a model with motion: the parts that move, and those that stay."""
 
 import math
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ BLOCK, SIZE, CELL = 64, (128, 192), 16
 
 
 class TaggedMotion:
-    """An estimator that is told: the upper left pixels of a frame say how far it has moved."""
+    """An estimator that reads the motion from the upper left pixels of a frame."""
 
     cell_size = CELL
 
@@ -109,7 +109,7 @@ def test_frame_state_and_output_move_with_the_picture(model):
 
 
 def test_output_moves_between_executed_frames(model):
-    """A network that runs every second frame shows what it saw where it is by now."""
+    """A network that runs every second frame shows its detections at their present places."""
     model.policy = EveryKthFrame(period=2)
     frames = clip([(16, 16), (0, 0)])
     stream = model.init_state()
@@ -214,7 +214,7 @@ def test_cells_fit_blocks(pair):
 
 @pytest.mark.parametrize("name", ["DISFlow", "BlockMatching"])
 def test_models_built_from_a_config_follow_a_picture(name):
-    """A camera that pans: nothing runs, and what is seen is where it is by now."""
+    """A camera that pans: nothing runs, and detections are at their present places."""
     model, _ = build_pair(
         "semantic",
         "MODEL.BLOCKCOPY.MOTION.NAME", name,

@@ -1,6 +1,6 @@
 """
-One model, whatever happens around its frames: threads, weights that change, frames that fail,
-other sizes, inference mode.
+One model under everything that may happen around its frames: threads, weights that change, frames
+that fail, other sizes, inference mode.
 """
 
 import copy
@@ -29,7 +29,7 @@ def pair():
 
 @pytest.fixture
 def model(pair):
-    """With a policy that executes nothing: what is executed all the same stands out."""
+    """With a policy that executes nothing, so that other executed blocks stand out."""
     model, policy = pair[0], pair[0].policy
     model.policy = NoBlocks()
     weights = copy.deepcopy(model.state_dict())

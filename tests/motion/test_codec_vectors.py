@@ -180,7 +180,7 @@ def test_vectors_of_another_size_are_refused():
 
 
 def test_vectors_that_are_not_finite_count_as_none():
-    """Also where the picture changed so much that anything would be better than staying."""
+    """Even if the picture changed so much that anything would be better than staying."""
     estimator = CodecVectors(fallback=BlockMatching())
     before = estimator.features(torch.zeros(1, 3, 64, 64))
     codec = np.full((2, 4, 4), np.inf, np.float32)

@@ -84,7 +84,7 @@ def test_masks_of_several_streams():
 
 
 def test_policy_motion_takes_them_where_they_run(plain, monkeypatch):
-    """The work of a captured frame on a GPU, on whatever device there is."""
+    """The work of a captured frame on a GPU, on any device."""
     field = field_of(4, 16)
     x, masks = torch.randn(1, 3, *SIZE, device=DEVICE), torch.rand(2, *SIZE, device=DEVICE) < 0.5
     options = {"cell_size": 16, "stride": 4.0, "size": SIZE}

@@ -1,4 +1,4 @@
-"""Small Faster and Mask R-CNNs that detect a lot, with what Detectron2 itself makes of an image."""
+"""Small Faster and Mask R-CNNs that detect a lot, with Detectron2's own results."""
 
 import math
 from dataclasses import dataclass

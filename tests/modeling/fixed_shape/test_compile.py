@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs it is meant for, without one."""
+"""Every kernel compiles for its GPUs, on a machine without one."""
 
 import pytest
 

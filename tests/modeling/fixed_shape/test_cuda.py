@@ -1,4 +1,4 @@
-"""StaticRCNN on CUDA: Detectron2's results, no host that waits, and a CUDA graph of it."""
+"""StaticRCNN on CUDA: it has Detectron2's results, never waits, and can be a CUDA graph."""
 
 import copy
 

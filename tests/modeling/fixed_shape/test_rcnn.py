@@ -1,4 +1,4 @@
-"""StaticRCNN gives what Detectron2's own second stage gives, on any device."""
+"""StaticRCNN has the results of Detectron2's own second stage, on any device."""
 
 from pathlib import Path
 

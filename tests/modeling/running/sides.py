@@ -1,4 +1,4 @@
-"""A clip run in two ways, operator by operator and as graphs, and what is to be the same."""
+"""Runs a clip in two ways, operator by operator and as graphs, and compares the results."""
 
 import pytest
 import torch
@@ -17,8 +17,10 @@ SIZE, BLOCK = (128, 256), 64
 
 
 class Side:
-    """One of the two ways to run a clip: the small Mask R-CNN, or a network by its config and what
-    makes it small."""
+    """
+    One of the two ways to run a clip: with the small Mask R-CNN, or a network by its config and
+    overrides that make it small.
+    """
 
     def __init__(self, folder, built, device, *opts, graph, learns=True, network=None):
         opts = [*opts, "MODEL.BLOCKCOPY.CUDA_GRAPH", graph, "MODEL.DEVICE", device]
@@ -82,7 +84,7 @@ def panning_clip(device, vectors, size=SIZE, seed=0):
         yield image.to(torch.uint8).to(device)
 
 
-# What the learner tells, and how far it may be off. Scores and the gain differ by their rounding.
+# Values that the learner reports, and their tolerance. Scores and the gain differ by rounding.
 TOLD = {
     "gain": 0.02,
     "reward": 0.02,
@@ -92,8 +94,8 @@ TOLD = {
     "loss": 0.2,
     "skipped_updates": 0,
 }
-# What an update makes of the weights is compared by the sum of all differences: a rectifier that
-# rounding turns on or off changes a few gradients by much.
+# Updated weights are compared by the sum of all differences, since a rectifier that rounding turns
+# on or off changes a few gradients by much.
 UPDATE_SHARE = 0.1
 
 

@@ -1,6 +1,6 @@
 """
-A batch of streams as one graph: what its streams are one by one, whoever joins, leaves, cuts or
-misses a frame. On a CPU the same functions are called instead of replayed.
+A batch of streams as one graph has the results of its streams one by one, when streams join, leave,
+cut or miss a frame. On a CPU the same functions are called instead of replayed.
 """
 
 import copy

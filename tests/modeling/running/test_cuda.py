@@ -1,4 +1,4 @@
-"""Frames as CUDA graphs: that they are replayed, wait for nothing and share nothing."""
+"""Frames as CUDA graphs are replayed, wait for nothing and share nothing."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion):
 
 @pytest.mark.parametrize("own", [False, True], ids=["one-policy", "one-each"])
 def test_a_warm_batch_never_waits_and_captures_nothing_anew(folder, built, own, monkeypatch):
-    """Whoever joins, leaves, cuts or misses a frame."""
+    """When streams join, leave, cut or miss a frame."""
     motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching", "MODEL.BLOCKCOPY.SCENE_CUT", 0.2)
     graph = Side(folder, built, "cuda", *motion, graph=True)
     batch, learner = graph.model.init_state(4, own_policies=own), graph.learner

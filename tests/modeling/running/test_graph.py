@@ -1,6 +1,6 @@
 """
-Frames as graphs give what they give operator by operator, and teach the policy the same. On a CPU
-the same functions are called instead of replayed.
+Frames as graphs have the results of frames run operator by operator, and teach the policy the same.
+On a CPU the same functions are called instead of replayed.
 """
 
 import copy

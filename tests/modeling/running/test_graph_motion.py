@@ -1,6 +1,6 @@
 """
-Frames with motion as graphs: what they give operator by operator. On a CPU the same functions are
-called instead of replayed.
+Frames with motion as graphs have the results of frames run operator by operator. On a CPU the same
+functions are called instead of replayed.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Frames say what they cost, whichever way they are run; watching changes nothing."""
+"""Frames report their cost for all ways to run them; counting changes nothing."""
 
 import threading
 

@@ -1,4 +1,7 @@
-"""Networks other than Mask R-CNN as graphs: what they give operator by operator, learned alike."""
+"""
+Networks other than Mask R-CNN as graphs: the results and the learning are those of frames run
+operator by operator.
+"""
 
 import pytest
 import torch
@@ -42,7 +45,7 @@ def test_a_clip(folder, built, device, network):
 
 @pytest.mark.parametrize("network", ["swiftnet-18", "deeplab-global", "csp"], indirect=True)
 def test_padding_and_outputs_of_another_size(folder, built, device, network):
-    """The output is scaled to the size that is asked for, whatever the network was given."""
+    """The output is scaled to the requested size, for any size of the input."""
     policy = ("MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
     pair = sides(folder, built, device, *policy, network=NETWORKS[network])
     for image in clip(device, 4, size=(100, 230)):

@@ -1,4 +1,4 @@
-"""Outputs are made when they are read, at any time, with the masks that they would have had."""
+"""Outputs are computed when they are read, at any time, with the right masks."""
 
 import pytest
 import torch

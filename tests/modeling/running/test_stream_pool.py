@@ -1,4 +1,4 @@
-"""Videos by their id: those that come together are a batch, in which each has a slot for life."""
+"""Videos by their id: those that come together form a batch, in which each keeps its slot."""
 
 import pytest
 import torch
