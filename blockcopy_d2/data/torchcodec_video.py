@@ -126,7 +126,9 @@ class TorchcodecVideo:
         return None
 
     def read(self, *, vectors=False):
-        """As :meth:`VideoFrames.read`. On a GPU frames are tensors, uint8 (H, W, 3), BGR, there."""
+        """
+        See :meth:`VideoFrames.read`. On a GPU, frames are tensors there, uint8 (H, W, 3), BGR.
+        """
         if vectors:
             # Only PyAV tells them.
             yield from self._video.read(vectors=True)

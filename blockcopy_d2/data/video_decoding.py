@@ -31,7 +31,7 @@ class DecodedVideo:
         format (VideoFormat or None): None before :meth:`probe`, as the next two.
         num_frames (int or None): None where the source does not tell.
         live (bool): whether it goes on without being read.
-        stream_index (int): of the video within the file.
+        stream_index (int): index of the video stream within the file.
         peculiarity (str or None): what a decoder that knows less than this one shows otherwise.
     """
 

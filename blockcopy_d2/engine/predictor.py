@@ -272,9 +272,9 @@ class VideoPredictor:
                 live source by the time at which its frames come. None: all of them.
             reconnect (float): seconds for which a live source that was lost is tried again; after
                 them the loss is an error. Default: without an end. 0: not at all.
-            decoder (str): of video files: "pyav", "torchcodec", or "auto": torchcodec where it is
-                installed and the GPU of the model decodes the file. Frames that a GPU decodes stay
-                there: they are tensors.
+            decoder (str): decoder of video files: "pyav", "torchcodec", or "auto": torchcodec where
+                it is installed and the GPU of the model decodes the file. Frames that a GPU decodes
+                stay there: they are tensors.
 
         Yields:
             tuple[ndarray or Tensor, FrameResult]: a frame, uint8 (H, W, 3), BGR, and its result.

@@ -11,7 +11,7 @@ from tests.results.test_rows import found
 
 
 class Detections:
-    """As supervision's, as far as it is used."""
+    """The part of supervision's class that is used."""
 
     def __init__(self, xyxy, confidence, data, tracker_id=None):
         self.xyxy, self.confidence, self.data, self.tracker_id = xyxy, confidence, data, tracker_id
