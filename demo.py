@@ -53,9 +53,12 @@ from blockcopy_d2.engine.arguments import (
     add_decoder_argument,
     add_live_arguments,
     add_motion_argument,
+    add_region_arguments,
+    add_track_argument,
     drawn_cell_size,
     errors_end_the_program,
     fraction,
+    has_region,
     positive,
     without_secrets,
 )
@@ -69,9 +72,16 @@ from blockcopy_d2.engine.outputs import (
     weight_files,
 )
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
+from blockcopy_d2.engine.region import Region
 from blockcopy_d2.engine.stream_counts import StreamCounts
 from blockcopy_d2.evaluation import InstanceAgreement
 from blockcopy_d2.modeling import check_compiled_operators, read_whole
+from blockcopy_d2.results import (
+    ResultsWriteError,
+    VideoResults,
+    check_results_path,
+    check_tracking,
+)
 from blockcopy_d2.visualization import (
     VideoWriteError,
     VideoWriter,
@@ -108,7 +118,7 @@ def get_parser():
         type=fraction,
         default=0.5,
         metavar="SCORE",
-        help="minimum score of the instances to show (%(default)s)",
+        help="minimum score of the instances to show, and to write with --results (%(default)s)",
     )
     parser.add_argument(
         "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
@@ -120,6 +130,14 @@ def get_parser():
         action="store_true",
         help="run the dense model beside, on the same frames, and tell how far its output is",
     )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="write what is found as data: COCO's result format (.json), a table (.parquet), or"
+        " with --track tracks (.ytvis.json); see docs/batch.md",
+    )
+    add_track_argument(parser)
+    add_region_arguments(parser)
     add_motion_argument(parser)
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames"
@@ -299,6 +317,12 @@ class VideoRun:
         self.threshold = args.confidence_threshold
         self.metadata = metadata_of(cfg)
         self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
+        if has_region(args):
+            if args.dense:
+                raise ValueError("--area, --always and --never are of blocks: leave --dense out.")
+            region = {"area": args.area, "always": args.always, "never": args.never}
+            Region(**region).check((self.video.height, self.video.width))
+            self.blockcopy.predictor.set_region(**region)
         self.cell_size = drawn_cell_size(args, self.blockcopy and self.blockcopy.predictor.model)
         self.dense = self.agreement = None
         if args.dense or args.compare_dense:
@@ -309,13 +333,14 @@ class VideoRun:
         self._executed = 0.0
         self._counts, self._metrics = StreamCounts(), None
 
-    def run(self, writer, metrics=None):
+    def run(self, writer, metrics=None, results=None):
         """
         Run the frames until the video ends, breaks or is interrupted.
 
         Args:
             writer (VideoWriter or None): writes the drawn frames.
             metrics (StreamMetrics or None): where to count them.
+            results (VideoResults or None): writes what was found.
 
         Returns:
             FrameReadError or None: the error that ended the video.
@@ -340,7 +365,9 @@ class VideoRun:
                 for frame in progress:
                     self._counts.advance(frame, decoded.dropped)
                     self.dropped = decoded.dropped
-                    draw = self._step(frame)
+                    output, draw = self._step(frame)
+                    if results:
+                        results.add(output, frame.seconds)
                     if writer:
                         writer.write(draw(), frame.seconds)
                     progress.set_postfix_str(self._postfix(), refresh=False)
@@ -355,12 +382,13 @@ class VideoRun:
         return ", ".join(parts)
 
     def _step(self, frame):
-        """Runs one frame and returns a function that draws it."""
+        """Runs one frame; returns its output, and a function that draws it."""
         image = frame.image
         expected = self.dense(_on_host(image)) if self.dense else None
         if self.blockcopy is None:
             self.frames += 1
-            return lambda: self._draw(image, expected, self.dense.seconds, "dense")
+            seconds = self.dense.seconds
+            return expected, lambda: self._draw(image, expected, seconds, "dense")
         if self._counts.reconnects:
             # Nothing is known of what happened meanwhile.
             self.blockcopy.predictor.reset()
@@ -375,7 +403,7 @@ class VideoRun:
         self.frames += 1
         if self.agreement:
             self.agreement.process([expected], [result.output])
-        return lambda: self._draw(
+        return result.output, lambda: self._draw(
             image,
             result.output,
             self.blockcopy.seconds,
@@ -383,6 +411,7 @@ class VideoRun:
             active=result.grid.active[0].cpu(),
             block_size=result.grid.block_size,
             scale=result.scale,
+            region=result.region,
             **self._motion_of(result),
         )
 
@@ -429,6 +458,35 @@ class VideoRun:
         return tabulate(table, headers="keys", disable_numparse=True, stralign="right")
 
 
+def check_results(args):
+    """Raises ImportError, OSError or ValueError where --results could not be written in the end."""
+    if args.track and not args.results:
+        raise ValueError("--track is for what --results FILE writes.")
+    if not args.results:
+        return
+    if args.input:
+        raise ValueError("--results is for --video-input; pictures have no frames.")
+    if args.track:
+        check_tracking()
+    check_results_path(args.results, tracks=args.track)
+    check_output(args.results)
+    if args.output:
+        refuse_shared_outputs({"--output": args.output, "--results": args.results})
+
+
+def results_of(args, job):
+    """VideoResults or a context of None: where to write what is found."""
+    if not args.results:
+        return contextlib.nullcontext()
+    return VideoResults(
+        args.results,
+        fps=min(job.video.fps, args.fps or job.video.fps),
+        metadata=job.metadata,
+        threshold=args.confidence_threshold,
+        track=args.track,
+    )
+
+
 def main():
     args = get_parser().parse_args()
     set_up_logs()
@@ -437,11 +495,15 @@ def main():
         if args.output and not args.input:
             check_video_path(args.output)
             check_output(args.output)
-            refuse_overwriting(args.output, [CAMERA if args.webcam else args.video_input])
+        check_results(args)
+        outputs = [*targets.values(), *filter(None, (args.output, args.results))]
+        if not args.input:
+            for output in outputs:
+                refuse_overwriting(output, [CAMERA if args.webcam else args.video_input])
         cfg = load_video_config(
             args.config_file, args.opts, target=args.target, enabled=not args.dense
         )
-        for output in targets.values() or filter(None, [args.output]):
+        for output in targets.values() or outputs:
             refuse_overwriting(output, [args.config_file, *weight_files(cfg)])
         if args.input:
             return run_pictures(args, cfg, targets)
@@ -453,9 +515,13 @@ def main():
             fps = min(video.fps, args.fps or video.fps)
             writer = VideoWriter(args.output, fps, format=video.video_format)
     try:
-        with metrics or contextlib.nullcontext(), writer or contextlib.nullcontext():
-            broken = job.run(writer, metrics)
-    except VideoWriteError as error:
+        with (
+            metrics or contextlib.nullcontext(),
+            writer or contextlib.nullcontext(),
+            results_of(args, job) as results,
+        ):
+            broken = job.run(writer, metrics, results)
+    except (ResultsWriteError, VideoWriteError) as error:
         raise SystemExit(f"error: {error}") from error
     if job.frames:
         dropped = f" and {job.dropped} dropped" if job.dropped else ""
@@ -463,6 +529,8 @@ def main():
         print(job.report())
     if writer and writer.frames:
         print(f"\nWrote {writer.frames} frames to {args.output}")
+    if results:
+        print(f"\nWrote {results.rows} rows to {args.results}")
     if broken:
         raise SystemExit(f"error: {broken}")
 

@@ -36,8 +36,11 @@ from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
     add_decoder_argument,
+    add_region_arguments,
+    add_track_argument,
     errors_end_the_program,
     fraction,
+    has_region,
     positive,
     without_secrets,
 )
@@ -91,12 +94,8 @@ def get_parser():
     parser.add_argument(
         "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
     )
-    parser.add_argument(
-        "--track",
-        action="store_true",
-        help="give objects ids that last from frame to frame, by ByteTrack: pip install"
-        " 'blockcopy-d2[track]'",
-    )
+    add_track_argument(parser)
+    add_region_arguments(parser)
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after that many frames of a video"
     )
@@ -201,7 +200,10 @@ class BatchRun:
             "keep_learning": self._args.keep_learning,
             "decoder": self._args.decoder,
         }
-        build = functools.partial(build_job, self._cfg, self._folder, options)
+        args, region = self._args, None
+        if has_region(args):
+            region = {"area": args.area, "always": args.always, "never": args.never}
+        build = functools.partial(build_job, self._cfg, self._folder, region, options)
         workers = min(self._args.workers, len(self._pending))
         if workers > 1:
             run_in_workers(
@@ -280,11 +282,12 @@ class BatchRun:
         }
 
 
-def build_job(cfg, folder, options, number):
+def build_job(cfg, folder, region, options, number):
     """
     Args:
         cfg (CfgNode or DictConfig):
         folder (BatchFolder):
+        region (dict or None): arguments of :meth:`VideoPredictor.set_region`.
         options (dict): arguments of :class:`VideoJob`.
         number (int): number of the process; GPUs are dealt out in turn.
 
@@ -294,7 +297,10 @@ def build_job(cfg, folder, options, number):
     gpus = torch.cuda.device_count()
     if gpus > 1:
         torch.cuda.set_device(number % gpus)
-    return VideoJob(VideoPredictor(cfg), folder, **options)
+    predictor = VideoPredictor(cfg)
+    if region is not None:
+        predictor.set_region(**region)
+    return VideoJob(predictor, folder, **options)
 
 
 def settings_of(cfg, args):
@@ -314,6 +320,7 @@ def settings_of(cfg, args):
     for path in filter(None, weight_files(cfg)):
         settings[f"content of {redact(path)}"] = _digest(path)
     names = ("format", "confidence_threshold", "track", "max_frames", "keep_learning", "decoder")
+    names += ("area", "always", "never")
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     return json.loads(json.dumps(settings, default=_name))
 

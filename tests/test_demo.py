@@ -2,6 +2,7 @@ import contextlib
 import errno
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shutil
@@ -519,3 +520,58 @@ def test_bad_arguments_are_refused(run, clip, args, capsys):
     error = capsys.readouterr().err
     assert args[0] in error if args else "--video-input" in error
     assert "s3cret" not in error
+
+
+def test_results_are_written_as_data(run, clip, tmp_path, capsys):
+    results = tmp_path / "clip.json"
+    run("--video-input", clip, "--results", results, "--max-frames", 3)
+    rows = json.loads(results.read_text())
+    assert {row["image_id"] for row in rows} == {0, 1, 2} and rows[0]["segmentation"]["counts"]
+    assert sorted({row["time"] for row in rows}) == pytest.approx([0, 1 / 12, 2 / 12], abs=1e-5)
+    assert all(row["score"] >= 0.05 for row in rows)
+    assert f"Wrote {len(rows)} rows to {results}" in capsys.readouterr().out
+
+
+def test_interrupt_leaves_whole_results(run, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.VideoFrames, "read", broken_after(2, KeyboardInterrupt()))
+    run("--video-input", clip, "--dense", "--results", tmp_path / "clip.json")
+    rows = json.loads((tmp_path / "clip.json").read_text())
+    assert {row["image_id"] for row in rows} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--results", "clip.txt"], "tells no format"),
+        (["--results", "clip.ytvis.json"], "add --track"),
+        (["--results", "clip.mp4.json", "--output", "clip.mp4.json"], "suffix names no video"),
+        (["--results", "missing/clip.json"], "There is no folder"),
+        (["--track"], "--results FILE writes"),
+        (["--dense", "--area", "0,0 9,0 9,9"], "leave --dense out"),
+        (["--area", "0,0 nan,0 9,9"], "not finite"),
+        (["--never", "900,0 990,0 990,99"], "no pixel of the picture"),
+    ],
+)
+def test_results_and_regions_that_cannot_be_say_why(run, clip, monkeypatch, arguments, message):
+    monkeypatch.chdir(clip.parent)
+    with pytest.raises(SystemExit, match=message):
+        run("--video-input", clip, *arguments)
+    assert os.listdir() == ["clip.mp4"]
+
+
+def test_results_do_not_replace_the_video(run, clip):
+    video = clip.rename(clip.with_suffix(".json"))
+    with pytest.raises(SystemExit, match="would be lost"):
+        run("--video-input", video, "--results", video)
+
+
+def test_a_region_is_drawn_and_held(run, clip, tmp_path, capsys):
+    half = ["--area", "80,0 160,0 160,96 80,96", "--always", "100,10 110,10 110,20"]
+    unseen, opts = ["--confidence-threshold", "1"], ["MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks"]
+    run("--video-input", clip, "--output", tmp_path / "out.mp4", *half, *unseen, opts=opts)
+    # 3 of 4 columns of blocks: the second one touches the area.
+    assert cells(capsys.readouterr().out, "BlockCopy")[0] == "75.0%"
+    frame = decode(tmp_path / "out.mp4")[1][3].astype(int)
+    never, free = frame[:90, :40], frame[40:90, 100:150]
+    assert (never.max(axis=2) - never.min(axis=2)).mean() < 8
+    assert (free.max(axis=2) - free.min(axis=2)).mean() > 20

@@ -25,7 +25,7 @@ import torch
 from detectron2.data import Metadata
 
 from blockcopy_d2.data import FrameReadError, VideoFrames, redact, redact_words
-from blockcopy_d2.results import ResultsWriteError, RowMaker, Tracker
+from blockcopy_d2.results import ResultsWriteError
 
 from .batch_folder import BatchFolder, VideoTask
 from .predictor import VideoPredictor
@@ -66,7 +66,7 @@ class VideoJob:
             decoder (str): see :meth:`VideoPredictor.stream`.
         """
         self._predictor, self._folder = predictor, folder
-        self._metadata, self._threshold, self._track = metadata, threshold, track
+        self._options = {"metadata": metadata, "threshold": threshold, "track": track}
         self._max_frames, self._decoder = max_frames, decoder
         self._start = None if keep_learning else PolicyStart(predictor)
 
@@ -114,9 +114,6 @@ class VideoJob:
         if self._start is not None:
             self._start.restore()
 
-        tracker = Tracker(video.fps) if self._track else None
-        rows_of = RowMaker(self._metadata, threshold=self._threshold, tracker=tracker)
-
         def finish():
             record.update(
                 frames=file.frames,
@@ -129,12 +126,12 @@ class VideoJob:
             # whose they are.
             self._folder.write_record(task, record)
 
-        file = self._folder.open_results(task, before_naming=finish)
+        file = self._folder.open_results(task, before_naming=finish, fps=video.fps, **self._options)
         executed = 0.0
         with file, contextlib.closing(self._predictor.stream(video)) as stream:
             for _, result in stream:
                 executed += 0.0 if result.is_first else result.executed
-                file.add(rows_of(result.output, file.frames, result.time), result.time)
+                file.add(result.output, result.time)
                 if progress is not None:
                     progress(file.frames)
                 if file.frames == self._max_frames:

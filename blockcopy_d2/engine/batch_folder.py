@@ -25,7 +25,7 @@ from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import redact
 from blockcopy_d2.data.addresses import is_address, name_of
 from blockcopy_d2.data.image_folder import IMAGE_EXTENSIONS
-from blockcopy_d2.results import FORMATS, ResultsFile
+from blockcopy_d2.results import FORMATS, VideoResults
 
 __all__ = ["BatchFolder", "VideoTask", "find_videos"]
 
@@ -190,19 +190,19 @@ class BatchFolder:
         """
         return os.path.isfile(os.path.join(self.path, task.results))
 
-    def open_results(self, task, *, before_naming):
+    def open_results(self, task, **options):
         """
         Args:
             task (VideoTask):
-            before_naming (callable): see :class:`ResultsFile`.
+            options: those of :class:`VideoResults`.
 
         Returns:
-            ResultsFile: to be entered.
+            VideoResults: to be entered.
         """
         path = os.path.join(self.path, task.results)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.makedirs(self._partial, exist_ok=True)
-        return ResultsFile(path, folder=self._partial, before_naming=before_naming)
+        return VideoResults(path, folder=self._partial, **options)
 
     def forget(self, task):
         """

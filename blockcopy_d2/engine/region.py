@@ -47,6 +47,16 @@ class Region:
     def __bool__(self):
         return any(getattr(self, field.name) is not None for field in dataclasses.fields(self))
 
+    def check(self, picture_size):
+        """
+        Args:
+            picture_size (tuple[int, int]): H, W.
+
+        Raises:
+            ValueError: as of :meth:`blocks`, for a picture of that size.
+        """
+        self.blocks(picture_size, picture_size, block_size=max(picture_size))
+
     def blocks(self, picture_size, input_size, block_size):
         """
         Args:

@@ -3,6 +3,7 @@
 from .formats import FORMATS, ResultsFile, ResultsWriteError, check_results_path, format_of
 from .rows import Categories, RowMaker
 from .tracking import Tracker, check_tracking
+from .video_results import VideoResults
 
 __all__ = [
     "FORMATS",
@@ -11,6 +12,7 @@ __all__ = [
     "ResultsWriteError",
     "RowMaker",
     "Tracker",
+    "VideoResults",
     "check_results_path",
     "check_tracking",
     "format_of",

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from blockcopy_d2.modeling import proposal_instances
 
+from .blocks import draw_region, tint_blocks
 from .motion_field import draw_motion
 
 __all__ = ["draw_frame", "found_instances", "pixel_classes"]
@@ -22,11 +23,6 @@ __all__ = ["draw_frame", "found_instances", "pixel_classes"]
 _LABEL_THRESHOLD = 0.5
 _MASK_ALPHA = 0.4
 _CLASS_ALPHA = 0.55
-# BGR
-_TINT = np.array([60, 190, 255], dtype=np.float32)
-_TINT_ALPHA = 0.2
-_OUTLINE_ALPHA = 0.85
-_SKIPPED_BRIGHTNESS = 0.82
 # Class colours, matplotlib's notation, clear of the tint. Neighbours in Cityscapes' order of
 # classes (person, rider, car, truck, bus, train, motorcycle, bicycle) are far apart
 _PALETTE = (
@@ -46,6 +42,7 @@ def draw_frame(
     classes=None,
     block_size=128,
     scale=1.0,
+    region=None,
     field=None,
     cell_size=16,
     caption=(),
@@ -68,6 +65,8 @@ def draw_frame(
             image in its colour.
         block_size (int): side of a block in pixels of the network's input.
         scale (float): pixels of the network's input per pixel of ``image``.
+        region (BlockRegion or None): blocks that always run get a frame, those that never do lose
+            their colours.
         field (Tensor or ndarray or None): float (2, FH, FW): the motion since the last frame, to be
             drawn in colours, see :func:`draw_motion`.
         cell_size (int): side of its cells in pixels of the network's input.
@@ -79,7 +78,9 @@ def draw_frame(
     """
     picture = image if classes is None else _blend_classes(image, classes, metadata)
     if active is not None:
-        picture = _tint_blocks(picture, np.asarray(active, dtype=bool), block_size / scale)
+        picture = tint_blocks(picture, np.asarray(active, dtype=bool), block_size / scale)
+    if region is not None:
+        picture = draw_region(picture, region, block_size / scale)
     if field is not None:
         picture = draw_motion(picture, field, cell_size=cell_size, scale=scale)
     if instances is not None and len(instances):
@@ -123,30 +124,6 @@ def _blend_classes(image, classes, metadata):
     colors = colormap(rgb=False) if colors is None else np.asarray(colors)[:, ::-1]
     painted = colors[np.asarray(classes) % len(colors)]
     return (image * (1 - _CLASS_ALPHA) + painted * _CLASS_ALPHA).round().astype(np.uint8)
-
-
-def _tint_blocks(image, active, side):
-    """
-    Args:
-        active (ndarray): bool, (GH, GW).
-        side (float): side of a block in pixels of ``image``.
-    """
-    height, width = image.shape[:2]
-    rows = np.minimum((np.arange(height) / side).astype(int), active.shape[0] - 1)
-    columns = np.minimum((np.arange(width) / side).astype(int), active.shape[1] - 1)
-    tinted = active[rows][:, columns]
-    # The outline runs where an executed block meets another kind of block, or the border of the
-    # image.
-    inner = np.pad(tinted, 1)
-    thickness = max(1, round(math.sqrt(height * width) / 700))
-    for _ in range(thickness):
-        inner = inner & np.pad(
-            inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:], 1
-        )
-    outline = tinted & ~inner[1:-1, 1:-1]
-    alpha = (np.where(outline, _OUTLINE_ALPHA, _TINT_ALPHA) * tinted).astype(np.float32)
-    keep = np.where(tinted, 1 - alpha, np.float32(_SKIPPED_BRIGHTNESS))
-    return (image * keep[..., None] + _TINT * alpha[..., None]).round().astype(np.uint8)
 
 
 def _draw_instances(image, instances, metadata):
