@@ -159,6 +159,11 @@ def _test_keys():
     # Miss rates of CityPersons count boxes as far as their last pixel, one less than ours reach, as
     # Pedestron exports the boxes of MGAN
     _C.SCORE_TO_LAST_PIXEL = flag(False)
+    # Write what is found in each clip to OUTPUT_DIR/results: "coco" (COCO's result format),
+    # "parquet" or "ytvis", see docs/batch.md. "": nothing
+    _C.RESULTS = choice("", "coco", "parquet", "ytvis")
+    # Objects in these files have ids that last from frame to frame; "ytvis" needs them
+    _C.TRACK = flag(False)
     # Clips drawn to overlay.mp4, from the start. 0: no video
     _C.OVERLAY_CLIPS = whole(0, least=0)
     # Frames per second of overlay.mp4

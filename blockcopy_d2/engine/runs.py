@@ -3,6 +3,7 @@
 import itertools
 import os
 
+from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks as d2_hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -26,6 +27,7 @@ from .hooks import (
 )
 from .loop import EvaluationLoop
 from .reporting import FrameDrawer, GridImageHook, OverlayHook, SummaryHook
+from .results_hook import ResultsHook
 
 __all__ = [
     "ScoringError",
@@ -168,6 +170,7 @@ def evaluate_clips(cfg, *, resume=False):
                 *_comparison_hooks(cfg, record, stock),
                 EfficiencyHook(record),
                 scoring,
+                _build_results(cfg, name, output_dir),
                 _build_overlay(cfg, name, output_dir),
                 *_common_hooks(
                     cfg,
@@ -240,6 +243,19 @@ def _comparison_hooks(cfg, record, stock):
         ComparisonHook(dense=dense, stock=stock),
         GainShareHook(record.gain_share) if dense else None,
     ]
+
+
+def _build_results(cfg, dataset_name, output_dir):
+    options = cfg.TEST.BLOCKCOPY
+    if not options.RESULTS:
+        return None
+    return ResultsHook(
+        os.path.join(output_dir, "results"),
+        format=options.RESULTS,
+        metadata=MetadataCatalog.get(dataset_name),
+        track=options.TRACK,
+        fps=options.OVERLAY_FPS,
+    )
 
 
 def _build_overlay(cfg, dataset_name, output_dir):
