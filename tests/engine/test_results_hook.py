@@ -18,8 +18,7 @@ def test_a_file_per_clip_that_did_not_break(config, tmp_path, dataset):
     assert files == [f"aachen_{clip:06d}_000005.json" for clip in (0, 2)]
     rows = json.loads((tmp_path / "output" / "results" / files[0]).read_text())
     assert {row["image_id"] for row in rows} == set(range(FRAMES))
-    # Ids of Cityscapes: 24 is a person, 33 a bicycle.
-    assert {row["category_id"] for row in rows} <= {24, 25, 26, 27, 28, 31, 32, 33}
+    assert {row["category_id"] for row in rows} <= set(range(8))
     assert rows[0]["segmentation"]["counts"] and "time" not in rows[0]
 
 
