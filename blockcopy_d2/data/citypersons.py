@@ -94,9 +94,9 @@ def load_citypersons_video(root, split, origin=""):
     missing = sorted(files.keys() - {frame["video_id"] for frame in dataset})
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} files of {gt_dir} belong to no clip that"
+            f"{len(missing)} files of {gt_dir} belong to no clip of"
             f" {os.path.join(root, 'gtFine', split)} or, without that folder,"
-            f" {os.path.join(root, 'leftImg8bit', split)} tells of, such as {missing[0]}. {origin}"
+            f" {os.path.join(root, 'leftImg8bit', split)}, such as {missing[0]}. {origin}"
         )
     for frame in dataset:
         video_id = frame["video_id"]

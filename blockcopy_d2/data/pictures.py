@@ -60,8 +60,8 @@ def from_pil(picture, format="BGR"):
         values = np.rint(values * 255)
     elif picture.mode.startswith("I"):
         raise ValueError(
-            f"its numbers have 32 bits (mode {picture.mode}), which tells no range. Save it with 8"
-            " or 16 bits"
+            f"its numbers have 32 bits (mode {picture.mode}), whose range is unknown. Save it with"
+            " 8 or 16 bits"
         )
     else:
         return convert_PIL_to_numpy(picture, format)

@@ -97,7 +97,7 @@ def close_all(readers):
         if reader._thread.is_alive():
             logging.getLogger(__name__).warning(
                 "A source of frames did not answer within %g s of being closed. Its thread is left"
-                " behind; it closes the source when it comes back.",
+                " behind; it closes the source when that answers.",
                 _CLOSE_SECONDS,
             )
 

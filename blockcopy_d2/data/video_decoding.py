@@ -174,7 +174,7 @@ class DecodedVideo:
         """
         logger = logging.getLogger(__name__)
         if broken_at is not None:
-            logger.warning("%s is broken from frame %d on in places.", self.shown, broken_at)
+            logger.warning("%s is broken from frame %d on, in parts.", self.shown, broken_at)
         if self.num_frames and decoded < self.num_frames:
             logger.warning(
                 "%s ends after frame %d; its header announces %d frames. Is it truncated?",

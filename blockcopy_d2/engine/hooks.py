@@ -296,8 +296,7 @@ class PolicySavingHook(d2_hooks.PeriodicCheckpointer):
         if not self.trainer.finished and self._last != self._saved:
             self.checkpointer.save(f"{self.file_prefix}_{self._last:07d}", iteration=self._last)
             logging.getLogger(__name__).warning(
-                "The run ended early (%s). What the policy learned until then is saved in %s;"
-                " --resume goes on from there.",
+                "The run ended early (%s). The policy is saved in %s; --resume continues there.",
                 self.trainer.interruption,
                 self.checkpointer.save_dir,
             )

@@ -194,7 +194,7 @@ def evaluate_clips(cfg, *, resume=False):
         ]
     if unscored:
         raise ScoringError(
-            "All was run, but not all could be scored. What was measured is in"
+            "All clips were run, but not all outputs could be scored. The measurements are in"
             f" {cfg.OUTPUT_DIR}.\n" + "\n".join(unscored)
         )
     return results if len(results) > 1 else next(iter(results.values()), {})

@@ -110,7 +110,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
         except Exception as error:
             # Raised by pycocotools, which does not check the file.
             raise AnnotationError(
-                "What was detected cannot be scored against the annotations of"
+                "The detections cannot be scored against the annotations of"
                 f" {self._annotations}: {type(error).__name__}: {error}"
             ) from error
         finally:
@@ -121,7 +121,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
         scored = [task for task in tasks if self._has_labels(task)]
         if not scored:
             raise AnnotationError(
-                f"The annotations of {self._annotations} have nothing of what was detected:"
+                f"The annotations of {self._annotations} have no entries for the detected"
                 f" {' and '.join(tasks)}."
             )
         if scored != tasks:

@@ -66,7 +66,7 @@ class Mapping:
             match = re.fullmatch(pattern, name)
             if match:
                 return match.expand(template)
-        raise ConversionError(f"No row of the table for {self.source} tells what {name} is there.")
+        raise ConversionError(f"No row of the table for {self.source} has the name {name}.")
 
     def transform(self, name, tensor):
         for pattern, function in self.transforms:
@@ -126,7 +126,8 @@ def convert_state_dict(mapping, source, target):
     ]
     if problems:
         raise ConversionError(
-            f"This is no checkpoint of {mapping.source} as configured.\n" + "\n".join(problems)
+            f"This is not a checkpoint of {mapping.source} with this config.\n"
+            + "\n".join(problems)
         )
     return converted
 
@@ -144,7 +145,9 @@ def check_normalization(mapping, source, model):
     keys = {"MODEL.PIXEL_MEAN": model.pixel_mean, "MODEL.PIXEL_STD": model.pixel_std}
     for name, (key, own) in zip(mapping.normalization, keys.items()):
         if name not in source:
-            raise ConversionError(f"This is no checkpoint of {mapping.source}: it has no {name}.")
+            raise ConversionError(
+                f"This is not a checkpoint of {mapping.source}: it has no {name}."
+            )
         theirs, own = (x.flatten().float().cpu() for x in (source[name], own))
         if theirs.shape != own.shape or not torch.allclose(theirs, own):
             found, expected = (

@@ -31,14 +31,10 @@ _NUMBERED = ".avi"
 # Codes of ISO/IEC 23091-2, as PyAV and FFmpeg take them.
 _UNSPECIFIED = 2
 _HD, _SD = 1, 6  # BT.709 and BT.601: the same number for matrix, primaries and transfer.
-# Code of a matrix -> swscale's matrix to convert with.
+# Code of a matrix -> swscale's matrix to convert with, if PyAV has it: BT2020 is new in PyAV 18.
+_NAMES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020"}
 _MATRICES = {
-    1: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
+    code: Colorspace[name] for code, name in _NAMES.items() if name in Colorspace.__members__
 }
 
 

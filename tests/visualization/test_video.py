@@ -1,15 +1,19 @@
+import importlib.util
 import os
 import subprocess
 import sys
+from enum import IntEnum
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 
 from blockcopy_d2.data import VideoFrames
 from blockcopy_d2.data.video_format import VideoFormat
 from blockcopy_d2.visualization import VideoWriter
+from blockcopy_d2.visualization import video as video_module
 from blockcopy_d2.visualization.video import SUFFIXES
 
 
@@ -124,7 +128,12 @@ def write_color(path, size, format=None):
         ((720, 960), video_format(colorspace=6, color_primaries=5), (6, 5, 1, 1), "ITU601"),
         ((480, 640), video_format(colorspace=1, color_trc=13), (1, 6, 13, 1), "ITU709"),
         ((480, 640), video_format(colorspace=5, color_range=2), (5, 6, 6, 2), "ITU601"),
-        ((720, 1280), video_format(colorspace=9, color_primaries=9), (9, 9, 1, 1), "BT2020"),
+        pytest.param(
+            *((720, 1280), video_format(colorspace=9, color_primaries=9), (9, 9, 1, 1), "BT2020"),
+            marks=pytest.mark.skipif(
+                "BT2020" not in Colorspace.__members__, reason="PyAV 17 cannot write BT.2020"
+            ),
+        ),
         # RGB and YCgCo are no matrices that yuv420p is written with.
         ((480, 640), video_format(colorspace=0), (6, 6, 6, 1), "ITU601"),
         ((480, 640), video_format(colorspace=8), (6, 6, 6, 1), "ITU601"),
@@ -323,3 +332,16 @@ def test_a_closed_video_takes_no_frame(tmp_path):
     with pytest.raises(ValueError, match="closed"):
         video.write(frame(100))
     assert len(decode(tmp_path / "a.mp4")[3]) == 1
+
+
+def test_pyav_17_has_one_matrix_less(tmp_path, monkeypatch):
+    """Python 3.10 has no newer PyAV. BT.2020 is then written with the usual matrix."""
+    fewer = {name: int(x) for name, x in Colorspace.__members__.items() if name != "BT2020"}
+    monkeypatch.setattr(av.video.reformatter, "Colorspace", IntEnum("Colorspace", fewer))
+    spec = importlib.util.spec_from_file_location("video_of_pyav_17", video_module.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path / "out.mp4"
+    with module.VideoWriter(path, fps=10, format=video_format(colorspace=9)) as video:
+        video.write(np.full((48, 64, 3), RED, dtype=np.uint8))
+    assert probe(path)[0][0] == 6

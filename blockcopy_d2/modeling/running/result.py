@@ -289,7 +289,7 @@ class CapturedFrameResult(FrameResult):
         if graph is None or graph.frames != self._number:
             raise RuntimeError(
                 "The memory of this frame's graph holds a later frame, or is gone with its stream."
-                " Read frame, observation, detections and what is learned before the stream's next"
-                " frame, or switch MODEL.BLOCKCOPY.CUDA_GRAPH off."
+                " Read frame, observation and detections, and learn from the result, before the"
+                " stream's next frame, or switch MODEL.BLOCKCOPY.CUDA_GRAPH off."
             )
         return graph

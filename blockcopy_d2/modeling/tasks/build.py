@@ -62,7 +62,7 @@ def _by_structure(base):
             return name
     raise ValueError(
         f"{type(base).__name__} has none of the parts roi_heads, sem_seg_head, head and"
-        " proposal_generator: it is not known what its outputs look like. Name a task in"
+        " proposal_generator, so the kind of its outputs is unknown. Name a task in"
         f" MODEL.BLOCKCOPY.TASK: {', '.join(sorted(name for name, _ in TASK_REGISTRY))}, or one"
         " of your own (docs/extending.md)."
     )
