@@ -53,7 +53,7 @@ class Region:
             picture_size (tuple[int, int]): H, W.
 
         Raises:
-            ValueError: as of :meth:`blocks`, for a picture of that size.
+            ValueError: see :meth:`blocks`, for a picture of that size.
         """
         self.blocks(picture_size, picture_size, block_size=max(picture_size))
 

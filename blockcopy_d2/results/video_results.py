@@ -21,7 +21,7 @@ class VideoResults:
         Args:
             path (str or PathLike): its ending tells the format, see :func:`format_of`.
             fps (float): frames per second of the video; tracks need it.
-            metadata, threshold: as of :class:`RowMaker`.
+            metadata, threshold: see :class:`RowMaker`.
             track (bool): give objects ids, see :class:`Tracker`.
             options: those of :class:`ResultsFile`.
         """
