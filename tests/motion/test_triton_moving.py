@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.kernels.tf32 import round_tf32_reference  # noqa: E402
-from blockcopy_d2.motion import move  # noqa: E402
+from blockcopy_d2.motion import move, triton_moving  # noqa: E402
 from blockcopy_d2.motion.caches import MovedMap  # noqa: E402
 from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
@@ -30,16 +30,21 @@ def test_compiles_for_hopper():
         assert kernel["wide_loads"] or kernel["name"] != "move_kernel"
 
 
+@pytest.mark.parametrize("patch", [128, 32, 16])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, *(pytest.param(x, marks=pytest.mark.slow) for x in HALVES)]
 )
-def test_maps_of_many_shapes_move_in_one_call(dtype):
-    """Parts of wider rows, few channels, strides above and below the cells, two streams."""
+def test_maps_of_many_shapes_move_in_one_call(dtype, patch, monkeypatch):
+    """Parts of wider rows, few channels, strides above and below the cells, two streams. Patches
+    are larger than blocks, or as large where no map is coarser."""
+    monkeypatch.setattr(triton_moving, "_PATCH", patch)
     size, cell_size, block_size = (48, 80), 8, 16
     field = some_field(size, cell_size, 2, DEVICE)
     active = torch.rand(2, 3, 5, device=DEVICE) < 0.3
     maps, expected = [], []
     for stride, channels, wider in [(1, 3, 4), (4, 32, 32), (8, 48, 64), (16, 5, 5), (32, 16, 16)]:
+        if stride > patch:
+            continue
         height, width = (-(-n // stride) for n in size)
         rows = torch.randn(2 * height * width + 2, wider, device=DEVICE).to(dtype)[:, :channels]
         pixels = rows[:-2].view(2, height, width, channels).permute(0, 3, 1, 2)
