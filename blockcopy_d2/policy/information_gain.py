@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockcopy_d2.kernels import triton_runs_on
+
 from .observation import PIXELS_PER_BLOCK, paint_maximum
 
 __all__ = [
@@ -227,6 +229,10 @@ def _intersections(current, previous):
     Returns:
         Tensor: float (n, m), or (N, n, m), number of pixels in common.
     """
+    if triton_runs_on(current.device):
+        from .overlap_kernels import common_pixels_triton
+
+        return common_pixels_triton(current, previous)
     if current.is_cuda or current.dim() > 2:
         return _count_in_half(current, previous)
     if len(current) and len(previous):
@@ -238,7 +244,12 @@ def _intersections(current, previous):
             masks.view(torch.int64).index_select(1, common).view(torch.bool)
             for masks in (current, previous)
         )
-    return current.float() @ previous.float().T
+    return common_pixels_reference(current, previous)
+
+
+def common_pixels_reference(current, previous):
+    """:func:`_intersections` in plain PyTorch. Single precision counts exactly up to 2^24."""
+    return current.float() @ previous.float().mT
 
 
 def _count_in_half(current, previous):

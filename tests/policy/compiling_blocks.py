@@ -1,10 +1,12 @@
-"""Compiles the means of blocks, without a GPU: to run in a process that does not interpret."""
+"""Compiles the means of blocks and the overlap of masks without a GPU: to run in a process that
+does not interpret."""
 
 import sys
 
 import torch
 
 from blockcopy_d2.policy.block_kernels import block_means_triton
+from blockcopy_d2.policy.overlap_kernels import common_pixels_triton
 from tests.kernels.compiling import compiling, report
 
 
@@ -13,6 +15,7 @@ def main(capability):
     maps = [torch.zeros(1, channels, 256, 512) for channels in (3, 3, 8)]
     with compiling(capability) as compiled:
         block_means_triton(*maps, torch.ones(3), (8, 16))
+        common_pixels_triton(*torch.zeros(2, 1, 100, 256 * 512, dtype=torch.bool))
     report(compiled)
 
 

@@ -5,8 +5,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from blockcopy_d2.policy.information_gain import _count_in_half  # noqa: E402
+from blockcopy_d2.policy.information_gain import (  # noqa: E402
+    _count_in_half,
+    common_pixels_reference,
+)
 from blockcopy_d2.policy.observation import paint_maximum_reference  # noqa: E402
+from blockcopy_d2.policy.overlap_kernels import common_pixels_triton  # noqa: E402
 from blockcopy_d2.policy.painting import paint_maximum_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +44,22 @@ def test_painting_shows_what_is_not_a_number():
     arguments = (masks, torch.tensor([torch.nan, 0.5]), torch.zeros(2, dtype=torch.int64))
     painted = paint_maximum_triton(*(x.to(DEVICE) for x in arguments), 1)[0].cpu()
     assert painted[:8].isnan().all() and (painted[8:] == 0.5).all()
+
+
+@pytest.mark.parametrize("n, m, pixels", [(5, 3, 16 * 16), (1, 140, 1000), (2, 4, 96 * 160)])
+def test_counting_pixels_in_common(n, m, pixels):
+    """More masks than a program multiplies at a time, pixels of several programs, two streams."""
+    current, previous = (torch.rand(2, x, pixels, device=DEVICE) > 0.02 for x in (n, m))
+    want = common_pixels_reference(current, previous)
+    assert common_pixels_triton(current, previous).equal(want)
+    assert common_pixels_triton(current[1], previous[1]).equal(want[1])
+    assert pixels < 2000 or want.max() > 2048
+
+
+@pytest.mark.parametrize("n, m", [(0, 3), (3, 0)])
+def test_nothing_is_in_common_without_masks(n, m):
+    found = common_pixels_triton(*(torch.ones(2, x, 64, dtype=torch.bool) for x in (n, m)))
+    assert found.shape == (2, n, m)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 96), (96, 160)])
