@@ -44,8 +44,8 @@ class MapRow(NamedTuple):
         offset, row: where the map starts, in elements from the first map, and from one of its
             pixels to the next.
         staged: where what moves is kept meanwhile, in elements.
-        channels, height, width, stride: of the map.
-        cells, blocks: that a pixel covers along an axis, at least 1.
+        channels, height, width, stride: size and stride of the map.
+        cells, blocks: numbers that a pixel covers along an axis, at least 1.
         kept: how float32 values are kept.
         wide: whether 16 bytes are read at a time, of many channels.
     """
@@ -132,7 +132,7 @@ def _interpolate(source, offsets, map_row, weights, mask, kept):
 def _patch_moves(
     patch, field, active, CELL: tl.constexpr, BLOCK: tl.constexpr, PATCH: tl.constexpr
 ):
-    """Whether anything moves in a patch: 0 where all of its cells are still, or its block runs."""
+    """Returns 0 for a patch where nothing moves: its cells are still, or its block runs."""
     stream, row, column = patch
     field_ptr, FH, FW = field
     active_ptr, GH, GW = active
