@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from blockcopy_d2.visualization import VideoWriter
 from tests.small_model import CONFIG, small_model_opts
 
 FRAMES = 4
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_video(path, shift=12, frames=FRAMES):
@@ -301,3 +305,25 @@ def test_tracks_are_in_every_format(run, videos, tmp_path, monkeypatch, format):
     assert set(table["frame"]) == set(range(FRAMES))
     found = [x for x, frame in zip(table["track_id"], table["frame"]) if frame]
     assert any(x is not None for x in found)
+
+
+@pytest.mark.slow
+def test_a_killed_program_goes_on(run, weights, tmp_path):
+    for number in range(3):
+        write_video(tmp_path / "videos" / f"{number}.mp4", frames=30)
+    results = tmp_path / "results"
+    command = [sys.executable, "-m", "blockcopy_d2.batch", "--config-file", CONFIG, "--output"]
+    command += [str(results), "--input", f"{tmp_path}/videos/*.mp4", "--opts"]
+    program = subprocess.Popen([*command, *small_model_opts(weights)], cwd=ROOT)
+    try:
+        while not (results / "0.mp4.json").exists() and program.poll() is None:
+            time.sleep(0.02)
+    finally:
+        program.kill()
+        program.wait()
+    done = {path: path.stat().st_mtime_ns for path in results.glob("*.mp4.json")}
+    assert 1 <= len(done) < 3
+    assert all(len(json.loads(path.read_text())) > 30 for path in done)
+    code, summary = run("--input", f"{tmp_path}/videos/*.mp4")
+    assert code == 0 and summary["done"] == 3
+    assert done.items() <= {p: p.stat().st_mtime_ns for p in results.glob("*.mp4.json")}.items()
