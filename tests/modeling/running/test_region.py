@@ -104,3 +104,25 @@ def test_a_region_is_of_blocks():
         BlockRegion(always=torch.zeros(2, 4), never=torch.zeros(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="no block in common"):
         region([(0, 0)], [(0, 0)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_new_region_waits_for_nothing(folder, built):
+    (_, side) = sides(folder, built, "cuda", *EXPECTED, learns=False)
+    images = list(clip("cuda", 8))
+    for image in images[:4]:
+        side.model.step(as_input(image, None), side.stream)
+    captures = dict(side.stream.graph._captures)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = [
+            side.model.step(as_input(image, here), side.stream)
+            for image, here in zip(images[4:], [*REGIONS[2:4], None, REGIONS[2]], strict=True)
+        ]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for result, here in zip(results, [*REGIONS[2:4], None, REGIONS[2]], strict=True):
+        active = result.grid.active[0].cpu()
+        assert here is None or (active[here.always].all() and not active[here.never].any())
+        assert active.sum() == ROWS * COLUMNS // 2
+    assert side.stream.graph._captures == captures
