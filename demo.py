@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Runs a Detectron2 model with BlockCopy on a video of any length, and draws what it finds:
+Runs a Detectron2 model with BlockCopy on a video of any length, and draws its detections:
 
     python demo.py --config-file maskrcnn_blockcopy.yaml --video-input in.mp4 --output out.mp4
     python demo.py --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml --webcam
@@ -340,7 +340,7 @@ class VideoRun:
         Args:
             writer (VideoWriter or None): writes the drawn frames.
             metrics (StreamMetrics or None): where to count them.
-            results (VideoResults or None): writes what was found.
+            results (VideoResults or None): writes the detections.
 
         Returns:
             FrameReadError or None: the error that ended the video.
@@ -390,7 +390,7 @@ class VideoRun:
             seconds = self.dense.seconds
             return expected, lambda: self._draw(image, expected, seconds, "dense")
         if self._counts.reconnects:
-            # Nothing is known of what happened meanwhile.
+            # Nothing is known about the time in between.
             self.blockcopy.predictor.reset()
         # Vectors lead to the frame before, which must not have been dropped.
         result = self.blockcopy(image, None if self._counts.dropped else frame.vectors)
@@ -475,7 +475,7 @@ def check_results(args):
 
 
 def results_of(args, job):
-    """VideoResults or a context of None: where to write what is found."""
+    """VideoResults, or a context of None: writes the detections."""
     if not args.results:
         return contextlib.nullcontext()
     return VideoResults(

@@ -154,7 +154,7 @@ def interleaved(
     Time several functions in turns, so that changes on the machine affect all alike.
 
     Args:
-        variants (dict[str, callable]): what to time.
+        variants (dict[str, callable]): functions to time.
         rounds (int): measurements of each.
         repeats (int): calls per measurement.
         before (dict[str, callable]): called before a measurement of that variant, not timed.

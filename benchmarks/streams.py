@@ -49,7 +49,7 @@ from .measure import (
 from .network import give_statistics
 from .plots import plot_streams
 
-# Of the blocks, that are executed; and what the policy chooses.
+# Executed shares of the blocks, and the policy's own choice.
 SHARES = ("0.3", "0.15", "policy")
 RATE = 25  # frames per second of a camera
 

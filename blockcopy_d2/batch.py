@@ -1,5 +1,5 @@
 """
-Runs a model with BlockCopy on any number of videos, and keeps what it finds as data, a file per
+Runs a model with BlockCopy on any number of videos, and keeps the detections as data, a file per
 video:
 
     python -m blockcopy_d2.batch --config-file maskrcnn_blockcopy.yaml \\
@@ -7,7 +7,7 @@ video:
 
 The results of videos/north/a.mp4 are in results/north/a.mp4.json, in COCO's result format with
 masks as run lengths and the time of each frame; other formats: --format parquet, and ytvis with
---track. results/summary.json has frames per second, executed share, and what went wrong.
+--track. results/summary.json has frames per second, executed share, and errors.
 
 The same command again goes on where the last one was ended: a file of results has its name only
 when it is whole. A broken video is reported and left out, the exit code is then 1. Each video
@@ -174,7 +174,7 @@ class BatchRun:
         self.stopped = None
 
     def run(self):
-        """Run what is left, until it is done or a signal comes."""
+        """Run the remaining videos, until they are done or a signal comes."""
         if not self._pending:
             return
         done = len(self._tasks) - len(self._pending)
@@ -336,7 +336,7 @@ def _flat(config, prefix=""):
 
 
 def _digest(path):
-    """str or None: of a local file; what an address names stays the same."""
+    """str or None: signature of a local file; the content of an address is taken not to change."""
     if is_address(path) and not path.startswith("blockcopy://"):
         return None
     digest = hashlib.sha256()
@@ -347,7 +347,7 @@ def _digest(path):
 
 
 def _name(value):
-    """str: of a class or function of a LazyConfig, or of whatever else is no JSON."""
+    """str: name of a class or function of a LazyConfig, or of any other value that is not JSON."""
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else repr(value)
 
 

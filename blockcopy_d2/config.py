@@ -22,7 +22,7 @@ def _model_keys():
     # The switch. enable_blockcopy() reads it once the config is complete
     _C.ENABLED = flag(False)
 
-    # What BlockCopy wraps: names in Detectron2's registries. enable_blockcopy() moves
+    # The wrapped parts: names in Detectron2's registries. enable_blockcopy() moves
     # MODEL.META_ARCHITECTURE, MODEL.BACKBONE.NAME and MODEL.RPN.HEAD_NAME here
     _C.BASE_META_ARCHITECTURE = text("")
     _C.BASE_BACKBONE = text("")
@@ -32,15 +32,15 @@ def _model_keys():
     _C.BLOCK_SIZE = power_of_two(
         128, least=8, most=4096, note=", such as 64, to align with the strides of the network"
     )
-    # What executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's operators,
-    # any device), or "auto", which takes Triton's on GPUs that they run on
+    # Backend that executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's
+    # operators, any device), or "auto", which takes Triton's on GPUs that they run on
     _C.BACKEND = choice("auto", "triton", "torch")
     # Run streams of a Faster or Mask R-CNN, a SemanticSegmentor or CSP as CUDA graphs, a batch of
     # them as one, with Triton's kernels. Has no effect on other networks and on CPUs. False: never
     _C.CUDA_GRAPH = flag(True)
     # tau of the paper: the wished fraction of executed blocks
     _C.TARGET = number(0.3, most=1)
-    # What the policy sees of an output, and how two outputs differ: a name in TASK_REGISTRY
+    # Turns outputs into the policy's input, and compares them: a name in TASK_REGISTRY
     # (InstanceTask, SemanticTask, ReleasedSemanticTask, PanopticTask, ProposalTask), or "auto", by
     # the model's structure
     _C.TASK = text("auto", allowed="the name of a task")
@@ -53,10 +53,10 @@ def _model_keys():
     # the break-even, which benchmarks.network reports. 1.0: never
     _C.DENSE_ABOVE = number(1.0, most=1, note=", a share of the blocks")
 
-    # How the picture moved since the last frame
+    # Motion of the picture since the last frame
     _C.MOTION = SimpleNamespace()
     # "none"; "DISFlow" (OpenCV, on the CPU); "BlockMatching" (any device, Triton's kernels on a
-    # GPU); "CodecVectors" (what the decoder of a video exports); or "auto", which is BlockMatching
+    # GPU); "CodecVectors" (exported by the decoder of a video); or "auto", which is BlockMatching
     # on a GPU and DISFlow on a CPU. A name in MOTION_REGISTRY. Models of accelerate(),
     # VideoPredictor, demo.py and the report are of "auto" unless their config names one
     _C.MOTION.NAME = text("none", allowed="the name of an estimator of motion")
@@ -86,7 +86,7 @@ def _model_keys():
     # Side of a block as the policy sees it, in its own pixels. Its resolution is this over
     # BLOCK_SIZE; blocks of 64 at 16 cost what blocks of 128 at 32 do
     _C.POLICY.PIXELS_PER_BLOCK = choice(32, 16, 8)
-    # What LearnedPolicy sees: "frame", "previous_frame", "frame_state" (the pixels of each block
+    # Inputs of LearnedPolicy: "frame", "previous_frame", "frame_state" (the pixels of each block
     # when it was last executed), "output" and "grid" (of the last frame). With others than the
     # default, frames are run operator by operator
     _C.POLICY.INPUTS = list_of(
@@ -220,9 +220,9 @@ def add_blockcopy_config(cfg: CN) -> None:
 def enable_blockcopy(cfg: CN) -> None:
     """
     Make, where ``MODEL.BLOCKCOPY.ENABLED`` is set, Detectron2's ``build_model`` build the
-    block-sparse video model around what the config names: the meta-architecture, the backbone
-    and the RPN head move to ``MODEL.BLOCKCOPY.BASE_*``. Does nothing when the switch is off or
-    when it has been called before.
+    block-sparse video model around the parts that the config names: the meta-architecture, the
+    backbone and the RPN head move to ``MODEL.BLOCKCOPY.BASE_*``. Does nothing when the switch is
+    off or when it has been called before.
 
     Args:
         cfg (CfgNode): a complete, unfrozen config, changed in place.
@@ -244,8 +244,8 @@ def base_config(cfg: CN) -> CN:
         cfg (CfgNode): with the keys of BlockCopy.
 
     Returns:
-        CfgNode: a copy of ``cfg`` as it was before :func:`enable_blockcopy`, switched off:
-        what it builds is Detectron2's own, with no code of BlockCopy in it.
+        CfgNode: a copy of ``cfg`` as it was before :func:`enable_blockcopy`, switched off. It
+        builds Detectron2's own model, without code of BlockCopy.
     """
     cfg = cfg.clone()
     cfg.defrost()

@@ -21,7 +21,7 @@ class FrameReadError(RuntimeError):
         file_name (str): the image or video file.
         video_id (str): the clip.
         frame_index (int): the frame's place in the clip, from 0.
-        reason (str): what was found.
+        reason (str): description of the problem.
     """
 
     def __init__(self, file_name, video_id, frame_index, reason):

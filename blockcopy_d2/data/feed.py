@@ -1,4 +1,4 @@
-"""Frames of a source as they are to be run: at a rate of their own, and on after a lost camera."""
+"""Frames of a source, at a rate of their own, with reconnection to a lost camera."""
 
 import logging
 import math
@@ -134,7 +134,7 @@ class FrameFeed:
         return self._frames.read(vectors=self._vectors)
 
     def _read_on(self):
-        """Yields what the source gives, of one connection after the other."""
+        """Yields the frames of the source, one connection after the other."""
         loss, index, start, shown = self._loss, 0, None, 0.0
         while not loss.stopped.is_set():
             opened, reason = None, "it ended"

@@ -26,7 +26,7 @@ def read_picture(path, format="BGR"):
 
     Raises:
         ValueError: the range of its numbers is unknown.
-        Exception: whatever Pillow raises for a broken picture.
+        Exception: any that Pillow raises for a broken picture.
     """
     with PathManager.open(path, "rb") as f:
         return from_pil(Image.open(f), format)

@@ -31,8 +31,8 @@ def choose_decoder(video, first, decoder, device):
         device (torch.device): where frames are wanted.
 
     Returns:
-        DecodedVideo or TorchcodecVideo: what reads the frames. Where torchcodec was asked for and
-        cannot have the file, a warning says why PyAV reads it.
+        DecodedVideo or TorchcodecVideo: the reader of the frames. Where torchcodec was asked for
+        and cannot have the file, a warning says why PyAV reads it.
 
     Raises:
         ImportError: torchcodec was asked for by name, and is not installed, or finds no FFmpeg.
@@ -62,7 +62,7 @@ def import_torchcodec():
         module: ``torchcodec.decoders``.
 
     Raises:
-        ImportError: names the extra, or what is missing beside it.
+        ImportError: names the extra, or another missing package.
     """
     try:
         import torchcodec.decoders
@@ -95,7 +95,7 @@ class TorchcodecVideo:
         """
         Args:
             video (DecodedVideo): probed.
-            device (torch.device): where the frames are to be. On a CPU they are arrays.
+            device (torch.device): device of the frames. On a CPU they are arrays.
         """
         self._video, self._device = video, device
         self.shown, self.name, self.format = video.shown, video.name, video.format

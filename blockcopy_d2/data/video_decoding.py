@@ -32,7 +32,7 @@ class DecodedVideo:
         num_frames (int or None): None where the source does not tell.
         live (bool): whether it goes on without being read.
         stream_index (int): index of the video stream within the file.
-        peculiarity (str or None): what a decoder that knows less than this one shows otherwise.
+        peculiarity (str or None): a property of the video that simpler decoders get wrong.
     """
 
     def __init__(self, source, default_rate):
@@ -263,8 +263,8 @@ def _orientation(frame):
     Reads the display matrix of a PyAV frame, to the nearest quarter turn.
 
     Returns:
-        tuple[bool, bool, bool]: whether to swap rows and columns, and whether to mirror what
-        results from left to right, and from top to bottom.
+        tuple[bool, bool, bool]: whether to swap rows and columns, and whether to mirror the result
+        from left to right, and from top to bottom.
     """
     quarters = round(frame.rotation / 90) % 4
     try:

@@ -164,7 +164,7 @@ def add_region_arguments(parser):
 def has_region(args):
     """
     Args:
-        args (Namespace): with what :func:`add_region_arguments` adds.
+        args (Namespace): with the arguments of :func:`add_region_arguments`.
 
     Returns:
         bool: whether any of it was given.
@@ -209,7 +209,7 @@ def polygon(text):
 
 
 def fraction(text):
-    """float: within [0, 1], or what argparse reports."""
+    """float: within [0, 1]. Raises an error for argparse."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
@@ -217,7 +217,7 @@ def fraction(text):
 
 
 def points(text):
-    """float: finite and at least 0, or what argparse reports."""
+    """float: finite and at least 0. Raises an error for argparse."""
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
@@ -225,7 +225,7 @@ def points(text):
 
 
 def count(text):
-    """int: at least 0, or what argparse reports."""
+    """int: at least 0. Raises an error for argparse."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
@@ -233,7 +233,7 @@ def count(text):
 
 
 def positive(text):
-    """int: at least 1, or what argparse reports."""
+    """int: at least 1. Raises an error for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")

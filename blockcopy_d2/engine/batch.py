@@ -62,7 +62,7 @@ class VideoJob:
             max_frames (int or None): stop after that many frames of a video.
             keep_learning (bool): the policy goes on learning from video to video. Default: each
                 video starts with the policy that the predictor has now, so that its results do not
-                depend on what was run before, on how many processes there are, or on a restart.
+                depend on earlier videos, on the number of processes, or on a restart.
             decoder (str): see :meth:`VideoPredictor.stream`.
         """
         self._predictor, self._folder = predictor, folder
@@ -81,11 +81,11 @@ class VideoJob:
             progress (callable or None): called after every frame with the number of frames so far.
 
         Returns:
-            dict[str, Any]: what :meth:`BatchFolder.record` keeps of the video:
-            "video", "results", "source" (its size and date), "frames", "rows", "seconds" (of
-            running it), "executed" (share of the blocks, of all frames but the first; None where
-            there is no other), "incomplete" (None, or how many of the announced frames there
-            were), and "error" (None, or why there are no results).
+            dict[str, Any]: the record of the video, see :meth:`BatchFolder.record`: "video",
+            "results", "source" (its size and date), "frames", "rows", "seconds" (of running it),
+            "executed" (share of the blocks, of all frames but the first; None where there is no
+            other), "incomplete" (None, or how many of the announced frames there were), and "error"
+            (None, or why there are no results).
 
         Raises:
             ResultsWriteError: results cannot be written, which goes for all other videos, too.
@@ -139,7 +139,7 @@ class VideoJob:
 
 
 class PolicyStart:
-    """The policy of a predictor as it is now, and what its learner has kept of the past."""
+    """The present policy of a predictor, and the state of its learner."""
 
     def __init__(self, predictor: VideoPredictor) -> None:
         """
@@ -153,7 +153,7 @@ class PolicyStart:
 
     @torch.inference_mode(False)
     def restore(self) -> None:
-        """Make policy and learner what they were, in place; what the policy draws begins anew."""
+        """Restore policy and learner in place. The policy draws from its seed again."""
         with torch.no_grad():
             self._policy.load_state_dict(self._weights)
         if self._learner is not None:

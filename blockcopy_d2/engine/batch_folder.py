@@ -1,5 +1,5 @@
 """
-The folder of a batch: which videos there are to run, what is done, and by which settings.
+The folder of a batch: the videos to run, those that are done, and their settings.
 
     results/
         a.mp4.json              of videos/a.mp4
@@ -8,7 +8,7 @@ The folder of a batch: which videos there are to run, what is done, and by which
         .batch/                 settings, a record per video, unfinished files
 
 A file of results has its name only when it is whole, and the record of its video was written
-before. So whatever ends a run, a video is done if it has both, and is run again if it has not.
+before. So even if a run is killed, a video is done if it has both, and is run again otherwise.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ def find_videos(patterns, *, output, format="coco", root=None):
     """
     Args:
         patterns (sequence[str]): files, folders of frames, addresses, and patterns of them, such
-            as ``videos/**/*.mp4``. What a pattern finds in ``output`` is left out, and so are
-            hidden files and folders without images.
+            as ``videos/**/*.mp4``. Matches within ``output`` are left out, and so are hidden files
+            and folders without images.
         output (str): folder of the batch.
         format (str): format of the results, a key of :data:`FORMATS`.
         root (str or None): results are named by the paths of their videos from there. Default:
@@ -115,7 +115,7 @@ class BatchFolder:
 
         Args:
             settings (dict[str, Any]): JSON values by their keys: all that results depend on.
-            overwrite (bool): remove what the folder has of other settings, or of these.
+            overwrite (bool): remove all results of the folder, of these or other settings.
 
         Raises:
             NotADirectoryError: there is a file of that name.
@@ -130,7 +130,7 @@ class BatchFolder:
             if overwrite:
                 self._remove_results()
             self._check_settings(json.loads(json.dumps(settings)))
-            # What killed programs left of unfinished files.
+            # Unfinished files of killed programs.
             shutil.rmtree(self._partial, ignore_errors=True)
             os.makedirs(self._partial)
             yield
@@ -221,7 +221,7 @@ class BatchFolder:
             task (VideoTask):
 
         Returns:
-            dict or None: what was written of the video.
+            dict or None: the record of the video.
         """
         try:
             with open(self._record_path(task), encoding="utf-8") as f:
@@ -258,8 +258,8 @@ class BatchFolder:
             source (str): a file, a folder of frames or an address.
 
         Returns:
-            list[int] or None: what changes with its content: size in bytes or number of files, and
-            the date of the newest change in nanoseconds; None for an address.
+            list[int] or None: values that change with its content: size in bytes or number of
+            files, and the date of the newest change in nanoseconds; None for an address.
 
         Raises:
             OSError: there is no such file.

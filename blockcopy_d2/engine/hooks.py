@@ -142,8 +142,8 @@ class ScoringHook(HookBase):
 
     def score(self):
         """
-        Compute the scores of what was run. All processes of a job call it. A process whose part
-        failed leaves all of them without this score.
+        Compute the scores of the frames that were run. All processes of a job call it. A process
+        whose part failed leaves all of them without this score.
         """
         for failures in gather(self.failures):
             self.failures = {**failures, **self.failures}

@@ -37,7 +37,7 @@ class ModelRun:
     @classmethod
     def of(cls, model, inputs, stream, **options):
         """
-        Run the next frame of a stream, and count what it executes.
+        Run the next frame of a stream, and count its executed operations.
 
         Args:
             model (BlockCopyVideoModel):

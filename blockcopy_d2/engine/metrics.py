@@ -35,7 +35,7 @@ class StreamMetrics:
         """
         Args:
             port (int): 0: one that is free.
-            host (str): an address of this machine; "0.0.0.0": all of them. Whoever can reach it
+            host (str): an address of this machine; "0.0.0.0": all of them. Anyone who can reach it
                 can read the counts and the names of the streams, nothing else.
 
         Raises:

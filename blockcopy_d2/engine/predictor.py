@@ -351,7 +351,7 @@ class VideoPredictor:
                 self._policies = [p for p in self._policies if not any(p is q for q in policies)]
 
     def _feeds(self, sources, rates, reconnect, decoder):
-        """Yields what each source is read by, on a thread of its own."""
+        """Yields the reader of each source, on a thread of its own."""
         for source, fps in zip(sources, rates, strict=True):
             frames = open_frames(source, decoder=decoder, device=self.model.device)
             if isinstance(frames, OwnFrames) and self._sends:
@@ -382,7 +382,7 @@ class VideoPredictor:
                 for slot in present:
                     counts[slot].advance(frames[slot], readers[slot].dropped)
                     if counts[slot].reconnects:
-                        # Nothing is known of what happened meanwhile.
+                        # Nothing is known about the time in between.
                         with self.model.lock:
                             batch.reset(slot)
                 pictures = [None if frame is None else frame.picture for frame in frames]

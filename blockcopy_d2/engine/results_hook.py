@@ -12,7 +12,7 @@ __all__ = ["ResultsHook"]
 
 class ResultsHook(HookBase):
     """
-    Writes what BlockCopy finds in the frames of the :class:`EvaluationLoop`, see
+    Writes BlockCopy's detections in the frames of the :class:`EvaluationLoop`, see
     :class:`VideoResults`, to ``<folder>/<video_id>`` with the ending of the format. Rows have no
     times: a data set does not tell them. A clip that breaks, or that the end of the run cuts short,
     leaves no file.

@@ -23,7 +23,7 @@ The registered object is called with `obj(cfg)` and must return a
 
 class MotionEstimator:
     """
-    Estimates the field between two frames of N streams, see field.py for what a field is.
+    Estimates the field between two frames of N streams, see field.py for the definition of a field.
 
     An estimator keeps no state. The :class:`MotionFeatures` of a stream's last frame are all that
     it needs, so streams may be interleaved, cloned and reset.

@@ -180,7 +180,7 @@ class FrameVectors:
         """
         Args:
             transposed (bool): swap rows and columns of the frame.
-            mirrored, flipped (bool): mirror what results from left to right, from top to bottom.
+            mirrored, flipped (bool): mirror the result from left to right, from top to bottom.
 
         Returns:
             FrameVectors: vectors of the turned frame.

@@ -16,7 +16,7 @@ DIS_PRESETS = ("ultrafast", "fast", "medium")
 _LEAST_SIDE = 64
 
 # Of the level that DIS is given. The faster presets stop at 2, an eighth of the input: pictures of
-# DAVIS that are moved by it differ from what they should be by 7.0 grey levels, at 1 by 5.5.
+# DAVIS that are moved by it are off by 7.0 grey levels, at 1 by 5.5.
 _FINEST_SCALE = 1
 # Pixels of luma of a picture whose flow goes down to all of its resolution: there it costs little,
 # and every pixel is more of what is seen.

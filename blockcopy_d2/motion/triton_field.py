@@ -132,7 +132,7 @@ def still_kernel(
     own_staying = tl.load(own, mask=valid, other=-1)
     own_moving = tl.load(own + GH * GW, mask=valid, other=0)
     SIDE: tl.constexpr = 2 * RADIUS + 1
-    # 8 times what moving costs, and 2 C C for each cell, less 7 times what staying costs.
+    # 8 times the cost of moving, and 2 C C for each cell, less 7 times the cost of staying.
     excess = tl.zeros((CELLS,), tl.int64)
     for beside in range(SIDE * SIDE):
         y, x = row + beside // SIDE - RADIUS, column + beside % SIDE - RADIUS

@@ -43,7 +43,7 @@ class MapRow(NamedTuple):
     Attributes:
         offset, row: where the map starts, in elements from the first map, and from one of its
             pixels to the next.
-        staged: where what moves is kept meanwhile, in elements.
+        staged: offset of the staging memory, in elements.
         channels, height, width, stride: size and stride of the map.
         cells, blocks: numbers that a pixel covers along an axis, at least 1.
         kept: how float32 values are kept.
@@ -177,7 +177,7 @@ def _move_map(
     first_y, first_x = tl.cdiv(patch_row * PATCH, stride), tl.cdiv(patch_column * PATCH, stride)
     rows = tl.minimum(tl.cdiv((patch_row + 1) * PATCH, stride), H) - first_y
     columns = tl.minimum(tl.cdiv((patch_column + 1) * PATCH, stride), W) - first_x
-    # A patch beyond the border of the map divides by it all the same.
+    # A patch beyond the border of the map also divides by it.
     columns = tl.maximum(columns, 1)
     for start in range(0, rows * columns, BM):
         number = start + tl.arange(0, BM)
@@ -229,7 +229,8 @@ def move_kernel(
     PDL: tl.constexpr,
 ):
     """
-    GATHER: staging = what moves, from where it was. Otherwise: map = staging, for what moves. A
+    GATHER: staging = moving pixels, read from their sources. Otherwise: map = staging, for these
+        pixels. A
     program takes one patch of one group of maps, and ends at once if nothing moves there: still
     pictures cost one look at the field.
 

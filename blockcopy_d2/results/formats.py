@@ -43,7 +43,7 @@ def format_of(path):
 
 def check_results_path(path, *, tracks):
     """
-    Refuse what :class:`ResultsFile` could not write, before anything is run.
+    Refuse paths that :class:`ResultsFile` could not write, before anything is run.
 
     Args:
         path (str or PathLike): path of a file of results.

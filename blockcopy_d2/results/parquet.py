@@ -10,7 +10,7 @@ class ParquetWriter:
     """
     Writes the columns ``frame``, ``time``, ``category_id``, ``is_thing``, ``score``, ``x``,
     ``y``, ``width``, ``height``, ``angle``, ``track_id``, ``mask_height``, ``mask_width``,
-    ``mask_counts`` (COCO's run lengths) and ``keypoints``. What a row does not have is null.
+    ``mask_counts`` (COCO's run lengths) and ``keypoints``. Missing values are null.
     """
 
     suffix = ".parquet"
@@ -19,7 +19,7 @@ class ParquetWriter:
     def check(*, tracks):
         """
         Raises:
-            ImportError: pyarrow is missing, or does not work beside what is installed.
+            ImportError: pyarrow is missing, or does not work with the other packages.
         """
         try:
             import pyarrow  # noqa: F401

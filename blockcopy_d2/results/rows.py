@@ -1,5 +1,5 @@
 """
-Rows of results: what a model found in a frame, in the words of COCO's result format.
+Rows of results: the detections of a frame, in the terms of COCO's result format.
 
 Shape shorthand in this module:
 
@@ -81,9 +81,9 @@ class RowMaker:
         """
         Args:
             metadata (Metadata or None): see :class:`Categories`.
-            threshold (float): minimum score of a row; what has no score has a row in any case.
-            tracker (Tracker or None): tracker of this video. It sees what is below the threshold,
-                too.
+            threshold (float): minimum score of a row. Detections without a score always have a row.
+            tracker (Tracker or None): tracker of this video. It sees detections below the
+                threshold, too.
         """
         self.categories = Categories(metadata)
         self.threshold = threshold

@@ -9,7 +9,7 @@ __all__ = ["VideoResults"]
 
 class VideoResults:
     """
-    Writes what a model finds in a video. A context manager, as :class:`ResultsFile`::
+    Writes the detections of a video. A context manager, as :class:`ResultsFile`::
 
         with VideoResults("street.json", fps=25, metadata=metadata) as results:
             for frame, result in predictor.stream("street.mp4"):

@@ -111,7 +111,7 @@ def lower(program, widest_bottleneck=0):
 
 
 def call_name(operator):
-    """ATen's name of what a Pointwise operator calls, None for other operators."""
+    """Returns ATen's name of the call of a Pointwise operator, None for other operators."""
     if not isinstance(operator, Pointwise):
         return None
     schema = getattr(operator.call.target, "_schema", None)
@@ -236,7 +236,9 @@ def _order(program, operators, reads, residuals, lifted):
 
 
 def _launch_key(program, operator, lifted):
-    """Equal for convolutions that one launch can run; None for what is launched alone."""
+    """
+    Returns equal keys for convolutions that one launch can run; None for those launched alone.
+    """
     if isinstance(operator, ConvolutionPair):
         return tuple(_launch_key(program, op, lifted) for op in (operator.first, operator.second))
     if not isinstance(operator, Convolution):

@@ -233,7 +233,7 @@ def execution(backend, tensor):
 
 
 class SparseFrame:
-    """One frame of one stream: the grid, the state, and what the execution cost.
+    """One frame of one stream: the grid, the state, and the cost of the execution.
 
     Attributes:
         grid: BlockGrid that was asked for.

@@ -9,7 +9,7 @@ _MAX_IDLE = 8
 
 
 class ProgramCache:
-    """Programs by what they were compiled for.
+    """Programs by the input size, block size and precision that they were compiled for.
 
     The most recently compiled ones are kept, and all those that any StreamState has features of. A
     copy of a cache is empty, since programs hold the weights of their module.

@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 _VIEWS = ("slice", "select", "view", "reshape", "permute", "transpose", "split", "chunk", "unbind")
 
 
-# Held while a network is traced: torch.export changes what all threads share.
+# Held while a network is traced, since torch.export changes global state.
 TRACING = threading.RLock()
 
 
@@ -75,7 +75,7 @@ class TracedModule:
 
 
 def trace(module, args, kwargs=None):
-    """Traces what `module(*args, **kwargs)` computes.
+    """Traces the computation of `module(*args, **kwargs)`.
 
     Parameters and buffers appear as the module's own tensors, so that the traced calls follow
     their values. In-place operators become functional ones.

@@ -229,7 +229,9 @@ class Bound:
         return self.objects[index]
 
     def statistics(self, operator):
-        """Means and squared deviations (N, GH * GW, C) per block of what `operator` reads."""
+        """
+        Returns means and squared deviations (N, GH * GW, C) per block of the input of `operator`.
+        """
         kept = self.caches.statistics
         if operator.output not in kept:
             tiling = self.tiling(operator.inputs[0])

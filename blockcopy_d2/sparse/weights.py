@@ -53,7 +53,7 @@ class WeightsWatch:
         return True
 
     def forget(self):
-        """Makes the next call report a change, whatever the weights are."""
+        """Makes the next call report a change for any weights."""
         self._state = None
 
     def __reduce__(self):
@@ -98,7 +98,7 @@ def _sample(tensor):
     if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return None
     values = tensor.detach().as_strided((tensor.numel(),), (1,))
-    # NumPy does not know bfloat16; bytes are what is compared.
+    # NumPy does not know bfloat16, so bytes are compared.
     values = values.view(torch.uint8).numpy().view(f"V{values.element_size()}")
     return values[:: -(-len(values) // _SAMPLES)]
 

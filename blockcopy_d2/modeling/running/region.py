@@ -26,9 +26,9 @@ class BlockRegion:
     Says of each block of a picture whether it always runs, never runs, or runs at the policy's
     will. An input of a model may have one as "region"; it holds for that frame of its stream.
 
-    Frames that follow nothing run whole all the same: the first of a video, those after a cut, and
-    those around a frame that is not finite. So the features of a block that never runs are those
-    of such a frame; they move with the picture where there is motion.
+    Frames that follow nothing still execute all blocks: the first of a video, those after a cut,
+    and those around a frame that is not finite. So the features of a block that never runs are
+    those of such a frame; they move with the picture where there is motion.
 
     Attributes:
         always (Tensor): bool (GH, GW), over the picture without its padding.
@@ -81,7 +81,7 @@ class StreamRegions:
         Take over the regions of frames. The host does not wait for the device.
 
         Args:
-            inputs (list[dict or None]): inputs of every stream; what has no "region" is free.
+            inputs (list[dict or None]): inputs of every stream; those without a "region" have none.
             block_size (int):
             image_size (tuple[int, int]): height and width of the images.
 

@@ -36,7 +36,7 @@ class FrameClock:
     Attributes:
         captured (float): when the frame had been received and decoded, in seconds since 1970.
         latency (float): seconds from then to when the result was handed out. On a GPU the frame may
-            still be running then; whoever reads its output waits for the rest.
+            still be running then; reading its output waits for the rest.
         dropped (int): frames of a live source that came since the last result, while it was made.
         skipped (int): frames left out since the last result for the rate that was asked for.
         reconnects (int): times that a live source was lost and found again, so far. The first frame
@@ -66,7 +66,7 @@ class FrameResult(Mapping):
             All blocks on a first frame, after a cut, around a broken frame, and if a module that
             should run in blocks ran densely.
         age (Tensor): int32 (1, GH, GW), frames since each block was executed.
-        work (SparseFrame): what the block-sparse modules executed, for all streams of the batch.
+        work (SparseFrame): executed work of the block-sparse modules, for all streams of the batch.
         detections, previous_detections: this output and the last one, moved if there is motion, in
             the form that :meth:`BlockCopyVideoModel.information_gain` compares. The last one is
             None on a first frame.

@@ -15,10 +15,10 @@ _VGG.NORM = choice("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncB
 
 _MGAN = SimpleNamespace()
 # The features that attention weighs: "regions", those of the regions, as in the paper of MGAN and
-# its authors' repository since May 2020; or "convolved", what attention's own convolutions make of
-# them, as in Pedestron. Weights fit one of the two
+# its authors' repository since May 2020; or "convolved", those of attention's own convolutions, as
+# in Pedestron. Weights fit one of the two
 _MGAN.ATTENDED = choice("regions", "convolved")
-# Weight of the loss that learns attention from what is visible of each pedestrian
+# Weight of the loss that learns attention from the visible part of each pedestrian
 _MGAN.MASK_LOSS_WEIGHT = number(0.5)
 
 KEYS = {"VGG": _VGG, "MGAN": _MGAN}

@@ -41,7 +41,7 @@ class ConvolutionShape:
 
     Attributes:
         in_channels, out_channels, groups, kernel (y, x), stride, dilation (y, x): as in conv2d.
-        padding: zeros above and left of the map; what is below and right follows from the sizes.
+        padding: zeros above and left of the map; those below and right follow from the sizes.
         out_step, out_offset: output pixel p is written to p * out_step + out_offset (y, x).
         activation: program.Activation or None.
         residual_scale: output pixels per residual pixel along an axis; 0 without a residual.

@@ -155,7 +155,7 @@ def _load_means(mean_ptr, stream, first, tiling, size, C, channel, within, BLOCK
 
 
 class StatisticsLaunch:
-    """Statistics of a map, bound to what keeps them; calling it with a BlockList renews them.
+    """Statistics of a map, bound to their memory; calling it with a BlockList renews them.
 
     With a normalization, `scale` and `shift`, float32 (N, C), are then those that a group norm
     applies; without, `scale` is the mean (N, C) of every channel, in the map's own dtype.

@@ -2,8 +2,8 @@
 The time of a frame by stage, and its operations: Table 3 of the paper.
 
 There, blocks are gathered, padded and copied, which "sparse conv overhead" and "feature transfer"
-count. Here they run in place; what stands for the two is the time of all blocks (dense) against
-that of Detectron2's own network (stock), and the stage "motion", where features move along.
+count. Here they run in place. Compare instead the time of all blocks (dense) with that of
+Detectron2's own network (stock), and look at the stage "motion" if features move.
 """
 
 from matplotlib.figure import Figure
