@@ -13,6 +13,7 @@ from pycocotools import mask as mask_util
 
 from blockcopy_d2.modeling import proposal_instances
 
+from .run_lengths import encode_labels, encode_masks
 from .tracking import LEAST_SCORE
 
 __all__ = ["Categories", "RowMaker"]
@@ -159,11 +160,10 @@ class RowMaker:
                 "The panoptic output has no list of its segments; expected that of PanopticFPN,"
                 " (panoptic_seg, segments_info)."
             )
-        segments = [x for x in segments if x.get("score", 1.0) >= self._least]
-        ids = torch.tensor([x["id"] for x in segments], dtype=labels.dtype, device=labels.device)
-        masks = encode_masks(labels[None] == ids.view(-1, 1, 1))
-        rows = []
-        for segment, mask in zip(segments, masks, strict=True):
+        masks, rows = encode_labels(labels), []
+        segments = [x for x in segments if x.get("score", 1.0) >= self._least and x["id"] in masks]
+        for segment in segments:
+            mask = masks[segment["id"]]
             category = self.categories.thing if segment["isthing"] else self.categories.stuff
             row = {
                 "category_id": category(segment["category_id"]),
@@ -177,29 +177,10 @@ class RowMaker:
         return rows
 
     def _classes(self, scores):
-        labels = scores.argmax(dim=0)
-        present = labels.unique()
-        masks = encode_masks(labels[None] == present.view(-1, 1, 1))
         return [
             {"category_id": self.categories.stuff(label), "segmentation": mask}
-            for label, mask in zip(present.tolist(), masks, strict=True)
+            for label, mask in encode_labels(scores.argmax(dim=0)).items()
         ]
-
-
-def encode_masks(masks):
-    """
-    Args:
-        masks (Tensor): bool (N, H, W), on any device.
-
-    Returns:
-        list[dict]: COCO's run lengths of each, ``{"size": [H, W], "counts": str}``.
-    """
-    if not len(masks):
-        return []
-    # Run lengths go down the columns; turned on the device, the host need not copy.
-    columns = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    encoded = mask_util.encode(columns.transpose(2, 1, 0))
-    return [{"size": list(x["size"]), "counts": x["counts"].decode("ascii")} for x in encoded]
 
 
 def _as_tensor(masks):
