@@ -125,6 +125,9 @@ def _model_keys():
     _C.LEARNER.GAIN_LR = number(0.002, most=1)
     # One update every so many frames
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)
+    # Frames for which the weights of an update wait, fewer than the above. CUDA graphs compute it
+    # beside these frames.
+    _C.LEARNER.DELAY = whole(0, least=0)
     # gamma of eq. 8
     _C.LEARNER.COST_WEIGHT = number(5.0, most=1e6)
     # mu of eq. 11

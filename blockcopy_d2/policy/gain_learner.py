@@ -34,6 +34,7 @@ class GainLearner(OnlineLearner):
         update_every=4,
         learning_rate=0.002,
         weight_decay=1e-3,
+        delay=0,
         sync=False,
     ):
         """
@@ -43,7 +44,7 @@ class GainLearner(OnlineLearner):
             update_every (int): frames per update of the weights.
             learning_rate, weight_decay (float): learning rate and weight decay of RMSprop; decay
                 leads back to the weights that the policy starts from.
-            sync (bool): see :class:`OnlineLearner`.
+            delay, sync: see :class:`OnlineLearner`.
         """
         self._policy = policy
         super().__init__(
@@ -52,6 +53,7 @@ class GainLearner(OnlineLearner):
             update_every=update_every,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
+            delay=delay,
             sync=sync,
         )
 

@@ -42,6 +42,9 @@ class OnlineLearner:
     With ``sync``, the processes of a job learn one policy together: an update takes the mean over
     the streams of all of them, as if they were one batch. Every process then has to call
     :meth:`learn` or, where it has nothing to learn from, :meth:`sit_out` equally often.
+
+    With a ``delay``, the weights change so many frames after the frame that they were learned from,
+    whenever they are computed: :class:`CapturedLearning` does that beside these frames.
     """
 
     @configurable
@@ -57,6 +60,7 @@ class OnlineLearner:
         learning_rate=1e-4,
         weight_decay=1e-3,
         cost_form="paper",
+        delay=0,
         sync=False,
     ):
         """
@@ -69,6 +73,7 @@ class OnlineLearner:
             learning_rate, weight_decay (float): learning rate and weight decay of RMSprop.
             cost_form (str): "paper", or "code" for the authors' public code, where the cost
                 reward is (tau - M) |tau - M| and the loss the mean over blocks, not the sum.
+            delay (int): frames for which an update waits, fewer than ``update_every``.
             sync (bool): learn one policy in all processes; they start from the first one's.
 
         Raises:
@@ -84,7 +89,13 @@ class OnlineLearner:
             lr=learning_rate,
             weight_decay=weight_decay,
             cost_form=cost_form,
+            delay=delay,
         )
+        if delay >= update_every:
+            raise ValueError(
+                f"MODEL.BLOCKCOPY.LEARNER.DELAY is {delay}, but one update follows another after"
+                f" {update_every} frames (UPDATE_EVERY): set a smaller DELAY."
+            )
         check_arguments("MODEL.BLOCKCOPY.POLICY", sync=sync)
         make_writable(policy)
         self._parameters = list(policy.parameters())
@@ -109,6 +120,13 @@ class OnlineLearner:
         steps_device = device if self._capturable else None
         self._steps = torch.zeros(len(self._parameters), device=steps_device)
         self._keep_optimizer_state()
+        self.delay = delay
+        # What an update adds to the weights and to the count of skipped ones, while it waits.
+        self._change = torch.zeros_like(self._square_average)
+        self._skips = torch.zeros((), dtype=torch.int64, device=device)
+        # Target minus moving cost, at the latest frame and at the latest one with a later update.
+        self._shortfall = self._shortfall_of_update = torch.zeros((), device=device)
+        self._beside = None
         self.frames = 0
         self._moving_cost = torch.tensor(float(target), device=device)
         self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
@@ -131,6 +149,7 @@ class OnlineLearner:
             "learning_rate": options.LEARNER.LR,
             "weight_decay": options.LEARNER.WEIGHT_DECAY,
             "cost_form": options.LEARNER.COST_FORM,
+            "delay": options.LEARNER.DELAY,
             "sync": options.POLICY.SYNC,
         }
 
@@ -153,8 +172,15 @@ class OnlineLearner:
         """
         return (self.frames + 1) % self.update_every == 0
 
+    def takes_over(self):
+        """
+        Returns:
+            bool: whether the next frame ends with the weights of an update that waited.
+        """
+        return self.delay > 0 and (self.frames + 1) % self.update_every == self.delay
+
     @torch.inference_mode(False)
-    def learn(self, decision, gain, *, executed=None, leaves=None):
+    def learn(self, decision, gain, *, executed=None, leaves=None, later=False):
         """
         Learn from one frame.
 
@@ -166,6 +192,7 @@ class OnlineLearner:
                 not those of the decision alone.
             leaves (sequence[Tensor] or None): leaves of the decision's autograd graph, if they are
                 copies of the policy's parameters, in the same order.
+            later (bool): leave the update, if this frame has one, to :meth:`update`.
 
         Returns:
             dict[str, Tensor]: scalars on the device: "reward", "gain" and "entropy" (nats), means
@@ -175,24 +202,27 @@ class OnlineLearner:
         Raises:
             RuntimeError: if this frame updates the weights but has no autograd graph.
         """
-        updates = self.wants_graph()
-        if updates and not decision.logits.requires_grad:
+        updates, takes_over = self.wants_graph(), self.takes_over()
+        if updates and not later and not decision.logits.requires_grad:
             raise RuntimeError(
                 "This frame updates the policy, but its decision has no autograd graph. Call the"
                 " policy with gradients enabled where OnlineLearner.wants_graph() is true."
             )
-        gain = gain.detach()
-        usable = torch.isfinite(gain).flatten(1).all(1)[:, None, None]
-        gain = torch.where(usable, gain, 0.0)
         executed = decision.active if executed is None else executed
+        gain, usable = _usable(gain)
         costs = (executed & usable).float().mean(dim=(1, 2)).sum()
         num_streams = self._count(costs, usable.sum())
+        self._shortfall = self._target_on_device - self._moving_cost
+        if updates and later:
+            self._shortfall_of_update.copy_(self._shortfall)
         losses, metrics = self._teach(decision, gain, executed, usable)
         with torch.enable_grad():
             loss = losses.sum() / num_streams.clamp_min(1)
-        if updates:
+        if updates and not later:
             leaves = self._parameters if leaves is None else leaves
             self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
+        if takes_over:
+            self._take_over()
         usable_streams = usable.sum().clamp_min(1)
         return {
             "gain": gain.mean(dim=(1, 2)).sum() / usable_streams,
@@ -202,6 +232,41 @@ class OnlineLearner:
             "loss": loss.detach(),
             "skipped_updates": self._skipped_updates.clone(),
         }
+
+    @torch.inference_mode(False)
+    def update(self, decision, gain, *, executed, leaves):
+        """
+        Take the update that :meth:`learn` left, as it would have taken it. Where the learner has a
+        delay, other frames may be learned from meanwhile.
+
+        Args:
+            decision (Decision): as for :meth:`learn`, with the logits in an autograd graph.
+            gain, executed, leaves: as for :meth:`learn`.
+        """
+        gain, usable = _usable(gain)
+        num_streams = usable.sum()
+        self._shortfall = self._shortfall_of_update
+        losses, _ = self._teach(decision, gain, executed, usable)
+        with torch.enable_grad():
+            loss = losses.sum() / num_streams.clamp_min(1)
+        self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
+
+    def computed_beside(self, event, *owners):
+        """
+        Tells that an update is computed on another CUDA stream.
+
+        Args:
+            event (torch.cuda.Event): reached when it is.
+            owners: objects whose memory it needs, kept alive until then.
+        """
+        self._beside = (event, owners)
+
+    def wait(self):
+        """Has the current CUDA stream wait for an update on another one. The host goes on."""
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            event, _ = beside
+            event.wait()
 
     def _teach(self, decision, gain, executed, usable):
         """
@@ -241,11 +306,13 @@ class OnlineLearner:
         """
         if not self.sync:
             return
-        updates = self.wants_graph()
+        updates, takes_over = self.wants_graph(), self.takes_over()
         nothing = torch.zeros_like(self._moving_cost)
         num_streams = self._count(nothing, nothing)
         if updates:
             self._update([torch.zeros_like(p) for p in self._parameters], nothing, num_streams)
+        if takes_over:
+            self._take_over()
 
     def state_dict(self):
         """
@@ -253,12 +320,16 @@ class OnlineLearner:
             dict: the state of learning, apart from the weights of the policy and the settings of
             this learner.
         """
-        return {
+        self.wait()
+        state = {
             "optimizer": self.optimizer.state_dict(),
             "frames": self.frames,
             "moving_cost": self._moving_cost.clone(),
             "skipped_updates": self._skipped_updates.clone(),
         }
+        if self.delay:
+            state["waiting"] = {"change": self._change.clone(), "skips": self._skips.clone()}
+        return state
 
     @torch.inference_mode(False)
     def load_state_dict(self, state_dict):
@@ -270,6 +341,7 @@ class OnlineLearner:
         Raises:
             ValueError: it belongs to a learner of another policy, or is not finite.
         """
+        self.wait()
         # Its own tensors are written below, before they are read.
         state_dict = copy.deepcopy(state_dict)
         try:
@@ -281,13 +353,17 @@ class OnlineLearner:
             self.frames = operator.index(state_dict["frames"])
             self._moving_cost.copy_(state_dict["moving_cost"])
             self._skipped_updates.copy_(state_dict["skipped_updates"])
+            waiting = state_dict.get("waiting", {"change": 0, "skips": 0})
+            self._change.copy_(torch.as_tensor(waiting["change"]))
+            self._skips.copy_(torch.as_tensor(waiting["skips"]))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
                 "The state of the learner is not that of a learner of such a policy:"
                 f" {type(error).__name__}: {error}"
             ) from error
         numbers = (self._square_average, self._steps, self._moving_cost)
-        if self.frames < 0 or not all((x >= 0).all() and x.isfinite().all() for x in numbers):
+        finite = all(x.isfinite().all() for x in (*numbers, self._change))
+        if self.frames < 0 or not finite or not all((x >= 0).all() for x in numbers):
             raise ValueError(
                 "The state of the learner has numbers that are negative or not finite. Set"
                 " MODEL.BLOCKCOPY.POLICY.WEIGHTS to an earlier checkpoint."
@@ -295,7 +371,7 @@ class OnlineLearner:
 
     def _reward(self, active, gain):
         """Eq. 8, 9 and 12: float (N, GH, GW)."""
-        shortfall = self._target_on_device - self._moving_cost
+        shortfall = self._shortfall
         if self.cost_form == "code":
             shortfall = shortfall * shortfall.abs()
         value = gain + self.cost_weight * shortfall
@@ -326,7 +402,8 @@ class OnlineLearner:
         return num_streams
 
     def _update(self, gradients, loss, num_streams):
-        """Takes a step of RMSprop, unless anything about it is not finite."""
+        """Takes a step of RMSprop, unless anything about it is not finite; keeps it if it waits."""
+        self.wait()
         flat = torch.cat([*map(_flatten, gradients), loss.detach().view(1)])
         if self.sync:
             dist.all_reduce(flat)
@@ -340,9 +417,23 @@ class OnlineLearner:
             options |= dict(foreach=False, capturable=self._capturable, momentum=0, centered=False)
             rmsprop([after], [flat[:-1]], [square_average], [], [], [self._steps], **options)
             self._square_average.copy_(torch.where(finite, square_average, self._square_average))
+            if self.delay:
+                self._change.copy_(torch.where(finite, after - before, 0.0))
+                self._skips += ~finite
+                return
             after = torch.where(finite, after, before)
             torch._foreach_copy_([_channels_last(x) for x in self._parameters], self._split(after))
         self._skipped_updates += ~finite
+
+    @torch.no_grad()
+    def _take_over(self):
+        """Changes the weights by the update that waits, if there is one."""
+        self.wait()
+        changes = self._split(self._change)
+        torch._foreach_add_([_channels_last(x) for x in self._parameters], changes)
+        self._skipped_updates += self._skips
+        self._change.zero_()
+        self._skips.zero_()
 
     def _split(self, flat):
         """Splits a flat tensor into one for each parameter, channels last."""
@@ -358,6 +449,17 @@ class OnlineLearner:
             for name, value in self.optimizer.state[parameter].items():
                 kept[name].copy_(value)
             self.optimizer.state[parameter] = kept
+
+
+def _usable(gain):
+    """
+    Returns:
+        tuple[Tensor, Tensor]: gains (N, GH, GW) that are finite, 0 for streams where they are not,
+        and bool (N, 1, 1), which streams those are not.
+    """
+    gain = gain.detach()
+    usable = torch.isfinite(gain).flatten(1).all(1)[:, None, None]
+    return torch.where(usable, gain, 0.0), usable
 
 
 def _channels_last(x):

@@ -165,15 +165,47 @@ def test_a_first_update_that_is_not_finite_is_skipped_too():
     assert not torch.equal(weights(policy), before)
 
 
-def test_a_resumed_run_continues_bit_for_bit():
-    policy, learner = make(update_every=2)
+def test_an_update_may_wait():
+    at_once, learner = make(update_every=3)
+    waiting, later = make(update_every=3, delay=2)
+    start, taken = weights(at_once), []
+    assert torch.equal(weights(waiting), start)
+    for frame in range(6):
+        for policy, teacher in ((at_once, learner), (waiting, later)):
+            run_frame(policy, teacher, frame)
+        taken.append(not torch.equal(weights(waiting), start))
+        if frame == 2:
+            updated = weights(at_once)
+            assert not torch.equal(updated, start)
+    assert taken == [False] * 4 + [True] * 2
+    # The second update is not there yet.
+    torch.testing.assert_close(weights(waiting), updated, atol=1e-7, rtol=0)
+
+
+def test_what_is_not_finite_changes_nothing_later_either():
+    policy, learner = make(update_every=2, delay=1)
+    before = weights(policy)
+    run_frame(policy, learner, 0)
+    told = [run_frame(policy, learner, n, torch.full((1, *GRID), torch.nan)) for n in (1, 2)]
+    assert [x["skipped_updates"].item() for x in told] == [0, 1]
+    assert torch.equal(weights(policy), before)
+
+
+def test_updates_follow_each_other_after_more_frames_than_they_wait():
+    with pytest.raises(ValueError, match="DELAY is 2.*after 2 frames.*smaller DELAY"):
+        make(update_every=2, delay=2)
+
+
+@pytest.mark.parametrize("settings", [{"update_every": 2}, {"update_every": 4, "delay": 3}])
+def test_a_resumed_run_continues_bit_for_bit(settings):
+    policy, learner = make(**settings)
     for frame in range(5):
         run_frame(policy, learner, frame)
     file = io.BytesIO()
     torch.save({"policy": policy.state_dict(), "learner": learner.state_dict()}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    resumed, resumed_learner = make(seed=1, update_every=2)
+    resumed, resumed_learner = make(seed=1, **settings)
     resumed.load_state_dict(saved["policy"])
     resumed_learner.load_state_dict(saved["learner"])
     for frame in range(5, 11):

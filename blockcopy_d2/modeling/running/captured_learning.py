@@ -15,7 +15,7 @@ from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.policy import Decision
 
 from .batch_task import block_gains
-from .history import flags, select_stream
+from .history import copy_tensors, flags, map_tensors, select_stream
 
 __all__ = ["CapturedLearning"]
 
@@ -40,8 +40,12 @@ class CapturedLearning:
         self._settings = _settings(learner)
         self._functions = {}
         self._gain = None
-        # One capture for frames that update the weights, and one for those that do not.
+        # One capture for each kind of frame: that updates the weights, that ends with the weights
+        # of an update that waited, and any other.
         self._told = {}
+        # Of the latest frame with an update that waits, which is computed beside later ones.
+        self._kept = None
+        self._side = self._side_pool = None
 
     def teaches(self, learner, policy):
         """
@@ -68,21 +72,26 @@ class CapturedLearning:
             dict[str, Tensor]: see :meth:`OnlineLearner.learn`.
         """
         learner = self._learner
-        updates, frames = learner.wants_graph(), learner.frames
-        stages = {
-            ("information_gain",): lambda: self._find_gain(model, memory),
-            ("policy_update", updates): lambda: self._observe(memory, updates),
-        }
-        for key, function in stages.items():
-            captured = self._functions.setdefault(key, CapturedFunction(pool=self._pool))
-            if self._pool is not None and captured.calls == _WARM_STEPS:
-                captured.capture(function)
-            with timer.stage(key[0]):
-                captured(function)
+        frames, updates, takes_over = learner.frames, learner.wants_graph(), learner.takes_over()
+        kind = (updates, takes_over)
+        if updates or takes_over:
+            learner.wait()
+        with timer.stage("information_gain"):
+            self._call("information_gain", lambda: self._find_gain(model, memory), self._pool)
+        with timer.stage("policy_update"):
+            self._call(kind, lambda: self._observe(memory, kind), self._pool)
+            if updates and learner.delay:
+                self._update_beside()
         # A replay counts on the device only.
         learner.frames = frames + 1
-        names, values = self._told[updates]
+        names, values = self._told[kind]
         return dict(zip(names, values.clone(), strict=True))
+
+    def _call(self, key, function, pool):
+        captured = self._functions.setdefault(key, CapturedFunction(pool=pool))
+        if pool is not None and captured.calls == _WARM_STEPS:
+            captured.capture(function)
+        captured(function)
 
     def _find_gain(self, model, memory):
         slots, history = self._slots, memory.history
@@ -99,17 +108,52 @@ class CapturedLearning:
             left_out = left_out | ~self._present
         self._gain = gain.masked_fill(flags(left_out[slots], gain), torch.nan)
 
-    def _observe(self, memory, updates):
-        slots, leaves = self._slots, None
-        logits = memory.logits[slots]
+    def _observe(self, memory, kind):
+        slots, leaves, (updates, _) = self._slots, None, kind
+        logits, drawn, executed = memory.logits[slots], memory.drawn[slots], memory.history.active
+        executed, later = executed[slots], updates and self._learner.delay > 0
         if updates:
             observation = select_stream(memory.observation(), slots)
-            logits, leaves = _logits_to_learn_from(self._policy.network, observation)
-        decision = Decision(active=memory.drawn[slots], logits=logits)
-        executed = memory.history.active[slots]
-        metrics = self._learner.learn(decision, self._gain, executed=executed, leaves=leaves)
+            if later:
+                self._keep(observation, (drawn, executed, self._gain))
+            else:
+                logits, leaves = _logits_to_learn_from(self._policy.network, observation)
+        decision = Decision(active=drawn, logits=logits)
+        metrics = self._learner.learn(
+            decision, self._gain, executed=executed, leaves=leaves, later=later
+        )
         values = torch.stack([value.float() for value in metrics.values()])
-        self._told[updates] = list(metrics), values
+        self._told[kind] = list(metrics), values
+
+    def _keep(self, observation, tensors):
+        """Copies what an update needs to memory that later frames do not write to."""
+        if self._kept is None:
+            self._kept = map_tensors(torch.clone, observation), [x.clone() for x in tensors]
+            return
+        kept, others = self._kept
+        copy_tensors(kept, observation)
+        for place, tensor in zip(others, tensors, strict=True):
+            place.copy_(tensor)
+
+    def _update_beside(self):
+        """Computes the update on a CUDA stream of its own, from what was kept."""
+        if not self._kept[0].frame.is_cuda:
+            self._call("update", self._update, self._pool)
+            return
+        if self._side is None:
+            # Graphs of one pool must not run at the same time.
+            self._side = torch.cuda.Stream()
+            self._side_pool = torch.cuda.graph_pool_handle()
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            self._call("update", self._update, self._side_pool)
+            self._learner.computed_beside(self._side.record_event(), self)
+
+    def _update(self):
+        observation, (drawn, executed, gain) = self._kept
+        logits, leaves = _logits_to_learn_from(self._policy.network, observation)
+        decision = Decision(active=drawn, logits=logits)
+        self._learner.update(decision, gain, executed=executed, leaves=leaves)
 
 
 def _settings(learner):
@@ -119,6 +163,7 @@ def _settings(learner):
         learner.cost_weight,
         learner.cost_momentum,
         learner.cost_form,
+        learner.delay,
         *(group[name] for name in ("lr", "alpha", "eps", "weight_decay")),
     )
 

@@ -30,6 +30,7 @@ DIFFERENCE = ("MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
 MOVED = (*MOTION, "MODEL.BLOCKCOPY.POLICY.NAME", "MovedDifference")
 EXPECTED = (*MOTION, "MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain")
 VECTORS = [(8, 0), (5, -3), (0, 0), (-6, 8), (2, 2), (-4, 0), (3, 3)]
+WAITS = ("MODEL.BLOCKCOPY.LEARNER.DELAY", 1)
 UPDATES = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
 
 
@@ -140,7 +141,7 @@ def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
     "own, opts",
     [
         pytest.param(False, MOTION, id="one-policy-paper"),
-        pytest.param(True, EXPECTED, id="one-each-expected-gain"),
+        pytest.param(True, (*EXPECTED, *WAITS), id="one-each-expected-gain-later"),
         pytest.param(True, MOTION, id="one-each-paper", marks=pytest.mark.slow),
         pytest.param(False, EXPECTED, id="one-policy-expected-gain", marks=pytest.mark.slow),
     ],

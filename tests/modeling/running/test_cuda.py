@@ -11,9 +11,10 @@ from tests.modeling.running.sides import Side, clip, panning_clip, sides
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-@pytest.mark.parametrize("motion", ["none", "BlockMatching"])
-def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion):
-    graph = Side(folder, built, "cuda", "MODEL.BLOCKCOPY.MOTION.NAME", motion, graph=True)
+@pytest.mark.parametrize("motion, delay", [("none", 0), ("BlockMatching", 0), ("none", 3)])
+def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion, delay):
+    opts = ("MODEL.BLOCKCOPY.MOTION.NAME", motion, "MODEL.BLOCKCOPY.LEARNER.DELAY", delay)
+    graph = Side(folder, built, "cuda", *opts, graph=True)
     images = [image.cpu() for image in clip("cuda", 4)]
 
     def run():

@@ -12,11 +12,13 @@ import torch
 
 from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.modeling import FrameGraph, InstanceTask, StreamPool, VideoStream
+from blockcopy_d2.modeling.running.captured_learning import CapturedLearning
 from blockcopy_d2.policy import FrameDifference, NoBlocks
 from blockcopy_d2.sparse import BlockGrid
 from tests.modeling.running.sides import (
     BLOCK,
     SIZE,
+    Side,
     assert_same_output,
     both,
     clip,
@@ -43,6 +45,57 @@ def test_a_clip(folder, built, device):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     for name, value in graph.model.policy.state_dict().items():
         assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.usefixtures("replayed_lessons")
+def test_updates_that_wait_are_computed_from_their_frame(folder, built, device):
+    opts = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.DELAY", 1)
+    eager, graph = sides(folder, built, device, *opts, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
+    changes, before = [], weights_of(graph)
+    for image in clip(device, 9):
+        both(eager, graph, image)
+        changes.append(not torch.equal(weights_of(graph), before))
+        before = weights_of(graph)
+    # The first frame teaches nothing; after it the second and fourth are learned from.
+    assert changes == [False, False, False, True, False, True, False, True, False]
+
+
+class _AsLateAsCanBe:
+    """In place of a CUDA event: computes an update when its result is waited for."""
+
+    def __init__(self, lesson):
+        self.lesson = lesson
+
+    def wait(self):
+        self.lesson._call("update", self.lesson._update, self.lesson._pool)
+
+
+@pytest.mark.usefixtures("replayed_lessons")
+def test_it_does_not_matter_when_updates_are_computed(folder, built, device, monkeypatch):
+    opts = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.DELAY", 1)
+    opts += ("MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
+    update, weights, executed = CapturedLearning._update, [], []
+
+    def slowly(lesson):
+        torch.cuda._sleep(20_000_000)
+        update(lesson)
+
+    def beside(lesson):
+        lesson._learner.computed_beside(_AsLateAsCanBe(lesson))
+
+    for late in (False, True):
+        if late and device == "cuda":
+            monkeypatch.setattr(CapturedLearning, "_update", slowly)
+        elif late:
+            monkeypatch.setattr(CapturedLearning, "_update_beside", beside)
+        side = Side(folder, built, device, *opts, graph=True)
+        results = [side.frame(image)[0] for image in clip(device, 9)]
+        executed.append([result.executed for result in results])
+        weights.append(weights_of(side))
+    assert executed[0] == executed[1]
+    # A GPU's sums of gradients have no fixed order.
+    tolerance = 0 if device == "cpu" else 1e-4
+    torch.testing.assert_close(*weights, atol=tolerance, rtol=0)
 
 
 def test_cuts_refreshes_new_videos_and_sizes(folder, built, device):
