@@ -46,6 +46,7 @@ from blockcopy_d2.engine.arguments import (
 )
 from blockcopy_d2.engine.batch import VideoJob
 from blockcopy_d2.engine.batch_folder import BatchFolder, find_videos
+from blockcopy_d2.engine.batch_ray import import_ray, run_with_ray
 from blockcopy_d2.engine.batch_workers import run_in_workers
 from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.outputs import weight_files
@@ -115,9 +116,23 @@ def get_parser():
     parser.add_argument(
         "--workers",
         type=positive,
-        default=1,
         metavar="N",
-        help="processes, each with a model of its own; GPUs are dealt out in turn (%(default)s)",
+        help="processes, each with a model of its own; GPUs are dealt out in turn (default: 1; with"
+        " --ray one per GPU, without GPUs one per machine)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: its address, auto for the cluster of this machine, local for"
+        " this machine alone. A video whose process or machine dies is run again by another. Needs"
+        " pip install 'blockcopy-d2[ray]'",
+    )
+    parser.add_argument(
+        "--share-policy",
+        type=positive,
+        metavar="N",
+        help="with --ray and --keep-learning: after every N videos of a process its policy becomes"
+        " the mean of those of all processes (default: each learns by itself)",
     )
     parser.add_argument(
         "--overwrite",
@@ -135,6 +150,10 @@ def main():
         FORMATS[args.format].check(tracks=args.track)
         if args.track:
             check_tracking()
+        if args.ray is not None:
+            import_ray()
+        if args.share_policy and not (args.ray and args.keep_learning):
+            raise ValueError("--share-policy needs --ray and --keep-learning.")
         tasks = find_videos(args.input, output=args.output, format=args.format, root=args.root)
         cfg = load_video_config(args.config_file, args.opts, target=args.target)
         folder = BatchFolder(args.output)
@@ -204,7 +223,20 @@ class BatchRun:
         if has_region(args):
             region = {"area": args.area, "always": args.always, "never": args.never}
         build = functools.partial(build_job, self._cfg, self._folder, region, options)
-        workers = min(self._args.workers, len(self._pending))
+        if self._args.ray is not None:
+            run_with_ray(
+                self._pending,
+                build,
+                self._folder,
+                address=self._args.ray,
+                workers=self._args.workers,
+                share_policy=self._args.share_policy,
+                on_ready=self._on_ready,
+                on_frames=self._on_frames,
+                on_record=self._on_record,
+            )
+            return
+        workers = min(self._args.workers or 1, len(self._pending))
         if workers > 1:
             run_in_workers(
                 self._pending,
@@ -320,7 +352,7 @@ def settings_of(cfg, args):
     for path in filter(None, weight_files(cfg)):
         settings[f"content of {redact(path)}"] = _digest(path)
     names = ("format", "confidence_threshold", "track", "max_frames", "keep_learning", "decoder")
-    names += ("area", "always", "never")
+    names += ("area", "always", "never", "share_policy")
     settings |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     return json.loads(json.dumps(settings, default=_name))
 

@@ -25,6 +25,7 @@ import torch
 from detectron2.data import Metadata
 
 from blockcopy_d2.data import FrameReadError, VideoFrames, redact, redact_words
+from blockcopy_d2.policy import Policy
 from blockcopy_d2.results import ResultsWriteError
 
 from .batch_folder import BatchFolder, VideoTask
@@ -69,6 +70,11 @@ class VideoJob:
         self._options = {"metadata": metadata, "threshold": threshold, "track": track}
         self._max_frames, self._decoder = max_frames, decoder
         self._start = None if keep_learning else PolicyStart(predictor)
+
+    @property
+    def policy(self) -> Policy:
+        """Policy: the one that chooses the blocks."""
+        return self._predictor.model.policy
 
     def __call__(
         self, task: VideoTask, progress: Callable[[int], None] | None = None
