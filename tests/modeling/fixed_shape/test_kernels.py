@@ -21,6 +21,7 @@ from blockcopy_d2.modeling.fixed_shape.proposals import (  # noqa: E402
 )
 from blockcopy_d2.modeling.fixed_shape.ranking import best_values_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.roi_pooler import pool_regions_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops import paste  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (  # noqa: E402
     candidate_scores_triton,
     fill_slots_triton,
@@ -246,7 +247,9 @@ def masks_and_boxes():
     return masks, boxes, torch.tensor([5, 2], dtype=torch.int32)
 
 
-def test_paste_masks():
+def test_paste_masks(monkeypatch):
+    # Each takes several tiles.
+    monkeypatch.setattr(paste, "_PROGRAMS_PER_MASK", 3)
     masks, boxes, count = masks_and_boxes()
     boxes[1, 2:] = 0
     got = torch.full((2, 5, 70, 130), True)

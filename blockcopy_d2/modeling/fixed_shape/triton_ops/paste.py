@@ -6,6 +6,8 @@ import triton.language as tl
 
 from ..paste import THRESHOLD
 
+_PROGRAMS_PER_MASK = 32
+
 
 @triton.jit
 def mask_coordinate(pixel, low, high, M):
@@ -15,7 +17,73 @@ def mask_coordinate(pixel, low, high, M):
     return ((grid + 1.0) * M - 1.0) * 0.5
 
 
-# Not specialized: the number of detections must not make a new variant of the kernel.
+@triton.jit
+def _sample(mask_ptr, my, mx, inside, M, BY: tl.constexpr, BX: tl.constexpr):
+    """Returns the probabilities (BY, BX) of a mask at rows my and columns mx, 0 beyond it."""
+    top, left = tl.floor(my), tl.floor(mx)
+    below, right = my - top, mx - left
+    top, left = top.to(tl.int32), left.to(tl.int32)
+    value = tl.zeros((BY, BX), tl.float32)
+    for corner in tl.static_range(4):
+        row, column = top + corner // 2, left + corner % 2
+        share_y = below if corner // 2 == 1 else 1.0 - below
+        share_x = right if corner % 2 == 1 else 1.0 - right
+        known = inside & ((row >= 0) & (row < M))[:, None]
+        known &= ((column >= 0) & (column < M))[None, :]
+        probability = tl.load(mask_ptr + row[:, None] * M + column[None, :], mask=known, other=0.0)
+        value += probability * (share_y[:, None] * share_x[None, :])
+    return value
+
+
+@triton.jit
+def _reach(low, high, size, M):
+    """Returns first and end of the pixels that a mask of a box may reach, within the output."""
+    margin = (high - low) / M + 1.0
+    first = tl.maximum(tl.floor(low - margin), 0.0).to(tl.int32)
+    end = tl.minimum(tl.ceil(high + margin), size.to(tl.float32)).to(tl.int32)
+    return first, end
+
+
+# Not specialized: the number of detections must not make a new variant of a kernel.
+@triton.jit(do_not_specialize=["D"])
+def paste_boxes_kernel(
+    masks_ptr,
+    boxes_ptr,
+    count_ptr,
+    out_ptr,
+    D,
+    H,
+    W,
+    M,
+    threshold,
+    BY: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """
+    Writes the pixels of masks around their boxes, of an output that is all False. The programs of a
+    mask share its tiles of BY x BX pixels, so that small boxes cost little.
+    """
+    slot = tl.program_id(1)
+    if slot % D < tl.load(count_ptr + slot // D):
+        x0, y0 = tl.load(boxes_ptr + slot * 4), tl.load(boxes_ptr + slot * 4 + 1)
+        x1, y1 = tl.load(boxes_ptr + slot * 4 + 2), tl.load(boxes_ptr + slot * 4 + 3)
+        first_y, end_y = _reach(y0, y1, H, M)
+        first_x, end_x = _reach(x0, x1, W, M)
+        # Tiles begin where a row of the output has a multiple of their width.
+        first_x = first_x // BX * BX
+        columns = tl.cdiv(end_x - first_x, BX)
+        tiles = tl.maximum(columns, 0) * tl.maximum(tl.cdiv(end_y - first_y, BY), 0)
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            y = first_y + tile // columns * BY + tl.arange(0, BY)
+            x = first_x + tile % columns * BX + tl.arange(0, BX)
+            my, mx = mask_coordinate(y, y0, y1, M), mask_coordinate(x, x0, x1, M)
+            inside = ((my > -1.0) & (my < M))[:, None] & ((mx > -1.0) & (mx < M))[None, :]
+            value = _sample(masks_ptr + slot * M * M, my, mx, inside, M, BY, BX)
+            target = out_ptr + slot.to(tl.int64) * H * W + y[:, None] * W + x[None, :]
+            exists = (y < end_y)[:, None] & (x < W)[None, :]
+            tl.store(target, (inside & (value >= threshold)).to(tl.uint8), mask=exists)
+
+
 @triton.jit(do_not_specialize=["D"])
 def paste_kernel(
     masks_ptr,
@@ -30,20 +98,17 @@ def paste_kernel(
     M,
     threshold,
     SAMPLED: tl.constexpr,
-    BLANK: tl.constexpr,
     BY: tl.constexpr,
     BX: tl.constexpr,
 ):
     """
     A program writes BY x BX pixels of a mask. With SAMPLED they are the pixels of the output that
-    rows and columns name, -1 for one beyond it. With BLANK all are False already, and most programs
-    write nothing.
+    rows and columns name, -1 for one beyond it, and all are False already: most programs write
+    nothing.
     """
     slot = tl.program_id(2)
-    filled = slot % D < tl.load(count_ptr + slot // D)
-    if BLANK or not SAMPLED:
-        if filled == 0:
-            return
+    if slot % D >= tl.load(count_ptr + slot // D):
+        return
     i = tl.program_id(1) * BY + tl.arange(0, BY)
     j = tl.program_id(0) * BX + tl.arange(0, BX)
     if SAMPLED:
@@ -53,51 +118,45 @@ def paste_kernel(
         y, x = i, j
     x0, y0 = tl.load(boxes_ptr + slot * 4), tl.load(boxes_ptr + slot * 4 + 1)
     x1, y1 = tl.load(boxes_ptr + slot * 4 + 2), tl.load(boxes_ptr + slot * 4 + 3)
-    my = mask_coordinate(y, y0, y1, M)
-    mx = mask_coordinate(x, x0, x1, M)
-    in_rows = filled & (y >= 0) & (my > -1.0) & (my < M)
+    my, mx = mask_coordinate(y, y0, y1, M), mask_coordinate(x, x0, x1, M)
+    in_rows = (y >= 0) & (my > -1.0) & (my < M)
     in_columns = (x >= 0) & (mx > -1.0) & (mx < M)
     target = out_ptr + slot.to(tl.int64) * H * W + i[:, None] * W + j[None, :]
     exists = (i < H)[:, None] & (j < W)[None, :]
     if (tl.max(in_rows.to(tl.int32), 0) > 0) & (tl.max(in_columns.to(tl.int32), 0) > 0):
         inside = in_rows[:, None] & in_columns[None, :]
-        top, left = tl.floor(my), tl.floor(mx)
-        below, right = my - top, mx - left
-        top, left = top.to(tl.int32), left.to(tl.int32)
-        value = tl.zeros((BY, BX), tl.float32)
-        for corner in tl.static_range(4):
-            row, column = top + corner // 2, left + corner % 2
-            share_y = below if corner // 2 == 1 else 1.0 - below
-            share_x = right if corner % 2 == 1 else 1.0 - right
-            known = inside & ((row >= 0) & (row < M))[:, None]
-            known &= ((column >= 0) & (column < M))[None, :]
-            pixel = (slot * M + row)[:, None] * M + column[None, :]
-            probability = tl.load(masks_ptr + pixel, mask=known, other=0.0)
-            value += probability * (share_y[:, None] * share_x[None, :])
+        value = _sample(masks_ptr + slot * M * M, my, mx, inside, M, BY, BX)
         tl.store(target, (inside & (value >= threshold)).to(tl.uint8), mask=exists)
-    elif not BLANK:
+    elif not SAMPLED:
         tl.store(target, tl.zeros((BY, BX), tl.uint8), mask=exists)
 
 
 def paste_masks_triton(masks, boxes, count, out, *, blank=False):
     """Runs :func:`paste_masks` on a GPU."""
-    _launch(masks, boxes, count, None, None, out, block=(8, 256), blank=blank)
+    if not blank:
+        _launch(masks, boxes, count, None, None, out, block=(8, 256))
+        return
+    images, detections, height, width = out.shape
+    grid = (_PROGRAMS_PER_MASK, images * detections)
+    tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
+    sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
+    paste_boxes_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
     """Runs :func:`sample_masks` on a GPU."""
     size = (*masks.shape[:2], len(rows), len(columns))
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)
-    _launch(masks, boxes, count, rows, columns, out, block=(8, 128), blank=True)
+    _launch(masks, boxes, count, rows, columns, out, block=(8, 128))
     return out
 
 
-def _launch(masks, boxes, count, rows, columns, out, block, blank):
+def _launch(masks, boxes, count, rows, columns, out, block):
     images, detections, height, width = out.shape
     grid = (triton.cdiv(width, block[1]), triton.cdiv(height, block[0]), images * detections)
     masks, boxes, sampled = masks.contiguous(), boxes.contiguous(), rows is not None
     pixels = (rows, columns) if sampled else (count, count)
     sizes = (detections, height, width, masks.shape[-1])
-    blocks = dict(BLANK=blank, BY=block[0], BX=block[1], num_warps=4)
     tensors = (masks, boxes, count, *pixels, out.view(torch.uint8))
-    paste_kernel[grid](*tensors, *sizes, THRESHOLD, SAMPLED=sampled, **blocks)
+    blocks = dict(SAMPLED=sampled, BY=block[0], BX=block[1])
+    paste_kernel[grid](*tensors, *sizes, THRESHOLD, **blocks, num_warps=4)
