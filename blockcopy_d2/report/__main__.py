@@ -85,7 +85,7 @@ def get_parser():
         default=[0.2, 0.3, 0.5, 0.7],
         metavar="TAU",
         help="targets to compare; each runs on every frame and keeps features of its own in memory;"
-        " none for no comparison (0.2 0.3 0.5 0.7)",
+        " none for no comparison, nor with plain differences (0.2 0.3 0.5 0.7)",
     )
     parser.add_argument(
         "--margin",

@@ -13,7 +13,10 @@ from .clip import HEAT_COLORS, heat_map, to_jpeg
 from .recording import mean
 from .sweep import break_even, recommend, sweep_points
 
-__all__ = ["mac_table", "render_page"]
+__all__ = ["is_plain", "mac_table", "render_page"]
+
+# Points of agreement between policies that are one and the same to a reader.
+_PLAIN_MARGIN = 0.5
 
 
 def render_page(recording, *, title, environment, clip=None, poster=None, clip_frames=0, margin=5):
@@ -33,6 +36,7 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
     points = sweep_points(recording)
     metric = recording.metrics[0]
     recommended, is_within = recommend(points, metric, margin)
+    difference = recording.difference and recording.difference.scores[metric]
     side = recording.block_size / recording.scale
     heat = heat_map(recording.last_frame, recording.main.block_share, side)
     template = _environment().from_string(
@@ -48,6 +52,8 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
         recommended=recommended,
         is_within=is_within,
         margin=margin,
+        difference=difference,
+        is_plain=is_plain(recording),
         break_even=break_even(recording),
         macs=mac_table(recording),
         environment=environment,
@@ -66,6 +72,21 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
         },
         data=_json(_data(recording, points, recommended)),
     )
+
+
+def is_plain(recording):
+    """
+    Args:
+        recording (Recording): with a run of plain differences.
+
+    Returns:
+        bool: whether plain differences agree with dense about as well as the policy does.
+    """
+    if recording.difference is None:
+        return False
+    metric = recording.metrics[0]
+    loss = recording.main.scores[metric] - recording.difference.scores[metric]
+    return loss <= _PLAIN_MARGIN
 
 
 def _environment():
@@ -123,6 +144,7 @@ def _data(recording, points, recommended):
         "dense_milliseconds": recording.dense_milliseconds,
         "milliseconds": recording.milliseconds,
         "scores": run.scores,
+        "difference_scores": recording.difference and recording.difference.scores,
         "recommended": None if recommended is None else recommended.target,
         "sweep": [vars(point) for point in points],
         "gmacs": {name: {"dense": d, "executed": e} for name, d, e in mac_table(recording)},

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from blockcopy_d2.data import FrameReadError, read_ahead
 from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.modeling import BlockCopyVideoModel, read_whole
+from blockcopy_d2.policy import MovedDifference
 
 from .agreement import build_measure
 from .macs import StageMacs
@@ -90,6 +91,8 @@ class Recording:
         dense_macs (dict[str, list[int]]): by stage.
         runs (list[Run]): by target; ``main`` is the run at the config's own.
         main (Run):
+        difference (Run or None): run of :class:`MovedDifference`, which looks at pixels alone, at
+            the target of ``main``; None where nothing is compared.
         metrics (tuple[str, ...]): keys of ``Run.scores``; the first is that of ``Run.agreement``.
         metrics_description (str): their description.
         block_size (int): in pixels of the network's input.
@@ -101,6 +104,7 @@ class Recording:
     runs: list
     main: Run
     block_size: int
+    difference: Run | None = None
     frames: int = 0
     dense_seconds: list = field(default_factory=list)
     dense_macs: dict = field(default_factory=dict)
@@ -141,6 +145,7 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
         video (VideoFrames):
         targets (sequence[float]): tau of further runs, each a stream of its own in memory with its
             own copy of the policy. Ignored, with a warning, for a policy that follows no target.
+            With any, a policy that learns is compared with plain differences, too.
         max_frames (int or None): number of frames to stop after.
         score_threshold (float): see :class:`InstanceMeasure`.
         draw (callable or None): called for every frame with the image, the dense output, its
@@ -204,6 +209,11 @@ class _Recorder:
             self._predictors.append(_at_target(first, target))
             runs.append(Run(target))
         self.recording = Recording(runs=runs, main=main, block_size=self._model.block_size)
+        self._runs = list(runs)
+        if others and first.model.policy.learns:
+            self.recording.difference = Run(own)
+            self._predictors.append(_beside(first, MovedDifference(target=own)))
+            self._runs.append(self.recording.difference)
         self._measures = None
 
     @torch.no_grad()
@@ -219,7 +229,7 @@ class _Recorder:
         for name, counter in counters.items():
             recording.dense_macs.setdefault(name, []).append(counter.macs)
         shown = None
-        for run, predictor, measure in zip(recording.runs, self._predictors, self._measures):
+        for run, predictor, measure in zip(self._runs, self._predictors, self._measures):
             result = self._run(run, predictor, image, vectors)
             if recording.frames:
                 measure.add(dense, result)
@@ -270,7 +280,7 @@ class _Recorder:
             del values[recording.frames :]
         recording.metrics = self._measures[0].names
         recording.metrics_description = self._measures[0].description
-        for run, measure in zip(recording.runs, self._measures):
+        for run, measure in zip(self._runs, self._measures):
             run.scores = measure.scores()
         recording.runs.sort(key=lambda run: run.target or 0.0)
         return recording
@@ -280,15 +290,22 @@ def _lists(recording):
     """Every list of values by frame."""
     yield recording.dense_seconds
     yield from recording.dense_macs.values()
-    for run in recording.runs:
+    for run in filter(None, [*recording.runs, recording.difference]):
         yield from (run.executed, run.seconds, run.agreement, run.age, run.grids)
         yield from (*run.stages.values(), *run.macs.values())
 
 
 def _at_target(predictor, target):
-    """VideoPredictor: a predictor with the same network and a policy of its own."""
+    """VideoPredictor: a predictor with the same network and its own copy of the policy."""
+    policy, learner = copy.deepcopy((predictor.model.policy, predictor.model.learner))
+    other = _beside(predictor, policy, learner)
+    other.set_target(target)
+    return other
+
+
+def _beside(predictor, policy, learner=None):
+    """VideoPredictor: a predictor with the same network and another policy."""
     model = predictor.model
-    policy, learner = copy.deepcopy((model.policy, model.learner))
     other = BlockCopyVideoModel(
         base=model.base,
         policy=policy,
@@ -298,9 +315,7 @@ def _at_target(predictor, target):
         **dataclasses.asdict(model.options),
     )
     other.learner = learner
-    other = VideoPredictor(model=other, mapper=predictor.mapper)
-    other.set_target(target)
-    return other
+    return VideoPredictor(model=other, mapper=predictor.mapper)
 
 
 def _now(device):

@@ -9,6 +9,7 @@ from blockcopy_d2.data import FrameReadError, VideoFrames
 from blockcopy_d2.engine import VideoPredictor
 from blockcopy_d2.report import record_video
 from blockcopy_d2.report.macs import StageMacs
+from blockcopy_d2.report.page import is_plain
 from blockcopy_d2.sparse import BlockGrid
 
 THRESHOLD = 0.05
@@ -58,6 +59,21 @@ def test_targets_run_from_the_same_start(record):
     for run in recording.runs:
         stages = [sum(times) for times in zip(*run.stages.values())]
         assert stages == pytest.approx(run.seconds, rel=1e-6)
+
+
+def test_a_policy_that_learns_is_compared_with_plain_differences(record):
+    opts = ["MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain", "MODEL.BLOCKCOPY.TARGET", "0.5"]
+    recording = record(*opts, targets=(1.0,), max_frames=4)
+    plain = recording.difference
+    assert plain.target == 0.5 and [run.target for run in recording.runs] == [0.5, 1.0]
+    assert plain.executed[1:] == [0.5] * 3 and set(plain.scores) == set(recording.metrics)
+    metric = recording.metrics[0]
+    for loss, expected in ((-1.0, True), (0.4, True), (0.6, False), (math.nan, False)):
+        recording.main.scores[metric], plain.scores[metric] = 50.0 + loss, 50.0
+        assert is_plain(recording) is expected, loss
+    assert record(*opts, max_frames=1).difference is None
+    opts[1] = "RandomBlocks"
+    assert record(*opts, targets=(1.0,), max_frames=1).difference is None
 
 
 def test_a_broken_video_gives_what_there_was(record, monkeypatch):
