@@ -63,7 +63,8 @@ def main():
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: found no NVIDIA GPU.")
-    options = ["MODEL.DEVICE", args.device, "MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching"]
+    options = ["MODEL.DEVICE", args.device, "MODEL.BLOCKCOPY.ENABLED", True]
+    options += ["MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching"]
     cfg = load_config(config_path(args.config_file), [*args.opts, *options])
     images = read_clip(args.frames, tuple(args.size), device=device)[:2]
     with torch.no_grad():
