@@ -13,37 +13,25 @@ no input is ever overwritten.
 
 import argparse
 import contextlib
-import io
 import itertools
-import os
 import signal
 import sys
 import time
-from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultPredictor
-from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
-from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import (
     FrameFeed,
     FrameReadError,
     VideoFrames,
     read_ahead,
-    read_picture,
-    redact,
 )
-from blockcopy_d2.data.addresses import is_address, name_of
 from blockcopy_d2.engine.acceleration import (
-    build_lazy_model,
     device_of,
     load_video_config,
     metadata_of,
@@ -53,41 +41,41 @@ from blockcopy_d2.engine.arguments import (
     add_decoder_argument,
     add_live_arguments,
     add_motion_argument,
-    add_region_arguments,
-    add_track_argument,
     drawn_cell_size,
     errors_end_the_program,
     fraction,
-    has_region,
     positive,
     without_secrets,
 )
-from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
+from blockcopy_d2.engine.dense_predictor import dense_predictor
 from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.metrics import StreamMetrics
 from blockcopy_d2.engine.outputs import (
     check_output,
     refuse_overwriting,
-    refuse_shared_outputs,
     weight_files,
 )
-from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
+from blockcopy_d2.engine.predictor import VideoPredictor
 from blockcopy_d2.engine.region import Region
+from blockcopy_d2.engine.result_arguments import (
+    add_region_arguments,
+    add_track_argument,
+    check_results,
+    has_region,
+    open_results,
+)
+from blockcopy_d2.engine.still_pictures import picture_targets, run_pictures, shown_instances
 from blockcopy_d2.engine.stream_counts import StreamCounts
 from blockcopy_d2.evaluation import InstanceAgreement
-from blockcopy_d2.modeling import check_compiled_operators, read_whole
+from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.results import (
     ResultsWriteError,
-    VideoResults,
-    check_results_path,
-    check_tracking,
 )
 from blockcopy_d2.visualization import (
     VideoWriteError,
     VideoWriter,
     check_video_path,
     draw_frame,
-    found_instances,
     pixel_classes,
 )
 
@@ -172,107 +160,6 @@ class Clock:
     def milliseconds(self):
         """Per frame, averaged over all frames after the first."""
         return 1000 * self._total / max(1, self._calls - 1)
-
-
-class LazyPredictor:
-    """Detectron2's ``DefaultPredictor`` for a LazyConfig."""
-
-    def __init__(self, cfg):
-        self.model = build_lazy_model(cfg)
-        check_compiled_operators(self.model)
-        self.metadata = metadata_of(cfg)
-        self._mapper = FrameMapper(cfg)
-
-    @torch.no_grad()
-    def __call__(self, image):
-        return self.model([self._mapper(image)])[0]
-
-
-def dense_predictor(cfg):
-    """Detectron2's own predictor and model, with weights that must fit."""
-    if not isinstance(cfg, CfgNode):
-        return LazyPredictor(cfg)
-    cfg = base_config(cfg)
-    weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
-    predictor = DefaultPredictor(cfg)
-    check_compiled_operators(predictor.model)
-    WeightsCheckpointer(predictor.model).load(weights)
-    return predictor
-
-
-def shown_instances(output, threshold):
-    instances = found_instances(output)
-    return None if instances is None else instances[instances.scores >= threshold]
-
-
-def picture_targets(args):
-    """
-    Returns:
-        dict[str, str]: the file to write for each picture.
-
-    Raises:
-        OSError, ValueError: a picture that cannot be read, or a file that cannot be written or
-            would replace a picture.
-    """
-    if args.output is None or (len(args.input) > 1 and not os.path.isdir(args.output)):
-        raise ValueError(f"{len(args.input)} pictures need --output FOLDER, one that exists.")
-    for path in args.input:
-        if os.path.isdir(path):
-            raise IsADirectoryError(f"{path} is a folder; --video-input takes folders of frames.")
-        # Code that downloads an address shows all of it beside the progress bar.
-        quiet = contextlib.redirect_stderr(io.StringIO()) if is_address(path) else None
-        with reading(path), quiet or contextlib.nullcontext(), PathManager.open(path, "rb") as f:
-            Image.open(f)
-    targets = {path: picture_target(path, args.output) for path in args.input}
-    for target in targets.values():
-        check_picture_format(target)
-        check_output(target)
-        refuse_overwriting(target, args.input)
-    refuse_shared_outputs(targets)
-    return targets
-
-
-def picture_target(path, output):
-    if not os.path.isdir(output):
-        return output
-    name = os.path.basename(path)
-    if is_address(path):
-        # Its query may hold secrets.
-        name = name_of(path) + os.path.splitext(urlsplit(path).path)[1]
-    return os.path.join(output, name)
-
-
-def check_picture_format(path):
-    """Raises ValueError if the suffix names no format for a colour picture."""
-    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
-    try:
-        Image.new("RGB", (8, 8)).save(io.BytesIO(), kind or "none")
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(
-            f"Cannot write the picture {path}: its suffix names no format that takes it. Use one"
-            " picture and --output FILE.png, or pictures of another suffix."
-        ) from error
-
-
-@contextlib.contextmanager
-def reading(path):
-    try:
-        yield
-    except Exception as error:  # Pillow raises many types.
-        raise ValueError(f"{redact(path)} cannot be read as a picture: {error}") from error
-
-
-def run_pictures(args, cfg, targets):
-    predictor = dense_predictor(cfg)
-    for path, target in tqdm(targets.items(), unit="picture"):
-        with reading(path):
-            image = read_picture(path)
-        output = predictor(image)
-        instances = shown_instances(output, args.confidence_threshold)
-        classes = pixel_classes(output)
-        picture = draw_frame(image, instances, metadata=predictor.metadata, classes=classes)
-        with atomic_write(target) as temporary:
-            Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1])).save(temporary)
 
 
 def check_comparable(cfg):
@@ -458,35 +345,6 @@ class VideoRun:
         return tabulate(table, headers="keys", disable_numparse=True, stralign="right")
 
 
-def check_results(args):
-    """Raises ImportError, OSError or ValueError where --results could not be written in the end."""
-    if args.track and not args.results:
-        raise ValueError("--track is for what --results FILE writes.")
-    if not args.results:
-        return
-    if args.input:
-        raise ValueError("--results is for --video-input; pictures have no frames.")
-    if args.track:
-        check_tracking()
-    check_results_path(args.results, tracks=args.track)
-    check_output(args.results)
-    if args.output:
-        refuse_shared_outputs({"--output": args.output, "--results": args.results})
-
-
-def results_of(args, job):
-    """VideoResults, or a context of None: writes the detections."""
-    if not args.results:
-        return contextlib.nullcontext()
-    return VideoResults(
-        args.results,
-        fps=min(job.video.fps, args.fps or job.video.fps),
-        metadata=job.metadata,
-        threshold=args.confidence_threshold,
-        track=args.track,
-    )
-
-
 def main():
     args = get_parser().parse_args()
     set_up_logs()
@@ -506,7 +364,7 @@ def main():
         for output in targets.values() or outputs:
             refuse_overwriting(output, [args.config_file, *weight_files(cfg)])
         if args.input:
-            return run_pictures(args, cfg, targets)
+            return run_pictures(dense_predictor(cfg), targets, args.confidence_threshold)
         job = VideoRun(args, cfg)
         metrics = StreamMetrics(*args.metrics_port) if args.metrics_port else None
         writer = None
@@ -518,7 +376,7 @@ def main():
         with (
             metrics or contextlib.nullcontext(),
             writer or contextlib.nullcontext(),
-            results_of(args, job) as results,
+            open_results(args, job.video.fps, job.metadata) as results,
         ):
             broken = job.run(writer, metrics, results)
     except (ResultsWriteError, VideoWriteError) as error:

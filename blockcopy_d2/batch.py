@@ -36,11 +36,8 @@ from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
     add_decoder_argument,
-    add_region_arguments,
-    add_track_argument,
     errors_end_the_program,
     fraction,
-    has_region,
     positive,
     without_secrets,
 )
@@ -51,6 +48,11 @@ from blockcopy_d2.engine.batch_workers import run_in_workers
 from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.outputs import weight_files
 from blockcopy_d2.engine.predictor import VideoPredictor
+from blockcopy_d2.engine.result_arguments import (
+    add_region_arguments,
+    add_track_argument,
+    has_region,
+)
 from blockcopy_d2.engine.stopping import RunStopped, StopSignals
 from blockcopy_d2.results import FORMATS, Categories, check_tracking
 

@@ -26,6 +26,7 @@ from blockcopy_d2.data import FrameReadError
 from blockcopy_d2.data.video_files import VideoFormat
 from blockcopy_d2.engine.acceleration import load_video_config
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.engine.still_pictures import picture_target, picture_targets
 from blockcopy_d2.resources import config_path, trained_weights
 from blockcopy_d2.visualization import VideoWriter
 from tests.data.cameras import MjpegCamera
@@ -133,10 +134,10 @@ def broken_after(number, error):
 
 def test_a_picture_of_an_address_is_written_without_its_secrets(tmp_path, capfd):
     address = "http://u:s3cret@127.0.0.1:1/a/street.png?token=s3cret"
-    assert demo.picture_target(address, str(tmp_path)) == str(tmp_path / "street.png")
+    assert picture_target(address, str(tmp_path)) == str(tmp_path / "street.png")
     args = demo.get_parser().parse_args(["--input", address, "--output", str(tmp_path)])
     with pytest.raises(ValueError, match="street.png") as caught:
-        demo.picture_targets(args)
+        picture_targets(args)
     assert "s3cret" not in str(caught.value) + "".join(capfd.readouterr())
 
 

@@ -12,15 +12,11 @@ __all__ = [
     "add_decoder_argument",
     "add_live_arguments",
     "add_motion_argument",
-    "add_region_arguments",
-    "add_track_argument",
     "count",
     "drawn_cell_size",
     "errors_end_the_program",
     "fraction",
-    "has_region",
     "points",
-    "polygon",
     "positive",
     "without_secrets",
 ]
@@ -127,51 +123,6 @@ def add_motion_argument(parser):
     )
 
 
-def add_track_argument(parser):
-    """
-    Add ``--track``.
-
-    Args:
-        parser (ArgumentParser):
-    """
-    parser.add_argument(
-        "--track",
-        action="store_true",
-        help="give objects ids that last from frame to frame, by ByteTrack: pip install"
-        " 'blockcopy-d2[track]'",
-    )
-
-
-def add_region_arguments(parser):
-    """
-    Add ``--area``, ``--always`` and ``--never``, see :meth:`VideoPredictor.set_region`.
-
-    Args:
-        parser (ArgumentParser):
-    """
-    helps = {
-        "area": "corners of a polygon in pixels of the picture, such as '0,300 1280,300 1280,720"
-        " 0,720'; blocks that touch none of it never run. May be given several times",
-        "always": "a polygon; blocks that touch it run in every frame",
-        "never": "a polygon; blocks that lie wholly in it never run",
-    }
-    for name, text in helps.items():
-        parser.add_argument(
-            f"--{name}", action="append", type=polygon, metavar="POLYGON", help=text
-        )
-
-
-def has_region(args):
-    """
-    Args:
-        args (Namespace): with the arguments of :func:`add_region_arguments`.
-
-    Returns:
-        bool: whether any of it was given.
-    """
-    return any((args.area, args.always, args.never))
-
-
 def drawn_cell_size(args, model):
     """
     Args:
@@ -193,19 +144,6 @@ def drawn_cell_size(args, model):
             " MODEL.BLOCKCOPY.MOTION.NAME auto, and leave --dense out."
         )
     return model.motion.cell_size
-
-
-def polygon(text):
-    """list[tuple[float, float]]: x and y of corners, or the error that argparse reports."""
-    try:
-        corners = [tuple(map(float, corner.split(","))) for corner in text.split()]
-    except ValueError:
-        corners = []
-    if len(corners) < 3 or any(len(corner) != 2 for corner in corners):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no polygon; expected x,y of three corners or more: '0,0 640,0 640,360'"
-        )
-    return corners
 
 
 def fraction(text):
