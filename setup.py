@@ -54,7 +54,15 @@ setup(
         "metrics": ["prometheus-client>=0.20"],
         "parquet": ["pyarrow>=14,<26"],
         "ray": ["ray[data]>=2.30"],
-        "test": ["hypothesis", "prometheus-client>=0.20", "pytest", "pytest-xdist", "ruff"],
+        "test": [
+            "hypothesis",
+            "ipykernel",
+            "nbclient",
+            "prometheus-client>=0.20",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+        ],
         "track": ["trackers>=2.6"],
     },
 )

@@ -187,7 +187,7 @@ class _Crew:
         self._asked = 0.0
 
     def run(self, count, resources, on_ready, on_frames, on_record):
-        """Run all videos; arguments as of :func:`run_with_ray`."""
+        """Run all videos; see :func:`run_with_ray` for the arguments."""
         # Beside a video an actor answers how far it is.
         kind = self._ray.remote(_Actor).options(max_concurrency=2, max_restarts=0, **resources)
         for number in range(count):
@@ -280,7 +280,7 @@ class _Crew:
 
 
 def _cause(error):
-    """What went wrong in an actor, as the program itself would have raised it."""
+    """Exception: that of an actor, as the program itself would have raised it."""
     cause = error.cause
     if isinstance(cause, OSError):
         return cause

@@ -17,7 +17,7 @@ class InstanceMeasure:
 
     names = ("AP50", "AP")
     description = (
-        "average precision of the accelerated instances, the dense ones taken for truth;"
+        "average precision of the accelerated instances, with the dense ones as truth;"
         " AP50 counts masks or boxes that overlap by half, AP is the mean over overlaps .5 to .95"
     )
 
@@ -71,7 +71,7 @@ class SemanticMeasure:
 
     names = ("mIoU", "pixel accuracy")
     description = (
-        "of the class of every pixel, the dense ones taken for truth; mIoU is the mean over classes"
+        "of the class of every pixel, with the dense ones as truth; mIoU is the mean over classes"
     )
 
     def __init__(self):
