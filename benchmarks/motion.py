@@ -25,6 +25,7 @@ from blockcopy_d2.engine.arguments import add_config_arguments, positive
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.runs import build_video_model
 from blockcopy_d2.modeling import VideoStream
+from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.modeling.running.motion import move_history
 from blockcopy_d2.modeling.running.steps import pad
 from blockcopy_d2.motion import (
@@ -123,7 +124,8 @@ class Stream:
         """
         self.cfg, self.images = cfg, images
         self.model = random_model(cfg) if not cfg.MODEL.WEIGHTS else build_video_model(cfg)[0]
-        self.model.base.to(dtype)
+        for module in find_static_heads(self.model.base).sparse_modules(self.model.base):
+            module.to(dtype)
         self.stream = VideoStream()
         height, width = images[0].shape[1:]
         inputs = {"image": images[0], "height": height, "width": width}
