@@ -275,15 +275,13 @@ class BatchRun:
         Returns:
             dict: JSON values, of all videos, those of earlier runs included.
         """
-        records = [self._folder.record(task) for task in self._tasks]
-        unfinished = [
-            redact(task.source)
-            for task, record in zip(self._tasks, records, strict=True)
-            if record is None or (record["error"] is None and not self._folder.has_results(task))
+        pairs = [(task, self._folder.record(task)) for task in self._tasks]
+        failures = [r for _, r in pairs if r is not None and r["error"] is not None]
+        done = [
+            r
+            for task, r in pairs
+            if r is not None and r["error"] is None and self._folder.has_results(task)
         ]
-        records = [record for record in records if record is not None]
-        failures = [r for r in records if r["error"] is not None]
-        done = [r for r in records if r["error"] is None]
         frames, seconds = sum(self._frames.values()), self._seconds
         chosen = sum(max(0, r["frames"] - 1) for r in done)
         executed = sum(r["executed"] * (r["frames"] - 1) for r in done if r["frames"] > 1)
@@ -291,7 +289,7 @@ class BatchRun:
             "videos": len(self._tasks),
             "done": len(done),
             "failed": len(failures),
-            "unfinished": len(unfinished),
+            "unfinished": len(pairs) - len(done) - len(failures),
             "frames": sum(r["frames"] for r in done),
             "rows": sum(r["rows"] for r in done),
             "executed": round(executed / chosen, 4) if chosen else None,

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data.catalog import Metadata
 
 from blockcopy_d2 import batch
@@ -17,9 +19,11 @@ from blockcopy_d2.engine.batch import VideoJob
 from blockcopy_d2.engine.batch_folder import BatchFolder, find_videos
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import VideoPredictor
+from blockcopy_d2.policy import AllBlocks
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.results import ResultsWriteError, RowMaker
 from blockcopy_d2.visualization import VideoWriter
+from tests.results.test_rows import found
 from tests.small_model import CONFIG, small_model_opts
 
 FRAMES = 4
@@ -54,10 +58,34 @@ def videos(tmp_path):
     return tmp_path / "videos"
 
 
+class Finder:
+    """In place of a predictor, where it does not matter what is found: a box in every frame."""
+
+    learner, model = None, types.SimpleNamespace(policy=AllBlocks(), device=torch.device("cpu"))
+
+    def stream(self, video):
+        for index, (image, seconds) in enumerate(video.timed()):
+            output = {"instances": found((index, 2, 50, 60))}
+            is_first = index == 0
+            yield (
+                image,
+                types.SimpleNamespace(
+                    output=output, executed=0.25, is_first=is_first, time=seconds
+                ),
+            )
+
+
 @pytest.fixture
-def run(tmp_path, weights, predictor, monkeypatch):
-    """The command line, with one model for all tests; returns exit code and summary."""
+def run_model(run, predictor, monkeypatch):
+    """As ``run``, with a model."""
     monkeypatch.setattr(batch, "VideoPredictor", lambda cfg: predictor)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path, weights, monkeypatch):
+    """The command line; returns exit code and summary."""
+    monkeypatch.setattr(batch, "VideoPredictor", lambda cfg: Finder())
 
     def run(*arguments, opts=(), output=tmp_path / "results"):
         command = ["batch", "--config-file", CONFIG, "--output", str(output), *map(str, arguments)]
@@ -95,8 +123,8 @@ def visible(folder):
     )
 
 
-def test_a_folder_of_videos(run, videos, predictor, tmp_path):
-    code, summary = run("--input", f"{videos}/**/*.mp4")
+def test_a_folder_of_videos(run_model, videos, predictor, tmp_path):
+    code, summary = run_model("--input", f"{videos}/**/*.mp4")
     assert code == 0 and summary["done"] == 3 and summary["frames"] == 3 * FRAMES
     assert 0 < summary["executed"] < 1 and summary["frames_per_second"] > 0
     assert summary["categories"]["things"]["2"] == "car"
@@ -111,9 +139,9 @@ def test_a_folder_of_videos(run, videos, predictor, tmp_path):
     assert of_first == make(first.output, 0, 0.0) and of_first[0]["segmentation"]["counts"]
 
 
-def test_results_do_not_depend_on_what_was_run_before(run, videos, tmp_path):
-    run("--input", f"{videos}/**/*.mp4")
-    run("--input", videos / "z.mp4", output=tmp_path / "alone")
+def test_results_do_not_depend_on_what_was_run_before(run_model, videos, tmp_path):
+    run_model("--input", f"{videos}/**/*.mp4")
+    run_model("--input", videos / "z.mp4", output=tmp_path / "alone")
     assert (tmp_path / "alone" / "z.mp4.json").read_bytes() == (
         tmp_path / "results" / "z.mp4.json"
     ).read_bytes()
@@ -161,12 +189,16 @@ def test_a_signal_leaves_what_is_done(run, videos, counted, monkeypatch, tmp_pat
     assert code == 0 and counted == ["north/a.mp4.json", "z.mp4.json"] and summary["done"] == 3
 
 
-def test_a_video_without_results_is_run_again(run, videos, counted, tmp_path):
+def test_a_video_without_results_is_run_again(run, videos, counted, tmp_path, monkeypatch):
     """Killed after the record of a video was written, and before its results had their name."""
     run("--input", videos / "a.mp4")
     (tmp_path / "results" / "a.mp4.json").unlink()
     (tmp_path / "results" / ".batch" / "partial").mkdir()
     (tmp_path / "results" / ".batch" / "partial" / "left").write_text("by a killed program")
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.BatchRun, "_run_pending", lambda self: None)
+        _, summary = run("--input", videos / "a.mp4")
+    assert summary["done"] == 0 and summary["unfinished"] == 1 and not summary["results"]
     code, summary = run("--input", videos / "a.mp4")
     assert code == 0 and counted == ["a.mp4.json"] * 2 and summary["unfinished"] == 0
     assert not (tmp_path / "results" / ".batch" / "partial").exists()
@@ -287,11 +319,11 @@ def test_tracks_need_the_flag_and_the_package(run, videos, monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["ytvis", "parquet"])
-def test_tracks_are_in_every_format(run, videos, tmp_path, monkeypatch, format):
+def test_tracks_are_in_every_format(run_model, videos, tmp_path, monkeypatch, format):
     pytest.importorskip("trackers")
     pytest.importorskip("pyarrow")
     monkeypatch.setattr("blockcopy_d2.results.tracking._CERTAIN", 0.05)
-    code, summary = run("--input", videos / "a.mp4", "--track", "--format", format)
+    code, summary = run_model("--input", videos / "a.mp4", "--track", "--format", format)
     assert code == 0 and summary["rows"] > 0
     (name,) = set(visible(tmp_path / "results")) - {"summary.json"}
     if format == "ytvis":
