@@ -99,6 +99,9 @@ def _model_keys():
     _C.POLICY.DEPTH = choice(8, 20, 32)
     # As the authors' code, of LearnedPolicy: output and grid are shifted to [-0.5, 0.5]
     _C.POLICY.CENTER_INPUTS = flag(False)
+    # How frames come to the policy's resolution: "mean" of the pixels, or "nearest", one pixel of
+    # them, as in the authors' code
+    _C.POLICY.RESIZE = choice("mean", "nearest")
     # The number of executed blocks is rounded up to a multiple of all / COUNT_STEPS, by others at
     # random, which are learned from as if drawn; 16 in the authors' code. 0: it is not
     _C.POLICY.COUNT_STEPS = whole(0, least=0)
@@ -132,6 +135,9 @@ def _model_keys():
     _C.LEARNER.COST_WEIGHT = number(5.0, most=1e6)
     # mu of eq. 11
     _C.LEARNER.COST_MOMENTUM = number(0.9, most=1)
+    # As the authors' code: M starts at 1 and counts the first frames of videos, which execute all
+    # blocks whatever the policy says
+    _C.LEARNER.COUNT_FIRST_FRAMES = flag(False)
     # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
     _C.LEARNER.COST_FORM = choice("paper", "code")
 

@@ -60,7 +60,7 @@ class GainLearner(OnlineLearner):
     @classmethod
     def from_config(cls, cfg, policy):
         settings = super().from_config(cfg, policy)
-        for name in ("cost_weight", "cost_momentum", "cost_form"):
+        for name in ("cost_weight", "cost_momentum", "cost_form", "count_first_frames"):
             del settings[name]
         return {**settings, "learning_rate": cfg.MODEL.BLOCKCOPY.LEARNER.GAIN_LR}
 

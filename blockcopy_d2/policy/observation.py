@@ -80,7 +80,7 @@ class Observation:
         return [Observation(*part) for part in parts]
 
 
-def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):
+def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK, *, nearest=False):
     """
     Average the pixels of an image down to policy resolution. Pixels of blocks beyond the image
     count as zero.
@@ -89,6 +89,7 @@ def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):
         image (Tensor): float (N, C, H, W).
         grid_shape (tuple[int, int]): GH, GW.
         pixels_per_block (int): P.
+        nearest (bool): take the first of the pixels instead of their mean.
 
     Returns:
         Tensor: float (N, C, h, w).
@@ -102,9 +103,13 @@ def resize_to_policy(image, grid_shape, pixels_per_block=PIXELS_PER_BLOCK):
     if factor >= 1:
         # Windows that overlap the border keep their full divisor, since the rest of them is zero.
         window = int(factor)
+        if nearest:
+            return _pad_to(image[..., ::window, ::window], size)
         pooled = F.avg_pool2d(image, window, ceil_mode=True, divisor_override=window * window)
         return _pad_to(pooled, size)
     canvas = _pad_to(image, [round(length * factor) for length in size])
+    if nearest:
+        return F.interpolate(canvas, size=size, mode="nearest")
     return F.interpolate(canvas, size=size, mode="bilinear", align_corners=False)
 
 

@@ -60,6 +60,7 @@ class OnlineLearner:
         learning_rate=1e-4,
         weight_decay=1e-3,
         cost_form="paper",
+        count_first_frames=False,
         delay=0,
         sync=False,
     ):
@@ -73,6 +74,8 @@ class OnlineLearner:
             learning_rate, weight_decay (float): learning rate and weight decay of RMSprop.
             cost_form (str): "paper", or "code" for the authors' public code, where the cost
                 reward is (tau - M) |tau - M| and the loss the mean over blocks, not the sum.
+            count_first_frames (bool): let the moving cost start at 1 and count the first frames of
+                videos, as the authors' code does; not with ``sync``.
             delay (int): frames for which an update waits, fewer than ``update_every``.
             sync (bool): learn one policy in all processes; they start from the first one's.
 
@@ -89,6 +92,7 @@ class OnlineLearner:
             lr=learning_rate,
             weight_decay=weight_decay,
             cost_form=cost_form,
+            count_first_frames=count_first_frames,
             delay=delay,
         )
         if delay >= update_every:
@@ -128,9 +132,17 @@ class OnlineLearner:
         self._shortfall = self._shortfall_of_update = torch.zeros((), device=device)
         self._beside = None
         self.frames = 0
-        self._moving_cost = torch.tensor(float(target), device=device)
+        start = 1.0 if count_first_frames else float(target)
+        self._moving_cost = torch.tensor(start, device=device)
         self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
         self.sync = sync and comm.get_world_size() > 1
+        self.count_first_frames = count_first_frames
+        if count_first_frames and self.sync:
+            raise ValueError(
+                "MODEL.BLOCKCOPY.LEARNER.COUNT_FIRST_FRAMES is True, but processes that learn"
+                " together (MODEL.BLOCKCOPY.POLICY.SYNC) begin their videos at different frames:"
+                " set one of them to False."
+            )
         # Costs that are not part of the moving average yet, with the number of streams.
         self._new_costs = []
         if self.sync:
@@ -149,6 +161,7 @@ class OnlineLearner:
             "learning_rate": options.LEARNER.LR,
             "weight_decay": options.LEARNER.WEIGHT_DECAY,
             "cost_form": options.LEARNER.COST_FORM,
+            "count_first_frames": options.LEARNER.COUNT_FIRST_FRAMES,
             "delay": options.LEARNER.DELAY,
             "sync": options.POLICY.SYNC,
         }
@@ -297,6 +310,15 @@ class OnlineLearner:
             "OnlineLearner.observe is now OnlineLearner.learn", FutureWarning, stacklevel=2
         )
         return self.learn(*args, **kwargs)
+
+    @torch.inference_mode(False)
+    def see_first_frame(self):
+        """
+        Tells of the first frame of a video, or of several at once: they execute all blocks, and
+        nothing is learned from them.
+        """
+        if self.count_first_frames:
+            self._moving_cost.lerp_(torch.ones_like(self._moving_cost), 1 - self.cost_momentum)
 
     @torch.inference_mode(False)
     def sit_out(self):

@@ -304,6 +304,34 @@ def test_streams_left_out_longest_are_forgotten():
     assert not model.streams.get("b", 2).started
 
 
+@pytest.mark.parametrize("counted, start", [(False, 0.3), (True, 1.0)])
+def test_first_frames_count_where_asked(mask_rcnn, counted, start):
+    learner = OnlineLearner(mask_rcnn.policy, target=0.3, count_first_frames=counted)
+    assert learner.state_dict()["moving_cost"].item() == pytest.approx(start)
+    first, second = frames(2)
+    stream = mask_rcnn.init_state()
+    mask_rcnn.step(first, stream, learner=learner)
+    executed = mask_rcnn.step(second, stream, learner=learner).executed
+    expected = 0.9 * start + 0.1 * executed
+    stream.reset()
+    mask_rcnn.step(first, stream, learner=learner)
+    expected = 0.9 * expected + 0.1 if counted else expected
+    assert learner.state_dict()["moving_cost"].item() == pytest.approx(expected)
+
+
+def test_policies_may_see_single_pixels(mask_rcnn):
+    (inputs,) = frames(1, size=(96, 160))
+    seen = []
+    for resize in ("nearest", "mean"):
+        mask_rcnn.policy_resize = resize
+        seen.append(mask_rcnn.step(inputs, mask_rcnn.init_state()).frame)
+    step = mask_rcnn.block_size // mask_rcnn.task.pixels_per_block
+    pixels = (inputs["image"] - mask_rcnn.base.pixel_mean) / mask_rcnn.base.pixel_std
+    found = seen[0][0, :, : 96 // step, : 160 // step]
+    torch.testing.assert_close(found, pixels[:, ::step, ::step])
+    assert (seen[0] != seen[1]).any()
+
+
 def test_a_policy_of_other_inputs_sees_and_learns():
     inputs = '["frame", "previous_frame", "output"]'
     cfg = load_config(

@@ -43,6 +43,18 @@ def test_resizing_averages_the_zero_padded_canvas():
     torch.testing.assert_close(resize_to_policy(image, (3, 5)), expected)
 
 
+@pytest.mark.parametrize("size", [(256, 512), (333, 517)])
+def test_resizing_may_take_every_fourth_pixel(size):
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    shape = num_blocks(128, size)
+    found = resize_to_policy(image, shape, nearest=True)
+    assert found.shape[2:] == tuple(32 * x for x in shape)
+    rows, columns = (-(-x // 4) for x in size)
+    assert torch.equal(found[:, :, :rows, :columns], image[:, :, ::4, ::4])
+    assert not found[:, :, rows:].any() and not found[:, :, :, columns:].any()
+    assert not torch.equal(found, resize_to_policy(image, shape))
+
+
 def test_a_grid_that_no_block_size_gives_is_refused():
     with pytest.raises(ValueError, match="No block size"):
         resize_to_policy(torch.zeros(1, 3, 256, 512), (3, 4))

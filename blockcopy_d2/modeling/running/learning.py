@@ -26,8 +26,11 @@ def learn(learner, model, results):
         dict[str, Tensor]: the learner's report, also stored as ``learned`` in the results; empty if
         there was nothing to learn from.
     """
+    any_first = any(result.is_first for result in results)
     results = [result for result in results if not result.is_first and result.was_drawn]
     with model.lock:
+        if any_first:
+            learner.see_first_frame()
         if not results:
             learner.sit_out()
             return {}

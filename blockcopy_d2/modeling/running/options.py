@@ -33,6 +33,8 @@ class VideoOptions:
         min_moved_stride (int): feature maps of smaller strides stay in place, but those that leave
             the block-sparse modules.
         max_moved_stride (int): feature maps of larger strides stay in place.
+        policy_resize (str): how frames come to the policy's resolution, see
+            :func:`resize_to_policy`: "mean" or "nearest".
     """
 
     block_size: int = _option("MODEL.BLOCKCOPY.BLOCK_SIZE", 128)
@@ -44,6 +46,7 @@ class VideoOptions:
     moved_maps: str = _option("MODEL.BLOCKCOPY.MOTION.MAPS", "auto")
     min_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MIN_STRIDE", 1)
     max_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MAX_STRIDE", 16)
+    policy_resize: str = _option("MODEL.BLOCKCOPY.POLICY.RESIZE", "mean")
 
     def __post_init__(self):
         for name, key in self.keys().items():

@@ -31,7 +31,8 @@ def prepare(model, images, canvas_size, dtype):
         policy resolution, float (N, 3, h, w).
     """
     window = model.block_size // model.task.pixels_per_block
-    if triton_runs_on(images.device) and window and images.dtype in (torch.uint8, torch.float32):
+    served = images.dtype in (torch.uint8, torch.float32) and model.policy_resize == "mean"
+    if triton_runs_on(images.device) and window and served:
         from .triton_preparation import prepare_triton
 
         grid_shape = num_blocks(model.block_size, canvas_size)

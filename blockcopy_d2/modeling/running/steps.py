@@ -116,7 +116,9 @@ def at_policy_resolution(model, images):
         Tensor: float (N, 3, h, w).
     """
     grid_shape = num_blocks(model.block_size, images.tensor.shape[-2:])
-    return resize_to_policy(images.tensor, grid_shape, model.task.pixels_per_block)
+    nearest = model.policy_resize == "nearest"
+    pixels_per_block = model.task.pixels_per_block
+    return resize_to_policy(images.tensor, grid_shape, pixels_per_block, nearest=nearest)
 
 
 def policies_of(model, streams):

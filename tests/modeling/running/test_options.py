@@ -22,6 +22,7 @@ OTHER = {
     "moved_maps": "all",
     "min_moved_stride": 2,
     "max_moved_stride": 8,
+    "policy_resize": "nearest",
 }
 
 

@@ -14,13 +14,14 @@ from tests.kernels.compiled import compiled_by  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def a_model(block_size, pixels_per_block, divisibility):
+def a_model(block_size, pixels_per_block, divisibility, resize="mean"):
     mean = torch.tensor([103.5, 116.25, 123.7], device=DEVICE).view(3, 1, 1)
     std = torch.tensor([57.4, 57.1, 58.4], device=DEVICE).view(3, 1, 1)
     backbone = types.SimpleNamespace(size_divisibility=divisibility, padding_constraints={})
     base = types.SimpleNamespace(pixel_mean=mean, pixel_std=std, backbone=backbone)
     task = types.SimpleNamespace(pixels_per_block=pixels_per_block)
-    return types.SimpleNamespace(block_size=block_size, task=task, base=base)
+    options = {"block_size": block_size, "policy_resize": resize}
+    return types.SimpleNamespace(task=task, base=base, **options)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,13 @@ def test_where_it_runs(monkeypatch):
         "blockcopy_d2.modeling.running.preparation.triton_runs_on", lambda device: True
     )
     images = torch.randint(0, 256, (1, 3, 64, 96), device=DEVICE).to(torch.uint8)
-    for block_size, dtype in ((16, torch.uint8), (128, torch.float64), (128, torch.uint8)):
-        model, pictures = a_model(block_size, 32, 32), images.to(dtype)
+    for block_size, dtype, resize in (
+        (16, torch.uint8, "mean"),
+        (128, torch.float64, "mean"),
+        (128, torch.uint8, "mean"),
+        (64, torch.uint8, "nearest"),
+    ):
+        model, pictures = a_model(block_size, 32, 32, resize), images.to(dtype)
         found = prepare(model, pictures, (64, 96), torch.float32)
         expected = prepare_reference(model, pictures, (64, 96), torch.float32)
         for one, other in zip(found, expected):
