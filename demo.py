@@ -254,7 +254,8 @@ class VideoRun:
                     self.dropped = decoded.dropped
                     output, draw = self._step(frame)
                     if results:
-                        results.add(output, frame.seconds)
+                        captured = frame.captured if live else None
+                        results.add(output, frame.seconds, captured)
                     if writer:
                         writer.write(draw(), frame.seconds)
                     progress.set_postfix_str(self._postfix(), refresh=False)

@@ -137,7 +137,8 @@ class VideoJob:
         with file, contextlib.closing(self._predictor.stream(video)) as stream:
             for _, result in stream:
                 executed += 0.0 if result.is_first else result.executed
-                file.add(result.output, result.time)
+                captured = result.clock.captured if video.live else None
+                file.add(result.output, result.time, captured)
                 if progress is not None:
                     progress(file.frames)
                 if file.frames == self._max_frames:

@@ -8,8 +8,8 @@ _GROUP = 4096
 
 class ParquetWriter:
     """
-    Writes the columns ``frame``, ``time``, ``category_id``, ``is_thing``, ``score``, ``x``,
-    ``y``, ``width``, ``height``, ``angle``, ``track_id``, ``mask_height``, ``mask_width``,
+    Writes the columns ``frame``, ``time``, ``captured``, ``category_id``, ``is_thing``, ``score``,
+    ``x``, ``y``, ``width``, ``height``, ``angle``, ``track_id``, ``mask_height``, ``mask_width``,
     ``mask_counts`` (COCO's run lengths) and ``keypoints``. Missing values are null.
     """
 
@@ -43,6 +43,7 @@ class ParquetWriter:
             [
                 pyarrow.field("frame", pyarrow.int64(), nullable=False),
                 ("time", pyarrow.float64()),
+                ("captured", pyarrow.float64()),
                 ("category_id", pyarrow.int64()),
                 ("is_thing", pyarrow.bool_()),
                 ("score", pyarrow.float32()),
@@ -84,7 +85,7 @@ class ParquetWriter:
 
 def _columns(row):
     columns = {"frame": row["image_id"], "is_thing": row.get("isthing")}
-    names = ("time", "category_id", "score", "track_id", "keypoints")
+    names = ("time", "captured", "category_id", "score", "track_id", "keypoints")
     columns |= {name: row.get(name) for name in names}
     if "bbox" in row:
         columns |= dict(zip(("x", "y", "width", "height", "angle"), row["bbox"], strict=False))

@@ -63,6 +63,7 @@ class RowMaker:
     ``image_id``     number of the frame, from 0
     ``time``         seconds from the first frame to when it is shown; missing where that is not
                      known
+    ``captured``     of a live source, when the frame came, in seconds since 1970
     ``category_id``  see :class:`Categories`; missing for proposals
     ``bbox``         x, y, width and height in pixels of the frame; of rotated boxes x and y of the
                      centre, width, height and angle in degrees
@@ -91,12 +92,13 @@ class RowMaker:
         self._tracker = tracker
         self._least = threshold if tracker is None else min(threshold, LEAST_SCORE)
 
-    def __call__(self, output, index, seconds=None):
+    def __call__(self, output, index, seconds=None, captured=None):
         """
         Args:
             output (dict): output of a model for one frame. It stays as it is.
             index (int): number of the frame.
             seconds (float or None): when it is shown.
+            captured (float or None): when it came, in seconds since 1970.
 
         Returns:
             list[dict]: those of the frame.
@@ -111,6 +113,8 @@ class RowMaker:
         head = {"image_id": index}
         if seconds is not None:
             head["time"] = round(float(seconds), _SCORE_DIGITS)
+        if captured is not None:
+            head["captured"] = round(float(captured), _SCORE_DIGITS)
         return [{**head, **row} for row in rows]
 
     def _found(self, output):

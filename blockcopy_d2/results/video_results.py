@@ -39,19 +39,20 @@ class VideoResults:
         """int: number of rows so far."""
         return self._file.rows
 
-    def add(self, output, seconds=None):
+    def add(self, output, seconds=None, captured=None):
         """
         Write the next frame.
 
         Args:
             output (dict): output of the model for it.
             seconds (float or None): when it is shown, since the first frame.
+            captured (float or None): of a live source, when it came, in seconds since 1970.
 
         Raises:
             ResultsWriteError: the disk is full, for instance.
             ValueError: the output has no rows of results, see :class:`RowMaker`.
         """
-        self._file.add(self._rows(output, self.frames, seconds), seconds)
+        self._file.add(self._rows(output, self.frames, seconds, captured), seconds)
 
     def __enter__(self):
         self._file.__enter__()

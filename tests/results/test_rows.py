@@ -46,6 +46,8 @@ def test_a_row_is_an_instance():
     assert torch.equal(decoded(first), instances.pred_masks[0])
     assert make.categories.names["things"] == {7: "b", 18: "c"}
     assert len(RowMaker(threshold=0.5)({"instances": instances}, 0)) == 1
+    live = make({"instances": instances}, 3, 0.125, captured=1700000000.5)
+    assert "captured" not in first and live[0] == {**first, "captured": 1700000000.5}
 
 
 def test_keypoints_are_counted_in_pixels_and_the_output_stays():
