@@ -201,7 +201,7 @@ class Streams:
             SystemExit: the model does not run as a CUDA graph here.
         """
         self.number = number
-        # Of every tick, a frame of each stream.
+        # A list per tick, of one frame per stream.
         self.ticks = [
             [{"image": images[(tick + 7 * n) % len(images)]} for n in range(number)]
             for tick in range(len(images))

@@ -71,7 +71,7 @@ def _model_keys():
     _C.MOTION.MIN_STRIDE = power_of_two(1, least=1, most=128)
     # Maps of larger strides stay in place
     _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
-    # Of DISFlow, from fast to slow
+    # Presets of DISFlow, from fast to slow
     _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")
 
     # Streams whose features are kept; beyond it the least recently used one is dropped
@@ -141,7 +141,7 @@ def _model_keys():
     # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
     _C.LEARNER.COST_FORM = choice("paper", "code")
 
-    # Of the networks that have keys of their own, in blockcopy_d2/networks/<network>/config.py
+    # Networks may have keys of their own, in blockcopy_d2/networks/<network>/config.py
     for network in NETWORKS.values():
         vars(_C).update(network.KEYS)
     return _C

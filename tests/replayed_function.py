@@ -49,7 +49,7 @@ class _Operators(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self._calls, self._before = [], []
-        # By the address of their memory.
+        # Address of memory -> tensor.
         self._own, self._given = {}, {}
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):

@@ -25,7 +25,7 @@ from blockcopy_d2.report import __main__ as report
 from blockcopy_d2.resources import config_path, shipped_configs, trained_weights
 
 ON = ["MODEL.BLOCKCOPY.ENABLED", "True"]
-# What a yaml file or a command line may give.
+# Values that a yaml file or a command line may give.
 PLAIN = st.one_of(
     st.none(),
     st.booleans(),

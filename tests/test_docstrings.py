@@ -16,6 +16,7 @@ DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # "What a frame gave", "Of the command line", "As :func:`f`": say "The result of a frame", "Returns
 # the parser of the command line", "See :func:`f`".
 SUMMARY = re.compile(r"(What|Which|Where|Whether|Who|Whose|Whatever|As|Of|To be)\b")
+COMMENT = re.compile(r"\s*# (What|Of|Whatever) ")
 # "path (str): of the file", "Tensor: that it reads": say "path of the file", "its input".
 ENTRY = re.compile(r"\s+\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*(?: \([^)]*\))?: (of|that(?! of)) [^:]")
 PHRASES = re.compile(
@@ -43,10 +44,14 @@ def faults(source):
                 yield line + offset, entry.strip()
         if match := PHRASES.search(" ".join(text.split())):
             yield line, match.group(0)
+    before = ""
     for line, text in enumerate(source.splitlines(), 1):
         _, mark, comment = text.partition("# ")
         if mark and (match := PHRASES.search(comment)):
             yield line, match.group(0)
+        if COMMENT.match(text) and not before.lstrip().startswith("#"):
+            yield line, comment
+        before = text
 
 
 @pytest.mark.skipif(not TRACKED, reason="needs a checkout")
@@ -67,6 +72,7 @@ def test_docstrings_are_plain():
         'def f():\n    """\n    Args:\n        path (str): of the file.\n    """',
         'def f():\n    """Runs.\n\n    Returns:\n        Tensor: that it reads.\n    """',
         "# Results as of :meth:`step`.",
+        "x = 1\n    # Of the first frame only.",
         '"""Returns models, which are held to Detectron2 by tests."""',
     ],
 )

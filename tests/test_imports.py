@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "blockcopy_d2"
 
-# What a sub-package may import of the package, besides itself. The modules at the package's top,
-# which know config keys and files only, are open to all but the engine; ``atomic``, which knows
-# the standard library only, is open to that, too.
+# Modules of the package that each sub-package may import, besides its own. Those at the package's
+# top, which know config keys and files only, are open to all but the engine; ``atomic``, which
+# knows the standard library only, is open to that, too.
 FOUNDATION = {"atomic", "config", "config_key", "resources"}
 CORE = {"sparse", "motion", "policy", "modeling"}
 ALLOWED = {

@@ -8,21 +8,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "blockcopy_d2"
 
-# What must not be said, where, and what to say instead. Texts are searched as one line.
+# Phrases to avoid, where, and what to say instead. Texts are searched as one line.
 FORBIDDEN = [
-    # Of torch.export.
+    # torch.export traces.
     (r"captur\w+ (by|with|through) torch\.export|torch\.export cannot capture", ".", "trace"),
     (r"\bcaptur\w*\b(?! in a CUDA graph|; take a snapshot| CUDA graph)", "sparse", "trace"),
     (r"\bCapture(Error|dModule)\b|\b_?uncapturable\b", ".", "trace"),
-    # Of CUDA graphs.
+    # CUDA graphs are captured.
     (r"record\w* (in|as|into) (a |the )?(CUDA )?graph", ".", "capture"),
     (r"(CUDA graphs?|graph) (is|are|was|were|can) record\w*", ".", "capture"),
     (r"\b(Recorded|FrameRecord)\w+(?<!RecordedFrameResult)\b", ".", "capture"),
     (r"\brecord(?!_event|_stream|\(\))\w*", "modeling/running", "capture"),
-    # Of programs and of float32 values.
+    # Programs and float32 values.
     (r"\.plan\b(?!\()|_plan_buffers", "sparse", "schedule"),
     (r"\blower(ed)?_tf32\b", ".", "unlift"),
-    # Of what the policy sees.
+    # Learners.
     (r"\blearner\.observe\(|OnlineLearner\.observe(?! is now)", ".", "learn"),
 ]
 

@@ -127,7 +127,7 @@ class FrameFeed:
             times = (seconds, captured, arrived)
             yield FeedFrame(image, picture, vectors, *times, skipped, self.reconnects)
             follows = True
-            # Not held while the next one is read.
+            # Free this frame's memory before the next one is read.
             del image, picture, vectors
 
     def _read_once(self):

@@ -199,7 +199,7 @@ def _read(items, shelf):
         for item in iterator:
             if not shelf.put(_ITEM, item):
                 return
-            # Not held while the next one is read.
+            # Free this item's memory before the next one is read.
             del item
         shelf.put(_END, None)
     except BaseException as error:  # raised for the consumer, even an interrupt

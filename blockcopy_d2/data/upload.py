@@ -32,7 +32,7 @@ class Uploader:
         """
         self.device = device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # By their addresses.
+        # Address of the copy -> copy.
         self._copies = weakref.WeakValueDictionary()
 
     def copy(self, picture):

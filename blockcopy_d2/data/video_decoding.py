@@ -11,9 +11,9 @@ from .addresses import is_address, name_of, redact
 from .clips import FrameReadError
 from .video_format import VideoFormat
 
-# Of an address, after which a server that is silent is given up.
+# A server that is silent for so long, at first and between packets, is given up.
 _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
-# Headers that hold nothing better tell the clock of the file for the rate.
+# Headers without a rate give the file's clock instead. Above this it cannot be a rate.
 _HIGHEST_RATE = 1000
 # FFmpeg's AVCOL_SPC of YUV whose file does not name the matrix: RGB, unspecified, reserved.
 _NO_MATRIX = (0, 2, 3)

@@ -182,7 +182,7 @@ class _Crew:
         self._share_policy = share_policy
         self._waiting = collections.deque(tasks)
         self._deaths, self._deaths_at_start = collections.Counter(), 0
-        # By the reference to what each actor does now.
+        # Reference to a running task -> its actor.
         self._members, self._policies = {}, {}
         self._asked = 0.0
 

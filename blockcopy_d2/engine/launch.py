@@ -50,7 +50,7 @@ def launch(main, args):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     comm.synchronize()
     _run(main, args)
-    # Not after a failure, since NCCL may wait for the others here.
+    # Skipped after a failure: NCCL may wait for the other processes here.
     dist.destroy_process_group()
 
 

@@ -23,7 +23,7 @@ def set_up_logs(output_dir=None, *, rank=0, detectron2=False):
     loggers = [setup_logger(output_dir, distributed_rank=rank)] if detectron2 else []
     for name in ("fvcore", "blockcopy_d2", "iopath"):
         loggers.append(setup_logger(output_dir, distributed_rank=rank, name=name))
-    # Of downloads, only failures.
+    # Downloads log failures only.
     logging.getLogger("iopath").setLevel(logging.WARNING)
     for logger in loggers:
         for handler in logger.handlers:

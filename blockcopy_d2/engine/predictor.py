@@ -108,7 +108,8 @@ class VideoPredictor:
         # States of streams that have ended: their memory and graphs serve the next ones.
         self._unused = []
         self._uploader = None
-        # By the number of a video, None for those without one of their own; and their blocks.
+        # Number of a video -> its region, and the region's blocks. None: videos without one of
+        # their own.
         self._regions, self._blocks = {}, {}
 
     @classmethod

@@ -268,7 +268,7 @@ def moved_values(program, *, maps, max_stride, min_stride=1):
     outputs = [output.index for output in program.outputs if isinstance(output, Ref)]
     roots_of_moved = {roots.get(index, index) for index in outputs}
     if maps == "all":
-        # Of maps inside, only halos around blocks are read: a pixel or two of fine ones.
+        # Maps inside the network are read in halos around blocks only: a pixel or two of fine maps.
         inside = {index for index in movable if program.values[index].stride >= min_stride}
         roots_of_moved |= {roots.get(index, index) for index in inside}
     return {index for index in movable if roots.get(index, index) in roots_of_moved}

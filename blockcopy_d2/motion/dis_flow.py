@@ -15,11 +15,11 @@ DIS_PRESETS = ("ultrafast", "fast", "medium")
 # DIS compares patches of 8 pixels of a level of its own pyramid, and refuses smaller pictures.
 _LEAST_SIDE = 64
 
-# Of the level that DIS is given. The faster presets stop at 2, an eighth of the input: pictures of
-# DAVIS that are moved by it are off by 7.0 grey levels, at 1 by 5.5.
+# The level at which DIS ends. The faster presets end at 2, an eighth of the input. Pictures of
+# DAVIS that are moved by that flow are off by 7.0 grey levels; at level 1, by 5.5.
 _FINEST_SCALE = 1
-# Pixels of luma of a picture whose flow goes down to all of its resolution: there it costs little,
-# and every pixel is more of what is seen.
+# Up to so many pixels the flow goes down to full resolution: there it costs little, and every pixel
+# is more of what is seen.
 _SMALL = 2**16
 
 

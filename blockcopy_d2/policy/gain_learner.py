@@ -79,7 +79,7 @@ class GainLearner(OnlineLearner):
         total = gain.sum(dim=1, keepdim=True)
         share = gain / total.clamp_min(torch.finfo(gain.dtype).tiny)
         with torch.enable_grad():
-            # Not -inf, with which a stream without an executed block would become NaN.
+            # The least finite value: with -inf a stream without an executed block would become NaN.
             logits = decision.logits.masked_fill(~taught, torch.finfo(gain.dtype).min)
             log_expected = logits.flatten(1).log_softmax(dim=1)
             losses = -(share * torch.where(share > 0, log_expected, 0.0)).sum(dim=1)

@@ -125,7 +125,7 @@ class OnlineLearner:
         self._steps = torch.zeros(len(self._parameters), device=steps_device)
         self._keep_optimizer_state()
         self.delay = delay
-        # What an update adds to the weights and to the count of skipped ones, while it waits.
+        # A waiting update: the change of the weights, and whether it counts as skipped.
         self._change = torch.zeros_like(self._square_average)
         self._skips = torch.zeros((), dtype=torch.int64, device=device)
         # Target minus moving cost, at the latest frame and at the latest one with a later update.

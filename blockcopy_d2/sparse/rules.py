@@ -117,8 +117,8 @@ def _add_residual(planner, call):
     x, y = (operand.index for operand in operands)
     if x == y or planner.values[x].shape != planner.values[y].shape:
         return None
-    # Of two candidates, takes the only reader of its input. The other may be a shortcut, which can
-    # share a launch with another reader of that input.
+    # If there are two candidates, take the only reader of its input. The other may be a shortcut,
+    # which can share a launch with another reader of that input.
     candidates = [
         (-planner.users[operator.inputs[0]], planner.operators.index(operator), operator, other)
         for index, other in ((x, y), (y, x))

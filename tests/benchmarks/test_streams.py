@@ -25,7 +25,7 @@ def test_what_is_measured(tmp_path, monkeypatch, policy):
         assert set(measured["blockcopy"]) == {"0.3", "0.15", "policy"}
         for times in measured["blockcopy"].values():
             assert 0 < times["network_ms"] < 1000 * times["frame_ms"]
-        # Of 2 x 4 blocks.
+        # Two and one of 2 x 4 blocks.
         assert measured["executed"]["0.3"] == 0.25 and measured["executed"]["0.15"] == 0.125
         results = streams.merged(results, number, measured)
     assert list(results["blockcopy"]) == ["1", "2"]

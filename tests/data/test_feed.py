@@ -86,7 +86,7 @@ def test_patience_ends_with_an_error():
         list(feed)
     assert 0.2 <= time.perf_counter() - start < 2 and not feed.connected
     assert caught.value.frame_index == 2 and 6 <= source.opened <= 12
-    # Not asked for, or a file: the loss is the error that it was, and an end the end.
+    # Without `reconnect`, and for files, a loss is an error and an end is the end.
     for options, live in (({"reconnect": 0}, True), ({}, False)):
         with pytest.raises(FrameReadError, match="nothing came for 30"):
             list(FrameFeed(Source((2, broken()), live=live), **options))

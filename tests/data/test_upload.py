@@ -77,7 +77,7 @@ def test_a_copy_is_sent_without_another():
     sent = uploader.send(copy, stays=True)
     sent.wait()
     assert not made and np.array_equal(sent.take().cpu().numpy(), image[::-1])
-    # Not where it may be written to meanwhile, nor what it was copied from.
+    # Copied again: pictures that may change, and those that a copy was made from.
     uploader.send(copy)
     uploader.send(image, stays=True)
     assert len(made) == 2

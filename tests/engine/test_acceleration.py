@@ -175,7 +175,7 @@ def assert_same(expected, found, tolerance):
             torch.testing.assert_close(other, value, rtol=0, atol=tolerance * scale)
 
 
-# Of other ways to the same networks, one stands for all.
+# These are other ways to networks that are tested above; one of them stands for all.
 ALIKE = ("Faster R-CNN", "lazy Mask R-CNN", "lazy RetinaNet", "lazy PanopticFPN")
 
 

@@ -70,7 +70,7 @@ def test_a_stopped_policy_goes_on_where_it_was(config, output, at_frame, number)
     assert stopped.value.exit_code == 128 + number
     assert [signal.getsignal(each) for each in SIGNALS] == handlers
     saved = torch.load(output / "policy_0000007.pth", weights_only=True)
-    # Of eight frames, two are the first ones of their clips.
+    # Two of the eight frames are the first ones of their clips.
     assert saved["iteration"] == 7 and saved["learner"]["frames"] == 6
     assert not (output / "policy_final.pth").exists()
 

@@ -114,7 +114,7 @@ def test_a_warm_frame_waits_for_nothing(folder, kind):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(result["instances"]) == 5
-    # Of a frame and its result, and of those that are on their way.
+    # Enough for a frame, its result, and those on their way.
     assert torch.cuda.memory_allocated() - before < 2**22
     stream.close()
 

@@ -35,7 +35,7 @@ def test_configs_that_repeat_the_paper_are_as_it_is(path):
     of_the_paper = path.parent.name in ("Cityscapes", "CityPersons")
     assert name_of(cfg) == ("none" if of_the_paper else "auto")
     assert policy_of(cfg) == ("LearnedPolicy" if of_the_paper else "ExpectedGain")
-    # What a file says counts, also for those who run a video of their own.
+    # Keys of a file win over defaults for your own videos.
     assert name_of(load_video_config(str(path))) == name_of(cfg)
 
 

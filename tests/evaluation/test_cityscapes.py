@@ -72,7 +72,7 @@ def run(root, predict, clips=range(4), name=NAME):
 def test_perfect_predictions_score_100(root):
     def predict(frame):
         assert set(frame) >= {"file_name", "labelled"}
-        # What is predicted for the other frames must not matter.
+        # Predictions for frames without labels must not matter.
         return perfect(root, frame["video_id"]) if frame["labelled"] else nothing()
 
     result = run(root, predict)

@@ -176,7 +176,7 @@ def test_detections_below_the_height_range_are_dropped(height, expected):
 
 
 def test_a_low_detection_may_still_be_of_a_person():
-    # Of 45 pixels for a person of 60: within the factor, overlap 0.75.
+    # A box of 45 pixels for a person of 60: within the factor, overlap 0.75.
     assert miss_rate(make_frame([person(SHORT)], [((300, 110, 324.6, 155), 0.9)])) == 0
 
 

@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from blockcopy_d2.kernels.device import Device
 from tests.kernels.compiled import SHARED_MEMORY
 
-# What is copied to shared memory asynchronously, by the name of its variable.
+# Variables that are copied to shared memory asynchronously.
 _STAGED = re.compile(r"%([a-z]+)_\d+ = ttg\.async_copy_global_to_local")
 # Such a copy, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")

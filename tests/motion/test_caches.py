@@ -79,7 +79,7 @@ def check_operator(case, backend, maps, fractions):
         ("R18-FPN", "all", 8),
         ("R50-C4", "outputs", 1),
         ("SemanticFPN", "all", 1),
-        # Of each operator all maps move above.
+        # Cases above move all maps of each operator.
         pytest.param("R18-FPN", "outputs", 1, marks=pytest.mark.slow),
         pytest.param("R18-FPN", "all", 1, marks=pytest.mark.slow),
         pytest.param("R50-C4", "all", 1, marks=pytest.mark.slow),

@@ -19,7 +19,7 @@ from tests.kernels.compiled import compiled_by  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Of single precision, which a GPU multiplies as TF32.
+# For float32, which a GPU multiplies as TF32.
 TOLERANCE = 1e-4 if DEVICE == "cpu" else 0.05
 
 
@@ -232,7 +232,7 @@ def test_compiles(capability):
 @pytest.mark.parametrize("shape", [(1, 8, 16), (4, 40, 33)])
 def test_draws(shape):
     logits, uniform = 3 * torch.randn(shape, device=DEVICE), torch.rand(shape, device=DEVICE)
-    # Not where rounding decides.
+    # Leave out blocks where rounding decides.
     uniform = torch.where((uniform - logits.sigmoid()).abs() < 1e-5, 1.0, uniform)
     for value in (0.0, torch.nan, torch.inf, -torch.inf):
         logits[0, -1, -1] = value

@@ -53,7 +53,7 @@ def test_further_policies(run, read, tmp_path, monkeypatch):
     learned = torch.load(path, weights_only=True)["model"]["network.correction"]
     assert learned.any()
 
-    # What was learned can be resumed, and is what another run may begin with.
+    # Learned weights can be resumed, and another run may begin with them.
     methods = []
     monkeypatch.setattr(run_protocol, "run_methods", lambda *args: methods.extend(args[2]))
     run(*options, "--resume", "--policies", "ExpectedGain")

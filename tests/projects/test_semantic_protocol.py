@@ -65,7 +65,7 @@ def test_every_baseline_is_scored_by_miou(tmp_path):
     rows = {row["method"]: row for row in results["rows"]}
     assert set(rows) == {"dense", "blockcopy", *BASELINES}
     assert all(0 <= row["mIoU"] <= 100 for row in rows.values())
-    # Of 3 x 3 blocks (72 x 96 pixels), none are left out where the frame is run at all.
+    # Frames of 3 x 3 blocks (72 x 96 pixels): all blocks run, or none.
     phases = [row["executed_fraction"] for row in rows["every_second_frame"]["phases"]]
     assert phases == pytest.approx([1 / 3, 2 / 3])
     assert rows["half_resolution"]["gmacs"] < 0.5 * rows["dense"]["gmacs"]

@@ -22,7 +22,7 @@ def test_masks(size):
     corner[0, -1, -1] = corner[1, 0, 0] = True
     masks = torch.cat([masks, corner, torch.rand(3, *size, generator=generator) < 0.3])
     assert encode_masks(masks) == [expected(mask) for mask in masks]
-    # Of any strides, as turned or cut.
+    # Masks may have any strides, as when they are turned or cut.
     assert encode_masks(masks[:, :, ::2].flip(1)) == [
         expected(mask) for mask in masks[:, :, ::2].flip(1)
     ]

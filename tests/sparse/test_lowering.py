@@ -146,7 +146,7 @@ def test_residuals_are_lifted_where_only_convolutions_see_them(backbone):
     residuals = {index for index, _ in schedule.residuals.values()}
     outputs = {output.index for output in program.outputs if hasattr(output, "index")}
     pooled = {op.output for step in schedule.steps for op in step.operators if isinstance(op, Pool)}
-    # Of 16 residual blocks the shortcuts or inputs, and three steps of the pyramid.
+    # Shortcuts or inputs of 16 residual blocks, and three steps of the pyramid.
     assert len(residuals) == 19 and schedule.lifted == residuals - outputs - pooled
     for step in schedule.steps:
         assert len({operator.output in schedule.lifted for operator in step.operators}) == 1

@@ -14,7 +14,7 @@ def classes(module, base=object):
 
 
 OPERATORS = classes(program, Operator) - {Operator}
-# What lowering makes of several operators, for Triton's kernels alone.
+# Operators that lowering fuses from several, for Triton's kernels only.
 FUSED = {value for value in classes(fusion) if value.__module__ == fusion.__name__}
 
 

@@ -135,7 +135,7 @@ DENSIFIED = {
 }
 
 
-# What upsamples needs sizes that stay aligned.
+# Upsampling needs sizes that stay aligned.
 WHOLE_STRIDES = {
     "nearest",
     "nearest_x2",

@@ -43,7 +43,7 @@ class CapturedLearning:
         # One capture for each kind of frame: that updates the weights, that ends with the weights
         # of an update that waited, and any other.
         self._told = {}
-        # Of the latest frame with an update that waits, which is computed beside later ones.
+        # Copies from the latest frame whose update waits. It is computed beside later frames.
         self._kept = None
         self._side = self._side_pool = None
 

@@ -94,7 +94,7 @@ def pad(model, images):
     """
     backbone = model.base.backbone
     if isinstance(images, torch.Tensor):
-        # Of one size: all of them in one launch.
+        # All have one size: normalized in one launch.
         height, width = images.shape[-2:]
         canvas = pad(model, [torch.empty(images.shape[1:], device="meta")]).tensor.shape[-2:]
         padded = images

@@ -39,7 +39,7 @@ class StreamPool:
         """
         self.max_streams = max_streams
         self._streams = OrderedDict()
-        # Of the videos that have one in a batch.
+        # Videos that have a slot in a batch.
         self._slots = {}
         self._dropped = OrderedDict()
         self._has_warned = False

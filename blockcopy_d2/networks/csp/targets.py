@@ -68,7 +68,7 @@ def center_targets(boxes, size, stride):
     targets.closeness = (closeness_y[:, :, None] * closeness_x[:, None]).amax(0)
     near = near_y[:, :, None] & near_x[:, None]
     targets.near_center = near.any(0)
-    # Of two centres this close, the smaller object is more likely to be missed.
+    # Two centres are this close: the smaller object is more likely to be missed.
     log_heights = (boxes[:, 3] - boxes[:, 1]).log()[:, None, None]
     smallest = log_heights.masked_fill(~near, torch.inf).amin(0)
     targets.log_height = smallest.masked_fill(~targets.near_center, 0)

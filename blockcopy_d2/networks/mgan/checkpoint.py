@@ -48,7 +48,7 @@ _PEDESTRON = Mapping(
     settings=(("MODEL.BLOCKCOPY.MGAN.ATTENDED", "convolved"),),
 )
 
-# Of May 2020 or later; before, it was as Pedestron's.
+# The authors' code since May 2020. Before that it was as Pedestron's.
 _AUTHORS = dataclasses.replace(
     _PEDESTRON,
     source="the MGAN of its authors' repository (Leotju/MGAN)",

@@ -87,7 +87,7 @@ def policy_convolution_kernel(
     k = tl.arange(0, BK)
     x_ptr += stream * padded_pixels(H, W) * C
     channel = n_tile * BO + tl.arange(0, BO)
-    # Of the product: each channel of the first pixel of a pack, then of the next.
+    # Rows of the product: all channels of the first pixel of a pack, then of the next.
     row_channel = n_tile * BO + tl.arange(0, PACK * BO) % BO
     weights = row_channel * PACK + tl.arange(0, PACK * BO) // BO
     weights = weight_ptr + weights[:, None] * (3 * STEPS * BK) + k[None, :]

@@ -97,7 +97,7 @@ def box_convolution_kernel(
             other_row = read_int(level + LEVEL.second_row)
             other_offset = tl.load(level + LEVEL.second_offset)
             if OUT_ALIGNED:
-                # Of numbers that are cut to 32 bits, tl.multiple_of() would be lost.
+                # Hints go here: cutting numbers to 32 bits loses earlier ones.
                 out_offset, row = tl.multiple_of(out_offset, 16), row // 16 * 16
                 other_offset = tl.multiple_of(other_offset, 16)
                 other_row = other_row // 16 * 16

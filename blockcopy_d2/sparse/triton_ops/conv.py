@@ -117,7 +117,7 @@ def convolution_kernel(
             out_step = read_int(row + LEVEL.out_row)
             second_step = read_int(row + LEVEL.second_row)
             weight_offset = tl.multiple_of(weight_offset, 16)
-            # Of numbers that are read as 64 bits and cut to 32, tl.multiple_of() would be lost.
+            # Hints go here: cutting 64-bit numbers to 32 bits loses earlier ones.
             if X_ALIGNED:
                 x_offset, x_step = tl.multiple_of(x_offset, 16), x_step // 16 * 16
             if OUT_ALIGNED:

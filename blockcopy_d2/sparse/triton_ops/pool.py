@@ -14,7 +14,7 @@ from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks
 from .block_launch import BlockLaunch
 from .geometry import locate
 
-# Of a program, for all of its threads.
+# Values per program.
 _VALUES = 1024
 
 

@@ -39,7 +39,7 @@ class Baseline:
     aged: bool = True
 
 
-# By their name on the command line.
+# Name on the command line -> baseline.
 BASELINES = {
     "stock": Baseline(""),
     "random": Baseline("RandomBlocks", follows_target=True),

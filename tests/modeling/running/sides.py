@@ -172,7 +172,7 @@ def assert_same(eager, graph, where="the frame"):
     if found.decision is not None:
         logits, other = found.decision.logits, expected.decision.logits
         assert (logits is None) == (other is None), where
-        # Of an update they are made anew, with the weights that came of it.
+        # An update computes them again, with its new weights.
         if logits is not None and not logits.requires_grad:
             compare("decision.logits", logits, other, 0.02, 0.01)
         compare("decision.active", found.decision.active, expected.decision.active)
@@ -197,7 +197,7 @@ def _difference(found, expected, atol, rtol):
     close = torch.isclose(found, expected, atol=atol, rtol=rtol, equal_nan=True)
     if close.all():
         return None
-    # What is not finite on one side only is the farthest off.
+    # Values that are finite on one side only are farthest off.
     distance = (found - expected).abs().nan_to_num(nan=torch.inf).masked_fill(close, -1)
     place = torch.unravel_index(distance.argmax(), distance.shape)
     values = f"{found[place].item():.6g} instead of {expected[place].item():.6g}"

@@ -418,7 +418,7 @@ def test_a_video_goes_on_in_another_batch(folder, built, device, name):
         assert torch.equal(found.grid.active, expected[1][number].grid.active)
         assert torch.equal(found.age, expected[1][number].age)
         assert_same_output(expected[1][number], found)
-    # Of other weights nothing is known.
+    # Nothing is taken over from other weights.
     small.weights_version = -1
     large.take_over(0, small, 0)
     assert large.counts[0] == 0 and large.frame_index[0] == 0

@@ -186,7 +186,7 @@ def test_motion_that_is_switched_goes_on_operator_by_operator(folder, built, dev
             graph.model.motion = None
         if index == 4:
             graph.model.motion = motion
-    # What the estimator knows of a frame comes with the first frame it sees.
+    # The estimator's memory of a frame begins with the first frame it sees.
     assert executed == [False, True, True, False, False, False, True]
     graph.stream.reset()
     graph.frame(image)

@@ -13,7 +13,7 @@ from tests.modeling.running.sides import clip, sides
 def test_a_frame_counts_what_hooks_of_its_layers_count(folder, built, device):
     eager, _ = sides(folder, built, device, learns=False)
     for image in clip(device, 3):
-        # What is watched from outside is heads and policy; the rest counts itself.
+        # Heads and policy are watched from outside; the rest counts itself.
         with MacCounter(eager.model) as watched:
             result, _ = eager.frame(image)
         macs = result.macs_per_stage

@@ -34,7 +34,7 @@ def test_masks_are_pasted_when_they_are_read(folder, built, device, pasted):
         expected = again.frame(image)[0]["instances"].pred_masks
         found = instances[index].pred_masks
         assert found.shape == (5, 128, 256) and found.dtype == torch.bool
-        # Of the frame that they belong to, however many were run since.
+        # Masks are those of their own frame, however many frames ran since.
         assert torch.equal(found, expected), index
     assert pasted == [(5, 128, 256)] * 8
     assert instances[0].pred_masks is instances[0].pred_masks and len(pasted) == 8

@@ -253,7 +253,7 @@ def test_no_block_is_older_than_it_may(models):
             old = last + 1
             assert torch.equal(result.age, torch.where(result.grid.active, 0, old).int())
         last = result.age
-    # What does not move is refreshed to what it was.
+    # Refreshed features of a still picture are as they were.
     assert_same(dense(stock, still), result.output, exact=False)
 
 

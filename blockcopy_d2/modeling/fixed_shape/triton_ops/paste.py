@@ -44,7 +44,7 @@ def _reach(low, high, size, M):
     return first, end
 
 
-# Not specialized: the number of detections must not make a new variant of a kernel.
+# do_not_specialize: the number of detections must not make a new variant of a kernel.
 @triton.jit(do_not_specialize=["D"])
 def paste_boxes_kernel(
     masks_ptr,
