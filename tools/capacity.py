@@ -19,9 +19,9 @@ from dataclasses import dataclass
 class Figures:
     """
     Attributes:
-        frame_ms (float): of one frame of one stream, at the best batch size.
+        frame_ms (float): milliseconds for one frame of one stream, at the best batch size.
         stream_mb (float): memory of a stream, its share of the weights included.
-        streams (int): of a batch, as measured.
+        streams (int): number of streams in a batch, as measured.
     """
 
     frame_ms: float
@@ -32,8 +32,8 @@ class Figures:
     def of_benchmark(cls, results, share):
         """
         Args:
-            results (dict): of benchmarks.streams.
-            share (str): of the blocks, one of those that were measured.
+            results (dict): file of benchmarks.streams.
+            share (str): executed share of the blocks, one of those measured.
 
         Raises:
             ValueError: it was not measured.

@@ -77,7 +77,7 @@ class Finder:
 
 @pytest.fixture
 def run_model(run, predictor, monkeypatch):
-    """As ``run``, with a model."""
+    """Runs like ``run``, with a model."""
     monkeypatch.setattr(batch, "VideoPredictor", lambda cfg: predictor)
     return run
 
