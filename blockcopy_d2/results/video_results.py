@@ -46,7 +46,7 @@ class VideoResults:
         Args:
             output (dict): output of the model for it.
             seconds (float or None): when it is shown, since the first frame.
-            captured (float or None): of a live source, when it came, in seconds since 1970.
+            captured (float or None): seconds since 1970 at which a frame of a live source came.
 
         Raises:
             ResultsWriteError: the disk is full, for instance.

@@ -1,4 +1,4 @@
-"""What a batch does with actors that die, on a stand-in for Ray that runs each call at once."""
+"""Batches with actors that die, on a stand-in for Ray that runs each call at once."""
 
 import sys
 import types
@@ -33,7 +33,7 @@ class Reference:
 
 
 class StandIn:
-    """Of the module ray, as far as it is used."""
+    """Stands for the module ray, as far as it is used."""
 
     exceptions = types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
@@ -218,7 +218,7 @@ def test_a_full_disk_ends_the_run_as_what_it_is(run):
 
 
 def test_policies_become_the_mean_of_all(run):
-    """Of what each actor sent last; without the option each keeps its own."""
+    """Means are over what each actor sent last; without the option each keeps its own policy."""
     tasks = [VideoTask(f"{index}.mp4", f"{index}.json") for index in range(8)]
     alone = run(tasks=tasks)
     assert all(weight == number for (_, number), weight in zip(alone.jobs.ran, alone.jobs.begins))
