@@ -82,7 +82,8 @@ class FrameFeed:
                 f"fps is {fps}, but an iterable of pictures tells no times. Give a file, an address"
                 " or a camera, or leave pictures out yourself."
             )
-        if not isinstance(reconnect, numbers.Real) or not reconnect >= 0:
+        is_number = isinstance(reconnect, numbers.Real) and not isinstance(reconnect, bool)
+        if not is_number or not reconnect >= 0:
             raise ValueError(
                 f"reconnect is {reconnect!r}; it must be seconds, at least 0, math.inf for no end."
             )
