@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from blockcopy_d2.engine.defaults import load_config
-from blockcopy_d2.engine.predictor import VideoPredictor
+from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.engine.region import Region
+from blockcopy_d2.engine.runs import build_learner
+from blockcopy_d2.modeling import VideoOptions
+from blockcopy_d2.policy import build_policy
 from blockcopy_d2.resources import config_path
 from tests.engine.test_predictor import frames
 from tests.small_model import CONFIG, small_model_opts
@@ -91,14 +94,22 @@ def test_what_does_not_fit_the_picture_says_so(parts, message):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
+def build(tmp_path_factory):
+    """Predictors with one model, which is traced once; each with a policy of its own."""
+    folder, built = tmp_path_factory.mktemp("weights"), []
 
+    def build(*opts):
+        switch = ["MODEL.BLOCKCOPY.ENABLED", "True", "MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain"]
+        cfg = load_config(config_path(CONFIG), [*small_model_opts(folder), *switch, *opts])
+        if not built:
+            built.append(VideoPredictor(cfg).model)
+        (model,) = built
+        model.policy = build_policy(cfg, num_classes=model.task.num_classes)
+        model.learner = build_learner(cfg, model.policy)
+        model.options = VideoOptions.from_config(cfg)
+        return VideoPredictor(model=model, mapper=FrameMapper(cfg))
 
-def build(folder, *opts):
-    switch = ["MODEL.BLOCKCOPY.ENABLED", "True", "MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain"]
-    opts = [*small_model_opts(folder), *switch, *opts]
-    return VideoPredictor(load_config(config_path(CONFIG), opts))
+    return build
 
 
 def executed(predictor, count=5):
@@ -108,8 +119,8 @@ def executed(predictor, count=5):
     return torch.stack([result.grid.active[0, :2, :4] for result in results[1:]])
 
 
-def test_videos_have_regions_of_their_own(folder):
-    predictor = build(folder, "MODEL.BLOCKCOPY.TARGET", "0.5")
+def test_videos_have_regions_of_their_own(build):
+    predictor = build("MODEL.BLOCKCOPY.TARGET", "0.5")
     predictor.set_region(never=LEFT)
     predictor.set_region(always=LEFT, video=1)
     ticks = list(predictor.streams([frames(4, PICTURE) for _ in range(2)]))
@@ -123,8 +134,8 @@ def test_videos_have_regions_of_their_own(folder):
         next(predictor.streams([frames(2, PICTURE)]))
 
 
-def test_a_region_counts_from_the_next_frame_on(folder):
-    predictor = build(folder, "MODEL.BLOCKCOPY.TARGET", "0.25")
+def test_a_region_counts_from_the_next_frame_on(build):
+    predictor = build("MODEL.BLOCKCOPY.TARGET", "0.25")
     video = list(frames(4, PICTURE))
     free = predictor(video[0])
     assert free.region is None
@@ -136,10 +147,10 @@ def test_a_region_counts_from_the_next_frame_on(folder):
     assert predictor(video[3]).region is None
 
 
-def test_without_a_region_nothing_is_different(folder):
-    plain = build(folder)
+def test_without_a_region_nothing_is_different(build):
+    plain = build()
     expected = [result["instances"] for _, result in plain.stream(frames(5, PICTURE))]
-    predictor = build(folder)
+    predictor = build()
     predictor.set_region(np.ones(PICTURE, dtype=bool))
     for (_, result), other in zip(predictor.stream(frames(5, PICTURE)), expected, strict=True):
         assert torch.equal(result["instances"].scores, other.scores)
@@ -147,9 +158,9 @@ def test_without_a_region_nothing_is_different(folder):
 
 
 @pytest.mark.parametrize("share, count", [(0.5, 4), (0.1, 2), (1.0, 6)])
-def test_the_budget_counts_what_always_runs(folder, share, count):
+def test_the_budget_counts_what_always_runs(build, share, count):
     """2 of 8 blocks always run, 2 never: the policy fills the rest of the target, if it can."""
-    predictor = build(folder, "MODEL.BLOCKCOPY.TARGET", str(share))
+    predictor = build("MODEL.BLOCKCOPY.TARGET", str(share))
     right = [(144, 0), (160, 0), (160, 96), (144, 96)]
     predictor.set_region(always=LEFT, never=right)
     active = executed(predictor)
@@ -160,17 +171,17 @@ def test_the_budget_counts_what_always_runs(folder, share, count):
 @pytest.mark.parametrize(
     "name", ["AllBlocks", "NoBlocks", "RandomBlocks", "FrameDifference", "LearnedPolicy"]
 )
-def test_every_policy_keeps_to_the_region(folder, name):
-    predictor = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", name)
+def test_every_policy_keeps_to_the_region(build, name):
+    predictor = build("MODEL.BLOCKCOPY.POLICY.NAME", name)
     predictor.set_region([(0, 0), (96, 0), (96, 96), (0, 96)], always=LEFT)
     active = executed(predictor, 4)
     assert active[:, :, 0].all() and not active[:, :, 2:].any()
 
 
-def test_refreshes_stay_within_the_region(folder):
+def test_refreshes_stay_within_the_region(build):
     """Blocks that never run must not take the turns of those that do."""
     opts = ["MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks", "MODEL.BLOCKCOPY.REFRESH_EVERY", "4"]
-    predictor = build(folder, *opts)
+    predictor = build(*opts)
     predictor.set_region(never=LEFT)
     active = executed(predictor, 13)
     assert not active[:, :, 0].any()
