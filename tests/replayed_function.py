@@ -67,7 +67,7 @@ class _Operators(TorchDispatchMode):
         for tensor in _tensors(results):
             address = tensor.untyped_storage().data_ptr()
             if address not in self._given:
-                # Kept, so that no other tensor gets its address.
+                # Kept alive, so that no other tensor gets its address.
                 self._own.setdefault(address, tensor)
         self._calls.append((operator, args, kwargs, results))
         return results

@@ -77,7 +77,7 @@ def test_a_kill_leaves_what_was_there(target):
 
 def test_a_full_disk_leaves_what_was_there(target):
     before = content(target)
-    # A limit on the size of files fails as a full disk does: in the middle of a write.
+    # A limit on file size fails like a full disk: in the middle of a write.
     full = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     full += "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); f.write(b'half' * 10000)"
     done = run(full, target)

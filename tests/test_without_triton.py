@@ -15,7 +15,7 @@ from blockcopy_d2.sparse import module as sparse_module
 from blockcopy_d2.sparse.module import execution
 
 ROOT = Path(__file__).resolve().parents[1]
-# Where kernels lie, and what runs them: imported where Triton runs.
+# Folders of kernels and of their callers, imported only where Triton runs.
 KERNELS = (
     "blockcopy_d2.data.triton_",
     "blockcopy_d2.kernels.clock",

@@ -37,7 +37,7 @@ def images():
 def test_its_frames_are_those_of_detectron2(model, images, number, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     dense = BestDense(model, images[:number], torch.float32, modes=(), rounds=2)
-    # Other images than those it was built with.
+    # Images other than those it was built with.
     batch = [image.flip(1) for image in images[:number]]
     for image, found in zip(batch, dense(batch), strict=True):
         with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_fastest_way_wins(model, images, monkeypatch, capsys):
     dense = BestDense(model, images[:1], torch.float32, modes=("default", "max"))
     assert dense.how == "torch.compile default" and dense.network_ms == ways
     assert [options["mode"] for options in compiled] == ["default", "max"]
-    # Code that does not compile as a whole, or too often, must not run eagerly in silence.
+    # Code that does not compile as a whole, or recompiles too often, must not silently run eagerly.
     assert all(options["fullgraph"] and not options["dynamic"] for options in compiled)
     assert capsys.readouterr().out.count("torch.compile") == 2
 

@@ -31,7 +31,7 @@ def picture(size, seed=0):
         ((333, 517), (40, 62)),
         ((5, 3), (64, 99)),
         ((7, 1), (1, 7)),
-        # From Pillow 13 on along columns first, and one that is not.
+        # Pillow 13 and later resize along columns first for the first size, and not for the second.
         ((96, 160), (64, 213)),
         ((147, 38), (102, 16)),
         ((137, 129), (41, 17)),
@@ -65,14 +65,14 @@ def test_tensors_are_mapped_as_arrays(name, image_format):
     expected, scale = mapper(image), mapper.scale
     points = mapper.transforms.apply_coords(np.array([[10.0, 20.0]]))
     tensor = torch.from_numpy(image).to(DEVICE)
-    # In planes, too, and in another order of strides.
+    # Also in planes, and with another order of strides.
     for given in (tensor, tensor.permute(2, 0, 1).contiguous().permute(1, 2, 0)):
         found = mapper(given)
         assert found["image"].device == given.device and found["image"].is_contiguous()
         assert torch.equal(found["image"].cpu(), expected["image"])
         assert (found["height"], found["width"]) == (90, 160) and mapper.scale == scale
         assert np.array_equal(mapper.transforms.apply_coords(np.array([[10.0, 20.0]])), points)
-        # Nothing is kept of the frame's memory, even where it has the right order already.
+        # The frame's memory is not kept, even if its order is right already.
         before = found["image"].clone()
         given.fill_(0)
         assert torch.equal(found["image"], before)
@@ -88,7 +88,7 @@ def test_arrays_are_mapped_as_by_the_predictor_of_detectron2(name, image_format)
     for augmentation in AUGMENTATIONS[name]:
         expected = augmentation.get_transform(expected).apply_image(expected)
     expected = torch.as_tensor(expected.astype("float32").transpose(2, 0, 1))
-    # Arrays of any strides, and such as cannot be written to.
+    # Arrays of any strides, and read-only ones.
     image.flags.writeable = False
     mirrored = image[:, ::-1].copy()[:, ::-1]
     for given in (image, mirrored, np.asfortranarray(image)):

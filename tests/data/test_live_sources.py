@@ -34,7 +34,7 @@ def test_a_camera_is_live_and_its_newest_frame_is_taken(camera):
             if len(shown) == 5:
                 break
             time.sleep(10 * PERIOD)
-    # The consumer is ten times too slow, and the frame it gets is as many frames later.
+    # The consumer is ten times too slow, so its next frame is about ten frames later.
     for before, after, passed in zip(shown, shown[1:], zip(dropped, dropped[1:])):
         assert after - before == pytest.approx(passed[1] - passed[0] + 1, abs=2.5)
         assert 4 <= passed[1] - passed[0] <= 20

@@ -227,7 +227,7 @@ def test_the_command_writes_frames_and_boxes(sources, tmp_path, capsys):
     assert abs(image - (0, 40, 255)).max() < 12
     captured = capsys.readouterr()
     assert captured.out == "" and "4/4" in captured.err
-    # Once more, with the boxes that are there already.
+    # Once more, with boxes that exist already.
     command.main([*sources, "--boxes", str(root / "gt" / "gt.txt"), "--quality", "50"])
     assert (root / "gt" / "gt.txt").read_text() == boxes_of(4)
 
@@ -294,7 +294,7 @@ def test_the_blockcopy_config_runs_what_the_detector_s_config_trains(detector):
         assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog.list())
     assert base_config(run).INPUT.dump() == trained.INPUT.dump()
     trained.MODEL.WEIGHTS = run.MODEL.WEIGHTS
-    # How BlockCopy runs it is the run's own affair.
+    # Keys of BlockCopy are left to the run.
     blocks, policy = trained.MODEL.BLOCKCOPY, run.MODEL.BLOCKCOPY.POLICY
     blocks.BLOCK_SIZE = run.MODEL.BLOCKCOPY.BLOCK_SIZE
     blocks.POLICY.PIXELS_PER_BLOCK = policy.PIXELS_PER_BLOCK

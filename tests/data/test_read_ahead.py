@@ -58,7 +58,7 @@ def test_it_reads_ahead_and_no_further():
     while source.taken < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    # One given out, three that wait, one in the thread's hands.
+    # One given out, three waiting, one held by the thread.
     assert source.taken == 5
     reader.close()
 

@@ -203,7 +203,7 @@ def test_a_family_runs_in_blocks(family):
         assert_same(output, result.output, tolerance=1e-3)
     assert result.macs == result.dense_macs > 0
 
-    # The square of the third frame moves within a few blocks; what the others show stays.
+    # The square of the third frame moves within a few blocks; the other blocks stay.
     active = torch.zeros_like(result.grid.active)
     active[:, :2, :3] = True
     inputs = list(frames(3))[2]
@@ -213,7 +213,7 @@ def test_a_family_runs_in_blocks(family):
     assert again.macs == 0
     assert_same(result.output, again.output, tolerance=0)
 
-    # And the policy runs it too, with what it sees of this kind of output.
+    # The policy runs too, on this kind of output.
     decided = model.step(inputs, stream)
     assert decided.observation.output.shape[1] == model.task.num_classes
     assert model.information_gain(decided).isfinite().all()

@@ -265,7 +265,7 @@ def whole_files(tmp_path_factory):
 @given(data=st.data())
 def test_a_damaged_policy_is_named_or_finite(whole_files, tmp_path_factory, data):
     whole = data.draw(st.sampled_from(whole_files)).read_bytes()
-    # The records that are not numbers lie at the ends.
+    # Records other than numbers lie at both ends.
     place = data.draw(st.one_of(st.integers(-3000, 3000), st.integers(0, 2**31))) % len(whole)
     damaged = bytearray(whole[:place] if data.draw(st.booleans()) else whole)
     damaged[place : place + 4] = data.draw(st.binary(max_size=8))

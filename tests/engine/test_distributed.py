@@ -157,7 +157,7 @@ def test_a_policy_warmed_together_is_the_same_everywhere(job):
 
 def test_processes_wait_for_a_slow_one_and_keep_the_results_of_a_killed_ones_job(data):
     folder, dataset, config = data
-    # Longer than the limit of a step, in the first data set and before the second one.
+    # Both waits are longer than the limit of a step.
     slow = {"dataset": dataset, "opts": config("slow", *FIXED), "seconds": 12}
     killed = {"dataset": dataset, "opts": config("killed", *FIXED)}
     killed["summary"] = str(folder / "killed" / "blockcopy_summary.json")

@@ -23,7 +23,7 @@ SIZE = (160, 96)
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
     opts = small_model_opts(tmp_path_factory.mktemp("weights"))
-    # The camera's brightness makes cuts of frames that are far apart.
+    # Frames far apart differ enough in brightness to be cuts.
     opts += ["MODEL.BLOCKCOPY.ENABLED", "True", "MODEL.BLOCKCOPY.SCENE_CUT", "0"]
     opts += ["MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks"]
     return VideoPredictor(load_config(config_path(CONFIG), opts))

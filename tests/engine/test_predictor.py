@@ -110,7 +110,7 @@ def test_video_is_streamed(folder):
 
     for _ in build(folder).stream(watched()):
         alive = sum(reference() is not None for reference in seen)
-        # The one that runs, two that wait, and one in the hands of the decoding thread.
+        # One that runs, two waiting, and one held by the decoding thread.
         assert alive <= 4, f"{alive} of {len(seen)} frames are kept"
     assert len(seen) == 12
 
@@ -197,7 +197,7 @@ def test_a_source_may_use_its_memory_again(folder):
     for (image, result), (right, other) in zip(seen, expected, strict=True):
         assert np.array_equal(image, right)
         assert torch.equal(result["instances"].scores, other["instances"].scores)
-    # The mapper, too, keeps nothing of it, in whichever order its bytes are.
+    # The mapper, too, keeps none of it, in any byte order.
     planes = np.zeros((3, 96, 160), np.uint8)
     mapped = FrameMapper()(planes.transpose(1, 2, 0))["image"]
     planes[:] = 255
@@ -548,7 +548,7 @@ def test_pictures_sent_ahead_are_those_of_the_host(folder, monkeypatch):
     assert threads == {"read-ahead"}
     assert all(np.array_equal(x, y) for (x, _), y in zip(pairs, frames(4), strict=True))
     assert_all_equal(scores_of(result for _, result in pairs), expected)
-    # Frames may be drawn on as they come, and are sent once.
+    # Callers may draw on frames, which are uploaded once.
     for image, result in predictor.stream(frames(4)):
         found = result["instances"].scores
         image[:] = 0

@@ -127,7 +127,7 @@ def test_videos_have_regions_of_their_own(build):
     for tick in ticks[1:]:
         (_, first), (_, second) = tick
         assert not first.grid.active[0, :2, 0].any() and second.grid.active[0, :2, 0].all()
-        # A half of 8 blocks, whatever is forced.
+        # Half of 8 blocks, however many are forced.
         assert first.grid.active.sum() == second.grid.active.sum() == 4
         assert first.region.never[:, 0].all() and second.region.always[:, 0].all()
     with pytest.raises(ValueError, match="Video 1 has a region, but there are 1 videos"):

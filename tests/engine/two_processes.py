@@ -109,7 +109,7 @@ def teach(learner, policy, seeds):
 
 def learn_together(output_dir):
     rank = comm.get_rank()
-    # Each process would start from weights of its own.
+    # Otherwise each process would start from its own weights.
     torch.manual_seed(rank)
     policy = LinearPolicy()
     learner = OnlineLearner(policy, target=0.3, update_every=2, sync=True)

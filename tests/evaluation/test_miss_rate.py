@@ -114,8 +114,8 @@ def test_the_overlap_of_a_match_is_at_least_one_half(overlap, expected):
 
 
 def test_a_second_detection_of_a_person_is_false():
-    # At 1 false positive per image nobody is missed, below it the person is: the better one is
-    # the far one's, which comes after the double.
+    # At 1 false positive per image nobody is missed; below it the person is. The far detection is
+    # the better one, and comes after the double.
     frame = make_frame(
         [person(TALL), person(SHORT)],
         [(TALL, 0.9), (shifted(TALL, 2), 0.8), (SHORT, 0.7)],

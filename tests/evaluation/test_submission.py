@@ -103,7 +103,7 @@ def score_by_command_line(script, root, results, tmp_path):
         "CITYSCAPES_RESULTS": str(folder),
         "CITYSCAPES_EXPORT_DIR": str(tmp_path),
     }
-    # The tool without arguments, but for a cache that it would leave among its own files.
+    # The tool runs without arguments. The option only avoids a cache among its own files.
     program = (
         f"import cityscapesscripts.evaluation.{script} as tool;"
         "tool.args.gtInstancesFile = 'gtInstances.json'; tool.main()"
@@ -267,7 +267,7 @@ def run_people(output, split, *, frames=None, opts=()):
     name = f"test_submission_people_{split}"
     evaluator = build_evaluator(cfg, name, str(output))
     evaluator.reset()
-    # In another order than that of their names.
+    # Not in the order of their names.
     for frame in DatasetCatalog.get(name)[::-1][:frames]:
         number = int(frame["video_id"].split("_")[1])
         last = frame["file_name"].endswith(f"{frame['video_id']}_leftImg8bit.png")

@@ -324,7 +324,7 @@ def test_masks_and_ids_that_are_names(davis, tmp_path, num_frames):
     assert len(frames) == 2 * num_frames
     results = score(tmp_path / "out", frames, perfect)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
-    # About half of a box is its triangle.
+    # A triangle fills about half of its box.
     results = score(tmp_path / "out", frames, boxes_as_masks)
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert results["segm"]["AP50"] == pytest.approx(100) and results["segm"]["AP75"] == 0

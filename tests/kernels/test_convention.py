@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "blockcopy_d2"
 
-# Plain counterparts whose names do not say that they are one, by the module of the kernels.
+# Plain counterparts whose names do not show that they are, by the kernels' module.
 REFERENCES = {
     "blockcopy_d2.motion.triton_field": {"BlockMatching"},
     "blockcopy_d2.motion.triton_moving": {"move"},
@@ -23,9 +23,9 @@ REFERENCES = {
     "blockcopy_d2.policy.fused.inputs": {"PolicyNetwork"},
     "blockcopy_d2.policy.fused.normalization": {"PolicyNetwork"},
 }
-# It reads a clock, for which there is nothing to compare it with.
+# It reads a clock, so there is nothing to compare it with.
 NOT_COMPARED = {"blockcopy_d2.kernels.clock"}
-# Asked by what runs on Triton alone, or by what asked before.
+# Callers run with Triton only, or have asked before.
 ASKED_BEFORE = {
     "blockcopy_d2.modeling.running.frame_capture",
     "blockcopy_d2.motion.caches",

@@ -99,7 +99,7 @@ def test_frame_state_and_output_move_with_the_picture(model):
     step = 16 * model.task.pixels_per_block // BLOCK
     assert torch.equal(stream.frame_state[..., :-step], state[..., step:])
     assert not second.grid.active.any() and (second.field[:, 0] == 16).all()
-    # The policy saw the painted output where it is by now.
+    # The policy saw the painted output at its new place.
     assert torch.equal(second.observation.output[..., :-step], painted[..., step:])
     before, after = first.detections, second.previous_detections
     if isinstance(before, DetectionMasks):
@@ -133,7 +133,7 @@ def test_gain_is_against_the_moved_output(model):
     again = model.task.block_gain(result.detections, previous, result.grid.shape)
     assert torch.equal(gain[0], again[..., :-1])
     if not isinstance(previous, DetectionMasks):
-        # Nothing ran and all moved: there is nothing new but at the border.
+        # Nothing ran and all moved: only the border is new.
         assert gain.max() < 1e-3
 
 

@@ -320,7 +320,7 @@ def test_a_frame_that_fails_makes_the_next_one_whole(ways, device, monkeypatch, 
                 owner = side.model.base.get_submodule(where)
                 patch.setattr(type(owner), "forward", fail)
             for _ in range(2):
-                # Captures replay what they captured: of a graph the last one fails.
+                # Captures replay their operators: in a graph the last one fails.
                 with pytest.raises(error):
                     side.frame(images[2])
         grid = BlockGrid.empty(block_size=64, image_size=(128, 256), device=device)

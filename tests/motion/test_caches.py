@@ -33,8 +33,8 @@ def test_operators(case):
         check_operator(case, "torch", maps, fractions=(1.0, 0.3, 0.0, 0.6))
 
 
-# Interpreted kernels are slow, and the operators do not differ in how their maps move: those with
-# maps of several strides, that share a map, with statistics, and without a rule are always run.
+# Interpreted kernels are slow, and maps of most operators move alike. Always run: operators with
+# maps of several strides, a shared map, statistics, or no rule.
 _OFTEN = ("conv3x3_stride2", "cat_then_conv", "group_norm_then_conv", "no_rule")
 
 
@@ -58,7 +58,7 @@ def check_operator(case, backend, maps, fractions):
     full = BlockGrid.full(block_size=block_size, image_size=size, batch=batch, device=DEVICE)
     options = {"cell_size": 4, "maps": maps, "max_stride": 8}
     mover, oracle = CacheMover(**options), MovingOracle(module, image, full, **options)
-    # An output that is larger than the frame is no map of it.
+    # An output larger than the frame is no map of it.
     assert oracle.moved or maps == "outputs"
     for fraction in fractions:
         image = torch.randn(batch, 3, *size, device=DEVICE)

@@ -170,7 +170,7 @@ def test_pixels_that_are_not_finite_give_zeros(estimator, value, where):
     c = estimator.cell_size
     assert field.isfinite().all()
     assert (field[0, :, 70 // c, 101 // c] == 0).all()
-    # DIS spreads what it reads, but thinly.
+    # In DIS the value reaches beyond its cell, but faintly.
     near = 0 if isinstance(estimator, BlockMatching) else 0.25
     same = ((field - clean).abs().amax(1) <= near).float().mean()
     assert same > (0.9 if c < 32 else 0)

@@ -50,7 +50,7 @@ def test_maps(stride, cell_size):
     found = move_maps_launch(x, field, **layout(stride, cell_size))
     whole = covering(field, stride, cell_size)
     expected = move(x, whole, cell_size=cell_size, stride=stride)
-    # Positions are of single precision.
+    # Positions are float32.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5)
     assert (found != x).any()
     still = move_maps_launch(x, torch.zeros_like(field), **layout(stride, cell_size))

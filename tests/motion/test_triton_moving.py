@@ -22,7 +22,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def test_compiles_for_hopper():
     kernels = compiled_by("tests.motion.compiling_moves", 90)
-    # Collecting and writing back, for each dtype; how float32 is kept is no variant.
+    # Collecting and writing back, for each dtype. Lifted float32 is no variant of its own.
     names = ["move_kernel"] * 8 + ["move_maps_kernel", "move_masks_kernel"]
     assert [kernel["name"] for kernel in kernels] == names
     for kernel in kernels:
@@ -66,7 +66,7 @@ def test_maps_of_many_shapes_move_in_one_call(dtype, patch, monkeypatch):
     launch(field, active)
     for one, other, kept in zip(maps, expected, beyond, strict=True):
         found = one.rows[:-2].view(2, *one.size, -1).permute(0, 3, 1, 2)
-        # Positions are of single precision: at 80 pixels, weights are exact to 4e-6.
+        # Positions are float32: at 80 pixels, weights are exact to 4e-6.
         torch.testing.assert_close(found, other, rtol=2 * torch.finfo(dtype).eps, atol=3e-5)
         assert torch.equal(one.rows[-2:], kept)
 
@@ -87,5 +87,5 @@ def test_values_kept_for_tf32_stay_values_for_tf32(lifted):
     found = (rows.view(torch.int32) - 0x1000).view(torch.float32) if lifted else rows
     if not lifted:
         assert torch.equal(found, round_tf32_reference(found))
-    # A unit in the last of 10 bits, where values are rounded.
+    # One unit in the last of 10 bits, since values are rounded.
     torch.testing.assert_close(found, expected, rtol=1e-6 if lifted else 2**-10, atol=1e-6)

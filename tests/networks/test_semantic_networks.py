@@ -116,7 +116,8 @@ def densified(name, size, block_size):
 
 
 def test_all_of_swiftnet_is_block_sparse_where_its_cells_are_pixels():
-    # Cells of the coarser two grids are larger than blocks; resizing their few channels is left.
+    # Cells of the two coarser grids are larger than blocks. Only resizing their few channels is
+    # left.
     backbone, head = densified("swiftnet-50", (256, 512), 64)
     assert backbone == ["upsample_bilinear2d_2"] and head == []
 

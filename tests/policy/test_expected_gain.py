@@ -143,7 +143,7 @@ def test_a_change_counts_at_the_edges_of_the_output():
     torch.testing.assert_close(difference[0], difference[1])
     assert found["edge_difference"][0, 0, 0] > found["edge_difference"][0, 0, 1] + 1.5
     assert (found["edge_difference"].flatten()[2:] < math.log(0.5) + 1e-6).all()
-    # Sixteen of 64 pixels are sure to 0.9.
+    # Sixteen of 64 pixels have a score of 0.9.
     doubt = torch.ones(32)
     doubt[0] = (48 + 16 * 0.1) / 64
     torch.testing.assert_close(found["doubt"].flatten(), (doubt / doubt.mean() + 0.1).log())
@@ -238,7 +238,7 @@ def test_it_learns_where_the_gain_is():
         learner.learn(decision, gain)
     correction = dict(zip(FEATURES, policy.network.correction.tolist(), strict=True))
     assert correction["texture"] > 0.1 and correction["texture"] == max(correction.values())
-    # At best, eight of some sixteen.
+    # At best eight of about sixteen.
     assert shares[0] < 0.25 and sum(shares[-50:]) / 50 > 0.45
 
 

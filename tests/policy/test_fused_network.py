@@ -189,7 +189,7 @@ def test_on_a_gpu(grid_shape, streams, monkeypatch):
         logits = network(seen)
         assert network._fused is not None
         torch.testing.assert_close(logits, want, atol=0.05, rtol=0)
-        # cuDNN in half precision is not closer to single precision by much.
+        # cuDNN in half precision is hardly closer to single precision.
         monkeypatch.setattr(policy_network, "triton_runs_on", lambda device: False)
         layers = network(seen)
     assert (logits - want).square().mean() < 2 * (layers - want).square().mean() + 1e-6

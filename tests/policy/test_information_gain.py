@@ -103,7 +103,7 @@ def test_several_detections_may_match_the_same_previous_one():
     current = DetectionMasks(masks[:2], torch.tensor([0.8, 0.6]), classes[:2])
     previous = DetectionMasks(masks[2:], torch.tensor([0.9]), classes[2:])
     gain = instance_information_gain(current, previous)
-    # IoU 1 and 0.5: the previous one changed as much as its most different successor.
+    # IoU 1 and 0.5: the earlier instance changed as much as its least similar successor.
     torch.testing.assert_close(gain[0, 0], torch.tensor(0.45))
     torch.testing.assert_close(gain[0, 9], torch.tensor(0.45))
 

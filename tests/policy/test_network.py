@@ -150,7 +150,7 @@ def test_deeper_networks(depth, expected):
     network = PolicyNetwork(num_classes=1, depth=depth)
     assert round(gmacs(network, 8), 1) == expected
     convolutions = [m for m in network.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
-    # Shortcuts are not counted, the classifier of such a ResNet is.
+    # Shortcuts are not counted; the classifier of such a ResNet is.
     assert sum(m.kernel_size == (3, 3) for m in convolutions) + 1 == depth
 
 

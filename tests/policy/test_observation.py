@@ -26,7 +26,7 @@ def test_blocks_keep_their_place(block_size, image_size, pixels):
     assert resized.shape == (1, 3, pixels * grid_shape[0], pixels * grid_shape[1])
     if num_blocks(block_size, image_size) == (1, 1):
         return
-    # Away from the border of a block, which bilinear magnification smooths.
+    # Away from block borders, which bilinear upsampling smooths.
     for i in range(grid_shape[0] - 1):
         for j in range(grid_shape[1] - 1):
             top, left = pixels * i, pixels * j

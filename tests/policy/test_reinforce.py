@@ -107,7 +107,7 @@ def test_a_step_is_that_of_rmsprop():
         optimizer.zero_grad()
         (-(reward * log_pi).sum()).backward()
         optimizer.step()
-    # Where a gradient is next to nothing, its first normalized step has a random sign.
+    # If a gradient is nearly zero, its first normalized step has a random sign.
     assert (weights(policy) - weights(twin)).abs().mean() < 1e-7
     assert (weights(policy) - weights(make()[0])).abs().mean() > 1e-4
 

@@ -24,7 +24,7 @@ def test_seeds_of_the_draws(run, read, tmp_path):
         for key in ("executed_fraction", "AP", "gmacs", "ms_median", "gain_share"):
             values = [seed[key] for seed in row["seeds"]]
             assert row[key] == pytest.approx(sum(values) / 2)
-        # They draw different blocks, the learned ones by policies of their own.
+        # They choose different blocks, and learned ones have policies of their own.
         assert len({seed["executed_fraction"] for seed in row["seeds"]}) > 1
     names = ("policy_0.4", "policy_0.4_seed_1")
     policies = [torch.load(tmp_path / "output" / f"{n}.pth", weights_only=True) for n in names]
@@ -77,13 +77,13 @@ def test_baselines_without_a_target(run, read):
     dense, second, third, half, learned = read()["rows"]
     assert [row["method"] for row in (second, third, half)] == names
     assert learned["method"] == "blockcopy"
-    # Two frames follow the first one, which all but half_resolution run whole.
+    # Two frames follow the first one, which runs whole except in half_resolution.
     assert [row["executed_fraction"] for row in second["phases"]] == [0.5, 0.5]
     assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
     assert second["executed_fraction"] == 0.5
     assert third["executed_fraction"] == pytest.approx(1 / 3)
     assert half["executed_fraction"] == 1 and half["gain_share"] is None
-    # Frames that are skipped cost nothing, neither network nor heads.
+    # Skipped frames cost nothing: they run neither network nor heads.
     assert second["gmacs"] == pytest.approx(2 / 3 * dense["gmacs"], rel=0.02)
     costs = [row["gmacs"] / dense["gmacs"] for row in third["phases"]]
     assert costs == pytest.approx([1 / 3, 2 / 3, 2 / 3], rel=0.02)
@@ -188,7 +188,7 @@ def test_moved_baselines(run, read):
     rows = (third, difference, ageless)
     assert [row["method"] for row in rows] == names
     assert all("motion" in row["ms_per_stage"] for row in rows)
-    # The config names no estimator: what is copied stays in place elsewhere.
+    # The config names no estimator: copied features stay in place elsewhere.
     assert "motion" not in dense["ms_per_stage"] and "motion" not in learned["ms_per_stage"]
     assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
     assert difference["executed_fraction"] == ageless["executed_fraction"] > 0.2

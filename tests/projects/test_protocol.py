@@ -46,7 +46,7 @@ def test_a_whole_run(run, read, tmp_path):
     # 13 of 32 blocks
     assert difference["executed_fraction"] == 13 / 32 and 0 < random["executed_fraction"] < 1
     assert difference["gmacs"] < dense["gmacs"] and 0 < difference["gain_share"] < 1
-    # All blocks, whoever picks them, are the dense network.
+    # With all blocks, any policy is the dense network.
     for row in (all_random, all_difference):
         for key in ("executed_fraction", "AP", "AP50", "gmacs", "gain_share"):
             assert row[key] == dense[key]

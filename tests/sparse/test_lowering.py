@@ -66,7 +66,7 @@ def test_levels_of_a_head_share_a_launch():
     _, schedule = lowered(_Flat(model.proposal_generator.rpn_head), *features)
     assert [len(step.operators) for step in schedule.steps] == [5, 5]
     assert isinstance(schedule.steps[1].operators[0], ConvolutionPair)
-    # At a stride above the block size the active blocks are other ones.
+    # At strides above the block size other blocks are active.
     _, schedule = lowered(_Flat(model.proposal_generator.rpn_head), *features, block_size=32)
     assert sorted(len(step.operators) for step in schedule.steps) == [1, 1, 4, 4]
 

@@ -89,7 +89,7 @@ def check_model(model, size, block_size, batch=1):
         previous = [tensor.clone() for tensor in tensors(outputs)]
 
 
-# Their operators are those of the other networks: one size of blocks will do.
+# Their operators occur in other networks: one block size is enough.
 _ALIKE = ("R50-FPN", "R50-C4", "R50-DC5", "X101-FPN", "RetinaNet")
 
 

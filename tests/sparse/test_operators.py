@@ -22,7 +22,7 @@ class Function(nn.Module):
 
     def __init__(self, function, channels=6):
         super().__init__()
-        # The first convolution makes the tested input one that is negative, too, and computed.
+        # The first convolution makes the tested input a computed one, with negative values.
         self.conv = nn.Conv2d(3, channels, 3, stride=2, padding=1)
         self.other = nn.Conv2d(3, channels, 1, stride=2)
         self.register_buffer("gain", torch.linspace(0.5, 2, channels).view(1, -1, 1, 1))
@@ -121,7 +121,7 @@ CASES = {
     "no_rule": lambda m, x, y: m.conv3x3(m, x.flip(3), y) + y,
 }
 
-# Calls that have no block-sparse rule, and say so.
+# Calls without a block-sparse rule; the log says so.
 DENSIFIED = {
     "conv1x1_padded",  # its output is larger than the frame
     "max_pool_2x2",

@@ -18,7 +18,7 @@ from tests.sparse.networks import Network, build
 from tests.sparse.test_networks import assert_equal, frames, grids, tensors
 from tests.sparse.test_operators import CASES, WHOLE_STRIDES, Function
 
-# bf16 keeps 8 bits; operators that are fused here round once, and several times in the oracle.
+# bf16 keeps 8 bits; fused operators round once, those of the oracle several times.
 OPERATOR_TOLERANCE = 1e-2
 NETWORK_TOLERANCE = 4e-2
 

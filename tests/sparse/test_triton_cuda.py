@@ -101,8 +101,8 @@ def test_reduced_precision_is_as_good_as_cudnn(model, monkeypatch, dtype):
             reference = relative_errors(cudnn((image.to(dtype),), grid), truth)
             ratios = [own / other for own, other in zip(found, reference)]
             if dtype == torch.float32:
-                # Whose rounding is luckier differs by a third from output to output, and from seed
-                # to seed; over all of them it evens out.
+                # Rounding errors of both differ by a third from output to output and from seed to
+                # seed; over all outputs they even out.
                 assert math.hypot(*ratios) <= 1.1 * len(ratios) ** 0.5, ratios
                 features = found[: len(found) // 3]  # two outputs of the RPN for each
                 assert max(features) <= 1e-3, features

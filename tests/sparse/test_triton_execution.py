@@ -37,8 +37,8 @@ def poison(*modules):
             program.lowered.scratch.fill_(0xFF)
 
 
-# Interpreted kernels are slow: of operators that are cases of others these are always run, all of
-# them where there is a GPU.
+# Interpreted kernels are slow. Without a GPU only these are run, of operators that are cases of
+# others.
 OFTEN = (
     *("conv1x1_stride2", "conv3x3", "conv3x3_dilated6", "conv3x3_grouped", "conv7x7_stride2"),
     *("conv_asymmetric", "max_pool", "avg_pool_border_excluded", "nearest", "bilinear_x2"),

@@ -94,7 +94,7 @@ KEYPOINTS = Metadata(
 def test_keypoints_are_drawn(image, metadata):
     instances = detections((100, 60, 140, 90), masks=False)
     before = draw_frame(image, instances, metadata=metadata)
-    # The third one is not seen.
+    # The third one's score is too low for it to be drawn.
     points = [[20, 20, 0.9], [20, 60, 0.9], [60, 40, 0.01]][: 3 if metadata is not KEYPOINTS else 2]
     instances.pred_keypoints = torch.tensor([points])
     drawn = changed(draw_frame(image, instances, metadata=metadata), before)

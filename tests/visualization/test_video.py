@@ -134,7 +134,7 @@ def write_color(path, size, format=None):
                 "BT2020" not in Colorspace.__members__, reason="PyAV 17 cannot write BT.2020"
             ),
         ),
-        # RGB and YCgCo are no matrices that yuv420p is written with.
+        # yuv420p is not written with the matrices RGB and YCgCo.
         ((480, 640), video_format(colorspace=0), (6, 6, 6, 1), "ITU601"),
         ((480, 640), video_format(colorspace=8), (6, 6, 6, 1), "ITU601"),
     ],
@@ -152,7 +152,7 @@ def test_colours_are_tagged_as_they_are_converted(tmp_path, suffix, size, format
         dst_color_range="JPEG",
     ).to_ndarray()
     assert np.abs(image[20, 20].astype(int) - RED).max() <= 6
-    # Whoever follows the tags sees the same.
+    # A player that follows the tags shows the same.
     (frame,) = VideoFrames(path)
     assert np.abs(frame[20, 20].astype(int) - RED).max() <= 6
 

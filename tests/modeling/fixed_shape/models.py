@@ -44,7 +44,7 @@ def small_rcnn(
     for name, module in model.named_modules():
         last = name.rsplit(".")[-1]
         if last in spread:
-            # Unit variance of the layer's outputs times the wished spread, about.
+            # Gives outputs about the wished spread.
             torch.nn.init.normal_(
                 module.weight, std=spread[last] * module.weight[0].numel() ** -0.5
             )

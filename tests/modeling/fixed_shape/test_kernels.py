@@ -146,7 +146,7 @@ def test_candidate_scores(sigmoid, num_boxes):
 @pytest.mark.parametrize("num_slots", [3, 20, 70])
 def test_fill_slots(num_slots):
     boxes = random_boxes(2, 50)
-    # Empty before scaling, and by clipping.
+    # One is empty before scaling, one after clipping.
     boxes[0, 4, 2] = boxes[0, 4, 0]
     boxes[1, 2] = torch.tensor([10.0, 190, 20, 200])
     keep = torch.rand(2, 50) > 0.5
@@ -178,7 +178,7 @@ def test_decode_candidates(row):
     deltas = list(maps(12, row=row))
     deltas[0][0, 7] = torch.nan
     deltas[1][1, 3] = torch.nan
-    # Beyond what the last level has: its padding.
+    # Entries beyond the last level: its padding.
     index = torch.stack([torch.randperm(90)[:20] % max(size, 12) for size in sizes])
     index = torch.stack([index, index.flip(1)])
     logits = torch.randn(2, 3, 20)

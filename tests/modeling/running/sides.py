@@ -94,8 +94,8 @@ TOLD = {
     "loss": 0.2,
     "skipped_updates": 0,
 }
-# Updated weights are compared by the sum of all differences, since a rectifier that rounding turns
-# on or off changes a few gradients by much.
+# Updated weights are compared by the sum of all differences, since a ReLU that rounding turns on or
+# off changes a few gradients a lot.
 UPDATE_SHARE = 0.1
 
 

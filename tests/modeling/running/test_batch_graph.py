@@ -100,7 +100,8 @@ def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
     videos = [list(panning_clip(device, VECTORS, seed=seed)) for seed in range(4)]
     scene = panning_clip(device, VECTORS, seed=9)
     cut = [(image.float() + 90).clamp(max=255).to(torch.uint8) for image in scene]
-    # A stream that cuts, one that misses frames, one that comes late and goes, one video after it.
+    # A stream with a cut, one that misses frames, one that joins late and leaves, and a video after
+    # it.
     script = [
         [videos[0][0], videos[1][0], None],
         [videos[0][1], videos[1][1], None],

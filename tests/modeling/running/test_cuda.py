@@ -22,7 +22,7 @@ def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion, d
         torch.cuda.set_sync_debug_mode("error")
         try:
             for image in images:
-                # The last result is let go before the next frame.
+                # The last result is freed before the next frame.
                 del result, told
                 result, told = graph.frame(image)
         finally:
@@ -69,7 +69,7 @@ def test_a_warm_batch_never_waits_and_captures_nothing_anew(folder, built, own, 
     for number in range(20):
         for result in tick(number):
             assert result["instances"] is not None
-    # Alone, too: frames of one policy are then taught as a lesson of their own.
+    # Also alone: frames of one policy are then a lesson of their own.
     tick(20, missing=(1, 2, 3))
     functions = []
     capture = CapturedFunction.capture

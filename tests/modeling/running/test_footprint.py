@@ -50,7 +50,7 @@ def test_what_is_said_where_streams_do_not_fit(side, device, monkeypatch, free, 
     with pytest.raises(torch.OutOfMemoryError, match=message):
         side.model.step_batch([{"image": image}, *[None] * 31], batch)
     assert batch.graph is None and not batch.started and not batch.features.nbytes
-    # A single stream has nothing to explain.
+    # A single stream is not checked.
     side.model.step({"image": image}, VideoStream())
 
 

@@ -56,7 +56,7 @@ def test_updates_that_wait_are_computed_from_their_frame(folder, built, device):
         both(eager, graph, image)
         changes.append(not torch.equal(weights_of(graph), before))
         before = weights_of(graph)
-    # The first frame teaches nothing; after it the second and fourth are learned from.
+    # Nothing is learned from the first frame; updates follow the second and fourth after it.
     assert changes == [False, False, False, True, False, True, False, True, False]
 
 
@@ -112,7 +112,7 @@ def test_cuts_refreshes_new_videos_and_sizes(folder, built, device):
         side.model.scene_cut = 0.0
     for image in [*second, *clip(device, 3, size=(128, 192)), *clip(device, 2, size=(100, 192))]:
         results = both(eager, graph, image)
-    # The last ones are padded to what came before, and start anew for all that.
+    # The last ones are padded to the earlier size, and start anew all the same.
     assert graph.stream.frames == eager.stream.frames == 2
     assert not results[1][0].is_first
 
@@ -182,7 +182,7 @@ def test_grids_of_the_caller(folder, built, device):
     graph.stream.reset()
     with pytest.raises(RuntimeError, match="first frame of a stream must run all blocks"):
         graph.frame(image, grid)
-    # And after the error it starts anew.
+    # It starts anew after the error.
     assert graph.frame(image)[0].grid.is_full
 
 
@@ -221,7 +221,8 @@ def test_decisions_that_are_kept_are_no_part_of_a_lesson(folder, built, device):
     kept = []
     for image in clip(device, 6):
         for result, _ in both(eager, graph, image):
-            # Each keeps alive what gradients of the weights end in, on the stream it was made.
+            # Each keeps the gradient accumulators of the weights alive, on the CUDA stream where
+            # they were made.
             kept.append(result.decision.logits)
     assert sum(logits is not None and logits.requires_grad for logits in kept) == 10
 
@@ -305,7 +306,7 @@ def test_the_stages_of_a_graph_are_timed_by_its_clock(folder, built, device):
     capture._functions = {part: CapturedFunction() for part in capture._clocks}
     _, (result, _) = both(eager, graph, image)
     seconds = result.seconds
-    # Where frames are put and read from counts, too.
+    # Memory of inputs and outputs counts, too.
     expected = {"preprocess": 10, "policy": 30, "network": 50, "heads": 70, "observe": 10}
     assert {name: seconds[name] for name in expected} == pytest.approx(expected, abs=5)
 

@@ -41,7 +41,7 @@ def test_a_clip(folder, built, device):
         (expected, _), (found, _) = both(eager, graph, image)
         moved.append(0 if expected.is_first else share_of_moved_cells(expected))
         if not expected.is_first:
-            # Information gain is against the moved one.
+            # Information gain compares with the moved output.
             same = (found.previous_detections.masks == expected.previous_detections.masks).float()
             assert same.mean() > 0.999
     assert moved[0] == 0 and min(moved[1], moved[2]) > 0.4 and moved[3] < 0.2
@@ -77,7 +77,7 @@ def test_nothing_moves_at_cuts_in_new_videos_and_around_broken_frames(folder, bu
         (expected, _), (found, _) = both(eager, graph, image)
         shares.append(0 if expected.is_first else share_of_moved_cells(found))
         whole.append(found.grid.is_full)
-    # A first frame, one that is broken, the one after it, and a cut.
+    # A first frame, a broken one, the one after it, and a cut.
     assert [share > 0 for share in shares] == [
         False,
         True,

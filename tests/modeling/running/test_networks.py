@@ -18,7 +18,7 @@ NETWORKS = {
     **{name: (*SEMANTIC[name], "MODEL.WEIGHTS", "", *BLOCKS) for name in SEMANTIC},
     "csp": CSP,
 }
-# Deeper, or with a part of the other one's head: operators that those of the others are.
+# These are deeper, or share a part of another's head: they have no operators of their own.
 ALIKE = ("swiftnet-50", "deeplab")
 LEARNING = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
 

@@ -176,7 +176,7 @@ def test_weights_know_the_config_keys_they_need(tool, tmp_path, source, form, ca
     assert model.roi_heads.attention.attended == form
     with pytest.raises(ValueError, match=f"{key} is {other}, not {form}. Add {key} {form}"):
         WeightsCheckpointer(mgan.small_mgan(key, other)).load(str(output))
-    # To be trained on, they may become the other form.
+    # They may become the other form, to be trained further.
     SafeCheckpointer(mgan.small_mgan(key, other)).load(str(output))
     assert f"{key} is {other}, not {form}" in caplog.text
 

@@ -50,7 +50,7 @@ def mgan(request):
     options = ["MODEL.RPN.PRE_NMS_TOPK_TEST", "12000", "MODEL.RPN.POST_NMS_TOPK_TEST", "2000"]
     model = small_mgan(*options, config_file=MAPPINGS[request.param].config_file)
     published, model = converted(request.param, published, model)
-    # Deltas as of a trained network: boxes stay in the image. Scores that differ from each other.
+    # Deltas like those of a trained network: boxes stay in the image. All scores differ.
     with torch.no_grad():
         published.bbox_head["fc_cls"].weight.mul_(10)
         published.rpn_head["rpn_reg"].weight.mul_(0.02)
@@ -84,7 +84,7 @@ def test_csp_detections(csp):
     size, heads = (96, 144), StaticCSP(model)
     static = heads(*published.maps(x), FrameSizes(size, size, size, (1, 2), 32))
     assert_same(static.to_instances()[0], scores[nonempty], boxes[nonempty])
-    # Without the config key they would be others.
+    # Without the config key they would differ.
     model.last_pixel = False
     other = model([{"image": x}])[0]["instances"]
     model.last_pixel = True

@@ -82,7 +82,7 @@ def test_gpus_without_a_table_take_a_relative_s(tmp_path, monkeypatch):
     }
     for device, config in measured.items():
         search.save({key: tuning.to_entry(config)}, device)
-    # One that was told to measure another layer only.
+    # A GPU on which only another layer was measured.
     search.save({"another": tuning.to_entry(config)}, gpu("GPU E", capability=(7, 5)))
     by_rule = tuning.default_convolution_config(layer, 30_000, torch.float16, gpu())
     first, own, other = measured.values()
