@@ -48,10 +48,11 @@ def test_minimal(folder, tmp_path, monkeypatch, capsys):
         assert min(picture.size) > 100
 
 
-def test_the_notebook_runs(tmp_path):
+def test_the_notebook_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(EXAMPLES / "quick_start.ipynb", as_version=4)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
