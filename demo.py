@@ -278,7 +278,7 @@ class VideoRun:
             seconds = self.dense.seconds
             return expected, lambda: self._draw(image, expected, seconds, "dense")
         if self._counts.reconnects:
-            # Nothing is known about the time in between.
+            # The camera was lost: nothing is known of that time.
             self.blockcopy.predictor.reset()
         # Vectors lead to the frame before, which must not have been dropped.
         result = self.blockcopy(image, None if self._counts.dropped else frame.vectors)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .engine.acceleration import accelerate
     from .engine.predictor import VideoPredictor
 
-# The only place: setup.py reads this line.
+# The version is here only: setup.py reads this line.
 __version__ = "0.2.0"
 
 __all__ = [
@@ -53,6 +53,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Detectron2 imports that file, which may import from here: before a module of ours is half done.
+# Set up before any other import: Detectron2 imports that file, which may import from here.
 if os.environ.get("DETECTRON2_ENV_MODULE"):
     import detectron2  # noqa: F401

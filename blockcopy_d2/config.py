@@ -38,16 +38,16 @@ def _model_keys():
     # Run streams of a Faster or Mask R-CNN, a SemanticSegmentor or CSP as CUDA graphs, a batch of
     # them as one, with Triton's kernels. Has no effect on other networks and on CPUs. False: never
     _C.CUDA_GRAPH = flag(True)
-    # tau of the paper: the wished fraction of executed blocks
+    # tau of the paper: the fraction of blocks to execute
     _C.TARGET = number(0.3, most=1)
     # Turns outputs into the policy's input, and compares them: a name in TASK_REGISTRY
     # (InstanceTask, SemanticTask, ReleasedSemanticTask, PanopticTask, ProposalTask), or "auto", by
     # the model's structure
     _C.TASK = text("auto", allowed="the name of a task")
-    # A frame of which more than this share has changed since the last one is another scene and
+    # If more than this share of a frame has changed since the last one, it is another scene and
     # executes all blocks. 0: never
     _C.SCENE_CUT = number(0.33, most=1, note=", a share of the picture")
-    # Every block is executed at least once in so many frames. 0: no limit
+    # Every block is executed at least once in this many frames. 0: no limit
     _C.REFRESH_EVERY = whole(0, least=0)
     # Share of the blocks above which a frame executes all of them, since a dense one is cheaper:
     # the break-even, which benchmarks.network reports. 1.0: never
@@ -58,18 +58,18 @@ def _model_keys():
     # "none"; "DISFlow" (OpenCV, on the CPU); "BlockMatching" (any device, Triton's kernels on a
     # GPU); "CodecVectors" (exported by the decoder of a video); or "auto", which is BlockMatching
     # on a GPU and DISFlow on a CPU. A name in MOTION_REGISTRY. Models of accelerate(),
-    # VideoPredictor, demo.py and the report are of "auto" unless their config names one
+    # VideoPredictor, demo.py and the report use "auto" unless their config names one
     _C.MOTION.NAME = text("none", allowed="the name of an estimator of motion")
     # Side of a cell that moves as one, in pixels of the network's input
     _C.MOTION.CELL_SIZE = choice(8, 16, 32)
-    # The feature maps that move in blocks that are not executed: "outputs", which leave the
-    # block-sparse modules, or "all" that outlive a frame. "auto" is what pays: all on a GPU and for
-    # segmentation, outputs for detection on a CPU
+    # Feature maps that move in blocks that are not executed: "outputs", which leave the
+    # block-sparse modules, or "all" that outlive a frame. "auto" takes the better one: "all" on a
+    # GPU and for segmentation, "outputs" for detection on a CPU
     _C.MOTION.MAPS = choice("auto", "outputs", "all")
-    # Maps inside the modules of smaller strides stay in place: of those, only a pixel or two around
-    # a block is read
+    # Maps inside the modules stay in place below this stride: only a pixel or two of them is read
+    # around a block
     _C.MOTION.MIN_STRIDE = power_of_two(1, least=1, most=128)
-    # Maps of larger strides stay in place
+    # Maps above this stride stay in place
     _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
     # Presets of DISFlow, from fast to slow
     _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")
@@ -87,8 +87,8 @@ def _model_keys():
     # BLOCK_SIZE; blocks of 64 at 16 cost what blocks of 128 at 32 do
     _C.POLICY.PIXELS_PER_BLOCK = choice(32, 16, 8)
     # Inputs of LearnedPolicy: "frame", "previous_frame", "frame_state" (the pixels of each block
-    # when it was last executed), "output" and "grid" (of the last frame). With others than the
-    # default, frames are run operator by operator
+    # when it was last executed), "output" and "grid" (of the last frame). Other inputs than the
+    # default run frames operator by operator
     _C.POLICY.INPUTS = list_of(
         ["frame", "frame_state", "output", "grid"],
         choice("frame", "previous_frame", "frame_state", "output", "grid"),
@@ -99,17 +99,17 @@ def _model_keys():
     _C.POLICY.DEPTH = choice(8, 20, 32)
     # As the authors' code, of LearnedPolicy: output and grid are shifted to [-0.5, 0.5]
     _C.POLICY.CENTER_INPUTS = flag(False)
-    # How frames come to the policy's resolution: "mean" of the pixels, or "nearest", one pixel of
-    # them, as in the authors' code
+    # How frames are brought to the policy's resolution: "mean" of pixels, or "nearest", a single
+    # one, as in the authors' code
     _C.POLICY.RESIZE = choice("mean", "nearest")
-    # The number of executed blocks is rounded up to a multiple of all / COUNT_STEPS, by others at
-    # random, which are learned from as if drawn; 16 in the authors' code. 0: it is not
+    # Round the number of executed blocks up to a multiple of all / COUNT_STEPS, 16 in the authors'
+    # code. Random blocks are added, and learned from as if drawn. 0: no rounding
     _C.POLICY.COUNT_STEPS = whole(0, least=0)
     # With several processes: learn one policy, from the mean gradient of all of them, instead of
     # one each
     _C.POLICY.SYNC = flag(False)
-    # EveryKthFrame executes all blocks of every PERIOD-th frame, from frame PHASE on, and of the
-    # first
+    # EveryKthFrame executes all blocks of the first frame, and of every PERIOD-th from frame PHASE
+    # on
     _C.POLICY.PERIOD = whole(2, least=1)
     _C.POLICY.PHASE = whole(0, least=0)
     # MovedDifference weighs the difference of a block by 1 + AGE_WEIGHT x frames since it was
@@ -126,17 +126,17 @@ def _model_keys():
     _C.LEARNER.WEIGHT_DECAY = number(1e-3, most=1)
     # The same for ExpectedGain, which has a few weights
     _C.LEARNER.GAIN_LR = number(0.002, most=1)
-    # One update every so many frames
+    # Frames from one update to the next
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)
-    # Frames for which the weights of an update wait, fewer than the above. CUDA graphs compute it
-    # beside these frames.
+    # Frames by which an update is delayed, fewer than the above. CUDA graphs compute it beside
+    # these frames
     _C.LEARNER.DELAY = whole(0, least=0)
     # gamma of eq. 8
     _C.LEARNER.COST_WEIGHT = number(5.0, most=1e6)
     # mu of eq. 11
     _C.LEARNER.COST_MOMENTUM = number(0.9, most=1)
-    # As the authors' code: M starts at 1 and counts the first frames of videos, which execute all
-    # blocks whatever the policy says
+    # As the authors' code: M starts at 1 and includes the first frames of videos, which execute all
+    # blocks under any policy
     _C.LEARNER.COUNT_FIRST_FRAMES = flag(False)
     # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
     _C.LEARNER.COST_FORM = choice("paper", "code")
@@ -165,13 +165,13 @@ def _test_keys():
     # Write the results of a Cityscapes data set as its benchmark takes them, zipped, beside scoring
     # them. On the test split, which cannot be scored, this is always done
     _C.SUBMISSION = flag(False)
-    # Miss rates of CityPersons count boxes as far as their last pixel, one less than ours reach, as
-    # Pedestron exports the boxes of MGAN
+    # For miss rates of CityPersons, boxes end on their last pixel, one before ours, as in
+    # Pedestron's export of MGAN
     _C.SCORE_TO_LAST_PIXEL = flag(False)
-    # Write what is found in each clip to OUTPUT_DIR/results: "coco" (COCO's result format),
+    # Write the detections of each clip to OUTPUT_DIR/results: "coco" (COCO's result format),
     # "parquet" or "ytvis", see docs/batch.md. "": nothing
     _C.RESULTS = choice("", "coco", "parquet", "ytvis")
-    # Objects in these files have ids that last from frame to frame; "ytvis" needs them
+    # Give objects in these files ids that last from frame to frame; "ytvis" needs them
     _C.TRACK = flag(False)
     # Clips drawn to overlay.mp4, from the start. 0: no video
     _C.OVERLAY_CLIPS = whole(0, least=0)
@@ -200,7 +200,7 @@ def _flatten(prefix, keys):
             yield f"{prefix}.{name}", key
 
 
-# dict[str, Key]: of every key by its full name.
+# dict[str, Key]: every key by its full name.
 KEYS = {
     **dict(_flatten("MODEL.BLOCKCOPY", _model_keys())),
     **dict(_flatten("INPUT.CLIP", _clip_keys())),

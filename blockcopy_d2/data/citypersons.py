@@ -88,7 +88,7 @@ def load_citypersons_video(root, split, origin=""):
         os.path.basename(file).removesuffix(_SUFFIX): file
         for file in find_files(gt_dir, f"<city>/*{_SUFFIX}", root, origin)
     }
-    # The clips are found by images, and another package may hold more or fewer of those.
+    # Clips are found by their images, and another package may have more or fewer.
     frames = load_cityscapes_video(root, split, origin)
     dataset = [frame for frame in frames if frame["video_id"] in files]
     missing = sorted(files.keys() - {frame["video_id"] for frame in dataset})

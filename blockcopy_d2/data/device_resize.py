@@ -45,7 +45,7 @@ def resize_transforms(augmentations, size):
     """
     transforms = []
     for augmentation in augmentations:
-        # They look at its shape alone, so it takes no memory.
+        # Only its shape is used, so it takes no memory.
         picture = np.broadcast_to(np.uint8(0), (*size, 3))
         transforms.append(augmentation.get_transform(picture))
         if isinstance(transforms[-1], T.ResizeTransform):

@@ -123,7 +123,7 @@ class FrameFeed:
                 skipped, follows = skipped + 1, False
                 continue
             picture = image if self._send is None else self._send(image)
-            # Vectors lead to the frame before.
+            # Vectors lead to the frame before this one.
             vectors = vectors if follows else None
             times = (seconds, captured, arrived)
             yield FeedFrame(image, picture, vectors, *times, skipped, self.reconnects)
@@ -195,7 +195,7 @@ class _Loss:
         left = self.since + self.patience - now
         if left <= 0:
             return False
-        # A source that breaks at once is not pestered.
+        # Pauses become short again only after the source has lasted for a while.
         if lived > _LONGEST_PAUSE:
             self._pause = _SHORTEST_PAUSE
         pause = min(self._pause * random.uniform(1, 1.2), left)
@@ -233,7 +233,7 @@ class _Pace:
             self._due = seconds
         if seconds < self._due - _TOLERANCE:
             return False
-        # On the grid of the first frame, but never two at once after a gap.
+        # Times lie on a grid from the first frame on, but no two frames come at once after a gap.
         self._due += self._period
         if self._due <= seconds:
             self._due = seconds + self._period

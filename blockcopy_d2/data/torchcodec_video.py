@@ -14,8 +14,8 @@ __all__ = ["DECODERS", "TorchcodecVideo", "choose_decoder"]
 
 DECODERS = ("auto", "pyav", "torchcodec")
 
-# Levels of 255 by which the first frame may differ from PyAV's, on average. On a CPU both are the
-# same but for rounding; a GPU interpolates colours otherwise, which shows at edges.
+# Levels of 255 by which the first frame may differ from PyAV's, on average. On a CPU they differ by
+# rounding only; a GPU interpolates colours in another way, which shows at edges.
 _MOST_DIFFERENCE = 3.0
 
 _logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class TorchcodecVideo:
         See :meth:`VideoFrames.read`. On a GPU, frames are tensors there, uint8 (H, W, 3), BGR.
         """
         if vectors:
-            # Only PyAV tells them.
+            # Only PyAV reports them.
             yield from self._video.read(vectors=True)
             return
         seconds, reason = None, None

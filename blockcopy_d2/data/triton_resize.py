@@ -7,7 +7,7 @@ import triton.language as tl
 from .device_resize import BITS
 
 
-# Sizes are of a video: one variant for those of all.
+# Sizes differ by video: one variant serves all.
 @triton.jit(do_not_specialize=["TAPS", "ROWS", "COLUMNS", "PLANE_STRIDE", "ROW_STRIDE"])
 def resample_kernel(
     picture_ptr,

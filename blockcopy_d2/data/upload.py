@@ -73,7 +73,7 @@ class Uploader:
             return torch.from_numpy(np.array(picture, order="C"))
         with torch.cuda.device(self.device):
             pinned = torch.empty(picture.shape, dtype=torch.uint8, pin_memory=True)
-        # From any strides; other threads may run meanwhile.
+        # Takes any strides, and lets other threads run meanwhile.
         np.copyto(pinned.numpy(), picture)
         return pinned
 

@@ -11,7 +11,7 @@ from .addresses import is_address, name_of, redact
 from .clips import FrameReadError
 from .video_format import VideoFormat
 
-# A server that is silent for so long, at first and between packets, is given up.
+# Limits for a silent server: until the first packet, and between packets.
 _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
 # Headers without a rate give the file's clock instead. Above this it cannot be a rate.
 _HIGHEST_RATE = 1000
@@ -138,7 +138,7 @@ class DecodedVideo:
         try:
             with self._open() as container:
                 stream = _video_stream(container, self.shown)
-                # Threads that decode a frame each hold as many frames back.
+                # Threads that decode one frame each would delay the video by as many frames.
                 stream.thread_type = "SLICE" if self.live else "AUTO"
                 if vectors:
                     stream.codec_context.options = {"flags2": "+export_mvs"}
@@ -187,7 +187,7 @@ class DecodedVideo:
 def _options(source):
     """Returns FFmpeg's options for a source."""
     if source.lower().startswith("rtsp://"):
-        # By TCP a camera that goes is noticed at once, and no packet is lost on the way.
+        # With TCP a lost camera is noticed at once, and no packet is lost.
         return {"rtsp_flags": "prefer_tcp"}
     return {}
 
@@ -227,7 +227,7 @@ def _upright(frame, reformatter, codec):
     """
     matrix = None
     if not frame.format.is_rgb and int(frame.colorspace) in _NO_MATRIX:
-        # As in players: HD is BT.709, smaller videos are BT.601.
+        # Like players: HD is BT.709, smaller videos are BT.601.
         matrix = "ITU709" if frame.width >= 1280 or frame.height >= 720 else "ITU601"
     image = reformatter.reformat(frame, format="bgr24", src_colorspace=matrix).to_ndarray()
     transposed, mirrored, flipped = _orientation(frame)

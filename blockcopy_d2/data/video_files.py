@@ -78,7 +78,7 @@ class VideoFrames:
                 f"{redact(source)} does not exist; expected a video or a folder."
             )
         rate = Fraction(default_fps).limit_denominator(1001)
-        # FFmpeg takes single images as well, but not every depth and EXIF data.
+        # FFmpeg reads single images as well, but not all depths, and no EXIF data.
         images = os.path.isdir(source) or (
             os.path.isfile(source) and source.lower().endswith(IMAGE_EXTENSIONS)
         )

@@ -128,8 +128,8 @@ class VideoJob:
                 executed=round(executed / (file.frames - 1), 4) if file.frames > 1 else None,
                 incomplete=_incomplete(file.frames, video.num_frames, self._max_frames),
             )
-            # Before the results have their name: of results without a record nobody would know
-            # whose they are.
+            # The record comes before the results have their name: results without one could be
+            # anybody's.
             self._folder.write_record(task, record)
 
         file = self._folder.open_results(task, before_naming=finish, fps=video.fps, **self._options)

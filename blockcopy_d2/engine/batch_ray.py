@@ -21,8 +21,8 @@ from .batch_workers import WorkerError
 
 __all__ = ["import_ray", "run_with_ray"]
 
-# Deaths of its actors after which a video is given up, and after which no further actor is started
-# where none has built its model yet.
+# After so many deaths of its actors a video is given up. After as many, before any actor has built
+# its model, no further actor is started.
 _MOST_DEATHS = 3
 _PROGRESS_SECONDS = 1.0
 
@@ -93,7 +93,7 @@ def _connected(ray, address):
     if ray.is_initialized():
         yield
         return
-    # Ray reports to its makers unless it is told not to.
+    # Ray sends usage reports unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = {"include_dashboard": False} if address == "local" else {}
     try:
@@ -188,7 +188,7 @@ class _Crew:
 
     def run(self, count, resources, on_ready, on_frames, on_record):
         """Run all videos; see :func:`run_with_ray` for the arguments."""
-        # Beside a video an actor answers how far it is.
+        # While an actor runs a video, it also reports its progress.
         kind = self._ray.remote(_Actor).options(max_concurrency=2, max_restarts=0, **resources)
         for number in range(count):
             self._start(kind, number)
@@ -250,7 +250,7 @@ class _Crew:
             return
         self._deaths[task] += 1
         if self._folder.is_done(task):
-            # It died on its way back.
+            # The actor died after its video, before it answered.
             on_record(task, self._folder.record(task))
         elif self._deaths[task] < _MOST_DEATHS:
             _logger.warning(

@@ -383,7 +383,7 @@ class VideoPredictor:
                 for slot in present:
                     counts[slot].advance(frames[slot], readers[slot].dropped)
                     if counts[slot].reconnects:
-                        # Nothing is known about the time in between.
+                        # The camera was lost: nothing is known of that time.
                         with self.model.lock:
                             batch.reset(slot)
                 pictures = [None if frame is None else frame.picture for frame in frames]

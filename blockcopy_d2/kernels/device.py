@@ -6,8 +6,8 @@ import torch
 
 __all__ = ["Device", "device_of"]
 
-# Programs per multiprocessor that share the pixels of a memory-bound launch. Sized for every pixel
-# of a map, a launch would start thousands of programs that find nothing to do.
+# Programs per multiprocessor that share the pixels of a memory-bound launch. A launch sized for
+# every pixel of a map would start thousands of programs with nothing to do.
 _PROGRAMS_PER_SM = 8
 
 

@@ -54,7 +54,7 @@ class CapturedFunction:
         elif self._pool is None:
             function()
         else:
-            # Capturing uses a stream of its own; what it builds on must run there, too.
+            # Capturing uses a CUDA stream of its own; earlier work must run there, too.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

@@ -384,7 +384,7 @@ class BlockCopyVideoModel(ModuleProxy):
                 streams.lose()
                 if not started:
                     raise
-                # Such as features of another precision, which was set since the last frame.
+                # For example, features of another precision, which was set since the last frame.
                 results = self._run(inputs, streams, grid=grid, **options)
             except BaseException as error:
                 # Features may belong to two frames, and the memory of graphs may be gone.

@@ -18,8 +18,8 @@ _LEAST_SIDE = 64
 # The level at which DIS ends. The faster presets end at 2, an eighth of the input. Pictures of
 # DAVIS that are moved by that flow are off by 7.0 grey levels; at level 1, by 5.5.
 _FINEST_SCALE = 1
-# Up to so many pixels the flow goes down to full resolution: there it costs little, and every pixel
-# is more of what is seen.
+# Up to so many pixels the flow goes down to full resolution: that costs little there, and each
+# pixel shows a larger part of the scene.
 _SMALL = 2**16
 
 

@@ -93,7 +93,7 @@ def search(current, previous, parents, cell, radius, finest=False):
         costs = torch.stack(
             [_cost(pixels, source.windows(y + v[1], x + v[0], side)) for v in candidates]
         )
-        # The first of equals wins, as everywhere in this module.
+        # Ties go to the first, as everywhere in this module.
         best = costs.argmin(0).view(1, *shape)
         start = torch.stack(candidates).gather(0, best[None].expand(1, 2, *shape))[0]
     windows = source.windows(y + start[1] - radius, x + start[0] - radius, side + 2 * radius)

@@ -39,8 +39,8 @@ def move(x, field, *, cell_size, stride):
     shift = displacements(field, cell_size=cell_size, stride=stride, size=(height, width)).double()
     rows = torch.arange(height, device=x.device)[:, None] + shift[:, 1]
     columns = torch.arange(width, device=x.device) + shift[:, 0]
-    # Pixel p of n has its centre at (2p + 1) / n - 1. In double precision, so that after rounding a
-    # shift by whole pixels has no share of the neighbours.
+    # Pixel p of n has its centre at (2p + 1) / n - 1. Double precision, so that even after rounding
+    # a shift by whole pixels takes nothing from neighbours.
     positions = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
     moved = F.grid_sample(
         x.double(), positions, mode="bilinear", padding_mode="border", align_corners=False
@@ -74,5 +74,6 @@ def displacements(field, *, cell_size, stride, size):
         for length, step, n in zip(size, strides, field.shape[-2:], strict=True)
     )
     shift = field.index_select(2, rows).index_select(3, columns)
-    # One by one: a tensor of both would need a copy to the device, which a CUDA graph cannot make.
+    # One at a time: a tensor of both would need a copy from the host, which a CUDA graph cannot
+    # make.
     return torch.stack([shift[:, 0] / strides[1], shift[:, 1] / strides[0]], dim=1)

@@ -66,7 +66,7 @@ class PolicyMotion:
             return move(x, self._covering, **self._layout)
         if not moved_cells(self._field).any():
             return x
-        # A copy of its own: rows are moved in place.
+        # Copied, since rows are moved in place.
         rows = torch.empty(len(x) * math.prod(self._size), x.shape[1], dtype=x.dtype)
         pixels = rows.view(len(x), *self._size, x.shape[1])
         pixels.copy_(x.permute(0, 2, 3, 1))

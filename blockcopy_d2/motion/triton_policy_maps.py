@@ -118,7 +118,7 @@ def move_masks_kernel(
     valid = pixel < h * w
     own = (field_ptr + stream * 2 * FH * FW, FH, FW)
     y, x, dy, dx = _sources(pixel, valid, w, own, scale, PIXELS, CELLS)
-    # As floats: a vector may lead beyond what integers hold.
+    # Floats, since a vector may lead beyond the range of integers.
     row = tl.minimum(tl.maximum(y + tl.floor(dy + 0.5), 0.0), (h - 1).to(tl.float32))
     column = tl.minimum(tl.maximum(x + tl.floor(dx + 0.5), 0.0), (w - 1).to(tl.float32))
     origin = row.to(tl.int32) * w + column.to(tl.int32)

@@ -96,7 +96,7 @@ class LearnedPolicy(Policy):
         logits = self.network(observation)
         odds = logits.detach()
         if logits.is_cuda and logits.requires_grad:
-            # Drawn in half precision like any other frame, with or without gradients.
+            # Blocks are drawn in half precision in every frame, with or without gradients.
             odds = self.network.without_gradients(observation)
         uniform = self._uniform.draw(logits.shape, logits.device)
         active = draw(odds, uniform)

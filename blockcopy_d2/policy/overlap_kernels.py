@@ -21,7 +21,7 @@ __all__ = ["common_pixels_triton"]
 _MASKS, _PIXELS = 128, 128
 
 
-# Not specialized: the number of masks must not make a new variant of the kernel.
+# do_not_specialize: the number of masks must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["n", "m"])
 def common_pixels_kernel(
     current_ptr,

@@ -16,7 +16,7 @@ import triton.language as tl
 __all__ = ["paint_maximum_triton"]
 
 
-# Not specialized: the number of masks must not make a new variant of the kernel.
+# do_not_specialize: the number of masks must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["n"])
 def paint_kernel(masks_ptr, values_ptr, channels_ptr, out_ptr, n, pixels, BLOCK: tl.constexpr):
     """A program paints BLOCK pixels of one map, and reads the masks of that map only."""

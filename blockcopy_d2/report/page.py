@@ -15,7 +15,7 @@ from .sweep import break_even, recommend, sweep_points
 
 __all__ = ["is_plain", "mac_table", "render_page"]
 
-# Points of agreement between policies that are one and the same to a reader.
+# Policies within so many points of agreement count as equal.
 _PLAIN_MARGIN = 0.5
 
 

@@ -69,7 +69,7 @@ def plot_stages(recording):
     """str: SVG of the milliseconds of each stage by frame, stacked, and of the dense model."""
     run = recording.main
     figure, axes = _figure("time_stages", recording)
-    # There is no motion by default.
+    # Stages that took no time are left out, such as motion without an estimator.
     names = [name for name in STAGES if any(run.stages[name])]
     times = 1000 * np.array([run.stages[name] for name in names])
     labels = [f"{name} {1000 * mean(run.stages[name]):.0f}" for name in names]

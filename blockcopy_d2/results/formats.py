@@ -109,7 +109,7 @@ class ResultsFile:
                 self._before_naming()
 
     def _abandon(self):
-        # A full disk has been told of by then.
+        # A full disk has been reported by then.
         with contextlib.suppress(OSError):
             self._writer.abandon()
 

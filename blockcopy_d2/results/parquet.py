@@ -2,7 +2,7 @@
 
 __all__ = ["ParquetWriter"]
 
-# Rows that are written together.
+# Rows per group of the file.
 _GROUP = 4096
 
 

@@ -11,7 +11,7 @@ __all__ = ["Tracker", "check_tracking"]
 
 # Objects of lower scores keep a track alive, and start none.
 _CERTAIN = 0.5
-# ByteTrack looks at nothing below.
+# ByteTrack ignores lower scores.
 LEAST_SCORE = 0.1
 
 
@@ -71,7 +71,7 @@ class Tracker:
                 )
             if row["score"] >= LEAST_SCORE:
                 groups[row.get("category_id")].append(row)
-        # Those that are not found in this frame grow older.
+        # Tracks without an object in this frame grow older.
         for category in [*self._trackers, *(x for x in groups if x not in self._trackers)]:
             self._update(category, groups[category], seconds)
 
@@ -82,7 +82,7 @@ class Tracker:
         detections = supervision.Detections(
             xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
             confidence=np.array([row["score"] for row in rows]),
-            # They may come back in another order.
+            # The tracker may return them in another order.
             data={"row": np.arange(len(rows))},
         )
         tracked = self._trackers[category].update(detections, timestamp=seconds)

@@ -227,7 +227,7 @@ class Program:
                 else:
                     pixels = grid.at_stride(value.stride).num_pixels
                 executed += operator.macs_per_pixel * pixels
-        # Without anything new to see, not even the densified operators run.
+        # If no block is active, not even densified operators run.
         return 0 if grid.is_empty else int(executed), self.dense_macs
 
     @property

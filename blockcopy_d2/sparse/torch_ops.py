@@ -42,7 +42,7 @@ class Execution:
         program = self.program
         operators = program.operators
         if self.grid.is_empty:
-            # Operators without a block-sparse rule see something new if maps were moved.
+            # Operators without a block-sparse rule have new inputs if maps were moved.
             operators = [op for op in operators if isinstance(op, Densified) and self.caches.moved]
             self.whole.update(self.caches.whole)
         if operators:

@@ -16,11 +16,11 @@ from blockcopy_d2.data.pictures import as_frame
 
 __all__ = ["VideoWriteError", "VideoWriter", "check_video_path"]
 
-# Single files that hold H.264. Others hold other codecs (.webm, .gif) or are a playlist beside many
-# files (.m3u8).
+# Single files that hold H.264. Other suffixes hold other codecs (.webm, .gif), or a playlist beside
+# many files (.m3u8).
 SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".avi", ".flv", ".ts")
 _CODEC = "libx264"
-# Written with their index in front, so that they play while they load.
+# Formats with their index in front, so that they play while they load.
 _STREAMABLE = (".mp4", ".mov", ".m4v")
 # Containers with a fixed time base. For all others the writer chooses one between these limits.
 _TIME_BASES = {".mkv": Fraction(1, 1000), ".flv": Fraction(1, 1000), ".ts": Fraction(1, 90_000)}

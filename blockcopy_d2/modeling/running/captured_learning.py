@@ -40,8 +40,8 @@ class CapturedLearning:
         self._settings = _settings(learner)
         self._functions = {}
         self._gain = None
-        # One capture for each kind of frame: that updates the weights, that ends with the weights
-        # of an update that waited, and any other.
+        # One capture for each kind of frame: frames that update the weights, frames that end with
+        # the weights of a waiting update, and all others.
         self._told = {}
         # Copies from the latest frame whose update waits. It is computed beside later frames.
         self._kept = None

@@ -241,8 +241,7 @@ class FrameGraph:
     def _prepare(self, model, inputs, streams, *, asks):
         """Prepares for the next frames, since the first one is expected to be slow."""
         if len(self._latest.programs) < len(self._heads.sparse_modules(model.base)):
-            # A module that the engine could not trace runs as it is, possibly with a host in the
-            # loop.
+            # A module that could not be traced runs as it is, and may wait for the host.
             self._capturable = False
         elif asks:
             self._capture(model, streams, self._capture_of(model, inputs, streams, asks=True))

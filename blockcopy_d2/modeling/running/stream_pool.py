@@ -126,7 +126,7 @@ class StreamPool:
         batch = max(batches, key=lambda x: len(self._members(x)), default=None)
         members = self._members(batch)
         staying = [v for v in members if v not in videos]
-        # The least recently used ones go, here and elsewhere.
+        # The least recently used streams are dropped, here and elsewhere.
         kept = staying[max(len(staying) + len(videos) - self.max_streams, 0) :]
         others = [v for v in self._streams if v not in members and v not in videos]
         excess = len(others) + len(kept) + len(videos) - self.max_streams
@@ -181,7 +181,7 @@ class StreamPool:
         if video_id not in self._dropped:
             return
         if frame_index != 0 and not self._has_warned:
-            # All that are here, and all that were dropped after it, had a frame since its last.
+            # All streams here, and all dropped after it, had a frame since its last one.
             in_turn = len(self._streams) + len(self._dropped) - list(self._dropped).index(video_id)
             logging.getLogger(__name__).warning(
                 "%d videos take turns, but MODEL.BLOCKCOPY.MAX_STREAMS is %d: the features of video"

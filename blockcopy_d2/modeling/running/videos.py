@@ -76,7 +76,7 @@ def _run_tick(model, frames):
     results = model.step_batch(inputs, streams, learning=learner is not None)
     results = [results[slot] for slot in slots]
     if learner is not None:
-        # Outside a graph, all decisions are one to learn from.
+        # Outside a graph all decisions are learned from as one.
         lessons = [results] if streams.graph is None else [[result] for result in results]
         for lesson in lessons:
             learn(learner, model, lesson)

@@ -20,7 +20,7 @@ class SemanticTask(Task):
     """Outputs with "sem_seg": the class probabilities of every pixel, compared by KL divergence."""
 
     capturable = True
-    # Heads see far: blocks that run read features around them.
+    # Heads have large windows: executed blocks read features around them.
     moved_maps = "all"
 
     @staticmethod

@@ -25,8 +25,8 @@ from .statistics import add_tile
 
 __all__ = ["Sums", "convolve"]
 
-# Packs of output pixels, and output channels, that a program computes at a time, the best product
-# first. Launches that would not fill the GPU use a later one.
+# Packs of output pixels, and output channels, that a program computes at a time, best first.
+# Launches that would not fill the GPU use a later one.
 _TILES = (((8, 16), 64), ((4, 16), 64), ((4, 8), 64), ((4, 4), 64), ((4, 4), 32))
 
 # Warps of a launch per multiprocessor: as many as run at a time. More would only add statistics.
@@ -113,7 +113,7 @@ def policy_convolution_kernel(
                 b = tl.load(weights + step * BK, mask=exists, other=0.0)
             acc = tl.dot(b, a.T, acc, input_precision="tf32")
 
-        # Pixels of a pack are neighbours, in the map as in the product.
+        # Pixels of a pack are neighbours, both in the map and in the product.
         acc = tl.reshape(acc.T, (TH * TW, BO))
         y, x = top + pixel // TW, left + pixel % TW
         mask = ((y < OH) & (x < OW))[:, None] & (channel < ROW)[None, :]

@@ -84,7 +84,7 @@ class CopyLaunch:
         arguments = (tiling.sides, out.operand, channels)
         constants = dict(ACTIVATION=parameters(activation), AFFINE=scale is not None)
         constants |= dict(PRECISION=precision, BM=bm, BC=bc, num_warps=4, **device.launch_options)
-        # Whether 32 bits hold offsets is for the tensor to say.
+        # The tensor decides whether offsets fit into 32 bits.
         self._launches = [
             Launch(copy_kernel, grid, arguments, {**constants, "WIDE": wide})
             for wide in (False, True)

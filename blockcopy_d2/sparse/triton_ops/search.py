@@ -249,7 +249,7 @@ def read_entries(path):
     Raises:
         ValueError: the file is something else, which must not be replaced.
     """
-    # Something that is no file, such as /dev/null, can be written to and holds nothing.
+    # Special files, such as /dev/null, can be written to and hold nothing.
     if not path.is_file():
         return {}
     try:
