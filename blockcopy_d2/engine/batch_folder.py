@@ -51,9 +51,9 @@ def find_videos(patterns, *, output, format="coco", root=None):
     """
     Args:
         patterns (sequence[str]): files, folders of frames, addresses, and patterns of them, such
-            as ``videos/**/*.mp4``. Matches within ``output`` are left out, and so are hidden files
-            and folders without images.
-        output (str): folder of the batch.
+            as ``videos/**/*.mp4``. Of matches, results in ``output`` are left out, and so are
+            hidden files and folders without images.
+        output (str): folder of the batch; it may hold the videos, too.
         format (str): format of the results, a key of :data:`FORMATS`.
         root (str or None): results are named by the paths of their videos from there. Default:
             the part of a pattern before its first ``*``, ``?`` or ``[``, and the folder of a file.
@@ -62,9 +62,9 @@ def find_videos(patterns, *, output, format="coco", root=None):
         list[VideoTask]: in order of the patterns; a video that is found twice is there once.
 
     Raises:
-        FileNotFoundError: a pattern finds nothing.
+        FileNotFoundError: a pattern finds nothing, or a folder holds no image.
         ValueError: two videos would have one file of results, a video is not below ``root``, or
-            video and output lie in one another.
+            the output lies in a folder of frames.
     """
     tasks = {}
     for pattern in patterns:
@@ -87,7 +87,7 @@ def find_videos(patterns, *, output, format="coco", root=None):
                     " are then named by the paths from there."
                 )
     for task in tasks.values():
-        _refuse_nesting(task.source, output)
+        _check_place(task.source, output)
         if task.results == SUMMARY or task.results.split(os.sep)[0] == _OWN:
             raise ValueError(
                 f"The results of {redact(task.source)} would be {redact(task.results)}, which is"
@@ -125,7 +125,13 @@ class BatchFolder:
             raise NotADirectoryError(
                 f"The output {redact(self.path)} is a file; expected the name of a folder."
             )
-        os.makedirs(self._own, exist_ok=True)
+        try:
+            os.makedirs(self._own, exist_ok=True)
+        except OSError as error:
+            raise type(error)(
+                f"The output folder {redact(self.path)} cannot be made or written:"
+                f" {error.strerror}."
+            ) from error
         with self._lock():
             if overwrite:
                 self._remove_results()
@@ -327,23 +333,36 @@ class BatchFolder:
 
 
 def _matches(pattern, output):
+    """Yields files that may be videos, and folders of images; no results."""
     output = os.path.realpath(output)
+    endings = tuple(writer.suffix for writer in FORMATS.values())
     for path in sorted(glob.iglob(pattern, recursive=True)):
-        inside = os.path.commonpath([output, os.path.realpath(path)]) == output
-        if not inside and (not os.path.isdir(path) or _has_images(path)):
+        if os.path.isdir(path):
+            if _has_images(path):
+                yield path
+        elif not (path.endswith(endings) and _lies_in(path, output)):
             yield path
 
 
-def _refuse_nesting(source, output):
-    """Neither results among the frames of a video, nor a video among results."""
-    if is_address(source):
+def _check_place(source, output):
+    """Refuses a folder without images, and results among the frames of a video."""
+    if is_address(source) or not os.path.isdir(source):
         return
-    path, folder = os.path.realpath(source), os.path.realpath(output)
-    if os.path.commonpath([path, folder]) in (path, folder):
+    if not _has_images(source):
+        raise FileNotFoundError(
+            f"{redact(source)} holds no image, so it is no video. For the videos in it give"
+            f" '{redact(os.path.join(source, '*'))}', in quotation marks."
+        )
+    if _lies_in(output, source):
         raise ValueError(
-            f"The output {redact(output)} and the input {redact(source)} lie in one another. Choose"
+            f"The output {redact(output)} lies in the folder of frames {redact(source)}. Choose"
             " another folder for the output."
         )
+
+
+def _lies_in(path, folder):
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.commonpath([path, folder]) == folder
 
 
 def _has_images(folder):

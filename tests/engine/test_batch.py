@@ -250,8 +250,11 @@ def test_folders_of_frames_are_videos(tmp_path):
     (tmp_path / "clips" / "empty").mkdir()
     (task,) = find_videos([f"{tmp_path}/clips/*"], output=str(tmp_path / "out"))
     assert task.results == "a.json"
-    with pytest.raises(ValueError, match="lie in one another"):
-        find_videos([f"{tmp_path}/clips/a"], output=str(tmp_path / "clips" / "a" / "results"))
+    for output in (tmp_path / "clips" / "a", tmp_path / "clips" / "a" / "results"):
+        with pytest.raises(ValueError, match="lies in the folder of frames"):
+            find_videos([f"{tmp_path}/clips/a"], output=str(output))
+    with pytest.raises(FileNotFoundError, match=r"no image.*give '.*clips/\*'"):
+        find_videos([f"{tmp_path}/clips"], output=str(tmp_path / "out"))
 
 
 def test_patterns_pass_over_the_results(videos, tmp_path):
@@ -259,6 +262,13 @@ def test_patterns_pass_over_the_results(videos, tmp_path):
     (videos / "out" / "a.mp4.json").touch()
     tasks = find_videos([f"{videos}/**", f"{videos}/a.mp4"], output=str(videos / "out"))
     assert [task.results for task in tasks] == ["a.mp4.json", "north/a.mp4.json", "z.mp4.json"]
+
+
+def test_results_may_lie_beside_their_videos(run, videos, counted):
+    for _ in range(2):
+        code, summary = run("--input", f"{videos}/**", output=videos)
+        assert code == 0 and summary["videos"] == 3
+    assert len(counted) == 3 and (videos / "north" / "a.mp4.json").exists()
 
 
 def test_one_name_for_two_videos_is_refused(videos):
