@@ -41,6 +41,17 @@ def test_published_rows_stand_below_those_of_their_data_set(results_file, tmp_pa
     assert found["MGAN"] == ["VGG-16", "-", "11.0", "-", "-", "50.3", "1104", "0.224"]
 
 
+def test_every_published_row_names_its_columns(results_file):
+    from blockcopy_protocol.report import _PUBLISHED, published_table
+
+    results = json.loads(results_file.read_text())
+    for dataset, published in json.loads(_PUBLISHED.read_text()).items():
+        columns = {tuple(row) for row in published["rows"]}
+        assert len(columns) == 1 and published["source"], dataset
+        lines = published_table({**results, "dataset": dataset}).splitlines()
+        assert len(lines) == 4 + len(published["rows"]), dataset
+
+
 def test_readme_shows_the_latest_run(results_file, tmp_path):
     import update_readme
 
