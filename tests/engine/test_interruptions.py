@@ -172,7 +172,9 @@ def ground_truth(root):
     return file
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["cut", pytest.param("empty", marks=pytest.mark.slow), "missing"]
+)
 def test_outputs_that_cannot_be_scored_keep_their_timings(
     config, tmp_path, dataset, at_frame, damage
 ):

@@ -144,7 +144,7 @@ def test_the_test_split_leaves_a_submission(run, tmp_path):
     "network, opts",
     [
         ("swiftnet_R_18", [*SWIFTNET, "INPUT.CROP.SIZE", "(32, 40)"]),
-        ("deeplab_v3_plus_R_50", DEEPLAB),
+        pytest.param("deeplab_v3_plus_R_50", DEEPLAB, marks=pytest.mark.slow),
     ],
 )
 def test_camvid_from_training_to_blockcopy(run, tmp_path, network, opts):
