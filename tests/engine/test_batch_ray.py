@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = batch.build_job
 
 
+def _results(name):
+    return name if name == "head" else f"{name}.mp4.json"
+
+
 class DeadlyJob:
     """Writes down every video that it begins; its process dies in the middle of some."""
 
@@ -44,21 +48,39 @@ def build_deadly(folder, deaths, *arguments):
     return DeadlyJob(BUILD(*arguments), folder, deaths)
 
 
+class NodeKillerJob(DeadlyJob):
+    """Takes the whole machine along, once, where that is not the one of the program."""
+
+    def __call__(self, task, progress):
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        if node != self._deaths["head"] and not (self._folder / "node.died").exists():
+            (self._folder / "node.died").write_text(task.results)
+            # The parent of an actor is what runs the node.
+            os.kill(os.getppid(), signal.SIGKILL)
+        return super().__call__(task, progress)
+
+
+def build_node_killer(folder, deaths, *arguments):
+    return NodeKillerJob(BUILD(*arguments), folder, deaths)
+
+
 @pytest.fixture
 def run(tmp_path, tmp_path_factory, monkeypatch):
     """The command line on two actors; returns exit code, summary and the begun videos."""
 
-    def run(*arguments, names, deaths):
+    def run(*arguments, names, deaths, build=build_deadly, address="local"):
         for index, name in enumerate(names):
             write_video(tmp_path / "videos" / f"{name}.mp4", shift=6 + index)
-        deaths = {f"{name}.mp4.json": count for name, count in deaths.items()}
-        build = functools.partial(build_deadly, str(tmp_path), deaths)
+        deaths = {_results(name): count for name, count in deaths.items()}
+        build = functools.partial(build, str(tmp_path), deaths)
         monkeypatch.setattr(batch, "build_job", build)
         monkeypatch.chdir(tmp_path)
         # Actors import these tests, from another folder.
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         command = ["batch", "--config-file", CONFIG, "--input", "videos/*.mp4"]
-        command += ["--output", "results", "--ray", "local", "--workers", "2", *arguments]
+        command += ["--output", "results", "--ray", address, "--workers", "2", *arguments]
         opts = small_model_opts(tmp_path_factory.mktemp("weights"))
         monkeypatch.setattr(sys, "argv", [*command, "--opts", *opts])
         code = 0
@@ -104,3 +126,26 @@ def test_a_video_that_kills_every_worker_is_reported(run):
     assert failure["video"].endswith("v0.mp4")
     assert "its actor died 3 times" in failure["error"]
     assert sum(results == "v0.mp4.json" for results, _ in begun) == 3
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_machine_is_killed_and_its_video_runs_on_another(run, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(num_cpus=1)
+        names = [f"v{index}" for index in range(4)]
+        deaths = {"head": cluster.head_node.node_id}
+        options = {"build": build_node_killer, "address": cluster.address}
+        code, summary, begun = run(names=names, deaths=deaths, **options)
+    finally:
+        cluster.shutdown()
+    assert code == 0 and summary["done"] == 4 and not summary["failures"]
+    lost = (tmp_path / "node.died").read_text()
+    counts = {name: sum(row[0] == _results(name) for row in begun) for name in names}
+    assert lost in map(_results, names) and set(counts.values()) == {1}
