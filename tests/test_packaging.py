@@ -176,6 +176,36 @@ def test_every_extra_is_there(wheel):
     assert {"docs", "gpu-decode", "metrics", "parquet", "ray", "test", "track"} <= set(extras)
 
 
+# What Detectron2 brings along, and what says how to get it where it is missing.
+OF_DETECTRON2 = {"PIL", "detectron2", "fvcore", "hydra", "omegaconf", "yaml"}
+NAMED_IF_MISSING = {"cv2", "triton"}
+# Of distributions whose modules have other names, or that bring others along.
+MODULES = {
+    "cityscapesscripts": ["cityscapesscripts"],
+    "prometheus-client": ["prometheus_client"],
+    "trackers": ["trackers", "supervision"],
+}
+
+
+def test_every_import_is_required_or_an_extra(wheel):
+    """Of the package, and of the project, whose plots and tables need no more."""
+    (folder,) = wheel.glob("*.dist-info")
+    lines = importlib.metadata.Distribution.at(folder).requires
+    names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+    known = {module for name in names for module in MODULES.get(name, [name])}
+    known |= OF_DETECTRON2 | NAMED_IF_MISSING | set(sys.stdlib_module_names)
+    known |= {"blockcopy_d2", "blockcopy_protocol"}
+    for path in [*(ROOT / "blockcopy_d2").rglob("*.py"), *(ROOT / "projects").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = []
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported = [node.module]
+            unknown = {name.split(".")[0] for name in imported} - known
+            assert not unknown, f"{path}: setup.py does not name {unknown}"
+
+
 def loaded_by(statement):
     """
     Returns:
@@ -240,5 +270,5 @@ def test_installed_into_an_empty_environment(kind, wheel, clone, tmp_path):
     assert {f"config {name}" for name in shipped(ROOT / "configs", ".yaml")} <= lines
     assert {f"weights {name}" for name in shipped(ROOT / "weights", ".pth")} <= lines
     assert call(python, "-c", CHECK_REQUIREMENTS).split() == [blockcopy_d2.__version__]
-    for module in ("report", "data.streetclips"):
+    for module in ("batch", "report", "data.streetclips"):
         assert "usage: " in call(python, "-m", f"blockcopy_d2.{module}", "--help")
