@@ -1,4 +1,4 @@
-"""CUDA graphs as a CPU can play them: what a graph keeps, and what it overwrites."""
+"""CUDA graphs, imitated on a CPU: a replay keeps and overwrites the same memory."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,10 +9,10 @@ __all__ = ["ReplayedFunction"]
 
 class ReplayedFunction:
     """
-    In place of a :class:`CapturedFunction`, on a CPU. Captured are the operators of a call with the
-    tensors they worked on; a replay does the same to the same tensors, and no Python. What a
-    captured call allocated lasts until one that was captured before it in the same pool is
-    replayed; from then on it is NaN, as if the memory that they share were in other use.
+    Stands for a :class:`CapturedFunction` on a CPU. It captures the operators of a call with their
+    tensors; a replay does the same to the same tensors, and no Python. What a captured call
+    allocated lasts until one that was captured before it in the same pool is replayed; from then on
+    it is NaN, as if the memory that they share were in other use.
     """
 
     def __init__(self, *, generators=(), pool=None):

@@ -1,4 +1,4 @@
-"""Old import paths, which say where their names are now."""
+"""Old import paths name the new ones."""
 
 import importlib
 import sys

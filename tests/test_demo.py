@@ -210,7 +210,7 @@ def test_a_live_source_gives_its_newest_frames(run, tmp_path, clip, monkeypatch,
 
 
 def test_a_camera_is_watched_and_found_again(run, tmp_path, monkeypatch, capfd, caplog):
-    """At a rate, with counts for Prometheus; no output holds a secret of its address."""
+    """Runs at a rate, with counts for Prometheus; no output holds secrets of the address."""
     pytest.importorskip("prometheus_client")
     monkeypatch.setattr("blockcopy_d2.data.feed._SHORTEST_PAUSE", 0.05)
     pages, resets, observe = [], [], demo.StreamMetrics.observe
@@ -256,7 +256,7 @@ def test_arguments_of_live_sources_are_checked(capsys, args, message):
 
 
 def test_motion_is_drawn_where_asked(run, clip, tmp_path):
-    """With a legend in the corner; without an estimator there is nothing to draw."""
+    """Draws motion with a legend in the corner, and nothing without an estimator."""
     opts = ["MODEL.BLOCKCOPY.MOTION.NAME", "DISFlow"]
     corners = []
     for flag in ([], ["--draw-motion"]):
@@ -373,7 +373,7 @@ def test_a_full_disk_is_named_and_the_earlier_video_stays(run, clip, tmp_path, m
 
 
 def test_terminating_leaves_a_playable_video(folder, tmp_path):
-    """In a process of its own, as a scheduler that ends a job does it."""
+    """Ends another process, as a scheduler does."""
     frames = tmp_path / "frames"
     frames.mkdir()
     for index in range(3):

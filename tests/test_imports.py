@@ -140,7 +140,7 @@ def test_kernels_of_the_engine_are_its_own(path):
 
 
 def test_training_and_scoring_need_no_pyav():
-    """Only those who read or write videos do: machines that train may have none."""
+    """Only modules that read or write videos import PyAV: machines that train may not have it."""
     code = (
         "import sys; sys.modules['av'] = None\n"
         "import blockcopy_d2.data, blockcopy_d2.engine, blockcopy_d2.evaluation, train_net\n"

@@ -31,7 +31,7 @@ SPECIAL = {"__init__", "__call__", "__getitem__", "__iter__", "__len__"}
 
 
 def members(cls):
-    """Name, and function, of what a class defines itself for its users; properties, too."""
+    """Name and function of each public method and property that a class defines itself."""
     for name, value in vars(cls).items():
         if name.startswith("_") and name not in SPECIAL:
             continue

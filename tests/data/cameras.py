@@ -45,7 +45,7 @@ class MjpegCamera:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def cut(self):
-        """Close the server, and its connections."""
+        """Closes the server and its connections."""
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
@@ -74,7 +74,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request, client_address):
-        """Say nothing of clients that leave."""
+        """Logs nothing when clients leave."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -116,7 +116,7 @@ def level(image):
 
 class RtspCamera:
     """
-    A ball that moves, 160x96 at 25 frames per second, served by GStreamer in a process of its own.
+    A moving ball, 160x96 at 25 frames per second, served by GStreamer in another process.
 
     Attributes:
         address (str): with secrets, which the server asks for.
@@ -136,7 +136,9 @@ class RtspCamera:
         assert self.process.stdout.readline() == "ready\n"
 
     def signal(self, number):
-        """SIGKILL cuts it; SIGSTOP silences it, connections stay; SIGCONT lets it go on."""
+        """
+        Sends a signal: SIGKILL cuts connections; SIGSTOP silences the camera, and SIGCONT wakes it.
+        """
         self.process.send_signal(number)
 
     def __enter__(self):

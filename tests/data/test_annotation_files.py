@@ -61,7 +61,7 @@ def find(tree, name):
 
 @pytest.fixture
 def damaged(tree):
-    """Exchanges the content of a file for a test."""
+    """Replaces the content of a file during a test."""
     before = {}
 
     def damage(file, content):

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def errors(folder):
-    """In a process of its own, since the folder of data sets is read when they are registered."""
+    """Another process is needed, since the folder of data sets is read when they are registered."""
     command = [sys.executable, "-c", PROGRAM, CITYSCAPES, STREETCLIPS, PETS09]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(folder)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

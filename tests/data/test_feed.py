@@ -57,7 +57,7 @@ def take(feed, number):
 
 
 def test_a_lost_camera_is_found_again(caplog):
-    """For all kinds of losses: times continue, vectors do not, and the log names no secret."""
+    """After any kind of loss times continue, vectors do not, and the log names no secret."""
     refused = ValueError("rtsp://***@host/door cannot be read as a video: Connection refused")
     late = OSError("open failed: http://u:s3cret@host/x?token=s3cret")
     source = Source((3, broken()), (0, refused), (0, late), (2, None), (1000, None))
@@ -121,7 +121,7 @@ def test_a_file_is_thinned_by_its_own_clock(rate, indices):
 
 
 def test_a_rate_is_kept_for_frames_that_come_unevenly():
-    """After a gap there are no two at once."""
+    """No two frames come at once after a gap."""
     times = [*np.arange(0, 2, 0.041), *np.arange(10, 12, 0.041)]
     pace = feed_module._Pace(5)
     taken = [seconds for seconds in times if pace.takes(seconds)]
@@ -129,7 +129,7 @@ def test_a_rate_is_kept_for_frames_that_come_unevenly():
 
 
 def test_a_camera_is_thinned_by_the_time_of_its_frames(monkeypatch):
-    """The source's own clock does not matter."""
+    """Live frames are thinned by the time at which they come, not by the source's clock."""
     now = itertools.count(step=0.1)
     clock = types.SimpleNamespace(perf_counter=lambda: next(now), time=time.time)
     monkeypatch.setattr(feed_module, "time", clock)
@@ -175,7 +175,7 @@ def test_closing_ends_the_wait_for_a_lost_camera(monkeypatch):
 
 
 def test_live_sources_do_not_wait_for_each_other():
-    """A silent one is left out; one that has ended is, too, and is no busy loop."""
+    """Silent sources are left out, and so are ended ones, without a busy loop."""
     go_on = threading.Event()
 
     def silent():
@@ -218,7 +218,7 @@ def test_sources_that_wait_are_waited_for():
 
 
 def found_after(reader, reconnects):
-    """The first frame after so many losses."""
+    """Returns the first frame after so many losses."""
     deadline = time.monotonic() + 20
     while (frame := next(reader)).reconnects < reconnects:
         assert time.monotonic() < deadline
@@ -226,7 +226,7 @@ def found_after(reader, reconnects):
 
 
 def test_a_camera_by_http_comes_back(monkeypatch, caplog):
-    """After it was cut, and after it went silent."""
+    """An RTSP camera comes back after a cut and after silence."""
     monkeypatch.setattr("blockcopy_d2.data.video_decoding._READ_SECONDS", 0.5)
     with MjpegCamera() as camera:
         feed = FrameFeed(open_frames(camera.address))
@@ -250,7 +250,7 @@ def test_a_camera_by_http_comes_back(monkeypatch, caplog):
 
 @pytest.mark.slow
 def test_a_camera_by_rtsp_comes_back(monkeypatch, caplog):
-    """By GStreamer: cut, silent, and gone while the stream is closed."""
+    """GStreamer's server is cut, goes silent, and is gone while the stream is closed."""
     monkeypatch.setattr("blockcopy_d2.data.video_decoding._READ_SECONDS", 1.0)
     with RtspCamera() as camera:
         video = open_frames(camera.address)

@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def picture(size, seed=0):
-    """Noise, whose grey levels are all there, beside smooth ramps."""
+    """Noise with all grey levels, beside smooth ramps."""
     image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     ramp = np.linspace(0, 255, size[1])[: size[1] // 2, None]
     image[: size[0] // 2, : size[1] // 2] = ramp

@@ -18,7 +18,7 @@ KINDS = {"a.mp4": "libx264", "a.mkv": "libx264", "a.ts": "libx264", "a.avi": "mp
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The bytes of a video of every kind."""
+    """Bytes of one video of each kind."""
     folder = tmp_path_factory.mktemp("whole")
     return {
         name: write_video(folder / name, codec=codec, number=8).read_bytes()

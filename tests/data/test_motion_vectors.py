@@ -55,7 +55,7 @@ def test_pictures_and_iterables_have_none(tmp_path):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_vectors_turn_with_the_frames(tmp_path, orientation):
     """
-    Vectors fit the picture: the content of a frame was there, along the vector, in the last one.
+    Vectors fit the picture: they lead to where the content was in the last frame.
     """
     torch.manual_seed(0)
     encode(tmp_path / "pan.mp4", pan(3, *SHIFT), **CODEC)
@@ -81,7 +81,7 @@ def test_vectors_turn_with_the_frames(tmp_path, orientation):
     ],
 )
 def test_vectors_follow_the_transforms_of_the_input(augmentation, shown, expected):
-    """A cell that had moved otherwise stays with its content."""
+    """Cells that had moved in another way stay with their content."""
     y, x = np.mgrid[2:192:4, 2:256:4].reshape(2, -1).astype(float)
     places = np.stack([x, y], 1)
     away = np.where((x < 32)[:, None] & (y < 32)[:, None], (0.0, 0.0), SHIFT)

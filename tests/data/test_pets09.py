@@ -26,7 +26,9 @@ from blockcopy_d2.visualization import VideoWriter
 
 
 def boxes_of(frames=795):
-    """gt.txt: a person who walks to the right, from frame 10 on another one, to be ignored."""
+    """
+    gt.txt: a person who walks to the right; from frame 10 on a second one, who is to be ignored.
+    """
     lines = []
     for number in range(1, frames + 1):
         lines.append(f"{number},1,{1 + number % 50},101,30.5,75.25,1,-4.1,-7.3,0")
@@ -37,7 +39,7 @@ def boxes_of(frames=795):
 
 @pytest.fixture
 def root(tmp_path):
-    """The data set but for most of its images."""
+    """The data set without most of its images."""
     for folder in ("img1", "gt"):
         (tmp_path / folder).mkdir()
     (tmp_path / "gt" / "gt.txt").write_text(boxes_of())

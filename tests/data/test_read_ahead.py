@@ -27,7 +27,7 @@ def no_thread_stays():
 
 
 class Source:
-    """Counts what is taken of it, and knows whether it was closed."""
+    """Counts items that are taken, and knows whether it was closed."""
 
     def __init__(self, number, error=None):
         self.taken, self.closed = 0, False

@@ -1,4 +1,6 @@
-"""Decoding by torchcodec is held to PyAV's: pictures, times, and what is left to PyAV by name."""
+"""
+torchcodec gives PyAV's pictures and times; videos that it cannot decode right are left to PyAV.
+"""
 
 import importlib.util
 import logging

@@ -73,7 +73,7 @@ def write_video(
 
 
 def set_display_matrix(file, a, b, c, d):
-    """Writes it into the header of the track, where phones have it."""
+    """Writes a matrix into the header of the track, as phones do."""
     content = bytearray(file.read_bytes())
     start = content.index(b"tkhd") + 4 + 40
     assert struct.unpack_from(">9i", content, start) == (ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30)
@@ -106,7 +106,7 @@ def test_every_display_matrix(tmp_path, orientation):
 
 
 def test_a_picture_whose_exif_data_pyav_does_not_know(tmp_path):
-    """It then lists no side data at all; the rotation is there."""
+    """PyAV then lists no side data at all; the rotation is still found."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (WIDTH, HEIGHT), (200, 0, 0)).save(tmp_path / "a.jpg", exif=exif)
@@ -201,7 +201,9 @@ def test_a_folder_has_the_times_of_its_rate(tmp_path):
 
 
 def set_edit(file, start, duration):
-    """Shows from frame ``start`` on, ``duration`` in milliseconds, 0 for the rest."""
+    """
+    An edit list: shows from frame ``start`` on, for ``duration`` milliseconds, 0 for the rest.
+    """
     content = bytearray(file.read_bytes())
     entry = content.index(b"elst") + 12
     ticks = round(start / 12 * 12288)
@@ -234,7 +236,7 @@ def test_a_video_of_one_frame(tmp_path):
 
 
 def test_an_avi_with_pauses_is_not_taken_for_a_truncated_one(tmp_path, caplog):
-    """AVI has no times, but empty places where a picture stays."""
+    """AVI has no times; empty frames mean that the picture stays."""
     rng = np.random.default_rng(0)
     with VideoWriter(tmp_path / "whole.avi", fps=25) as video:
         for seconds in (0, 0.04, 0.6, 0.64, 0.68, 0.72):

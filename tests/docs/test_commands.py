@@ -82,7 +82,7 @@ def parser_of(program):
 
 
 def _program(words):
-    """Returns the program that a command runs, and its arguments; None for one of somebody else."""
+    """Returns the program that a command runs, and its arguments; None for other programs."""
     if words[0] == "torchrun":
         words = words[3:]
     if words[0] == "python":

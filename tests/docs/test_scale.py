@@ -24,7 +24,7 @@ def run(command):
 
 
 def program(start):
-    """The Python block of the page that begins so."""
+    """Returns the Python block of the page that begins with a text."""
     (code,) = [
         x for x in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if x.startswith(start)
     ]
@@ -55,7 +55,7 @@ def test_the_table_of_cameras_follows_from_its_times():
 
 
 def test_figures_of_a_benchmark(tmp_path):
-    """The best batch counts, with its memory."""
+    """The best batch size counts, with its memory."""
     file = ROOT / "benchmarks" / "results" / "h200_streams_maskrcnn_R50_FPN_fp16.json"
     measured = json.loads(file.read_text())
     for share in ("0.15", "0.3"):

@@ -8,7 +8,7 @@ from blockcopy_d2.results import ResultsWriteError
 
 
 def build(number):
-    """Returns a job: what it does to a video stands in its name."""
+    """Returns a job, which does to a video as its name says."""
 
     def job(task, progress):
         progress(1)

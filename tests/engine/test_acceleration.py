@@ -389,7 +389,7 @@ def test_rotated_boxes_run_or_the_missing_extension_is_named(monkeypatch):
 
 
 def nms_rotated(boxes, scores, threshold):
-    """By the distance of the centres: what suppresses has no part in this."""
+    """Stands for NMS: keeps boxes whose centres lie apart."""
     kept = []
     for index in scores.argsort(descending=True).tolist():
         centres = boxes[kept, :2] - boxes[index, :2]

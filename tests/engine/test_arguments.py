@@ -1,4 +1,4 @@
-"""Arguments as people pass them: numbers of any library are accepted, everything else is named."""
+"""Arguments as people pass them: numbers of any library are accepted, errors name all others."""
 
 import math
 
@@ -135,7 +135,7 @@ def test_a_time_may_be_the_index_of_a_frame(predictor):
 
 @pytest.mark.parametrize("video_id", [None, ["a"], {}])
 def test_a_video_has_a_name(predictor, video_id):
-    """Pictures that a loader gives no video would share one stream."""
+    """Without a video_id the pictures of a loader would share one stream."""
     with pytest.raises(ValueError, match="video_id of a frame is .*a still image"):
         predictor.model([{"image": IMAGE, "video_id": video_id, "frame_index": 0}])
 

@@ -59,7 +59,7 @@ def videos(tmp_path):
 
 
 class Finder:
-    """In place of a predictor, where it does not matter what is found: a box in every frame."""
+    """Stands for a predictor where detections do not matter: finds a box in every frame."""
 
     learner, model = None, types.SimpleNamespace(policy=AllBlocks(), device=torch.device("cpu"))
 

@@ -24,7 +24,7 @@ def _results(name):
 
 
 class DeadlyJob:
-    """Writes down every video that it begins; its process dies in the middle of some."""
+    """Notes every video that it begins; its process dies in the middle of some."""
 
     def __init__(self, job, folder, deaths):
         self._job, self._folder, self._deaths = job, Path(folder), deaths
@@ -49,7 +49,7 @@ def build_deadly(folder, deaths, *arguments):
 
 
 class NodeKillerJob(DeadlyJob):
-    """Takes the whole machine along, once, where that is not the one of the program."""
+    """Kills the whole machine, once, unless it is the program's own."""
 
     def __call__(self, task, progress):
         import ray
@@ -117,7 +117,7 @@ def test_a_worker_is_killed_and_no_video_is_lost_or_run_twice(run, tmp_path):
 @needs_ray
 @pytest.mark.slow
 def test_a_video_that_kills_every_worker_is_reported(run):
-    """Meanwhile policies become the mean of both."""
+    """Policies become the mean of both meanwhile."""
     names = [f"v{index}" for index in range(4)]
     arguments = ["--keep-learning", "--share-policy", "1"]
     code, summary, begun = run(*arguments, names=names, deaths={"v0": 9})

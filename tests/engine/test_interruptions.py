@@ -1,4 +1,4 @@
-"""Remains of a run that ends early, or whose outputs cannot be scored."""
+"""Files of a run that ends early, or whose outputs cannot be scored."""
 
 import json
 import os

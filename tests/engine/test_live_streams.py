@@ -35,7 +35,7 @@ def quick(monkeypatch):
 
 
 def go_on(stream, until, most=20.0):
-    """The first result of which ``until`` holds, and those before it."""
+    """Returns the first result for which ``until`` is true, and those before it."""
     passed, deadline = [], time.monotonic() + most
     for _, result in stream:
         if until(result):

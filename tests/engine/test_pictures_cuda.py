@@ -99,7 +99,9 @@ def test_frames_come_back_as_they_were(folder):
 
 @pytest.mark.parametrize("kind", ["array", "tensor"])
 def test_a_warm_frame_waits_for_nothing(folder, kind):
-    """From the picture to the learner's step, results unread, whoever reads the pictures."""
+    """
+    Checks frames from picture to learner's step, with unread results and any reader of pictures.
+    """
     predictor = build(folder)
     pictures = [x.copy() if kind == "array" else x.clone() for x in camera(40, kind)]
     stream = predictor.stream(pictures)

@@ -415,7 +415,9 @@ def panned_video(folder):
 
 
 def test_motion_of_the_codec_is_read_where_the_config_asks(folder, panned_video):
-    """At the size of the network's input; a key frame is estimated from its pixels."""
+    """
+    Vectors are scaled to the network's input; motion of a key frame is estimated from its pixels.
+    """
     predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
     estimated, fallback = [], predictor.model.motion.fallback
     estimate = fallback.estimate
@@ -445,7 +447,7 @@ def test_other_motion_reads_no_vectors(folder, panned_video, name, monkeypatch):
 
 
 def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, monkeypatch):
-    """They lead to the frame that nobody saw."""
+    """Vectors lead to a frame that was left out."""
 
     class Dropping:
         def __init__(self, items, latest):

@@ -107,7 +107,7 @@ def test_a_picture_waits_for_a_frame_that_was_decided(config):
 
 
 def test_motion_is_shown_where_asked(config, tmp_path, monkeypatch):
-    """In pictures by the key, in metrics wherever something moves."""
+    """Motion is in pictures if the key is set, and in metrics whenever something moves."""
     motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "DISFlow", "MODEL.BLOCKCOPY.MOTION.CELL_SIZE", "8")
     drawn = []
     draw = reporting.draw_frame

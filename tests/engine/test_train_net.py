@@ -114,7 +114,7 @@ def test_weights_that_do_not_fit_stop_an_evaluation(run):
 
 
 def test_the_config_of_a_job_outlives_a_full_disk(tmp_path, monkeypatch):
-    """A job that goes on has its config from the very file that Detectron2 writes anew."""
+    """A resumed job reads its config from the same file that Detectron2 then writes."""
     file = tmp_path / "output" / "config.yaml"
     file.parent.mkdir()
     file.write_text("# mine\nVERSION: 2\n")

@@ -1,6 +1,6 @@
 """
 Defaults for users' own videos: copied features move, and the policy is ExpectedGain. Configs of the
-paper copy in place and have the paper's policy.
+paper copy in place and use the paper's policy.
 """
 
 import importlib.util

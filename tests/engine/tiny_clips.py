@@ -1,4 +1,4 @@
-"""The data set of conftest.py, and what runs leave behind."""
+"""The data set of conftest.py, and files that runs leave behind."""
 
 import json
 

@@ -66,7 +66,7 @@ def _main(tasks):
 
 
 class LinearPolicy(Policy):
-    """One whose gradients rounding cannot tip over, as it may at a ReLU."""
+    """A policy network without ReLU, at which rounding may change gradients a lot."""
 
     learns = True
 
@@ -88,12 +88,12 @@ def actions_of(seed):
 
 
 def has_frame(rank, tick):
-    """The first process has a frame at every tick, the second has none at some and ends early."""
+    """The first process has a frame in every tick; the second misses some, and ends early."""
     return rank == 0 or tick not in (2, 3, 7)
 
 
 def teach(learner, policy, seeds):
-    """One tick: the learner sees the frames of these seeds."""
+    """Gives the learner the frames of these seeds, in one tick."""
     if not seeds:
         learner.sit_out()
         return
@@ -138,13 +138,13 @@ def warm(dataset, opts, output_dir):
 
 
 def evaluate_with_a_slow_process(dataset, opts, seconds):
-    """The second process takes so long for one of its frames."""
+    """Slows down one frame of the second process."""
     disturb(lambda: time.sleep(seconds))
     evaluate(dataset, opts)
 
 
 def evaluate_until_killed(dataset, opts, summary):
-    """The second process is killed once the first one is done and has written its summary."""
+    """Kills the second process once the first one has written its summary."""
 
     def die():
         while not Path(summary).exists():
@@ -164,7 +164,7 @@ def evaluate_until_an_error(dataset, opts):
 
 
 def warm_until_stopped(dataset, opts, output_dir):
-    """The second process alone gets a signal."""
+    """Sends a signal to the second process only."""
     disturb(lambda: os.kill(os.getpid(), signal.SIGTERM))
     warm(dataset, opts, output_dir)
 

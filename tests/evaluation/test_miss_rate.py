@@ -181,7 +181,7 @@ def test_a_low_detection_may_still_be_of_a_person():
 
 
 def test_at_most_a_thousand_detections_of_a_frame():
-    """They are cut off before the low ones are dropped."""
+    """Detections are limited in number before low ones are dropped."""
     low = [((x % 100, 400, x % 100 + 4, 410), 0.9) for x in range(999)]
     assert miss_rate(make_frame([person(TALL)], [*low, (TALL, 0.5)])) == 0
     low.append(((0, 400, 4, 410), 0.9))
@@ -215,7 +215,7 @@ def test_a_detection_without_width_overlaps_nothing():
 
 
 def reference(frames, setting):
-    """The definition, person by person and threshold by threshold."""
+    """The miss rate by its definition, person by person and threshold by threshold."""
     outcomes, persons = [], 0
     for index, frame in enumerate(frames):
         free, others = [], []

@@ -55,7 +55,7 @@ def root(tmp_path):
 
 
 def shifted_instances(root, frame):
-    """The ground truth a little to the right, with scores that differ."""
+    """The ground truth moved a little to the right, with different scores."""
     classes = MetadataCatalog.get("test_submission_val").thing_classes
     found = instance_masks(root, frame["video_id"])
     instances = Instances((HEIGHT, WIDTH))

@@ -367,7 +367,7 @@ def converted():
 
 
 def test_annotations_of_an_earlier_run_are_not_those_of_this_one(converted, tmp_path):
-    """Neither a file that lies there, nor one that Detectron2 remembers."""
+    """Neither old files on disk nor those that Detectron2 remembers are used."""
     frames = converted([0, 1, 2])
     assert score(tmp_path / "one", frames)["bbox"]["AP"] == pytest.approx(100)
     converted([10, 11, 12])

@@ -1,4 +1,4 @@
-"""A budget that holds: boxes, masks, segmentation and both, at one set of defaults."""
+"""The budget holds for boxes, masks, segmentation and panoptic models, with the same defaults."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ OPTS = [
 
 
 def moving_frames(number, size=(96, 160)):
-    """Noise that grows and goes, over a picture that moves: busy frames and quiet ones."""
+    """Noise that comes and goes over a moving picture: busy frames and quiet ones."""
     generator = torch.Generator().manual_seed(0)
     world = torch.rand(3, size[0], size[1] + 4 * number, generator=generator) * 200
     for index in range(number):
@@ -29,7 +29,7 @@ def moving_frames(number, size=(96, 160)):
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "retinanet", "semantic", "panoptic"])
 def test_the_budget_holds_for_every_task(name):
-    """From the first frame after a start or a new target on, also where a learned policy comes."""
+    """It holds from the first frame after a start or a new target on."""
     model, _ = build_pair(name, *OPTS)
     learner = build_learner(load_config(opts=["MODEL.BLOCKCOPY.ENABLED", "True"]), model.policy)
     stream, executed, measured = model.init_state(), {}, 0

@@ -105,7 +105,7 @@ def test_a_small_image_for_a_huge_output(family, pair):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, 1e15], ids=str)
 def test_images_of_one_value(family, value, pair):
-    """In a frame that is not finite nothing is found, and the next one is right again."""
+    """Nothing is found in a frame that is not finite, and the next one is right again."""
     stock, model = pair(family)
     (image,) = pixels((64, 96))
     spoiled = torch.full_like(image, value)

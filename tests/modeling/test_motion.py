@@ -41,7 +41,7 @@ def pair(request):
 
 @pytest.fixture
 def model(pair):
-    """With motion, no cuts, and a policy that runs nothing."""
+    """A model with motion, no cuts, and a policy that executes nothing."""
     model, _ = pair
     options = {
         "scene_cut": 0.0,
@@ -57,7 +57,7 @@ def model(pair):
 
 
 def clip(vectors, seed=0):
-    """A picture that moves: from frame to frame by minus each of the vectors (dx, dy)."""
+    """Frames of a picture that moves by minus each of the vectors (dx, dy)."""
     torch.manual_seed(seed)
     # Smooth enough to move by 16 pixels without a cut.
     coarse = 100 + 40 * torch.rand(1, 3, 5, 7)

@@ -29,7 +29,7 @@ def pair():
 
 @pytest.fixture
 def model(pair):
-    """With a policy that executes nothing, so that other executed blocks stand out."""
+    """A model with a policy that executes nothing, so that other executed blocks stand out."""
     model, policy = pair[0], pair[0].policy
     model.policy = NoBlocks()
     weights = copy.deepcopy(model.state_dict())

@@ -63,7 +63,7 @@ def panned(request, tmp_path_factory):
 
 
 def test_vectors_lead_to_the_frame_shown_before(panned):
-    """With frames reordered or not; intra frames say that they have none."""
+    """Frames may be reordered; intra frames report no vectors."""
     reader, estimator = (
         CodecReader(),
         CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=16)),
@@ -180,7 +180,7 @@ def test_vectors_of_another_size_are_refused():
 
 
 def test_vectors_that_are_not_finite_count_as_none():
-    """Even if the picture changed so much that anything would be better than staying."""
+    """Still cells stay, even if the picture changed so much that any vector would fit better."""
     estimator = CodecVectors(fallback=BlockMatching())
     before = estimator.features(torch.zeros(1, 3, 64, 64))
     codec = np.full((2, 4, 4), np.inf, np.float32)

@@ -129,7 +129,7 @@ def test_any_size(estimator, size):
 
 
 def test_a_padded_canvas_changes_nothing(estimator):
-    """Pixels beyond an image are not looked at, and do not move."""
+    """Pixels beyond an image are ignored, and do not move."""
     current, previous = moved_pair(141, 203, 6, -4)
     alone = field_of(estimator, current, previous)
     canvas = torch.full((2, 3, 192, 256), float("nan"))

@@ -22,7 +22,7 @@ NAN = float("nan")
 
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch):
-    """An interpreter takes its time for each program, however many cells are in it."""
+    """The interpreter takes the same time for each program, however many cells it has."""
     if DEVICE == "cpu":
         monkeypatch.setattr(triton_cells, "PIXELS", 2**15)
 
@@ -108,7 +108,7 @@ def test_field_of_tiny_pictures(size):
 
 @pytest.mark.parametrize("cell_size", [8, 16])
 def test_field_of_noise(cell_size):
-    """Nothing to find, so that ties and far vectors are common."""
+    """Frames that have nothing in common, so that ties and far vectors are frequent."""
     compare(256 * torch.rand(1, 3, 65, 58), 256 * torch.rand(1, 3, 65, 58), cell_size)
     flat = torch.full((1, 3, 65, 58), 100.0)
     compare(flat, flat + 3 * torch.rand(1, 3, 65, 58), cell_size)
@@ -145,7 +145,7 @@ def test_compiles_without_a_gpu():
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_recorded_as_a_graph():
-    """Replays give what eager frames give, of other pixels in the same memory."""
+    """Replays with new pixels in the same memory have the results of eager frames."""
     estimator = BlockMatching(cell_size=16)
     frames = [texture(256, 320).to(DEVICE), *(x.to(DEVICE) for x in moved_pair(256, 320, 6, -4))]
     image = frames[0].clone()

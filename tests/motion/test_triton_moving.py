@@ -1,4 +1,4 @@
-"""The kernel that moves maps: it compiles without a GPU, and moves as defined in any precision."""
+"""The kernel that moves maps compiles without a GPU, and moves as defined in any precision."""
 
 from pathlib import Path
 

@@ -81,7 +81,7 @@ def test_a_stream_without_numbers_executes_all(bad):
 
 
 def test_every_block_is_looked_at_in_the_end():
-    """However small the gain that is expected of it: here, of all but a few blocks nothing."""
+    """Even blocks of which no gain is expected run in the end."""
     seen = observation()
     seen.frame_state[:] = seen.frame
     seen.frame[..., :8, :16] += 5
@@ -220,7 +220,7 @@ def test_frames_that_teach_nothing_change_nothing(gain):
 
 
 def test_it_learns_where_the_gain_is():
-    """Here it follows the texture of the picture, which the policy gives no weight at first."""
+    """Gain follows the picture's texture here, which has no weight in the initial policy."""
     policy = ExpectedGain(target=0.25)
     learner = GainLearner(policy, target=0.25, update_every=1, learning_rate=0.01)
     shares = []

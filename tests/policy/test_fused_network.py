@@ -35,14 +35,14 @@ def fuse(network, dtype=torch.float32, num_sms=1):
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Memory that nothing was written to is NaN."""
+    """Fills memory with NaN before it is written to."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def make(num_classes, pixels_per_block, pixel_std=(1.0, 1.0, 1.0)):
-    """A network with norms and logits that are not those of the start."""
+    """A network with norms and logits unlike the initial ones."""
     network = PolicyNetwork(
         num_classes=num_classes, pixels_per_block=pixels_per_block, pixel_std=pixel_std
     )
@@ -71,7 +71,7 @@ def observe(grid_shape, num_classes, pixels_per_block, streams=1):
 
 @torch.enable_grad()
 def reference(network, observation):
-    """In single precision, everywhere."""
+    """Computes in single precision throughout."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return network(observation).detach()
 
@@ -117,7 +117,7 @@ def test_in_half_precision():
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="TF32 does not have the digits")
 def test_statistics_of_what_hardly_varies():
-    """Nothing cancels: the mean of a map is thousands of its standard deviations."""
+    """No digits cancel even if the mean of a map is thousands of its standard deviations."""
     network, seen = make(1, 8), observe((2, 2), 1, 8)
     seen.frame.mul_(1e-3).add_(120)
     seen.frame_state.fill_(-100)

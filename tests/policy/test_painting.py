@@ -48,7 +48,7 @@ def test_painting_shows_what_is_not_a_number():
 
 @pytest.mark.parametrize("n, m, pixels", [(5, 3, 16 * 16), (1, 140, 1000), (2, 4, 96 * 160)])
 def test_counting_pixels_in_common(n, m, pixels):
-    """More masks than a program multiplies at a time, pixels of several programs, two streams."""
+    """Covers more masks than a program multiplies at a time, several programs, and two streams."""
     current, previous = (torch.rand(2, x, pixels, device=DEVICE) > 0.02 for x in (n, m))
     want = common_pixels_reference(current, previous)
     assert common_pixels_triton(current, previous).equal(want)

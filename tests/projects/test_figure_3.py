@@ -1,4 +1,4 @@
-"""Figure 3 of any video: what its rows show."""
+"""Figure 3 of any video: its rows."""
 
 import argparse
 import importlib.util

@@ -83,7 +83,7 @@ def test_resumed_run_takes_the_policies_that_were_warmed(run, monkeypatch):
 
 
 class Interrupted:
-    """Raises in the place of a method's run, after ``frames`` frames."""
+    """Raises instead of running a method, after ``frames`` frames."""
 
     def __init__(self, run, frames):
         self.run = run

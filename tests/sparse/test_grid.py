@@ -1,4 +1,4 @@
-"""BlockGrid: which pixels an active block covers, at every stride, at any image size."""
+"""BlockGrid: pixels that an active block covers, at every stride, at any image size."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Lowering: what shares a launch, and that memory is shared only by what never meets."""
+"""Lowering: operators that share a launch, and values that share memory, which never meet."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""BlockSparseModule: same weights, same names, same answers where nothing is bound."""
+"""BlockSparseModule: same weights, same names, and the same results outside of streams."""
 
 import copy
 

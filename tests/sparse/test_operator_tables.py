@@ -1,4 +1,4 @@
-"""The tables of operators agree: what a rule makes, every backend runs, and a case tests."""
+"""The tables of operators agree: every backend runs, and a case tests, each operator of a rule."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ FUSED = {value for value in classes(fusion) if value.__module__ == fusion.__name
 
 
 def test_rules_make_every_operator():
-    """All but the one for calls that have no rule."""
+    """All operators but the one for calls without a rule."""
     assert classes(rules, Operator) == OPERATORS - {Densified}
 
 

@@ -1,4 +1,4 @@
-"""oneDNN prepares a primitive for every new shape: not on a frame like those before it."""
+"""oneDNN prepares a primitive for every new shape; frames like earlier ones have no new shapes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A module that stands for another one has all that it has, and nothing is there twice."""
+"""A module that stands for another one has all its attributes, and none twice."""
 
 import copy
 import io

@@ -335,7 +335,7 @@ def test_a_closed_video_takes_no_frame(tmp_path):
 
 
 def test_pyav_17_has_one_matrix_less(tmp_path, monkeypatch):
-    """Python 3.10 has no newer PyAV. BT.2020 is then written with the usual matrix."""
+    """Python 3.10 has no newer PyAV; BT.2020 is then written with the usual matrix."""
     fewer = {name: int(x) for name, x in Colorspace.__members__.items() if name != "BT2020"}
     monkeypatch.setattr(av.video.reformatter, "Colorspace", IntEnum("Colorspace", fewer))
     spec = importlib.util.spec_from_file_location("video_of_pyav_17", video_module.__file__)

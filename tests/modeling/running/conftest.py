@@ -21,7 +21,7 @@ def device(request, monkeypatch):
 
 @pytest.fixture
 def replayed_lessons(device, monkeypatch):
-    """On a CPU, what the learner does is captured and replayed operator by operator."""
+    """On a CPU, updates of the learner are captured and replayed operator by operator."""
     if device == "cpu":
         pools = {}
         monkeypatch.setattr(captured_learning, "CapturedFunction", ReplayedFunction)

@@ -143,7 +143,7 @@ def optimizer_state(side, name):
 
 
 def assert_same(eager, graph, where="the frame"):
-    """Compares two results, each with what was learned from it; tells all that differs."""
+    """Compares two results and what was learned from each; reports all differences."""
     (expected, told), (found, found_told) = eager, graph
     assert not hasattr(expected, "_graph") and hasattr(found, "_graph"), "both ran the same way"
     assert set(found.seconds) == set(expected.seconds), where

@@ -75,7 +75,7 @@ def assert_same_result(expected, found, where):
 
 
 def rows_of(batch, slot):
-    """All that is kept of a stream, copied: history and feature maps."""
+    """Copies a stream's memory: history and feature maps."""
     history = [x[slot] for x in tensors_of(batch.history)]
     maps = [
         caches.maps[index].pixels[slot]
@@ -188,7 +188,7 @@ def equalize(learners, others):
 
 @pytest.mark.usefixtures("replayed_lessons")
 def test_idle_slots_and_first_frames_teach_nothing(folder, built, device):
-    """A batch with idle slots teaches what its only stream does alone."""
+    """A batch with idle slots teaches the same as its only stream alone."""
     opts = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 1, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
     one = Side(folder, {}, device, *opts, graph=True)
     many = Side(folder, {}, device, *opts, graph=True)

@@ -54,7 +54,7 @@ def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion, d
 
 @pytest.mark.parametrize("own", [False, True], ids=["one-policy", "one-each"])
 def test_a_warm_batch_never_waits_and_captures_nothing_anew(folder, built, own, monkeypatch):
-    """When streams join, leave, cut or miss a frame."""
+    """Streams join, leave, cut and miss frames."""
     motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching", "MODEL.BLOCKCOPY.SCENE_CUT", 0.2)
     graph = Side(folder, built, "cuda", *motion, graph=True)
     batch, learner = graph.model.init_state(4, own_policies=own), graph.learner
@@ -128,7 +128,7 @@ def test_graphs_are_replayed(folder, built):
 
 
 def test_motion_is_part_of_the_graph(folder, built):
-    """A recorded frame estimates and moves, though no Python of it runs."""
+    """Replayed frames estimate motion and move maps, though none of their Python runs."""
     motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
     graph = Side(folder, built, "cuda", *motion, graph=True, learns=False)
     images = list(panning_clip("cuda", [(5, -3)] * 6))
@@ -192,7 +192,7 @@ def test_half_precision(folder, built):
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_an_image_of_the_host_may_be_written_to_at_once(folder, built, pinned):
-    """Also where the device is far behind; and the host goes on before the image is read."""
+    """The device may be far behind, and the host goes on before the image is read."""
     graph = Side(folder, built, "cuda", "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks", graph=True)
     images = [image.cpu() for image in clip("cuda", 6)]
     for image in images[:3]:

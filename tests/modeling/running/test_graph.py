@@ -61,7 +61,7 @@ def test_updates_that_wait_are_computed_from_their_frame(folder, built, device):
 
 
 class _AsLateAsCanBe:
-    """In place of a CUDA event: computes an update when its result is waited for."""
+    """Stands for a CUDA event: computes an update when its result is waited for."""
 
     def __init__(self, lesson):
         self.lesson = lesson

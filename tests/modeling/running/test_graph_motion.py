@@ -135,7 +135,7 @@ def test_networks(folder, built, device, name):
 
 
 def test_warming_up_leaves_the_caches_as_they_were(folder, built, device):
-    """Before it is recorded a frame is run a few times, and its caches must move only once."""
+    """Frames run a few times before they are captured; their caches must move only once."""
     _, graph = sides(folder, built, device, *MOTION, learns=False)
     *images, last = panning_clip(device, VECTORS)
     for image in images:
@@ -162,7 +162,7 @@ class _NoTimer:
 
 
 def test_options_change_in_the_middle(folder, built, device):
-    """On a GPU a frame is then recorded in the middle of a video."""
+    """A GPU then captures a frame in the middle of a video."""
     policy = ("MODEL.BLOCKCOPY.POLICY.NAME", "MovedDifference", "MODEL.BLOCKCOPY.MOTION.MAPS")
     eager, graph = sides(folder, built, device, *MOTION, *policy, "all")
     for index, image in enumerate(panning_clip(device, VECTORS)):

@@ -1,4 +1,4 @@
-"""The history of streams is copied as a whole, and told by one name each."""
+"""The history of streams is copied as a whole, and each part has one name."""
 
 import dataclasses
 

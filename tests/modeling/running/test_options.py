@@ -1,4 +1,4 @@
-"""Settings of a video model: one line in the config, one field, nothing that goes stale."""
+"""Settings of a video model: one line in the config, one field, never out of date."""
 
 import copy
 import dataclasses

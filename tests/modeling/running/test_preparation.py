@@ -61,7 +61,7 @@ def test_preparation(block_size, pixels_per_block, size, canvas, dtype):
 
 
 def test_where_it_runs(monkeypatch):
-    """Blocks smaller than their policy pixels, and other types, are for PyTorch."""
+    """PyTorch prepares blocks smaller than their policy pixels, and other types."""
     monkeypatch.setattr(
         "blockcopy_d2.modeling.running.preparation.triton_runs_on", lambda device: True
     )

@@ -271,7 +271,7 @@ def test_refreshed_blocks_count_as_cost(semantic):
 
 
 class Corner(Policy):
-    """Executes the first blocks of every stream, as many as it is told."""
+    """Executes the first blocks of every stream, of a given number."""
 
     def __init__(self, *counts):
         super().__init__()

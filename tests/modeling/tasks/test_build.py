@@ -94,7 +94,7 @@ def test_a_task_for_other_models_is_named():
 
 
 def test_detections_at_policy_resolution_are_taken_as_they_are():
-    """Frames that are CUDA graphs give them like that."""
+    """CUDA graphs return detections in this form."""
     task = InstanceTask(2, pixels_per_block=8)
     geometry = {"image_size": (32, 64), "canvas_size": (32, 64), "grid_shape": (1, 2)}
     instances = Instances(

@@ -83,7 +83,9 @@ def test_outputs_certain_of_different_classes_gain_a_finite_amount():
 
 
 def test_as_in_the_authors_code():
-    """The policy sees logits; the gain is what their call of kl_div gives, a mean over classes."""
+    """
+    The policy sees logits; the gain is the result of the authors' kl_div, a mean over classes.
+    """
     task, (before, after) = ReleasedSemanticTask(K), torch.randn(2, K, 64, 128)
     size = {"image_size": (64, 128), "canvas_size": (64, 128), "grid_shape": (1, 2)}
     seen = [task.observe({"sem_seg": logits}, **size) for logits in (before, after)]

@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs it is meant for, without one, and as the design wants it."""
+"""Every kernel compiles for its GPUs, without one, and as it was designed."""
 
 import pytest
 
@@ -42,6 +42,9 @@ def test_compiles(capability, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_tuned_configurations_compile(dtype):
-    """Those of float32 are derived from measured ones of float16: no search has compiled them."""
+    """
+    Configurations of float32 are derived from measured ones of float16: no search has compiled
+    them.
+    """
     kernels = compiled_by(COMPILING, 90, dtype, "NVIDIA H100 80GB HBM3")
     assert len(kernels) > 20

@@ -1,4 +1,4 @@
-"""Configurations: from the table where there is one, else by rule; and the search that fills it."""
+"""Configurations from the table or, without one, by rule; and the search that fills the table."""
 
 import json
 
