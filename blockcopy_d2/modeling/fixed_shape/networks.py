@@ -32,7 +32,7 @@ class BoxNetwork(nn.Module):
             dtype (torch.dtype):
         """
         super().__init__()
-        self.convs = _copy(nn.Sequential(*head.conv_norm_relus), dtype)
+        self.convs = _convolutions(head, dtype)
         self.fcs = _copy(nn.ModuleList(head.fcs), dtype)
         first = self.fcs[0].weight
         # The first layer takes features as they lie in memory, (P, P, C), not (C, P, P).
@@ -53,7 +53,7 @@ class BoxNetwork(nn.Module):
         """
         x = self.convs(x).permute(0, 2, 3, 1).flatten(1)
         for fc in self.fcs:
-            x = F.relu_(fc(x))
+            x = _linear_relu(x, fc.weight, fc.bias)
         x = F.linear(x, self.weight, self.bias)
         return x[:, : self.num_scores], x[:, self.num_scores :]
 
@@ -68,7 +68,7 @@ class MaskNetwork(nn.Module):
             dtype (torch.dtype):
         """
         super().__init__()
-        self.convs = _copy(nn.Sequential(*head.conv_norm_relus), dtype)
+        self.convs = _convolutions(head, dtype)
         deconv = _copy(head.deconv, dtype)
         # Each pixel makes 2 x 2 pixels by itself.
         weight = deconv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
@@ -89,12 +89,44 @@ class MaskNetwork(nn.Module):
         """
         x = self.convs(x).permute(0, 2, 3, 1)
         regions, side = x.shape[:2]
-        x = F.relu_(F.linear(x, self.up_weight, self.up_bias))
+        x = _linear_relu(x, self.up_weight, self.up_bias)
         x = F.linear(x.view(regions, side * side * 4, -1), self.weight, self.bias)
         if x.shape[2] > 1:
             x = x.gather(2, classes[:, None, None].expand(-1, x.shape[1], 1))
         x = x.view(regions, side, side, 2, 2).transpose(2, 3)
         return x.reshape(regions, 2 * side, 2 * side).float().sigmoid()
+
+
+class _ConvRelu(nn.Module):
+    """A convolution with a bias and a ReLU, which cuDNN computes in one launch."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        conv = self.conv
+        if not x.is_cuda:
+            return conv(x)
+        options = conv.stride, conv.padding, conv.dilation, conv.groups
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *options)
+
+
+def _convolutions(head, dtype):
+    convs = [_copy(conv, dtype) for conv in head.conv_norm_relus]
+    return nn.Sequential(*(_ConvRelu(conv) if _is_plain(conv) else conv for conv in convs))
+
+
+def _is_plain(conv):
+    """Tells whether a layer of Detectron2 is a convolution with a bias and a ReLU alone."""
+    relu = isinstance(conv.activation, nn.ReLU) or conv.activation in (F.relu, F.relu_)
+    return relu and conv.norm is None and conv.bias is not None
+
+
+def _linear_relu(x, weight, bias):
+    """Returns relu(x weight^T + bias), of which a GPU makes one launch."""
+    y = torch._addmm_activation(bias, x.flatten(0, -2), weight.t())
+    return y.view(*x.shape[:-1], -1)
 
 
 def _copy(module, dtype):
