@@ -176,10 +176,10 @@ def test_every_extra_is_there(wheel):
     assert {"docs", "gpu-decode", "metrics", "parquet", "ray", "test", "track"} <= set(extras)
 
 
-# What Detectron2 brings along, and what says how to get it where it is missing.
+# Modules that come with Detectron2, or whose errors say how to get them.
 OF_DETECTRON2 = {"PIL", "detectron2", "fvcore", "hydra", "omegaconf", "yaml"}
 NAMED_IF_MISSING = {"cv2", "triton"}
-# Of distributions whose modules have other names, or that bring others along.
+# Modules of distributions with other names, or that come with others.
 MODULES = {
     "cityscapesscripts": ["cityscapesscripts"],
     "prometheus-client": ["prometheus_client"],
@@ -188,7 +188,7 @@ MODULES = {
 
 
 def test_every_import_is_required_or_an_extra(wheel):
-    """Of the package, and of the project, whose plots and tables need no more."""
+    """Imports of the package and of the project, whose plots and tables need no more."""
     (folder,) = wheel.glob("*.dist-info")
     lines = importlib.metadata.Distribution.at(folder).requires
     names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
