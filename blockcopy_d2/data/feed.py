@@ -60,7 +60,7 @@ class FrameFeed:
     switch do not all come at once. Warnings name the source, without secrets, and the reason.
 
     Attributes:
-        live (bool): as of the source.
+        live (bool): whether the source is live.
     """
 
     def __init__(self, frames, *, vectors=False, fps=None, reconnect=math.inf, send=None):

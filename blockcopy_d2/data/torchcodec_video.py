@@ -88,7 +88,7 @@ class TorchcodecVideo:
     breaks, PyAV reads on.
 
     Attributes:
-        shown, name, format, num_frames, live: as of the :class:`DecodedVideo`.
+        shown, name, format, num_frames, live: see :class:`DecodedVideo`.
     """
 
     def __init__(self, video, device):

@@ -47,7 +47,7 @@ class DecodedVideo:
 
     @property
     def path(self):
-        """str or None: of the file; None where it is none."""
+        """str or None: path of the file; None for other sources."""
         return None if is_address(self._source) or self._is_camera else self._source
 
     def probe(self):

@@ -4,7 +4,7 @@ Whole videos to files of results: the job that a batch does for each of its vide
 A batch is three parts, which ``python -m blockcopy_d2.batch`` puts together, and which serve any
 other scheduler as well::
 
-    tasks = find_videos(["videos/**/*.mp4"], output="results")   # what there is to do
+    tasks = find_videos(["videos/**/*.mp4"], output="results")   # videos left to run
     folder = BatchFolder("results", settings)                    # what is done, and by which config
     job = VideoJob(VideoPredictor(cfg), folder)                  # in every process that runs videos
     for task in folder.pending(tasks):

@@ -86,7 +86,7 @@ def search_kernel(
     current_ptr,
     previous_ptr,
     size,  # of the level
-    parents,  # a pointer, rows and columns, as of the next
+    parents,  # a pointer, rows and columns, like the next
     vectors,
     num_cells,
     COARSEST: tl.constexpr,

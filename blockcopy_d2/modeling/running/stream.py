@@ -131,7 +131,7 @@ class StreamBatch:
 
     @property
     def outputs(self):
-        """list: of every stream, as of the history; None for one without a frame."""
+        """list: the field of every stream, as in the history; None for a stream without a frame."""
         if self.history is None:
             return [None] * self.num_streams
         outputs = self.history.outputs

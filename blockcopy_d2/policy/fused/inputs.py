@@ -55,7 +55,7 @@ def inputs_kernel(
     packed_ptr,
     packers,
     num_weights,
-    frame,  # a pointer, and strides of stream, channel, row and column, as of all four maps
+    frame,  # a pointer, and strides of stream, channel, row and column, like all four maps
     state,
     output,
     grid,

@@ -203,7 +203,7 @@ def widest_bottleneck(device, dtype):
 
 
 def pack_bottleneck(*convolutions):
-    """BottleneckWeights of two or three (weight, bias) as of conv2d; biases may be None."""
+    """BottleneckWeights of two or three (weight, bias) like conv2d's; biases may be None."""
     packed = []
     for weight, bias in convolutions:
         bias = weight.new_zeros(len(weight)) if bias is None else bias

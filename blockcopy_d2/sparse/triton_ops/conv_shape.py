@@ -159,7 +159,7 @@ def transposed_phases(weight, *, groups, stride, padding, activation=None):
         activation: program.Activation or None.
 
     Yields:
-        (ConvolutionShape, weight as of conv2d), for stride * stride phases.
+        (ConvolutionShape, weight like conv2d's), for stride * stride phases.
     """
     in_channels, per_group_out, *kernel = weight.shape
     grouped = weight.view(groups, in_channels // groups, per_group_out, *kernel).transpose(1, 2)
