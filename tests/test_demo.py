@@ -240,6 +240,25 @@ def test_a_camera_is_watched_and_found_again(run, tmp_path, monkeypatch, capfd, 
     assert "is back after" in caplog.text
 
 
+def test_frames_that_a_gpu_decoded_are_run_compared_and_drawn(run, clip, tmp_path, monkeypatch):
+    """Tensors, here of the CPU, which are taken as if it were a GPU."""
+    read = demo.VideoFrames.read
+
+    def on_gpu(self, **options):
+        for image, seconds, vectors in read(self, **options):
+            yield torch.from_numpy(image), seconds, vectors
+
+    arguments = ["--video-input", clip, "--compare-dense", "--max-frames", 3]
+    opts = ["MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks"]
+    run(*arguments, "--output", tmp_path / "host.mp4", opts=opts)
+    monkeypatch.setattr(demo.VideoFrames, "read", on_gpu)
+    lies_on_gpu = "blockcopy_d2.data.pictures._lies_on_gpu"
+    monkeypatch.setattr(lies_on_gpu, lambda x: isinstance(x, torch.Tensor))
+    run(*arguments, "--output", tmp_path / "gpu.mp4", opts=opts)
+    host, gpu = (np.stack(decode(tmp_path / f"{name}.mp4")[1])[:, :96] for name in ("host", "gpu"))
+    assert np.abs(host.astype(int) - gpu).mean() < 0.5
+
+
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -190,6 +190,8 @@ class _Loss:
         Returns:
             bool: whether to try it again, now.
         """
+        if self.stopped.is_set():
+            return True
         now = time.perf_counter()
         self.since = now if self.since is None else self.since
         left = self.since + self.patience - now

@@ -59,7 +59,7 @@ def take(feed, number):
 def test_a_lost_camera_is_found_again(caplog):
     """After any kind of loss times continue, vectors do not, and the log names no secret."""
     refused = ValueError("rtsp://***@host/door cannot be read as a video: Connection refused")
-    late = OSError("open failed: http://u:s3cret@host/x?token=s3cret")
+    late = OSError("http://u:s3cret@host/x?token=s3cret is gone")
     source = Source((3, broken()), (0, refused), (0, late), (2, None), (1000, None))
     feed = FrameFeed(source)
     with caplog.at_level(logging.WARNING):
@@ -73,7 +73,7 @@ def test_a_lost_camera_is_found_again(caplog):
     assert "s3cret" not in caplog.text and caplog.text.count("rtsp://***@host/door is back") == 2
     for reason in (
         *("nothing came for 30 seconds", "cannot be read as a video: Connection refused"),
-        *("open failed: http://***@host/x?***", "it ended"),
+        *("http://***@host/x?*** is gone", "it ended"),
     ):
         assert f"rtsp://***@host/door is lost: {reason}. It is tried again in" in caplog.text
 
