@@ -131,7 +131,7 @@ class StreamBatch:
 
     @property
     def outputs(self):
-        """list: the field of every stream, as in the history; None for a stream without a frame."""
+        """list: the output of every stream, as in the history; None for one without a frame."""
         if self.history is None:
             return [None] * self.num_streams
         outputs = self.history.outputs
