@@ -32,6 +32,7 @@ from tqdm import tqdm
 import blockcopy_d2
 from blockcopy_d2.data import redact
 from blockcopy_d2.data.addresses import is_address
+from blockcopy_d2.data.torchcodec_video import import_torchcodec
 from blockcopy_d2.engine.acceleration import load_video_config, metadata_of
 from blockcopy_d2.engine.arguments import (
     add_config_arguments,
@@ -152,6 +153,8 @@ def main():
         FORMATS[args.format].check(tracks=args.track)
         if args.track:
             check_tracking()
+        if args.decoder == "torchcodec":
+            import_torchcodec()
         if args.ray is not None:
             import_ray()
         if args.share_policy and not (args.ray and args.keep_learning):

@@ -369,3 +369,20 @@ def test_a_killed_program_goes_on(run, weights, tmp_path):
     code, summary = run("--input", f"{tmp_path}/videos/*.mp4")
     assert code == 0 and summary["done"] == 3
     assert done.items() <= {p: p.stat().st_mtime_ns for p in results.glob("*.mp4.json")}.items()
+
+
+@pytest.mark.parametrize(
+    "arguments, module, extra",
+    [(["--decoder", "torchcodec"], "torchcodec", "gpu-decode"), (["--ray", "local"], "ray", "ray")],
+)
+def test_what_is_missing_is_named_before_anything_runs(
+    run, videos, monkeypatch, arguments, module, extra
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, summary = run("--input", videos / "a.mp4", *arguments)
+    assert f"pip install 'blockcopy-d2[{extra}]'" in code and summary is None
+
+
+def test_sharing_a_policy_needs_learning_and_ray(run, videos):
+    code, _ = run("--input", videos / "a.mp4", "--share-policy", "2")
+    assert "--share-policy needs --ray and --keep-learning" in code

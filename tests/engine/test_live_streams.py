@@ -104,6 +104,21 @@ def test_a_file_at_a_rate(predictor, tmp_path):
         next(predictor.streams([tmp_path / "a.mkv"] * 2, fps=[1, 2, 3]))
 
 
+def test_a_file_decoded_by_torchcodec(predictor, tmp_path):
+    pytest.importorskip("torchcodec", reason="needs torchcodec", exc_type=ImportError)
+    images = [np.full((96, 160, 3), 10 * index, np.uint8) for index in range(5)]
+    encode(tmp_path / "a.mkv", images)
+    for run in (
+        lambda **options: predictor.stream(tmp_path / "a.mkv", **options),
+        lambda **options: (x for (x,) in predictor.streams([tmp_path / "a.mkv"], **options)),
+    ):
+        expected, found = list(run()), list(run(decoder="torchcodec"))
+        assert len(found) == 5
+        for (image, result), (other, of_pyav) in zip(found, expected, strict=True):
+            assert np.abs(image.astype(int) - other).max() <= 2
+            assert result.time == pytest.approx(of_pyav.time)
+
+
 def test_cameras_do_not_wait_for_one_that_is_lost(predictor):
     with MjpegCamera(size=SIZE) as first, MjpegCamera(size=SIZE) as second:
         with contextlib.closing(predictor.streams([first.address, second.address])) as ticks:
