@@ -14,7 +14,6 @@ Shape shorthand in this module:
     BM: pixels of a tile; BC: channels that a program moves at a time
 """
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -31,10 +30,30 @@ __all__ = ["MoveLaunch", "staging_bytes"]
 # Forms of float32 values for TF32 products, see kernels/tf32.py.
 _AS_IS, _ROUNDED, _LIFTED = range(3)
 _ALIGNMENT = 16
-# Pixels and channels of a tile of a wide map, and of others.
+# Pixels of a tile and channels that are moved at a time, of wide maps and of others.
 _WIDE, _NARROW = (64, 64), (256, 16)
-# Side of a patch, and groups of maps that different programs move.
-_PATCH, _GROUPS = 128, 8
+# Side of a patch, and groups of maps, at least, that different programs move.
+_PATCH, _GROUPS = 128, 6
+
+
+class GroupRow(NamedTuple):
+    """A row of the table of groups: maps of one size, which share the motion of their pixels.
+
+    Attributes:
+        height, width, stride: size and stride of the maps.
+        cells, blocks: numbers that a pixel covers along an axis, at least 1.
+        first, end: rows of the group in the table of maps.
+        wide: whether 16 bytes are read at a time, of many channels.
+    """
+
+    height: int
+    width: int
+    stride: int
+    cells: int
+    blocks: int
+    first: int
+    end: int
+    wide: int
 
 
 class MapRow(NamedTuple):
@@ -43,27 +62,19 @@ class MapRow(NamedTuple):
     Attributes:
         offset, row: where the map starts, in elements from the first map, and from one of its
             pixels to the next.
-        staged: offset of the staging memory, in elements.
-        channels, height, width, stride: size and stride of the map.
-        cells, blocks: numbers that a pixel covers along an axis, at least 1.
+        staged: where what moves is kept meanwhile, in elements.
+        channels: of the map.
         kept: how float32 values are kept.
-        wide: whether 16 bytes are read at a time, of many channels.
     """
 
     offset: int
     row: int
     staged: int
     channels: int
-    height: int
-    width: int
-    stride: int
-    cells: int
-    blocks: int
     kept: int
-    wide: int
 
 
-_COLUMNS = column_numbers(MapRow)
+_GROUP, _MAP = column_numbers(GroupRow), column_numbers(MapRow)
 
 
 @triton.jit
@@ -151,13 +162,45 @@ def _patch_moves(
 
 
 @triton.jit
-def _move_map(
+def _move_channels(
+    one_map,  # pointers to the maps and the staging memory; offset, row, staged, channels, kept
+    moves,
+    pixels,  # of the target, and the four around the source
+    weights,
+    GATHER: tl.constexpr,
+    WIDE: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """All channels of the pixels (BM,) of a tile that move, to the staging memory or back."""
+    maps_ptr, staging_ptr, map_offset, map_row, staged, C, kept = one_map
+    target, first, second, third, fourth = pixels
+    if WIDE:
+        # tl.multiple_of() would be lost with the call, or hold for other maps, too.
+        map_offset, map_row = map_offset // 16 * 16, map_row // 16 * 16
+        staged, C = staged // 16 * 16, C // 16 * 16
+    for start_channel in range(0, C, BC):
+        channel = start_channel + tl.arange(0, BC)
+        mask = moves[:, None] & (channel < C)[None, :]
+        source = maps_ptr + map_offset + channel[None, :]
+        staging = staging_ptr + staged + (target * C)[:, None] + channel[None, :]
+        if GATHER:
+            offsets = (first, second, third, fourth)
+            value = _interpolate(source, offsets, map_row, weights, mask, kept)
+            tl.store(staging, value, mask=mask)
+        else:
+            value = tl.load(staging, mask=mask)
+            tl.store(source + (target * map_row)[:, None], value, mask=mask)
+
+
+@triton.jit
+def _move_group(
     patch,
-    one_map,  # pointers to the maps and the staging memory; of a MapRow: offset, row, staged,
-    # channels, kept
-    shape,  # height, width, stride, cells, blocks
+    group_ptr,
+    maps,  # pointers to the maps, the staging memory and the table
     field,
     active,
+    GROUP: tl.constexpr,
+    MAP: tl.constexpr,
     CELL: tl.constexpr,
     BLOCK: tl.constexpr,
     PATCH: tl.constexpr,
@@ -166,18 +209,18 @@ def _move_map(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """All pixels of a map that begin in a patch and move, to the staging memory or back."""
+    """All pixels of the maps of a group that begin in a patch and move. The motion of a tile of BM
+    pixels is found once for all of them."""
     stream, patch_row, patch_column = patch
-    maps_ptr, staging_ptr, map_offset, map_row, staged, C, kept = one_map
-    H, W, stride, cells, blocks = shape
-    if WIDE:
-        # tl.multiple_of() would be lost with the call, or hold for other maps, too.
-        map_offset, map_row = map_offset // 16 * 16, map_row // 16 * 16
-        staged, C = staged // 16 * 16, C // 16 * 16
+    maps_ptr, staging_ptr, table_ptr = maps
+    H, W = read_int(group_ptr + GROUP.height), read_int(group_ptr + GROUP.width)
+    stride = read_int(group_ptr + GROUP.stride)
+    cells, blocks = read_int(group_ptr + GROUP.cells), read_int(group_ptr + GROUP.blocks)
+    first_map, end_map = read_int(group_ptr + GROUP.first), read_int(group_ptr + GROUP.end)
     first_y, first_x = tl.cdiv(patch_row * PATCH, stride), tl.cdiv(patch_column * PATCH, stride)
     rows = tl.minimum(tl.cdiv((patch_row + 1) * PATCH, stride), H) - first_y
     columns = tl.minimum(tl.cdiv((patch_column + 1) * PATCH, stride), W) - first_x
-    # A patch beyond the border of the map also divides by it.
+    # A patch beyond the border of the map divides by it all the same.
     columns = tl.maximum(columns, 1)
     for start in range(0, rows * columns, BM):
         number = start + tl.arange(0, BM)
@@ -194,18 +237,14 @@ def _move_map(
             target = ((stream * H + y) * W + x).to(tl.int64)
             first, second = (top + left).to(tl.int64), (top + right).to(tl.int64)
             third, fourth = (bottom + left).to(tl.int64), (bottom + right).to(tl.int64)
-            offsets = (first, second, third, fourth)
-            for start_channel in range(0, C, BC):
-                channel = start_channel + tl.arange(0, BC)
-                mask = moves[:, None] & (channel < C)[None, :]
-                source = maps_ptr + map_offset + channel[None, :]
-                staging = staging_ptr + staged + (target * C)[:, None] + channel[None, :]
-                if GATHER:
-                    value = _interpolate(source, offsets, map_row, weights, mask, kept)
-                    tl.store(staging, value, mask=mask)
-                else:
-                    value = tl.load(staging, mask=mask)
-                    tl.store(source + (target * map_row)[:, None], value, mask=mask)
+            pixels = (target, first, second, third, fourth)
+            for map_number in range(first_map, end_map):
+                row = table_ptr + map_number * len(MAP)
+                map_offset, map_row = tl.load(row + MAP.offset), tl.load(row + MAP.row)
+                staged, C = tl.load(row + MAP.staged), read_int(row + MAP.channels)
+                kept = read_int(row + MAP.kept)
+                one_map = (maps_ptr, staging_ptr, map_offset, map_row, staged, C, kept)
+                _move_channels(one_map, moves, pixels, weights, GATHER, WIDE, BC)
 
 
 @triton.jit
@@ -214,9 +253,10 @@ def move_kernel(
     active,
     maps_ptr,
     staging_ptr,
-    table_ptr,
     groups_ptr,
-    COLUMN: tl.constexpr,
+    table_ptr,
+    GROUP: tl.constexpr,
+    MAP: tl.constexpr,
     GROUPS: tl.constexpr,
     CELL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -229,8 +269,7 @@ def move_kernel(
     PDL: tl.constexpr,
 ):
     """
-    GATHER: staging = moving pixels, read from their sources. Otherwise: map = staging, for these
-        pixels. A
+    GATHER: staging = what moves, from where it was. Otherwise: map = staging, for what moves. A
     program takes one patch of one group of maps, and ends at once if nothing moves there: still
     pictures cost one look at the field.
 
@@ -245,20 +284,13 @@ def move_kernel(
     stream = patch // (patch_rows * patch_columns)
     patch = (stream, patch // patch_columns % patch_rows, patch % patch_columns)
     if _patch_moves(patch, field, active, CELL, BLOCK, PATCH) != 0:
-        for number in range(tl.load(groups_ptr + group), tl.load(groups_ptr + group + 1)):
-            row = table_ptr + number * len(COLUMN)
-            map_offset, map_row = tl.load(row + COLUMN.offset), tl.load(row + COLUMN.row)
-            staged, C = tl.load(row + COLUMN.staged), read_int(row + COLUMN.channels)
-            H, W = read_int(row + COLUMN.height), read_int(row + COLUMN.width)
-            stride, kept = read_int(row + COLUMN.stride), read_int(row + COLUMN.kept)
-            cells, blocks = read_int(row + COLUMN.cells), read_int(row + COLUMN.blocks)
-            one_map = (maps_ptr, staging_ptr, map_offset, map_row, staged, C, kept)
-            shape = (H, W, stride, cells, blocks)
-            maps = (one_map, shape, field, active)
-            if tl.load(row + COLUMN.wide) != 0:
-                _move_map(patch, *maps, CELL, BLOCK, PATCH, GATHER, True, BM, BC)
-            else:
-                _move_map(patch, *maps, CELL, BLOCK, PATCH, GATHER, False, NARROW_BM, NARROW_BC)
+        group_ptr = groups_ptr + group * len(GROUP)
+        maps = (maps_ptr, staging_ptr, table_ptr)
+        where = (patch, group_ptr, maps, field, active)
+        if tl.load(group_ptr + GROUP.wide) != 0:
+            _move_group(*where, GROUP, MAP, CELL, BLOCK, PATCH, GATHER, True, BM, BC)
+        else:
+            _move_group(*where, GROUP, MAP, CELL, BLOCK, PATCH, GATHER, False, NARROW_BM, NARROW_BC)
 
 
 def staging_bytes(maps):
@@ -292,16 +324,16 @@ class MoveLaunch:
         first = self._maps[0]
         staging = staging[: staging_bytes(maps)].view(first.dtype)
         groups = _groups(maps)
-        table = table_of(_table(maps, groups, cell_size, block_size, precision), first.device)
-        starts = list(itertools.accumulate(map(len, groups), initial=0))
-        starts = torch.tensor(starts, dtype=torch.int32, device=first.device)
-        self._arguments = (first, staging, table, starts)
+        tables = _tables(maps, groups, cell_size, block_size, precision)
+        tables = [table_of(table, first.device) for table in tables]
+        self._arguments = (first, staging, *tables)
         coarsest = triton.next_power_of_2(max(moved.stride for moved in maps))
         self._patch, self._num_groups = max(_PATCH, coarsest, cell_size), len(groups)
-        constants = dict(COLUMN=_COLUMNS, GROUPS=len(groups), CELL=cell_size, BLOCK=block_size)
-        constants |= dict(PATCH=self._patch, num_warps=8, **device.launch_options)
+        constants = dict(GROUP=_GROUP, MAP=_MAP, GROUPS=len(groups), CELL=cell_size)
+        constants |= dict(BLOCK=block_size, PATCH=self._patch, num_warps=8)
         names = "BM", "BC", "NARROW_BM", "NARROW_BC"
-        self._constants = constants | dict(zip(names, _WIDE + _NARROW, strict=True))
+        constants |= dict(zip(names, _WIDE + _NARROW, strict=True))
+        self._constants = {**constants, **device.launch_options}
 
     def __call__(self, field, active):
         """
@@ -322,39 +354,56 @@ class MoveLaunch:
 def _groups(maps):
     """
     Returns:
-        list[list[int]]: numbers of the maps in groups of about equal size: the next largest map
-        goes to the smallest group.
+        list[list[int]]: numbers of the maps in groups of about equal size, each of one level and of
+        either wide maps or others: the next largest map goes to the smallest group.
     """
-    groups = [[] for _ in range(min(_GROUPS, len(maps)))]
-    sizes = [0] * len(groups)
-    for number in sorted(range(len(maps)), key=lambda n: -_staged_elements(maps[n])):
-        least = sizes.index(min(sizes))
-        groups[least].append(number)
-        sizes[least] += _staged_elements(maps[number])
-    return groups
+    kinds, all_elements = {}, sum(map(_staged_elements, maps))
+    for number, moved in enumerate(maps):
+        kind = moved.size, moved.stride, _is_wide(moved, maps[0])
+        kinds.setdefault(kind, []).append(number)
+    result = []
+    for numbers in kinds.values():
+        elements = sum(_staged_elements(maps[number]) for number in numbers)
+        count = min(-(-elements * _GROUPS // all_elements), len(numbers))
+        groups, sizes = [[] for _ in range(count)], [0] * count
+        for number in sorted(numbers, key=lambda n: -_staged_elements(maps[n])):
+            least = sizes.index(min(sizes))
+            groups[least].append(number)
+            sizes[least] += _staged_elements(maps[number])
+        result += groups
+    return result
 
 
-def _table(maps, groups, cell_size, block_size, precision):
+def _offset(moved, first):
+    """int: from the first map to this one, in elements."""
+    return (moved.rows.data_ptr() - first.rows.data_ptr()) // first.rows.element_size()
+
+
+def _is_wide(moved, first):
+    channels = moved.rows.shape[1]
+    layout = _offset(moved, first), moved.rows.stride(0), channels
+    return channels >= 2 * _NARROW[1] and not any(x % _ALIGNMENT for x in layout)
+
+
+def _tables(maps, groups, cell_size, block_size, precision):
     """
     Returns:
-        list[MapRow]: a row per map, group by group.
+        tuple[list[GroupRow], list[MapRow]]: a row per group, and a row per map.
     """
-    table, staged = [], 0
-    base = maps[0].rows
-    for moved in (maps[number] for group in groups for number in group):
-        rows = moved.rows
-        channels = rows.shape[1]
-        offset = (rows.data_ptr() - base.data_ptr()) // rows.element_size()
-        kept = _AS_IS
-        if precision == "tf32" and rows.dtype == torch.float32:
-            kept = _LIFTED if moved.lifted else _ROUNDED
-        aligned = not any(x % _ALIGNMENT for x in (offset, rows.stride(0), channels))
-        wide = aligned and channels >= 2 * _NARROW[1]
-        where = offset, rows.stride(0), staged, channels, *moved.size, moved.stride
+    group_rows, map_rows, staged = [], [], 0
+    for numbers in groups:
+        moved = maps[numbers[0]]
         covered = max(moved.stride // cell_size, 1), max(moved.stride // block_size, 1)
-        table.append(MapRow(*where, *covered, kept, int(wide)))
-        staged += _staged_elements(moved)
-    return table
+        part = len(map_rows), len(map_rows) + len(numbers), int(_is_wide(moved, maps[0]))
+        group_rows.append(GroupRow(*moved.size, moved.stride, *covered, *part))
+        for moved in (maps[number] for number in numbers):
+            rows, kept = moved.rows, _AS_IS
+            if precision == "tf32" and rows.dtype == torch.float32:
+                kept = _LIFTED if moved.lifted else _ROUNDED
+            layout = _offset(moved, maps[0]), rows.stride(0), staged, rows.shape[1]
+            map_rows.append(MapRow(*layout, kept))
+            staged += _staged_elements(moved)
+    return group_rows, map_rows
 
 
 def _staged_elements(moved):
