@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import random
 import signal
@@ -8,10 +7,12 @@ import pytest
 import torch
 from detectron2.utils import logger
 
+from blockcopy_d2.kernels import has_triton
+
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels then run on the CPU, slowly.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    if importlib.util.find_spec("triton"):
+    if has_triton():
         from tests.interpreter import make_faster
 
         make_faster()

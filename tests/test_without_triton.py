@@ -27,6 +27,7 @@ KERNELS = (
     "blockcopy_d2.motion.triton_",
     "blockcopy_d2.policy.block_kernels",
     "blockcopy_d2.policy.fused",
+    "blockcopy_d2.policy.overlap_kernels",
     "blockcopy_d2.policy.painting",
     "blockcopy_d2.sparse.device_grid",
     "blockcopy_d2.sparse.triton_",

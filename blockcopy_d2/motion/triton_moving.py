@@ -63,7 +63,7 @@ class MapRow(NamedTuple):
         offset, row: where the map starts, in elements from the first map, and from one of its
             pixels to the next.
         staged: where what moves is kept meanwhile, in elements.
-        channels: of the map.
+        channels: number of channels of the map.
         kept: how float32 values are kept.
     """
 
