@@ -53,7 +53,7 @@ setup(
         "gpu-decode": ["torchcodec>=0.8"],
         "metrics": ["prometheus-client>=0.20"],
         "parquet": ["pyarrow>=14,<26"],
-        "ray": ["ray[data]>=2.30"],
+        "ray": ["ray>=2.30"],
         "test": [
             "hypothesis",
             "ipykernel",
