@@ -257,8 +257,7 @@ class Streams:
         start = time.perf_counter()
         for inputs in self.ticks:
             results = self.model.step_batch(inputs, self.streams, learner=self.learner)
-            for result in results:
-                read_whole(result)  # Part of a frame.
+            read_whole(*results)  # Part of a frame.
             active += results[0].work.grid.active
         _synchronize(active.device)
         seconds = (time.perf_counter() - start) / len(self.ticks)

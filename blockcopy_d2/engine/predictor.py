@@ -481,8 +481,7 @@ class VideoPredictor:
                 result.region = mapped.get("region")
         present = [result for result in results if result is not None]
         if self._budget is not None and not any(result.is_first for result in present):
-            for result in present:
-                read_whole(result)  # Part of a frame.
+            read_whole(*present)  # Part of a frame.
             executed = statistics.fmean(result.executed for result in present)
             target = self._budget.update(self._clock() - start, executed)
             if target is not None:

@@ -10,7 +10,6 @@ Shape shorthand in this module:
     n: detections of an image
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,43 +68,67 @@ class StaticDetections:
         Returns:
             list[Instances]: one for each image, see :meth:`instances_of`.
         """
-        return [self.instances_of(image, n) for image, n in enumerate(self.count.tolist())]
+        counts, slots = self.count.tolist(), self.copy_slots()
+        instances = [self.instances_of(image, n, slots) for image, n in enumerate(counts)]
+        if self.masks is not None:
+            for image, one in enumerate(instances):
+                (one.pred_masks,) = self.paste([image], [len(one)])
+        return instances
 
-    def instances_of(self, image, n, *, run_later=None):
+    def copy_slots(self):
+        """
+        Returns:
+            tuple[Tensor, Tensor, Tensor]: boxes, scores and classes of all images, in memory of
+            their own.
+        """
+        return self.boxes.clone(), self.scores.clone(), self.classes.clone()
+
+    def instances_of(self, image, n, slots, *, paste_later=None):
         """
         Args:
             image (int):
             n (int): its count.
-            run_later (callable or None): if given, masks are pasted when they are first read. It
-                wraps the function that pastes them, which takes no arguments. The memory of this
-                object has to stay until then.
+            slots (tuple): boxes, scores and classes from :meth:`copy_slots`, in whose memory the
+                Instances lie.
+            paste_later (callable or None): a function without arguments that returns the masks,
+                called when they are first read. None: there are no masks.
 
         Returns:
-            Instances: n detections, with "pred_boxes", "scores", "pred_classes" and, for detectors
-            with masks, "pred_masks", bool (n, H, W).
+            Instances: n detections, with "pred_boxes", "scores", "pred_classes" and, with
+            ``paste_later``, "pred_masks", bool (n, H, W).
         """
-        instances = Instances(self.output_size)
-        instances.pred_boxes = Boxes(self.boxes[image, :n].clone())
-        instances.scores = self.scores[image, :n].clone()
-        instances.pred_classes = self.classes[image, :n].clone()
-        if self.masks is not None:
-            paste = functools.partial(self._pasted, image, n)
-            if run_later is None:
-                instances.pred_masks = paste()
-            else:
-                instances._fields = fields = LazyFields(instances.get_fields())
-                fields.later("pred_masks", functools.partial(run_later, paste))
+        boxes, scores, classes = (x[image, :n] for x in slots)
+        instances = Instances(
+            self.output_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
+        )
+        if paste_later is not None:
+            instances._fields = fields = LazyFields(instances.get_fields())
+            fields.later("pred_masks", paste_later)
         return instances
 
-    def _pasted(self, image, n):
-        """Tensor: bool (n, H, W)."""
-        this = slice(image, image + 1)
-        size = (1, n, *self.output_size)
+    def paste(self, images, counts):
+        """
+        Paste the masks of some images, in one launch.
+
+        Args:
+            images (list[int]):
+            counts (list[int]): their counts.
+
+        Returns:
+            list[Tensor]: bool (n, H, W) for each of them. Those of several images share memory.
+        """
+        most = max(counts)
+        size = (len(images), most, *self.output_size)
         pasted = torch.zeros(size, dtype=torch.bool, device=self.masks.device)
-        if n:
-            masks, boxes = self.masks[this, :n], self.boxes[this, :n]
-            paste_masks(masks, boxes, self.count[this], pasted, blank=True)
-        return pasted[0]
+        if most:
+            parts = (self.masks[:, :most], self.boxes[:, :most], self.count)
+            if len(images) == 1:
+                parts = (x[images[0] : images[0] + 1] for x in parts)
+            elif images != list(range(len(self.count))):
+                parts = (torch.stack([x[image] for image in images]) for x in parts)
+            masks, boxes, count = (x.contiguous() for x in parts)
+            paste_masks(masks, boxes, count, pasted, blank=True)
+        return [one[:n] for one, n in zip(pasted, counts, strict=True)]
 
     def of_policy(self, image=0):
         """

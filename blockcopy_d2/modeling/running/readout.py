@@ -29,6 +29,8 @@ class Readout:
         self._name, self._result = name, result.clone()
         self._side, self._ready, self._counted = side, None, None
         self._counts = self._result.count if isinstance(result, StaticDetections) else None
+        # Of all images, made when the first one is read, and masks that were pasted together.
+        self._slots, self._pasted = None, {}
         if side is not None:
             self._ready = torch.cuda.current_stream().record_event()
             if self._counts is not None:
@@ -49,24 +51,53 @@ class Readout:
             return {self._name: self._instances(image, timer)}
         return {self._name: self._result[image]}
 
+    def paste(self, images, timer):
+        """
+        Paste the masks of several images together, which takes one launch and shares memory.
+
+        Args:
+            images (list[int]): indices of the images.
+            timer (StageTimer): see :meth:`output`.
+        """
+        if isinstance(self._result, StaticDetections) and self._result.masks is not None:
+            counts = [self._count(image) for image in images]
+            pasted = self._beside(timer, lambda: self._result.paste(images, counts))
+            self._pasted.update(zip(images, pasted, strict=True))
+
     def _instances(self, image, timer):
-        run = functools.partial(self._beside, timer)
-        return run(lambda: self._result.instances_of(image, self._count(image), run_later=run))
+        if self._slots is None:
+            self._slots = self._beside(timer, self._result.copy_slots)
+        elif self._side is not None:
+            # This CUDA stream may be another one than that of the first reader.
+            self._share(self._slots)
+        paste = None
+        if self._result.masks is not None:
+            paste = functools.partial(self._masks, image, timer)
+        count = self._count(image)
+        return self._result.instances_of(image, count, self._slots, paste_later=paste)
+
+    def _masks(self, image, timer):
+        if image not in self._pasted:
+            self.paste([image], timer)
+        return self._pasted.pop(image)
 
     def _beside(self, timer, function):
         """Calls a function on the other stream, for which the current one waits."""
         if self._side is None:
             with timer.stage("inference"):
                 return function()
-        current = torch.cuda.current_stream()
         self._side.wait_event(self._ready)
         with torch.cuda.stream(self._side), timer.stage("inference"):
             result = function()
-        current.wait_stream(self._side)
-        for tensor in _tensors(result):
-            # Memory of the other stream, in use on this one.
-            tensor.record_stream(current)
+        self._share(result)
         return result
+
+    def _share(self, tensors):
+        """Lets the current stream use memory of the other one."""
+        current = torch.cuda.current_stream()
+        current.wait_stream(self._side)
+        for tensor in tensors:
+            tensor.record_stream(current)
 
     def _send_counts(self):
         """Sends counts to the host as soon as they are known."""
@@ -84,22 +115,24 @@ class Readout:
         return int(self._counts[image])
 
 
-def read_whole(output):
+def read_whole(*outputs):
     """
-    Compute the parts of an output that are left until they are read, such as masks to paste.
+    Compute the parts of outputs that are left until they are read, such as masks to paste. The
+    masks of several results of a batch are pasted together, and share memory.
 
     Args:
-        output (Mapping): output of a frame or an image, in Detectron2's format; a FrameResult is
-            one.
+        outputs (Mapping): outputs of frames or images, in Detectron2's format; FrameResults are
+            such.
     """
-    for value in output.values():
-        if isinstance(value, Instances):
-            dict(value.get_fields())
-
-
-def _tensors(result):
-    """Tensors of a mask, or of Instances without fields that are computed later."""
-    if not isinstance(result, Instances):
-        return [result]
-    names = ("pred_boxes", "scores", "pred_classes")
-    return [getattr(x, "tensor", x) for x in map(result.get, names)]
+    unread = {}
+    for output in outputs:
+        readout = getattr(output, "_readout", None)
+        if readout is not None and "output" not in vars(output):
+            unread.setdefault(readout, []).append(output)
+    for readout, results in unread.items():
+        if len(results) > 1:
+            readout.paste([result._slot for result in results], results[0].timer)
+    for output in outputs:
+        for value in output.values():
+            if isinstance(value, Instances):
+                dict(value.get_fields())

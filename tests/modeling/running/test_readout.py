@@ -52,3 +52,33 @@ def test_the_whole_of_an_output_can_be_asked_for(folder, built, device, pasted):
     # Detectron2 takes outputs to the CPU.
     assert results[0]["instances"].to("cpu").pred_masks.any() and len(pasted) == 2
     read_whole({"sem_seg": torch.zeros(1), "panoptic_seg": (torch.zeros(1), [])})
+
+
+@pytest.mark.parametrize("missing", [None, 1])
+def test_masks_of_a_batch_are_pasted_together_where_all_are_asked_for(
+    folder, built, device, pasted, missing
+):
+    opts = ("MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    side = Side(folder, built, device, *opts, graph=True, learns=False)
+    images = [next(clip(device, 1, seed=seed)) for seed in range(3)]
+    height, width = images[0].shape[1:]
+    inputs = [{"image": x, "height": height, "width": width} for x in images]
+    expected = [side.model.step(x, side.model.init_state())["instances"] for x in inputs]
+    wanted = [x.pred_masks.clone() for x in expected]
+    pasted.clear()
+    if missing is not None:
+        inputs[missing] = None
+    results = [x for x in side.model.step_batch(inputs, side.model.init_state(3)) if x is not None]
+    read_whole(*results)
+    assert pasted == [(5, height, width)]
+    found = [result["instances"] for result in results]
+    present = [n for n in range(3) if n != missing]
+    for one, n in zip(found, present, strict=True):
+        torch.testing.assert_close(one.pred_boxes.tensor, expected[n].pred_boxes.tensor)
+        assert (one.pred_masks != wanted[n]).float().mean() < 1e-3 and one.pred_masks.any()
+    # Changing the boxes of one does not change another's.
+    before = found[1].pred_boxes.tensor.clone()
+    found[0].pred_boxes.scale(2, 2)
+    assert torch.equal(found[1].pred_boxes.tensor, before)
+    read_whole(*results)
+    assert len(pasted) == 1
