@@ -322,12 +322,17 @@ def write(path, text):
     path.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
 
 
-def main(argv=None):
+def argument_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="configs with this in the name")
     parser.add_argument("--write", metavar="FILE", help="a document to put the table into")
+    return parser
+
+
+def main(argv=None):
+    parser = argument_parser()
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     paths = [path for path in zoo() if args.only in path]
