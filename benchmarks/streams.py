@@ -15,6 +15,7 @@ Writes benchmarks/results/GPU_streams_CONFIG_DTYPE.json, and a plot beside it. N
 that were measured before stay in it, so that they may be measured one call each.
 """
 
+import gc
 import json
 import statistics
 import time
@@ -326,6 +327,7 @@ def _free_memory(device):
     """int: bytes; 0 on a CPU."""
     if device == "cpu":
         return 0
+    gc.collect()  # The streams before, which hold their graphs in a circle.
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]

@@ -66,9 +66,9 @@ def _model_keys():
     # block-sparse modules, or "all" that outlive a frame. "auto" takes the better one: "all" on a
     # GPU and for segmentation, "outputs" for detection on a CPU
     _C.MOTION.MAPS = choice("auto", "outputs", "all")
-    # Maps inside the modules stay in place below this stride: only a pixel or two of them is read
-    # around a block
-    _C.MOTION.MIN_STRIDE = power_of_two(1, least=1, most=128)
+    # Maps inside the modules stay in place below this stride, at 2 the picture itself: only a pixel
+    # or two of them is read around a block
+    _C.MOTION.MIN_STRIDE = power_of_two(2, least=1, most=128)
     # Maps above this stride stay in place
     _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
     # Presets of DISFlow, from fast to slow

@@ -70,7 +70,7 @@ class CacheMover:
     maps, including moved ones.
     """
 
-    def __init__(self, *, cell_size, maps="outputs", min_stride=1, max_stride=16):
+    def __init__(self, *, cell_size, maps="outputs", min_stride=2, max_stride=16):
         """
         Args:
             cell_size (int): c, a power of two.
@@ -249,7 +249,7 @@ class _TorchMove:
                 pixels.move(rows)
 
 
-def moved_values(program, *, maps, max_stride, min_stride=1):
+def moved_values(program, *, maps, max_stride, min_stride=2):
     """
     Args:
         program (Program): program of a block-sparse module.

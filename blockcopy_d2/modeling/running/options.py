@@ -44,7 +44,7 @@ class VideoOptions:
     amp: bool = _option("TEST.AMP.ENABLED", False)
     cuda_graph: bool = _option("MODEL.BLOCKCOPY.CUDA_GRAPH", True)
     moved_maps: str = _option("MODEL.BLOCKCOPY.MOTION.MAPS", "auto")
-    min_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MIN_STRIDE", 1)
+    min_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MIN_STRIDE", 2)
     max_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MAX_STRIDE", 16)
     policy_resize: str = _option("MODEL.BLOCKCOPY.POLICY.RESIZE", "mean")
 

@@ -20,7 +20,7 @@ OTHER = {
     "amp": True,
     "cuda_graph": False,
     "moved_maps": "all",
-    "min_moved_stride": 2,
+    "min_moved_stride": 4,
     "max_moved_stride": 8,
     "policy_resize": "nearest",
 }
