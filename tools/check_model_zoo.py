@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-Checks every model of Detectron2's zoo, a few channels wide, on a CPU: with all blocks it is the
-stock model, with some blocks each of its parts is the masked-dense oracle. Prints a table of what
-runs in blocks, what runs densely, and whether a CUDA graph holds the heads.
+Checks every model of Detectron2's zoo, a few channels wide, on a CPU: with all blocks it equals the
+stock model, with some blocks each of its parts equals the masked-dense oracle. Prints a table of
+the modules that run in blocks, their operators that run densely, and heads that a CUDA graph holds.
 
     python tools/check_model_zoo.py                           # all of them, some minutes
     python tools/check_model_zoo.py --only retinanet
@@ -33,7 +33,7 @@ from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, MaskedDenseOracle
 
 SIZE, BLOCK_SIZE = (96, 160), 32
-# Of the largest value of a map, in single precision.
+# Largest difference, as a share of the largest value of a map, in float32.
 TOLERANCE = 1e-3
 MARKS = "<!-- model zoo: begin -->", "<!-- model zoo: end -->"
 _NARROW = [
@@ -56,7 +56,7 @@ _NARROW = [
 @dataclasses.dataclass
 class Check:
     """
-    What came out for a config.
+    Findings for a config.
 
     Attributes:
         model (str): meta-architecture.
@@ -86,7 +86,7 @@ class Check:
 
 
 class NotBuilt(Exception):
-    """Has the name of a model, and why it is not built here."""
+    """Names a model, and the reason why it is not built here."""
 
 
 def zoo():
@@ -108,7 +108,7 @@ def build_narrow(path):
         tuple[nn.Module, str]: the model, and a text that is equal for equal models.
 
     Raises:
-        NotBuilt: it needs what is not installed, or is no model of Detectron2's.
+        NotBuilt: it needs a package that is not installed, or is no model of Detectron2's.
     """
     cfg = model_zoo.get_config(path)
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def check(stock):
         stock (nn.Module): a model of Detectron2.
 
     Returns:
-        Check: what came out.
+        Check: the findings.
     """
     name = type(stock).__name__
     inputs = list(frames(3))
@@ -267,7 +267,7 @@ def check_zoo(paths, progress=lambda path, found: None):
         progress (callable): called with every config and its Check.
 
     Returns:
-        dict[str, Check]: what came out; configs of equal models share it.
+        dict[str, Check]: findings by config; configs of equal models share them.
     """
     found, known = {}, {}
     for path in paths:
@@ -301,6 +301,8 @@ def table(found):
     ]
     for (model, blocks, dense, heads, problem), configs in sorted(rows.items()):
         names = ", ".join(f"`{path}`" for path, _ in configs)
+        if len(configs) > 1:
+            names = f"<details><summary>{len(configs)} configs</summary>{names}</details>"
         if problem:
             lines.append(f"| {model} | {names} | {problem} | | | | |")
             continue
@@ -312,7 +314,7 @@ def table(found):
 
 
 def write(path, text):
-    """Replaces what is between the marks of a file."""
+    """Replaces the text between the marks of a file."""
     path = Path(path)
     old = path.read_text(encoding="utf-8")
     begin, end = MARKS

@@ -29,7 +29,7 @@ class Readout:
         self._name, self._result = name, result.clone()
         self._side, self._ready, self._counted = side, None, None
         self._counts = self._result.count if isinstance(result, StaticDetections) else None
-        # Of all images, made when the first one is read, and masks that were pasted together.
+        # Slots of all images, made when the first one is read; masks that were pasted together.
         self._slots, self._pasted = None, {}
         if side is not None:
             self._ready = torch.cuda.current_stream().record_event()
