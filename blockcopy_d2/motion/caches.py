@@ -21,6 +21,7 @@ from blockcopy_d2.sparse.lowering import lower
 from blockcopy_d2.sparse.tracing import Ref
 
 from .field import field_size, moved_cells
+from .move_tables import staging_bytes
 from .torch_moving import MovedPixels
 
 __all__ = ["MOVED_MAPS", "CacheMover", "moved_values"]
@@ -213,7 +214,7 @@ class CacheMover:
         return moves
 
     def _triton_move(self, maps, lowered, grid):
-        from .triton_moving import MoveLaunch, staging_bytes
+        from .triton_moving import MoveLaunch
 
         device, size = maps[0].rows.device, staging_bytes(maps)
         staging = self._staging.get(device)

@@ -14,8 +14,6 @@ Shape shorthand in this module:
     BM: pixels of a tile; BC: channels that a program moves at a time
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -25,54 +23,14 @@ from blockcopy_d2.kernels.launch import Launch
 from blockcopy_d2.kernels.table import column_numbers, read_int, table_of
 from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 
-__all__ = ["MoveLaunch", "staging_bytes"]
+from .move_tables import GroupRow, MapRow, group_maps, map_tables, staging_bytes
 
-# Forms of float32 values for TF32 products, see kernels/tf32.py.
-_AS_IS, _ROUNDED, _LIFTED = range(3)
-_ALIGNMENT = 16
+__all__ = ["MoveLaunch"]
+
 # Pixels of a tile and channels that are moved at a time, of wide maps and of others.
 _WIDE, _NARROW = (64, 64), (256, 16)
-# Side of a patch, and groups of maps, at least, that different programs move.
-_PATCH, _GROUPS = 128, 6
-
-
-class GroupRow(NamedTuple):
-    """A row of the table of groups: maps of one size, which share the motion of their pixels.
-
-    Attributes:
-        height, width, stride: size and stride of the maps.
-        cells, blocks: numbers that a pixel covers along an axis, at least 1.
-        first, end: rows of the group in the table of maps.
-        wide: whether 16 bytes are read at a time, of many channels.
-    """
-
-    height: int
-    width: int
-    stride: int
-    cells: int
-    blocks: int
-    first: int
-    end: int
-    wide: int
-
-
-class MapRow(NamedTuple):
-    """A row of the table of maps.
-
-    Attributes:
-        offset, row: where the map starts, in elements from the first map, and from one of its
-            pixels to the next.
-        staged: where what moves is kept meanwhile, in elements.
-        channels: number of channels of the map.
-        kept: how float32 values are kept.
-    """
-
-    offset: int
-    row: int
-    staged: int
-    channels: int
-    kept: int
-
+# Side of a patch.
+_PATCH = 128
 
 _GROUP, _MAP = column_numbers(GroupRow), column_numbers(MapRow)
 
@@ -128,11 +86,11 @@ def _interpolate(source, offsets, map_row, weights, mask, kept):
     d = tl.load(source + fourth, mask=others, other=0.0).to(tl.float32)
     value = a.to(tl.float32)
     if a.dtype == tl.float32:
-        if kept == 2:  # _LIFTED
+        if kept == 2:  # LIFTED
             value, b, c, d = unlift_tf32(value), unlift_tf32(b), unlift_tf32(c), unlift_tf32(d)
     value = (value * (1 - wx) + b * wx) * (1 - wy) + (c * (1 - wx) + d * wx) * wy
     if a.dtype == tl.float32:
-        if kept == 1:  # _ROUNDED
+        if kept == 1:  # ROUNDED
             value = round_tf32(value)
         elif kept == 2:
             value = lift_tf32(value)
@@ -293,17 +251,6 @@ def move_kernel(
             _move_group(*where, GROUP, MAP, CELL, BLOCK, PATCH, GATHER, False, NARROW_BM, NARROW_BC)
 
 
-def staging_bytes(maps):
-    """
-    Args:
-        maps (list[MovedMap]): those of a stream, of one dtype.
-
-    Returns:
-        int: bytes of staging memory: as many as the maps have.
-    """
-    return sum(_staged_elements(moved) * moved.rows.element_size() for moved in maps)
-
-
 class MoveLaunch:
     """
     Moves maps of one dtype together. Memory stays in place and the host never waits, so that a CUDA
@@ -323,8 +270,8 @@ class MoveLaunch:
         self._maps = [moved.rows for moved in maps]  # the table holds addresses only
         first = self._maps[0]
         staging = staging[: staging_bytes(maps)].view(first.dtype)
-        groups = _groups(maps)
-        tables = _tables(maps, groups, cell_size, block_size, precision)
+        groups = group_maps(maps)
+        tables = map_tables(maps, groups, cell_size, block_size, precision)
         tables = [table_of(table, first.device) for table in tables]
         self._arguments = (first, staging, *tables)
         coarsest = triton.next_power_of_2(max(moved.stride for moved in maps))
@@ -349,63 +296,3 @@ class MoveLaunch:
             constants = {**self._constants, "GATHER": gather}
             launch = Launch(move_kernel, (patches * self._num_groups,), self._arguments, constants)
             launch(*first)
-
-
-def _groups(maps):
-    """
-    Returns:
-        list[list[int]]: numbers of the maps in groups of about equal size, each of one level and of
-        either wide maps or others: the next largest map goes to the smallest group.
-    """
-    kinds, all_elements = {}, sum(map(_staged_elements, maps))
-    for number, moved in enumerate(maps):
-        kind = moved.size, moved.stride, _is_wide(moved, maps[0])
-        kinds.setdefault(kind, []).append(number)
-    result = []
-    for numbers in kinds.values():
-        elements = sum(_staged_elements(maps[number]) for number in numbers)
-        count = min(-(-elements * _GROUPS // all_elements), len(numbers))
-        groups, sizes = [[] for _ in range(count)], [0] * count
-        for number in sorted(numbers, key=lambda n: -_staged_elements(maps[n])):
-            least = sizes.index(min(sizes))
-            groups[least].append(number)
-            sizes[least] += _staged_elements(maps[number])
-        result += groups
-    return result
-
-
-def _offset(moved, first):
-    """int: from the first map to this one, in elements."""
-    return (moved.rows.data_ptr() - first.rows.data_ptr()) // first.rows.element_size()
-
-
-def _is_wide(moved, first):
-    channels = moved.rows.shape[1]
-    layout = _offset(moved, first), moved.rows.stride(0), channels
-    return channels >= 2 * _NARROW[1] and not any(x % _ALIGNMENT for x in layout)
-
-
-def _tables(maps, groups, cell_size, block_size, precision):
-    """
-    Returns:
-        tuple[list[GroupRow], list[MapRow]]: a row per group, and a row per map.
-    """
-    group_rows, map_rows, staged = [], [], 0
-    for numbers in groups:
-        moved = maps[numbers[0]]
-        covered = max(moved.stride // cell_size, 1), max(moved.stride // block_size, 1)
-        part = len(map_rows), len(map_rows) + len(numbers), int(_is_wide(moved, maps[0]))
-        group_rows.append(GroupRow(*moved.size, moved.stride, *covered, *part))
-        for moved in (maps[number] for number in numbers):
-            rows, kept = moved.rows, _AS_IS
-            if precision == "tf32" and rows.dtype == torch.float32:
-                kept = _LIFTED if moved.lifted else _ROUNDED
-            layout = _offset(moved, maps[0]), rows.stride(0), staged, rows.shape[1]
-            map_rows.append(MapRow(*layout, kept))
-            staged += _staged_elements(moved)
-    return group_rows, map_rows
-
-
-def _staged_elements(moved):
-    elements = moved.num_pixels * moved.rows.shape[1]
-    return -(-elements // _ALIGNMENT) * _ALIGNMENT

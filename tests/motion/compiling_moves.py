@@ -6,7 +6,8 @@ import sys
 import torch
 
 from blockcopy_d2.motion.caches import MovedMap
-from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes
+from blockcopy_d2.motion.move_tables import staging_bytes
+from blockcopy_d2.motion.triton_moving import MoveLaunch
 from blockcopy_d2.motion.triton_policy_maps import move_maps_launch, move_masks_launch
 from tests.kernels.compiling import compiling, gpu, report
 

@@ -11,7 +11,8 @@ from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.kernels.tf32 import round_tf32_reference  # noqa: E402
 from blockcopy_d2.motion import move, triton_moving  # noqa: E402
 from blockcopy_d2.motion.caches import MovedMap  # noqa: E402
-from blockcopy_d2.motion.triton_moving import MoveLaunch, staging_bytes  # noqa: E402
+from blockcopy_d2.motion.move_tables import staging_bytes  # noqa: E402
+from blockcopy_d2.motion.triton_moving import MoveLaunch  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 from tests.motion.moving import some_field  # noqa: E402
 
