@@ -272,7 +272,9 @@ def test_frames_that_passed_are_counted(folder, monkeypatch):
                 yield image, None, None
 
     camera = Live()
-    monkeypatch.setattr("blockcopy_d2.engine.predictor.open_frames", lambda source: source)
+    monkeypatch.setattr(
+        "blockcopy_d2.engine.predictor.open_frames", lambda source, **options: source
+    )
     images = list(frames(8))
     stream = build(folder, "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks").stream(camera)
     camera.wanted.release()
