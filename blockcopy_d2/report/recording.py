@@ -33,7 +33,7 @@ __all__ = ["Recording", "Run", "mean", "record_video"]
 # Names on the page for the stages of FrameResult.seconds.
 STAGES = {
     "input": ("preprocess",),
-    "motion": ("motion",),
+    "motion": ("motion", "move_caches"),
     "policy": ("policy",),
     "network": ("network",),
     "heads": ("heads",),

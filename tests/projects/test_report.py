@@ -21,7 +21,8 @@ def test_spread_is_the_standard_deviation(results_file):
 
 
 def test_published_rows_stand_below_those_of_their_data_set(results_file, tmp_path):
-    from blockcopy_protocol.report import published_table, write_report
+    from blockcopy_protocol.published import published_table
+    from blockcopy_protocol.report import write_report
 
     results = json.loads(results_file.read_text())
     assert published_table(results) == ""
@@ -42,14 +43,36 @@ def test_published_rows_stand_below_those_of_their_data_set(results_file, tmp_pa
 
 
 def test_every_published_row_names_its_columns(results_file):
-    from blockcopy_protocol.report import _PUBLISHED, published_table
+    from blockcopy_protocol.published import PUBLISHED, published_table
 
     results = json.loads(results_file.read_text())
-    for dataset, published in json.loads(_PUBLISHED.read_text()).items():
+    for dataset, published in json.loads(PUBLISHED.read_text()).items():
         columns = {tuple(row) for row in published["rows"]}
         assert len(columns) == 1 and published["source"], dataset
         lines = published_table({**results, "dataset": dataset}).splitlines()
         assert len(lines) == 4 + len(published["rows"]), dataset
+
+
+def test_published_points_stand_in_figure_7(results_file, tmp_path, monkeypatch):
+    from blockcopy_protocol.plots import plot_trade_off
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    results = json.loads(results_file.read_text())
+    for row in results["rows"]:
+        row["mIoU"] = 70.0
+    for dataset in ("cityscapes_video_fine_sem_seg_val", "some_val"):
+        results["dataset"] = dataset
+        plot_trade_off(results, "mIoU", "ms_median", "ms", tmp_path / "plot.png")
+    (published,), (own,) = (figure.axes for figure in drawn)
+    points = {line.get_label(): line.get_xydata().tolist() for line in published.lines}
+    assert points["as published, own GPU"] == [[51, 70.4]]
+    names = [text.get_text() for text in published.texts]
+    # The other methods have no figures.
+    others = ["DVSNet, its most accurate", "DVSNet, its fastest", "Accel-18, a key frame in 5"]
+    assert names == ["$\\tau$ = 0.3", *others] and len(own.texts) == 1
+    assert published.get_xscale() == "log" and own.get_xscale() == "linear"
 
 
 def test_readme_shows_the_latest_run(results_file, tmp_path):

@@ -80,9 +80,10 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
                 if is_first[n]:
                     # The decision of a batch's policy does not count for an absent stream.
                     observations[n], decisions[n] = None, Decision(active=grid.active[n : n + 1])
-    if field is not None:
-        with timer.stage("motion"):
-            model.cache_mover(streams.features, grid, field)
+    if model.motion is not None:
+        with timer.stage("move_caches"):
+            if field is not None:
+                model.cache_mover(streams.features, grid, field)
     timed = functools.partial(timer.stage, "network")
     with (
         timer.stage("inference"),

@@ -38,7 +38,6 @@ _PARTS = {
 }
 # Names in a StageTimer for stages that do not count under their own name alone.
 _COUNTS_TO = {
-    "move_caches": ("motion",),
     "network": ("network", "inference"),
     "heads": ("inference",),
 }

@@ -164,8 +164,8 @@ class FrameResult(Mapping):
         """
         dict[str, float]: seconds spent in "preprocess", "policy", "network" (the block-sparse
         modules), "heads" (the rest of the task network) and "observe"; with motion also in
-        "motion"; where the policy learned from the frame, also in "information_gain" and
-        "policy_update". Waits for the device.
+        "motion" (finding it) and "move_caches" (features); where the policy learned from the frame,
+        also in "information_gain" and "policy_update". Waits for the device.
         """
         seconds = self.timer.seconds()
         network = seconds.setdefault("network", 0.0)

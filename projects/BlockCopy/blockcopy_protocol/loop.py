@@ -11,8 +11,10 @@ from blockcopy_d2.engine import EvaluationLoop
 from blockcopy_d2.engine.hooks import ScoringHook
 from blockcopy_d2.evaluation.efficiency import EfficiencyMeter
 from blockcopy_d2.evaluation.gain_share import GainShare
+from blockcopy_d2.modeling import FrameResult
 
 from .course import Course
+from .stages import seconds_of_block_lists
 
 __all__ = ["Measurement", "MeasurementHook", "PartialScoringHook", "ProtocolLoop"]
 
@@ -69,6 +71,7 @@ class Measurement:
         gain_share (GainShare): compared with dense outputs; empty if the frames have another size.
         course (Course): the same frame by frame.
         macs (dict[str, int]): multiply-accumulates of all frames, by stage.
+        list_seconds (list[float]): seconds of listing the blocks of every frame that was run.
     """
 
     meter: EfficiencyMeter = field(default_factory=EfficiencyMeter)
@@ -77,6 +80,7 @@ class Measurement:
     gain_share: GainShare = field(default_factory=GainShare)
     course: Course = field(default_factory=Course)
     macs: dict = field(default_factory=dict)
+    list_seconds: list = field(default_factory=list)
 
     def add(self, run, frame, dense_gain, *, waited=None):
         """
@@ -97,6 +101,8 @@ class Measurement:
             return
         for stage, macs in run.result.macs_per_stage.items():
             self.macs[stage] = self.macs.get(stage, 0) + macs
+        if isinstance(run.result, FrameResult):
+            self.list_seconds.append(seconds_of_block_lists(run.result))
         if dense_gain is None:
             self.gain_share.start(frame)
         else:
@@ -125,6 +131,9 @@ class Measurement:
             "ms_per_stage": {
                 stage: 1000 * value for stage, value in self.meter.seconds_per_stage.items()
             },
+            "ms_block_lists": (
+                1000 * statistics.fmean(self.list_seconds) if self.list_seconds else None
+            ),
             "gain_share": shares.pop("policy"),
             "gain_share_others": shares,
         }

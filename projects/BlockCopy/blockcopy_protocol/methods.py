@@ -299,7 +299,9 @@ def _fixed_method(kind, baseline, cfg, model, phase=0):
     cfg.MODEL.BLOCKCOPY.POLICY.PERIOD, cfg.MODEL.BLOCKCOPY.POLICY.PHASE = rate.values()
     policy = _build_policy(cfg, model)
     motion = _motion(baseline, cfg, model)
-    stages = ("network", "heads") if motion is None else ("motion", "network", "heads")
+    stages = ("network", "heads")
+    if motion is not None:
+        stages = ("motion", "move_caches", *stages)
     return Method(kind, policy, stages=stages, scale=baseline.scale, motion=motion, **rate)
 
 

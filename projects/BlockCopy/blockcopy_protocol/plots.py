@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from blockcopy_d2.atomic import atomic_write
 
+from .published import published_points
+
 __all__ = ["plot_trade_off", "quantity", "spread_of", "title_of"]
 
 # Titles of kinds of methods. A further policy has its own name.
@@ -85,7 +87,8 @@ def title_of(kind):
 
 def plot_trade_off(results, metric, cost, label, path):
     """
-    Draw accuracy against a cost. The cost of methods that skip frames is their mean, since their
+    Draw accuracy against a cost, with the points that others have published for the data set. Their
+    times are those of their GPUs. The cost of methods that skip frames is their mean, since their
     median would show one kind of frame; that of others is their median.
 
     Args:
@@ -126,19 +129,36 @@ def plot_trade_off(results, metric, cost, label, path):
                 zorder=4,
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
+    published = published_points(results["dataset"], metric, cost)
+    timed = cost == "ms_median"
+    _draw_published(axes, published, "as published, own GPU" if timed else "as published")
     axes.set_xlabel(label)
     axes.set_ylabel(metric)
-    axes.set_xlim(left=0)
+    if published and timed:
+        # Machines of several years lie far apart.
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.margins(y=0.15)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.grid(color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    if axes.lines:
+        axes.legend(frameon=False, loc="best" if published else "lower right")
     title = f"{results['dataset']}, {quantity(results['clips'], 'clip')}"
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
+
+
+def _draw_published(axes, points, label):
+    """Open markers with their names; ``points`` are those of :func:`published_points`."""
+    style = {"color": "#666666", "marker": "o", "fillstyle": "none", "linestyle": "none"}
+    for index, (x, y, name) in enumerate(points):
+        axes.plot(x, y, label=label if index == 0 else None, zorder=1, **style)
+        offset = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(name, (x, y), **offset, color=style["color"], fontsize=6, zorder=1)
 
 
 def _curves(results):

@@ -1,6 +1,5 @@
 """Shows a run as a table and plots, also in README.md."""
 
-import json
 from pathlib import Path
 
 from tabulate import tabulate
@@ -9,11 +8,10 @@ from blockcopy_d2.atomic import atomic_write
 
 from .course import plot_course
 from .plots import plot_trade_off, quantity, spread_of, title_of
+from .published import published_table
 from .stages import plot_stages, stage_table
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
-
-_PUBLISHED = Path(__file__).with_name("published.json")
 
 # Short name, key of the cost in a row, label of the axis.
 _PLOTS = (
@@ -62,27 +60,6 @@ def markdown_table(results):
     )
 
 
-def published_table(results):
-    """
-    Args:
-        results (dict): content of results.json.
-
-    Returns:
-        str: the paper's rows for the data set, its own and those of other methods; empty if there
-        are none.
-    """
-    published = json.loads(_PUBLISHED.read_text()).get(results["dataset"])
-    if published is None:
-        return ""
-    rows, titles = published["rows"], {"gmacs": "GMACs", "seconds": "s/frame", "test": "test set"}
-    keys = list(rows[0])
-    cells = [["-" if row[key] is None else str(row[key]) for key in keys] for row in rows]
-    headers = [titles.get(key, key) for key in keys]
-    align = ["left", "left"] + ["right"] * (len(keys) - 2)
-    table = tabulate(cells, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
-    return f"As published ({published['source']}):\n\n{table}"
-
-
 def write_report(results, folder):
     """
     Write results.md and the plots. results.md has the scores, the stages of a frame, and published
@@ -93,8 +70,10 @@ def write_report(results, folder):
         folder (str or Path): folder of the files, made if need be.
     """
     folder = Path(folder)
-    if results["metrics"]:
-        _plot(results, folder)
+    for metric in results["metrics"]:
+        # AP50 goes with AP.
+        if metric != "AP50":
+            _plot(results, metric, folder)
     plot_stages(results, folder / "stages.png")
     plot_course(results, folder / "course.png")
     parts = [markdown_table(results), stage_table(results), _provenance(results)]
@@ -127,20 +106,20 @@ def embed_report(results, readme, section=""):
     before, rest = text.split(begin)
     after = rest.split(end)[1]
     figures = readme.parent / "figures"
-    plots = _plot(results, figures, prefix=f"{section}_" if section else "")
+    prefix = f"{section}_" if section else ""
+    plots = _plot(results, results["metrics"][0], figures, prefix=prefix)
     images = "\n".join(f"![{title}]({figures.name}/{file})" for file, title in plots)
     block = f"{_provenance(results)}\n\n{markdown_table(results)}\n\n{images}"
     with atomic_write(readme) as temporary:
         Path(temporary).write_text(f"{before}{begin}\n{block}\n{end}{after}")
 
 
-def _plot(results, folder, prefix=""):
+def _plot(results, metric, folder, prefix=""):
     """
     Returns:
         list[tuple[str, str]]: file and title of every plot.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metric = results["metrics"][0]
     plots = []
     for name, cost, label in _PLOTS:
         file = f"{prefix}{metric.lower()}_{name}.png"

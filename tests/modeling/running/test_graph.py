@@ -127,6 +127,28 @@ def test_policies_that_do_not_learn(folder, built, device, policy):
         assert_same_output(results[1][0], graph.frame(image)[0])
 
 
+@pytest.mark.usefixtures("replayed_lessons")
+def test_single_pixels_and_counted_first_frames(folder, built, device):
+    """As the authors' code: what the policy sees, and M from 1 on with every first frame."""
+    keys = ("POLICY.RESIZE", "nearest", "LEARNER.COUNT_FIRST_FRAMES", True)
+    opts = [f"MODEL.BLOCKCOPY.{key}" if index % 2 == 0 else key for index, key in enumerate(keys)]
+    eager, graph = sides(folder, built, device, *opts)
+    for image in clip(device, 2):
+        _, (result, _) = both(eager, graph, image)
+    step = BLOCK // graph.model.task.pixels_per_block
+    mean, std = graph.model.base.pixel_mean, graph.model.base.pixel_std
+    pixels = ((image - mean) / std)[None, :, ::step, ::step]
+    torch.testing.assert_close(result.frame, pixels, atol=1e-3, rtol=1e-3)
+    before = 0.9 + 0.1 * result.grid.fraction
+    for side in (eager, graph):
+        assert side.learner.state_dict()["moving_cost"].item() == pytest.approx(before)
+        side.stream.reset()
+    both(eager, graph, image)
+    for side in (eager, graph):
+        found = side.learner.state_dict()["moving_cost"].item()
+        assert found == pytest.approx(0.9 * before + 0.1)
+
+
 def test_learning_may_be_off(folder, built, device):
     eager, graph = sides(folder, built, device, learns=False)
     for image in clip(device, 4):
