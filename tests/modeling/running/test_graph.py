@@ -129,7 +129,7 @@ def test_policies_that_do_not_learn(folder, built, device, policy):
 
 @pytest.mark.usefixtures("replayed_lessons")
 def test_single_pixels_and_counted_first_frames(folder, built, device):
-    """Two keys of the authors' code: the policy sees pixels, M starts at 1 and counts first frames."""
+    """Two keys of the authors' code: the policy sees single pixels, M counts first frames."""
     keys = ("POLICY.RESIZE", "nearest", "LEARNER.COUNT_FIRST_FRAMES", True)
     opts = [f"MODEL.BLOCKCOPY.{key}" if index % 2 == 0 else key for index, key in enumerate(keys)]
     eager, graph = sides(folder, built, device, *opts)
