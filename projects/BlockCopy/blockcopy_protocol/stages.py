@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
+from blockcopy_d2.kernels import triton_runs_on
 from blockcopy_d2.modeling import StageTimer
 from blockcopy_d2.sparse import BlockGrid
 
@@ -54,7 +55,7 @@ def seconds_of_block_lists(result):
     }
     timer, grid = StageTimer(device), BlockGrid(active, **layout)
     with timer.stage("lists"):
-        if device.type == "cuda":
+        if triton_runs_on(device):
             grid.block_list(1)
         else:
             for stride in strides - {None}:
