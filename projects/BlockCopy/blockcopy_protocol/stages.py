@@ -44,9 +44,10 @@ def seconds_of_block_lists(result):
         result (FrameResult):
 
     Returns:
-        float: seconds of listing the executed blocks of a frame once more. The frame itself did so
-        within the stage "network"; on a GPU as a part of its graph, without the launch that counts
-        here.
+        float: seconds of listing the executed blocks of a frame once more: one list on a GPU, the
+        rows of their pixels at every stride on a CPU (not the windows of convolutions). The frame
+        itself did so within the stage "network"; on a GPU in its graph, without the launch that
+        counts here.
     """
     active, device = result.grid.active, result.grid.active.device
     layout = {"block_size": result.grid.block_size, "image_size": result.grid.image_size}
