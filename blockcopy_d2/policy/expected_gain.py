@@ -27,7 +27,8 @@ class GainNetwork(nn.Module):
     """
     Predicts the logarithm of each block's information gain, up to a constant of the frame, as a
     weighted sum of :data:`FEATURES`. The weights are those that fit any model, plus a
-    ``correction`` that is learned.
+    ``correction`` that is learned, with a sum that stays as it is: a larger one predicts gains
+    better, but multiplied by ages it sends the policy back to the same blocks too soon.
     """
 
     def __init__(self, *, pixel_std=(1.0, 1.0, 1.0)):
@@ -52,7 +53,10 @@ class GainNetwork(nn.Module):
             Tensor: float (N, GH, GW).
         """
         features = block_features(observation, self.pixel_scale, self.floors)
-        return (features * (self.prior + self.correction).view(1, -1, 1, 1)).sum(dim=1)
+        weights = self.prior + self.correction
+        total = self.prior.sum()
+        weights = weights * total / weights.sum().clamp_min(total / 2)
+        return (features * weights.view(1, -1, 1, 1)).sum(dim=1)
 
 
 @POLICY_REGISTRY.register()

@@ -264,5 +264,16 @@ def test_learning_goes_on_from_its_state():
     assert sides[0].any() and torch.equal(*sides)
 
 
+def test_the_sum_of_the_weights_is_not_learned():
+    """Twice the weights would look at the blocks of large gain more often than their ages tell."""
+    network, seen = GainNetwork(), observation(0)
+    before = network(seen).detach()
+    network.correction.data.copy_(network.prior)
+    torch.testing.assert_close(network(seen).detach(), before)
+    # Nor do weights that fall to nothing grow without limit.
+    network.correction.data.copy_(-network.prior)
+    assert not network(seen).any()
+
+
 def test_its_state_is_the_correction_alone():
     assert list(ExpectedGain(target=0.3).state_dict()) == ["network.correction"]
