@@ -185,7 +185,7 @@ def test_annotations_of_nothing_that_was_detected_are_an_error(coco, tmp_path):
     frames = frames_of()
     labels = [{key: LABEL[key] for key in LABEL if key != "bbox"}]
     file = coco(spoil(annotations=labels))
-    with pytest.raises(AnnotationError, match=f"{file} have nothing .* detected: bbox"):
+    with pytest.raises(AnnotationError, match=f"{file} have no entries for the detected bbox"):
         score(tmp_path / "out", frames)
 
 
