@@ -109,7 +109,7 @@ def get_parser():
         help="minimum score of the instances to show, and to write with --results (%(default)s)",
     )
     parser.add_argument(
-        "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
+        "--target", type=fraction, metavar="TAU", help="fraction of blocks to execute"
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dense", action="store_true", help="BlockCopy off: Detectron2 as it is")

@@ -96,7 +96,7 @@ def get_parser():
         " MODEL.ROI_HEADS.SCORE_THRESH_TEST",
     )
     parser.add_argument(
-        "--target", type=fraction, metavar="TAU", help="wished fraction of executed blocks"
+        "--target", type=fraction, metavar="TAU", help="fraction of blocks to execute"
     )
     add_track_argument(parser)
     add_region_arguments(parser)

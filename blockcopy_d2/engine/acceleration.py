@@ -69,7 +69,7 @@ def accelerate(
             are loaded; a LazyConfig whose ``train.init_checkpoint`` is loaded, with options in a
             node ``blockcopy`` if it has one; or the model node of a LazyConfig, with initial
             weights.
-        target (float or None): tau, the wished fraction of executed blocks. None: the config's
+        target (float or None): tau, the fraction of blocks to execute. None: the config's
             value, by default 0.3.
         options: those of :class:`VideoOptions`, and further keys of MODEL.BLOCKCOPY: ``backend``,
             ``task``, ``policy`` and ``motion`` (their names), ``policy_weights``, ``learn``,

@@ -151,7 +151,7 @@ class VideoPredictor:
 
     def set_target(self, target: float) -> None:
         """
-        Change the wished fraction of executed blocks, from the next frame on.
+        Change the fraction of blocks to execute, from the next frame on.
 
         Args:
             target (float): tau, in [0, 1].

@@ -67,7 +67,7 @@ class OnlineLearner:
         """
         Args:
             policy (Policy): one that learns, on the device where it will stay.
-            target (float): tau, the wished fraction of executed blocks. May be changed at any time.
+            target (float): tau, the fraction of blocks to execute. May be changed at any time.
             cost_weight (float): gamma of eq. 8.
             cost_momentum (float): mu of eq. 11.
             update_every (int): frames per update of the weights.
@@ -168,7 +168,7 @@ class OnlineLearner:
 
     @property
     def target(self):
-        """float: tau, the wished fraction of executed blocks."""
+        """float: tau, the fraction of blocks to execute."""
         return self._target
 
     @target.setter

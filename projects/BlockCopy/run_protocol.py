@@ -72,7 +72,7 @@ def get_parser():
         nargs="+",
         default=[0.3, 0.5, 0.7],
         metavar="TAU",
-        help="wished fractions of executed blocks (0.3 0.5 0.7)",
+        help="fractions of blocks to execute (0.3 0.5 0.7)",
     )
     parser.add_argument(
         "--seeds",

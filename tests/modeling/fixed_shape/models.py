@@ -44,7 +44,7 @@ def small_rcnn(
     for name, module in model.named_modules():
         last = name.rsplit(".")[-1]
         if last in spread:
-            # Gives outputs about the wished spread.
+            # Scales the weights so that outputs vary about as much as asked for.
             torch.nn.init.normal_(
                 module.weight, std=spread[last] * module.weight[0].numel() ** -0.5
             )
