@@ -127,7 +127,7 @@ class StaticDetections:
             elif images != list(range(len(self.count))):
                 parts = (torch.stack([x[image] for image in images]) for x in parts)
             masks, boxes, count = (x.contiguous() for x in parts)
-            paste_masks(masks, boxes, count, pasted, blank=True)
+            paste_masks(masks, boxes, count, pasted)
         return [one[:n] for one, n in zip(pasted, counts, strict=True)]
 
     def of_policy(self, image=0):

@@ -21,7 +21,7 @@ __all__ = ["paste_masks", "sample_masks"]
 THRESHOLD = 0.5
 
 
-def paste_masks(masks, boxes, count, out, *, blank=False):
+def paste_masks(masks, boxes, count, out):
     """
     Pastes the masks of detections as ``paste_masks_in_image`` does with its threshold of 0.5.
 
@@ -29,14 +29,13 @@ def paste_masks(masks, boxes, count, out, *, blank=False):
         masks (Tensor): probabilities, float32 (N, D, M, M).
         boxes (Tensor): float32 (N, D, 4) in pixels of the output, not empty.
         count (Tensor): int32 (N,), detections of each image.
-        out (Tensor): bool (N, D, H, W), at the size of the output. The masks of the first ``count``
-            detections are overwritten as a whole. The others stay.
-        blank (bool): ``out`` is all False already, which is faster where most boxes are small.
+        out (Tensor): bool (N, D, H, W), at the size of the output, False in the masks of the first
+            ``count`` detections, which are written. The others stay.
     """
     if triton_runs_on(masks.device):
         from .triton_ops.paste import paste_masks_triton
 
-        paste_masks_triton(masks, boxes, count, out, blank=blank)
+        paste_masks_triton(masks, boxes, count, out)
     else:
         paste_masks_reference(masks, boxes, count, out)
 

@@ -56,9 +56,7 @@ def launch_all(dtype):
     best_boxes = torch.rand(1, 2048, 4)
     fill_slots_triton(scores > 0.5, best_boxes, scores, classes, (2.0, 2.0), (64, 96), 100)
     masks, count = torch.rand(1, 100, 28, 28), torch.ones(1, dtype=torch.int32)
-    for blank in (False, True):
-        pasted = torch.zeros(1, 100, 64, 96).bool()
-        paste_masks_triton(masks, boxes[:1, :100], count, pasted, blank=blank)
+    paste_masks_triton(masks, boxes[:1, :100], count, torch.zeros(1, 100, 64, 96).bool())
     paint_maximum_triton(torch.zeros(100, 64, 96).bool(), scores[0, :100], classes[0, :100], 8)
     rows = torch.arange(32)
     sample_masks_triton(masks, boxes[:1, :100], count, rows, rows)

@@ -252,7 +252,8 @@ def test_paste_masks(monkeypatch):
     monkeypatch.setattr(paste, "_PROGRAMS_PER_MASK", 3)
     masks, boxes, count = masks_and_boxes()
     boxes[1, 2:] = 0
-    got = torch.full((2, 5, 70, 130), True)
+    got = torch.zeros(2, 5, 70, 130, dtype=torch.bool)
+    got[1, 2:] = True
     paste_masks_triton(masks, boxes, count, got)
     for image, filled in enumerate(count.tolist()):
         want = paste_masks_in_image(masks[image, :filled], boxes[image, :filled], (70, 130))
@@ -260,9 +261,6 @@ def test_paste_masks(monkeypatch):
         assert 0.005 < want.float().mean() < 0.95
         # Slots beyond the count keep what they held.
         assert got[image, filled:].all()
-    blank = torch.zeros_like(got)
-    paste_masks_triton(masks, boxes, count, blank, blank=True)
-    assert blank[0].equal(got[0]) and blank[1, :2].equal(got[1, :2]) and not blank[1, 2:].any()
 
 
 def test_sample_masks():

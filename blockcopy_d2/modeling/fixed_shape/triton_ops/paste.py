@@ -46,7 +46,7 @@ def _reach(low, high, size, M):
 
 # do_not_specialize: the number of detections must not make a new variant of a kernel.
 @triton.jit(do_not_specialize=["D"])
-def paste_boxes_kernel(
+def paste_kernel(
     masks_ptr,
     boxes_ptr,
     count_ptr,
@@ -85,7 +85,7 @@ def paste_boxes_kernel(
 
 
 @triton.jit(do_not_specialize=["D"])
-def paste_kernel(
+def sample_kernel(
     masks_ptr,
     boxes_ptr,
     count_ptr,
@@ -97,66 +97,48 @@ def paste_kernel(
     W,
     M,
     threshold,
-    SAMPLED: tl.constexpr,
     BY: tl.constexpr,
     BX: tl.constexpr,
 ):
     """
-    A program writes BY x BX pixels of a mask. With SAMPLED they are the pixels of the output that
-    rows and columns name, -1 for one beyond it, and all are False already: most programs write
-    nothing.
+    A program writes BY x BX pixels of a mask, those of the output that rows and columns name, -1
+    for one beyond it. All are False already, and most programs write nothing.
     """
     slot = tl.program_id(2)
     if slot % D >= tl.load(count_ptr + slot // D):
         return
     i = tl.program_id(1) * BY + tl.arange(0, BY)
     j = tl.program_id(0) * BX + tl.arange(0, BX)
-    if SAMPLED:
-        y = tl.load(rows_ptr + i, mask=i < H, other=-1)
-        x = tl.load(columns_ptr + j, mask=j < W, other=-1)
-    else:
-        y, x = i, j
+    y = tl.load(rows_ptr + i, mask=i < H, other=-1)
+    x = tl.load(columns_ptr + j, mask=j < W, other=-1)
     x0, y0 = tl.load(boxes_ptr + slot * 4), tl.load(boxes_ptr + slot * 4 + 1)
     x1, y1 = tl.load(boxes_ptr + slot * 4 + 2), tl.load(boxes_ptr + slot * 4 + 3)
     my, mx = mask_coordinate(y, y0, y1, M), mask_coordinate(x, x0, x1, M)
     in_rows = (y >= 0) & (my > -1.0) & (my < M)
     in_columns = (x >= 0) & (mx > -1.0) & (mx < M)
-    target = out_ptr + slot.to(tl.int64) * H * W + i[:, None] * W + j[None, :]
-    exists = (i < H)[:, None] & (j < W)[None, :]
     if (tl.max(in_rows.to(tl.int32), 0) > 0) & (tl.max(in_columns.to(tl.int32), 0) > 0):
         inside = in_rows[:, None] & in_columns[None, :]
         value = _sample(masks_ptr + slot * M * M, my, mx, inside, M, BY, BX)
+        target = out_ptr + slot.to(tl.int64) * H * W + i[:, None] * W + j[None, :]
+        exists = (i < H)[:, None] & (j < W)[None, :]
         tl.store(target, (inside & (value >= threshold)).to(tl.uint8), mask=exists)
-    elif not SAMPLED:
-        tl.store(target, tl.zeros((BY, BX), tl.uint8), mask=exists)
 
 
-def paste_masks_triton(masks, boxes, count, out, *, blank=False):
+def paste_masks_triton(masks, boxes, count, out):
     """Runs :func:`paste_masks` on a GPU."""
-    if not blank:
-        _launch(masks, boxes, count, None, None, out, block=(8, 256))
-        return
     images, detections, height, width = out.shape
     grid = (_PROGRAMS_PER_MASK, images * detections)
     tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
     sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
-    paste_boxes_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
+    paste_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
     """Runs :func:`sample_masks` on a GPU."""
-    size = (*masks.shape[:2], len(rows), len(columns))
+    size = images, detections, height, width = (*masks.shape[:2], len(rows), len(columns))
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)
-    _launch(masks, boxes, count, rows, columns, out, block=(8, 128))
+    grid = (triton.cdiv(width, 128), triton.cdiv(height, 8), images * detections)
+    tensors = (masks.contiguous(), boxes.contiguous(), count, rows, columns, out.view(torch.uint8))
+    sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
+    sample_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
     return out
-
-
-def _launch(masks, boxes, count, rows, columns, out, block):
-    images, detections, height, width = out.shape
-    grid = (triton.cdiv(width, block[1]), triton.cdiv(height, block[0]), images * detections)
-    masks, boxes, sampled = masks.contiguous(), boxes.contiguous(), rows is not None
-    pixels = (rows, columns) if sampled else (count, count)
-    sizes = (detections, height, width, masks.shape[-1])
-    tensors = (masks, boxes, count, *pixels, out.view(torch.uint8))
-    blocks = dict(SAMPLED=sampled, BY=block[0], BX=block[1])
-    paste_kernel[grid](*tensors, *sizes, THRESHOLD, **blocks, num_warps=4)
