@@ -8,6 +8,7 @@ lacks are Triton kernels, each beside a reference that runs elsewhere.
 
 from .base import StaticHeads
 from .csp import StaticCSP
+from .dense_detector import StaticFCOS, StaticRetinaNet
 from .detections import StaticDetections
 from .geometry import FrameSizes
 from .rcnn import StaticRCNN
@@ -17,13 +18,15 @@ __all__ = [
     "FrameSizes",
     "StaticCSP",
     "StaticDetections",
+    "StaticFCOS",
     "StaticHeads",
     "StaticRCNN",
+    "StaticRetinaNet",
     "StaticSegmentor",
     "find_static_heads",
 ]
 
-_KINDS = (StaticRCNN, StaticSegmentor, StaticCSP)
+_KINDS = (StaticRCNN, StaticRetinaNet, StaticFCOS, StaticSegmentor, StaticCSP)
 
 
 def find_static_heads(model):

@@ -18,7 +18,7 @@ from blockcopy_d2.kernels import triton_runs_on
 from .nms import nms
 from .ranking import best_values
 
-__all__ = ["NO_SCORE", "candidate_scores", "fill_slots", "select_detections"]
+__all__ = ["NO_SCORE", "candidate_scores", "fill_slots", "select_boxes", "select_detections"]
 
 # The score of a pair that is no candidate.
 NO_SCORE = -1.0
@@ -83,7 +83,7 @@ def select_detections(
     scores, pair = best_values(scores, max_candidates, NO_SCORE)
     classes = pair % num_classes
     box = pair if boxes.shape[2] == num_classes else pair // num_classes
-    boxes = _select(boxes.flatten(1, 2), box)
+    boxes = select_boxes(boxes.flatten(1, 2), box)
     keep = nms(boxes, scores > NO_SCORE, nms_threshold, labels=classes)
     return fill_slots(keep, boxes, scores, classes, output_scale, output_size, max_detections)
 
@@ -123,14 +123,21 @@ def fill_slots_reference(keep, boxes, scores, classes, scale, size, num_slots):
     count = keep.sum(dim=1, dtype=torch.int32)
     filled = torch.arange(num_slots, device=keep.device) < count[:, None]
     return (
-        torch.where(filled[..., None], _select(boxes, source), 0.0),
-        torch.where(filled[..., None], _select(scaled, source), 0.0),
+        torch.where(filled[..., None], select_boxes(boxes, source), 0.0),
+        torch.where(filled[..., None], select_boxes(scaled, source), 0.0),
         torch.where(filled, scores.gather(1, source), 0.0),
         torch.where(filled, classes.gather(1, source), 0),
         count,
     )
 
 
-def _select(boxes, index):
-    """Selects (N, n, 4) from (N, m, 4) by indices (N, n)."""
+def select_boxes(boxes, index):
+    """
+    Args:
+        boxes (Tensor): (N, m, 4).
+        index (Tensor): int64 (N, n).
+
+    Returns:
+        Tensor: (N, n, 4), the boxes at these indices of their image.
+    """
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -19,7 +19,7 @@ from blockcopy_d2.kernels import triton_runs_on
 from .nms import nms
 from .ranking import best_values
 
-__all__ = ["find_proposals"]
+__all__ = ["decode_candidates", "find_proposals", "per_anchor"]
 
 
 def find_proposals(
@@ -65,8 +65,15 @@ def find_proposals(
     return torch.where(found[..., None], best_boxes, 0.0), best_logits
 
 
-def _per_anchor(x, channels):
-    """(N, H W A, channels) of (N, A channels, H, W)."""
+def per_anchor(x, channels):
+    """
+    Args:
+        x (Tensor): (N, A channels, H, W).
+        channels (int): number of channels of an anchor.
+
+    Returns:
+        Tensor: (N, H W A, channels).
+    """
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, channels)
 
 
@@ -87,7 +94,7 @@ def align_levels(logits):
 
 def align_levels_reference(logits):
     """:func:`align_levels` in plain PyTorch."""
-    logits = [_per_anchor(x, 1)[..., 0] for x in logits]
+    logits = [per_anchor(x, 1)[..., 0] for x in logits]
     width = max(x.shape[1] for x in logits)
     pad = torch.nn.functional.pad
     return torch.stack([pad(x, (0, width - x.shape[1]), value=-torch.inf) for x in logits], dim=1)
@@ -98,13 +105,16 @@ def decode_candidates(deltas, anchors, index, logits, transform, image_size, lea
     Args:
         deltas (list[Tensor]): (N, 4 A, H_l, W_l), best channels-last.
         anchors (list[Tensor]): float32 (M_l, 4), contiguous.
-        index (Tensor): int64 (N, L, k), anchors of their level.
+        index (Tensor): int64 (N, L, k), anchors of their level; those after its end have no box.
         logits (Tensor): (N, L, k).
-        transform, image_size, least_side: as in :func:`find_proposals`.
+        transform (Box2BoxTransform or Box2BoxTransformLinear):
+        image_size (tuple[int, int] or None): height, width, that boxes are clipped to; None: they
+            are not clipped.
+        least_side: as in :func:`find_proposals`.
 
     Returns:
-        tuple[Tensor, Tensor]: boxes, float32 (N, L, k, 4), clipped to the image, and which of
-        them are finite and large enough, bool (N, L, k).
+        tuple[Tensor, Tensor]: boxes, float32 (N, L, k, 4), and which of them are finite and large
+        enough, of finite logits, bool (N, L, k).
     """
     arguments = (deltas, anchors, index, logits, transform, image_size, least_side)
     if triton_runs_on(index.device):
@@ -116,18 +126,19 @@ def decode_candidates(deltas, anchors, index, logits, transform, image_size, lea
 
 def decode_candidates_reference(deltas, anchors, index, logits, transform, image_size, least_side):
     """:func:`decode_candidates` in plain PyTorch."""
-    height, width = image_size
-    limit = torch.tensor([width, height, width, height], dtype=torch.float32, device=index.device)
     boxes, valid = [], []
     for level, (deltas_l, anchors_l) in enumerate(zip(deltas, anchors, strict=True)):
-        deltas_l = _per_anchor(deltas_l, 4)
+        deltas_l = per_anchor(deltas_l, 4)
         exists = index[:, level] < len(anchors_l)
         index_l = torch.where(exists, index[:, level], 0)
-        deltas_l = deltas_l.gather(1, index_l[..., None].expand(-1, -1, 4))
+        deltas_l = deltas_l.gather(1, index_l[..., None].expand(-1, -1, 4)).float()
         boxes_l = transform.apply_deltas(deltas_l.flatten(0, 1), anchors_l[index_l.flatten()])
         boxes_l = boxes_l.view_as(deltas_l)
         valid.append(exists & torch.isfinite(boxes_l).all(dim=-1))
-        boxes.append(boxes_l.clamp(min=0).minimum(limit))
+        boxes.append(boxes_l)
     boxes, valid = torch.stack(boxes, dim=1), torch.stack(valid, dim=1)
+    if image_size is not None:
+        height, width = image_size
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
     sides = boxes[..., 2:] - boxes[..., :2]
     return boxes, valid & torch.isfinite(logits) & (sides > least_side).all(dim=-1)

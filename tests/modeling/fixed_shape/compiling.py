@@ -4,7 +4,7 @@ by test_compile.py in a process of its own, that does not interpret."""
 import sys
 
 import torch
-from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.modeling.poolers import ROIPooler
 
 from blockcopy_d2.kernels.clock import DeviceClock
@@ -13,6 +13,10 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (
     fill_slots_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.boxes import decode_boxes_triton
+from blockcopy_d2.modeling.fixed_shape.triton_ops.dense_candidates import (
+    pair_scores_triton,
+    peak_scores_triton,
+)
 from blockcopy_d2.modeling.fixed_shape.triton_ops.nms import nms_triton
 from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (
     paste_masks_triton,
@@ -45,6 +49,13 @@ def launch_all(dtype):
     index = torch.zeros(1, 5, 1000, dtype=torch.int64)
     candidates = torch.zeros(1, 5, 1000, dtype=dtype)
     decode_candidates_triton(deltas, anchors, index, candidates, transform, (512, 512), 0.0)
+    points, linear = [x[::3].contiguous() for x in anchors], Box2BoxTransformLinear()
+    sides_of_points = [x[:, :4].contiguous() for x in deltas]
+    decode_candidates_triton(sides_of_points, points, index, candidates, linear, None, -torch.inf)
+    for num_anchors, centres in ((9, None), (1, [x[:, :1] for x in logits])):
+        classes = [torch.randn(1, num_anchors * 80, side, side).to(dtype) for side in sides]
+        peak_scores_triton(classes, centres, 80, 0.05)
+        pair_scores_triton(classes, centres, index, 80, 0.05)
     for side, levels in ((7, 4), (14, 4), (7, 1)):
         maps = [torch.randn(1, 256, 128 >> i, 128 >> i).to(dtype) for i in range(levels)]
         scales = [2.0 ** -(2 + i) for i in range(levels)]

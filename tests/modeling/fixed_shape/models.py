@@ -1,11 +1,13 @@
-"""Small Faster and Mask R-CNNs that detect a lot, with Detectron2's own results."""
+"""Small detectors that detect a lot, with Detectron2's own results."""
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
 from detectron2 import model_zoo
-from detectron2.modeling import build_model
+from detectron2.modeling import FCOS, META_ARCH_REGISTRY, RetinaNet, build_model
+from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, pairwise_iou
 from torch.nn import functional as F
@@ -53,6 +55,105 @@ def small_rcnn(
     return model
 
 
+SMALL_DENSE_DETECTOR = (
+    "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "MODEL.PIXEL_STD", [58.0] * 3,
+    "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+    "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RETINANET.NUM_CLASSES", 3,
+    "MODEL.RETINANET.NUM_CONVS", 1, "MODEL.RETINANET.TOPK_CANDIDATES_TEST", 200,
+    "TEST.DETECTIONS_PER_IMAGE", 20,
+)  # fmt: skip
+
+
+@META_ARCH_REGISTRY.register()
+def small_fcos(cfg):
+    """
+    Returns:
+        FCOS: with the features of the RetinaNet of this config, which Detectron2 has no such
+        config for.
+    """
+    like, options = RetinaNet(cfg), cfg.MODEL.RETINANET
+    shapes = [like.backbone.output_shape()[name] for name in like.head_in_features]
+    head = FCOSHead(
+        input_shape=shapes,
+        num_classes=like.num_classes,
+        conv_dims=[shapes[0].channels] * options.NUM_CONVS,
+    )
+    return FCOS(
+        backbone=like.backbone,
+        head=head,
+        head_in_features=like.head_in_features,
+        num_classes=like.num_classes,
+        test_score_thresh=like.test_score_thresh,
+        test_topk_candidates=like.test_topk_candidates,
+        max_detections_per_image=like.max_detections_per_image,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+
+
+def small_dense_detector(*, centerness=False):
+    """
+    Args:
+        centerness (bool): an FCOS in place of a RetinaNet.
+
+    Returns:
+        RetinaNet or FCOS: random weights, see :func:`spread_outputs`.
+    """
+    config, *opts = SMALL_DENSE_DETECTOR
+    cfg = model_zoo.get_config(config)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+    if centerness:
+        cfg.MODEL.META_ARCHITECTURE = "small_fcos"
+    torch.manual_seed(0)
+    model = build_model(cfg).eval().requires_grad_(False)
+    spread_outputs(model)
+    return model
+
+
+def spread_outputs(model, features=1.0):
+    """
+    Sets weights of a RetinaNet or FCOS so that scores and boxes differ widely, for features of
+    this standard deviation.
+    """
+    centerness = isinstance(model, FCOS)
+    for name, spread in {"cls_score": 3, "bbox_pred": 0.5, "ctrness": 2}.items():
+        if hasattr(model.head, name):
+            module = getattr(model.head, name)
+            torch.nn.init.normal_(
+                module.weight, std=spread / features * module.weight[0].numel() ** -0.5
+            )
+            # An FCOS takes the distances of four sides, which are positive.
+            torch.nn.init.constant_(module.bias, 2 if centerness and name == "bbox_pred" else 0)
+    for module in model.head.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels == module.in_channels:
+            torch.nn.init.kaiming_normal_(module.weight)
+
+
+@torch.no_grad()
+def run_dense_detector(model, image_size, *, num_images=1, output_size=None, outputs=None):
+    """
+    Runs the head and what follows it in Detectron2.
+
+    Args:
+        model (RetinaNet or FCOS):
+        image_size (tuple[int, int]): height, width.
+        num_images (int):
+        output_size (tuple[int, int]): that of the images by default.
+        outputs (tuple[list[Tensor]]): outputs of the head; by default those of smooth features.
+
+    Returns:
+        tuple[tuple, list[Instances]]: arguments of the StaticHeads, and Detectron2's results.
+    """
+    images, sizes = images_and_sizes(model, image_size, num_images, output_size)
+    features = smooth_features(model, num_images, sizes.canvas_size, 0)
+    features = [features[name] for name in model.head_in_features]
+    outputs = outputs or tuple(model.head(features))
+    # Detectron2 takes the sigmoid in place.
+    instances = model.forward_inference(images, features, copy.deepcopy(outputs))
+    return (*outputs, sizes), [detector_postprocess(x, *sizes.output_size) for x in instances]
+
+
 @dataclass
 class Frame:
     """Backbone and RPN outputs of a batch, and Detectron2's results from them."""
@@ -85,24 +186,28 @@ def run_detectron2(model, image_size, *, num_images=1, output_size=None, seed=0,
     Returns:
         Frame:
     """
-    images = [torch.zeros(3, *image_size, device=model.device)] * num_images
-    images = ImageList.from_tensors(images, model.backbone.size_divisibility)
-    canvas_size = tuple(images.tensor.shape[-2:])
-    features = features or smooth_features(model, num_images, canvas_size, seed)
+    images, sizes = images_and_sizes(model, image_size, num_images, output_size)
+    features = features or smooth_features(model, num_images, sizes.canvas_size, seed)
     rpn = model.proposal_generator
     logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
     proposals, _ = rpn(images, features)
     instances, _ = model.roi_heads(images, features, proposals)
-    output_size = output_size or image_size
-    sizes = FrameSizes(
+    instances = [detector_postprocess(x, *sizes.output_size) for x in instances]
+    return Frame(features, logits, deltas, sizes, proposals, instances)
+
+
+def images_and_sizes(model, image_size, num_images, output_size):
+    """tuple[ImageList, FrameSizes]: empty images of this size, padded."""
+    images = [torch.zeros(3, *image_size, device=model.device)] * num_images
+    images = ImageList.from_tensors(images, model.backbone.size_divisibility)
+    canvas_size = tuple(images.tensor.shape[-2:])
+    return images, FrameSizes(
         image_size=image_size,
         canvas_size=canvas_size,
-        output_size=output_size,
+        output_size=output_size or image_size,
         grid_shape=num_blocks(BLOCK, canvas_size),
         pixels_per_block=16,
     )
-    instances = [detector_postprocess(x, *output_size) for x in instances]
-    return Frame(features, logits, deltas, sizes, proposals, instances)
 
 
 def smooth_features(model, num_images, canvas_size, seed):

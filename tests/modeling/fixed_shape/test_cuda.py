@@ -1,13 +1,19 @@
-"""StaticRCNN on CUDA: it has Detectron2's results, never waits, and can be a CUDA graph."""
+"""StaticHeads on CUDA: they have Detectron2's results, never wait, and can be a CUDA graph."""
 
 import copy
 
 import pytest
 import torch
 
-from blockcopy_d2.modeling.fixed_shape import StaticRCNN
+from blockcopy_d2.modeling.fixed_shape import StaticRCNN, find_static_heads
 from blockcopy_d2.policy import instance_block_gain, instance_information_gain, paint_output
-from tests.modeling.fixed_shape.models import assert_agree, run_detectron2, small_rcnn
+from tests.modeling.fixed_shape.models import (
+    assert_agree,
+    run_dense_detector,
+    run_detectron2,
+    small_dense_detector,
+    small_rcnn,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -116,3 +122,46 @@ def test_replays_are_equal():
     assert first.pred_boxes.tensor.equal(second.pred_boxes.tensor)
     assert first.scores.equal(second.scores)
     assert first.pred_masks.equal(second.pred_masks)
+
+
+@pytest.fixture(params=[False, True], ids=["retinanet", "fcos"])
+def dense_detector(request):
+    return small_dense_detector(centerness=request.param).to("cuda")
+
+
+def test_results_of_dense_detectors_are_those_of_detectron2(dense_detector):
+    heads = find_static_heads(dense_detector)(dense_detector)
+    for output_size in (SIZE, OUTPUT):
+        options = {"num_images": 2, "output_size": output_size}
+        inputs, expected = run_dense_detector(dense_detector, SIZE, **options)
+        for got, want in zip(heads(*inputs).to_instances(), expected, strict=True):
+            assert_agree(got, want)
+    *outputs, sizes = inputs
+    outputs = [[x.half() for x in maps] for maps in outputs]
+    for got, want in zip(heads(*outputs, sizes).to_instances(), expected, strict=True):
+        assert_agree(got, want, precise=False)
+
+
+def test_a_cuda_graph_of_a_dense_detector_replays_for_other_inputs(dense_detector):
+    heads = find_static_heads(dense_detector)(dense_detector)
+    inputs, want = run_dense_detector(dense_detector, SIZE)
+    *outputs, sizes = inputs
+    static = copy.deepcopy(outputs)
+    for _ in range(2):
+        heads(*static, sizes)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        heads(*static, sizes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        detections = heads(*static, sizes)
+    mirrored = tuple([x.flip(3).contiguous() for x in maps] for maps in outputs)
+    _, other = run_dense_detector(dense_detector, SIZE, outputs=mirrored)
+    for new, expected in ((mirrored, other), (outputs, want)):
+        for to, source in zip(sum(static, []), sum(new, []), strict=True):
+            to.copy_(source)
+        graph.replay()
+        assert_agree(detections.to_instances()[0], expected[0])

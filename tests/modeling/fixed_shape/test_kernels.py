@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
-from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.modeling.poolers import ROIPooler
 
 pytest.importorskip("triton")
@@ -13,6 +13,10 @@ from blockcopy_d2.modeling.fixed_shape.box_inference import (  # noqa: E402
     fill_slots_reference,
 )
 from blockcopy_d2.modeling.fixed_shape.boxes import decode_boxes_reference  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.dense_candidates import (  # noqa: E402
+    pair_scores_reference,
+    peak_scores_reference,
+)
 from blockcopy_d2.modeling.fixed_shape.nms import nms_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.paste import sample_masks_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.proposals import (  # noqa: E402
@@ -27,6 +31,10 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.box_inference import (  # noqa
     fill_slots_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.boxes import decode_boxes_triton  # noqa: E402
+from blockcopy_d2.modeling.fixed_shape.triton_ops.dense_candidates import (  # noqa: E402
+    pair_scores_triton,
+    peak_scores_triton,
+)
 from blockcopy_d2.modeling.fixed_shape.triton_ops.nms import nms_triton  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (  # noqa: E402
     paste_masks_triton,
@@ -169,6 +177,45 @@ def maps(channels, *, row=None):
 def test_align_levels(row):
     logits = [x.half() for x in maps(3, row=row)]
     assert align_levels_triton(logits).equal(align_levels_reference(logits))
+
+
+@pytest.mark.parametrize("row", [None, 15])
+@pytest.mark.parametrize("num_anchors", [1, 3])
+@pytest.mark.parametrize("centred", [False, True])
+def test_dense_scores(row, num_anchors, centred):
+    logits = [x.half() * 2 for x in maps(4 * num_anchors, row=row)]
+    centerness = [x * 2 for x in maps(num_anchors)] if centred else None
+    logits[0][0, 1, 2] = torch.nan
+    logits[1][1, 2, 0] = torch.inf
+    args = (logits, centerness, 4, 0.6)
+    got, want = peak_scores_triton(*args), peak_scores_reference(*args)
+    torch.testing.assert_close(got, want)
+    assert (want < 0).any() and (want > 0.6).any() and want.shape[2] == 30 * num_anchors
+    # Entries beyond the last levels: their padding.
+    index = torch.randint(30 * num_anchors, (2, 3, 17))
+    args = (logits, centerness, index, 4, 0.6)
+    got, want = pair_scores_triton(*args), pair_scores_reference(*args)
+    torch.testing.assert_close(got, want)
+    assert (want < 0).any() and (want > 0.6).any()
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_decode_candidates_of_one_stage_detectors(normalized):
+    """A linear transform, and boxes that are not clipped."""
+    anchors = [random_boxes(30), random_boxes(10), random_boxes(2)]
+    deltas = [x.half() for x in maps(4)]
+    deltas[0][0, 1] = torch.nan
+    deltas[1][1, 0] = torch.inf
+    index = torch.randint(30, (2, 3, 20))
+    transform = Box2BoxTransformLinear(normalize_by_size=normalized)
+    args = (deltas, anchors, index, torch.ones(2, 3, 20), transform, None, -torch.inf)
+    (got, got_valid), (want, want_valid) = (
+        decode_candidates_triton(*args),
+        decode_candidates_reference(*args),
+    )
+    assert got_valid.equal(want_valid) and want_valid.any() and not want_valid[:, 0].all()
+    torch.testing.assert_close(got[want_valid], want[want_valid], rtol=1e-5, atol=1e-4)
+    assert (want[want_valid] < 0).any() == normalized
 
 
 @pytest.mark.parametrize("row", [None, 15])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch.nn import functional as F
 
 from blockcopy_d2.engine.defaults import load_config
@@ -10,6 +11,7 @@ from blockcopy_d2.modeling import VideoOptions
 from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import build_policy
 from blockcopy_d2.resources import config_path
+from tests.modeling.fixed_shape.models import spread_outputs
 from tests.small_model import CONFIG, small_model_opts
 from tests.sparse.networks import randomize
 
@@ -37,6 +39,8 @@ class Side:
             else:
                 torch.manual_seed(0)
                 randomize(built[key].base)
+                if isinstance(built[key].base, DenseDetector):
+                    spread_outputs(built[key].base, features=20.0)
         self.model = model = built[key]
         torch.manual_seed(0)
         model.policy = build_policy(cfg, num_classes=model.task.num_classes).to(device)

@@ -7,17 +7,29 @@ import pytest
 import torch
 from detectron2.modeling import SemanticSegmentor
 
-from blockcopy_d2.modeling.fixed_shape import StaticCSP, StaticSegmentor, find_static_heads
+from blockcopy_d2.modeling.fixed_shape import (
+    StaticCSP,
+    StaticFCOS,
+    StaticRetinaNet,
+    StaticSegmentor,
+    find_static_heads,
+)
+from tests.modeling.fixed_shape.models import SMALL_DENSE_DETECTOR
 from tests.modeling.running.sides import assert_same_output, both, clip, sides
 from tests.networks.csp.small import OPTS as SMALL_CSP
 from tests.networks.test_semantic_networks import NETWORKS as SEMANTIC
 
 BLOCKS = ("MODEL.BLOCKCOPY.BLOCK_SIZE", 64)
 CSP = ("CityPersons/csp_R_50.yaml", *SMALL_CSP, "TEST.DETECTIONS_PER_IMAGE", 10, *BLOCKS)
+DENSE_DETECTOR = (*SMALL_DENSE_DETECTOR, "MODEL.WEIGHTS", "", *BLOCKS)
+FCOS = (*DENSE_DETECTOR, "MODEL.META_ARCHITECTURE", "small_fcos")
 NETWORKS = {
     **{name: (*SEMANTIC[name], "MODEL.WEIGHTS", "", *BLOCKS) for name in SEMANTIC},
     "csp": CSP,
+    "retinanet": DENSE_DETECTOR,
+    "fcos": FCOS,
 }
+HEADS = {"csp": StaticCSP, "retinanet": StaticRetinaNet, "fcos": StaticFCOS}
 # These are deeper, or share a part of another's head: they have no operators of their own.
 ALIKE = ("swiftnet-50", "deeplab")
 LEARNING = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
@@ -33,8 +45,7 @@ def network(request):
 @pytest.mark.usefixtures("replayed_lessons")
 def test_a_clip(folder, built, device, network):
     eager, graph = sides(folder, built, device, *LEARNING, network=NETWORKS[network])
-    kind = StaticCSP if network == "csp" else StaticSegmentor
-    assert find_static_heads(graph.model.base) is kind
+    assert find_static_heads(graph.model.base) is HEADS.get(network, StaticSegmentor)
     executed = []
     for image in clip(device, 7):
         results = both(eager, graph, image)
@@ -43,7 +54,9 @@ def test_a_clip(folder, built, device, network):
     assert graph.stream.frames == eager.stream.frames == 7
 
 
-@pytest.mark.parametrize("network", ["swiftnet-18", "deeplab-global", "csp"], indirect=True)
+@pytest.mark.parametrize(
+    "network", ["swiftnet-18", "deeplab-global", "csp", "retinanet"], indirect=True
+)
 def test_padding_and_outputs_of_another_size(folder, built, device, network):
     """The output is scaled to the requested size, for any size of the input."""
     policy = ("MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")

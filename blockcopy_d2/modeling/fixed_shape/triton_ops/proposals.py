@@ -4,7 +4,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .boxes import decode, load_boxes, store_boxes, transform_numbers
+from .boxes import (
+    clip,
+    clip_limits,
+    decode,
+    decode_linear,
+    is_linear,
+    load_boxes,
+    store_boxes,
+    transform_numbers,
+)
 
 
 @triton.jit
@@ -48,8 +57,9 @@ def decode_proposals_kernel(
     A,
     k,
     transform,
-    image_size,
+    limits,
     least_side,
+    LINEAR: tl.constexpr,
     L: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -71,8 +81,12 @@ def decode_proposals_kernel(
     exists = mask & (index < size)
     delta += row // L * image + index // A * pixel + index % A * 4
     anchor += index * 4
-    found = load_boxes(delta, exists)
-    x0, y0, x1, y1, finite = decode(found, load_boxes(anchor, exists), transform, image_size)
+    found, anchor = load_boxes(delta, exists), load_boxes(anchor, exists)
+    if LINEAR:
+        x0, y0, x1, y1, finite = decode_linear(found, anchor, transform)
+    else:
+        x0, y0, x1, y1, finite = decode(found, anchor, transform)
+    x0, y0, x1, y1 = clip(x0, y0, x1, y1, limits)
     logit = tl.load(logits_ptr + candidate, mask=mask, other=0.0).to(tl.float32)
     valid = exists & finite & (tl.abs(logit) < float("inf"))
     valid &= (x1 - x0 > least_side) & (y1 - y0 > least_side)
@@ -80,7 +94,7 @@ def decode_proposals_kernel(
     tl.store(valid_ptr + candidate, valid.to(tl.uint8), mask=mask)
 
 
-def _pixel_rows(x):
+def pixel_rows(x):
     """
     Returns the same map with the channels of a pixel together, and pixels at a fixed distance.
     """
@@ -89,7 +103,7 @@ def _pixel_rows(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _layout(maps):
+def map_strides(maps):
     """Returns the strides of a pixel and of an image, for every level."""
     # The stride of a dimension of size 1 is meaningless.
     pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
@@ -98,11 +112,11 @@ def _layout(maps):
 
 def align_levels_triton(logits):
     """Runs :func:`align_levels` on a GPU."""
-    logits = [_pixel_rows(x) for x in logits]
+    logits = [pixel_rows(x) for x in logits]
     sizes = tuple(x[0].numel() for x in logits)
     (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
     out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
-    maps, constants = (tuple(logits), sizes, *_layout(logits)), dict(L=levels, BLOCK=2048)
+    maps, constants = (tuple(logits), sizes, *map_strides(logits)), dict(L=levels, BLOCK=2048)
     grid = (triton.cdiv(width, 2048), images * levels)
     align_levels_kernel[grid](*maps, out, num_anchors, width, **constants, num_warps=4)
     return out
@@ -110,15 +124,15 @@ def align_levels_triton(logits):
 
 def decode_candidates_triton(deltas, anchors, index, logits, transform, image_size, least_side):
     """Runs :func:`decode_candidates` on a GPU."""
-    deltas = [_pixel_rows(x) for x in deltas]
+    deltas = [pixel_rows(x) for x in deltas]
     sizes = tuple(len(x) for x in anchors)
     images, levels, k = index.shape
     boxes = torch.empty(images, levels, k, 4, dtype=torch.float32, device=index.device)
     valid = torch.empty(images, levels, k, dtype=torch.uint8, device=index.device)
-    maps = (tuple(deltas), tuple(anchors), sizes, *_layout(deltas))
+    maps = (tuple(deltas), tuple(anchors), sizes, *map_strides(deltas))
     tensors, num_anchors = (index, logits, boxes, valid), deltas[0].shape[1] // 4
-    numbers = transform_numbers(transform), tuple(map(float, image_size)), float(least_side)
-    decode_proposals_kernel[triton.cdiv(k, 128), images * levels](
-        *maps, *tensors, num_anchors, k, *numbers, L=levels, BLOCK=128, num_warps=4
-    )
+    numbers = transform_numbers(transform), clip_limits(image_size), float(least_side)
+    constants = dict(LINEAR=is_linear(transform), L=levels, BLOCK=128, num_warps=4)
+    grid = triton.cdiv(k, 128), images * levels
+    decode_proposals_kernel[grid](*maps, *tensors, num_anchors, k, *numbers, **constants)
     return boxes, valid.view(torch.bool)
