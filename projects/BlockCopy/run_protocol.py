@@ -14,7 +14,9 @@ import logging
 import os
 import signal
 
+from blockcopy_protocol.course import Course
 from blockcopy_protocol.loop import (
+    CourseHook,
     Measurement,
     MeasurementHook,
     PartialScoringHook,
@@ -105,6 +107,17 @@ def get_parser():
         " DATALOADER.NUM_WORKERS make it shorter",
     )
     parser.add_argument(
+        "--untimed",
+        action="store_true",
+        help="leave times out of tables and plots, for a run that shares the machine with others",
+    )
+    parser.add_argument(
+        "--warm-course",
+        action="store_true",
+        help="measure gain share and executed share while policies are warmed, too: the dense"
+        " network runs beside them, and course.png begins with the first update",
+    )
+    parser.add_argument(
         "--output", default="./output/protocol", metavar="DIR", help="(%(default)s)"
     )
     parser.add_argument(
@@ -143,18 +156,21 @@ def build_config(args):
     return cfg
 
 
-def warm_policies(cfg, model, methods, loader, passes):
+def warm_policies(cfg, model, methods, loader, passes, courses):
     """
     Let every policy that learns do so on training clips, and save it in the output folder. If that
-    ends early, the name of its file ends in "_unfinished".
+    ends early, the name of its file ends in "_unfinished". Its course goes to ``courses`` if they
+    have its name; the dense method runs for them.
     """
+    dense = [method for method in methods if method.kind == "dense"]
     methods = [method for method in methods if method.learner is not None]
     suffix = "_unfinished"
     try:
         for index in range(passes):
-            loop = ProtocolLoop(model, loader, methods)
+            loop = ProtocolLoop(model, loader, (dense if courses else []) + methods)
             title = f"Warming {len(methods)} policies, {index + 1}/{passes}"
-            loop.register_hooks([ProgressHook(title)])
+            recorders = [CourseHook(courses)] if courses else []
+            loop.register_hooks([*recorders, ProgressHook(title)])
             loop.train()
         suffix = ""
     finally:
@@ -171,14 +187,15 @@ def load_policies(cfg, methods):
             PolicyCheckpointer(method.policy, learner=method.learner).load(path)
 
 
-def run_methods(cfg, model, methods, loader, description):
+def run_methods(cfg, model, methods, loader, description, warm_courses):
     """Run and score all methods on the test clips; the policies go on learning."""
     (name,) = cfg.DATASETS.TEST
     measurements = {method.name: Measurement() for method in methods}
     scoring = PartialScoringHook(
         {method.name: build_evaluator(cfg, name, cfg.OUTPUT_DIR) for method in methods}
     )
-    results = ResultsHook(cfg.OUTPUT_DIR, methods, measurements, scoring, description=description)
+    known = {"description": description, "warm_courses": warm_courses}
+    results = ResultsHook(cfg.OUTPUT_DIR, methods, measurements, scoring, **known)
     loop = ProtocolLoop(model, loader, methods)
     progress = ProgressHook(f"Running {len(methods)} methods")
     measuring = MeasurementHook(measurements, include_loading=description["include_loading"])
@@ -208,10 +225,13 @@ def main(argv=None):
         )
         if args.resume:
             load_policies(cfg, methods)
+    courses = {}
+    if args.warm_course:
+        courses = {method.name: Course() for method in methods if method.learner is not None}
     try:
         if warm:
-            warm_policies(cfg, model, methods, train_loader, args.warm_passes)
-        run_methods(cfg, model, methods, test_loader, describe_run(cfg, args))
+            warm_policies(cfg, model, methods, train_loader, args.warm_passes, courses)
+        run_methods(cfg, model, methods, test_loader, describe_run(cfg, args), courses)
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted: {cfg.OUTPUT_DIR} has what was run.") from None
 

@@ -3,12 +3,15 @@
 Shows a run of run_protocol.py in README.md: its table and plots replace those of the run before.
 
     python projects/BlockCopy/update_readme.py output/protocol/results.json
+
+Several files are put together: those of one protocol that ran as a process per target or seed.
 """
 
 import argparse
 from pathlib import Path
 
-from blockcopy_protocol.report import embed_report
+from blockcopy_protocol.merging import merge_results
+from blockcopy_protocol.report import embed_report, write_report
 from blockcopy_protocol.results import read_results
 
 
@@ -16,17 +19,26 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", metavar="FILE", help="results.json of a run")
+    parser.add_argument("results", nargs="+", metavar="FILE", help="results.json of a run")
     parser.add_argument(
         "--section",
         default="",
         metavar="NAME",
         help="where the README shows several runs: between <!-- NAME results: begin --> and end",
     )
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write tables and plots there, as a run does, and leave the README as it is",
+    )
     parser.add_argument("--readme", default=Path(__file__).with_name("README.md"), metavar="FILE")
     args = parser.parse_args(argv)
     try:
-        embed_report(read_results(args.results), args.readme, args.section)
+        results = merge_results([read_results(path) for path in args.results])
+        if args.report is not None:
+            write_report(results, args.report)
+        else:
+            embed_report(results, args.readme, args.section)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -24,3 +24,46 @@ def test_points_are_of_windows_of_frames_and_of_all_methods_of_a_row():
         {"frames": WINDOW + 5, "executed": 0.75, "gain_share": None},
     ]
     assert Course.points([Course()]) == []
+
+
+def test_long_courses_have_longer_windows():
+    from blockcopy_protocol.course import WINDOW, Course
+
+    course, active = Course(), torch.tensor([[[True, False]]])
+    for _ in range(61 * WINDOW):
+        course.add(active, torch.ones(1, 1, 2))
+    points = Course.points([course])
+    assert [point["frames"] for point in points[:2]] == [2 * WINDOW, 4 * WINDOW]
+    assert len(points) == 31 and points[-1]["frames"] == 61 * WINDOW
+
+
+def test_curves_begin_with_the_warming(tmp_path, monkeypatch):
+    from blockcopy_protocol.course import plot_course
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+
+    def points(*values):
+        return [
+            {"frames": 20 * (index + 1), "executed": value, "gain_share": value / 2}
+            for index, value in enumerate(values)
+        ]
+
+    rows = [
+        {"method": "dense", "target": None, "course": points(1.0)},
+        {"method": "blockcopy", "target": 0.3, "course": points(0.3)},
+        {"method": "random", "target": 0.3, "course": points(0.4)},
+    ]
+    rows[1]["warm_course"] = points(0.9, 0.6)
+    results = {"rows": rows, "blockcopy": {"LEARNER": {"UPDATE_EVERY": 4}}}
+    plot_course(results, tmp_path / "course.png")
+    gained, executed = drawn[0].axes
+    learned, random, end = (line.get_xydata().tolist() for line in executed.lines)
+    assert learned == [[20, 0.9], [40, 0.6], [60, 0.3]] and random == [[60, 0.4]]
+    assert {x for x, _ in end} == {40}
+    assert [y for _, y in gained.lines[0].get_xydata()] == [0.45, 0.3, 0.15]
+    (updates,) = gained.child_axes
+    assert updates.get_xlabel() == "updates of a policy"
+    drawn[0].draw_without_rendering()
+    assert updates.get_xlim() == pytest.approx([limit / 4 for limit in gained.get_xlim()])

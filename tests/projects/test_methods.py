@@ -8,7 +8,8 @@ from PIL import Image
 
 
 def test_seeds_of_the_draws(run, read, tmp_path):
-    run("--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 2)
+    shared = ("--warm-course", "--untimed")
+    run("--warm-clips", 1, "--clips", 2, "--targets", 0.4, "--seeds", 2, *shared)
     results = read()
     assert [row["method"] for row in results["rows"]] == [
         "dense",
@@ -34,6 +35,16 @@ def test_seeds_of_the_draws(run, read, tmp_path):
     assert "Mean and standard deviation of 2 seeds" in table
     rows = [line for line in table.splitlines() if " ± " in line]
     assert [line.split("|")[1].strip() for line in rows] == ["BlockCopy", "random blocks"]
+    assert [row["draws"] for row in results["rows"]] == [False, True, True, False]
+    # One clip of three frames warmed both policies; the process shares the machine.
+    (point,) = learned["warm_course"]
+    assert point["frames"] == 2 and 0 < point["executed"] < 1 and 0 < point["gain_share"] < 1
+    assert not any("warm_course" in row for row in (dense, random, difference))
+    assert not results["timed"] and "ms" not in table.split("Mean")[0]
+    assert {path.name for path in (tmp_path / "output").glob("*.png")} == {
+        "ap_gmacs.png",
+        "course.png",
+    }
 
 
 def test_further_policies(run, read, tmp_path, monkeypatch):

@@ -141,6 +141,7 @@ def test_results_show_no_secrets_of_addresses(tmp_path):
     cfg = load_config(config_path(CONFIG), [*small_model_opts(tmp_path), *opts])
     args = argparse.Namespace(config_file=CONFIG, opts=opts, warm_clips=0, warm_passes=1)
     args.seeds, args.include_loading, args.policies = 1, False, [("LearnedPolicy", address)]
+    args.untimed = False
     written = json.dumps(describe_run(cfg, args))
     assert written.count("http://***@h/policy.pth?***") == 6 and "s3cret" not in written
 

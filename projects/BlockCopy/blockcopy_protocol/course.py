@@ -1,5 +1,7 @@
 """The course of a run: gain share and executed share over the frames since policies started."""
 
+import math
+
 from matplotlib.figure import Figure
 
 from blockcopy_d2.atomic import atomic_write
@@ -8,8 +10,9 @@ from .plots import title_of
 
 __all__ = ["Course", "plot_course"]
 
-# Frames per point of a curve.
+# Frames per point of a curve; of a longer one so many times as many that it has this many points.
 WINDOW = 20
+_MOST_POINTS = 60
 # Colours of Okabe and Ito.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#000000")
 
@@ -36,13 +39,15 @@ class Course:
             courses (list[Course]): courses of the methods of a row, on the same frames.
 
         Returns:
-            list[dict]: one for every :data:`WINDOW` frames, with "frames" so far, "executed" (mean
-            share of the blocks) and "gain_share" (share of these frames' gain; None if there was
-            none).
+            list[dict]: one for every :data:`WINDOW` frames, or a multiple of it, with "frames" so
+            far, "executed" (mean share of the blocks) and "gain_share" (share of these frames'
+            gain; None if there was none).
         """
         points = []
-        for start in range(0, max(len(x._frames) for x in courses), WINDOW):
-            parts = [frame for x in courses for frame in x._frames[start : start + WINDOW]]
+        frames = max(len(x._frames) for x in courses)
+        window = WINDOW * max(1, math.ceil(frames / WINDOW / _MOST_POINTS))
+        for start in range(0, frames, window):
+            parts = [frame for x in courses for frame in x._frames[start : start + window]]
             executed, gained, total = map(sum, zip(*parts))
             points.append(
                 {
@@ -56,33 +61,44 @@ class Course:
 
 def plot_course(results, path):
     """
-    Draw gain share and executed share over frames, a curve per method that follows a target.
+    Draw gain share and executed share over frames, a curve per method that follows a target. If
+    the run measured them while policies were warmed, the curves begin there, and a line shows the
+    end of it.
 
     Args:
         results (dict): content of results.json. Rows without a target or a course are left out.
         path (str or Path): path of the PNG file.
     """
     rows = [row for row in results["rows"] if row["target"] is not None and row.get("course")]
+    warmed = max(
+        (row["warm_course"][-1]["frames"] for row in rows if row.get("warm_course")), default=0
+    )
     figure = Figure(figsize=(6.4, 5.4), dpi=150, layout="constrained")
     panels = figure.subplots(2, sharex=True)
     for axes, key, label in zip(
         panels, ("gain_share", "executed"), ("share of the information gain", "executed share")
     ):
         for index, row in enumerate(rows):
-            known = [point for point in row["course"] if point[key] is not None]
+            points = [(point["frames"], point[key]) for point in row.get("warm_course", ())]
+            points += [(warmed + point["frames"], point[key]) for point in row["course"]]
             title = f"{title_of(row['method'])}, $\\tau$ = {row['target']:g}"
             axes.plot(
-                [point["frames"] for point in known],
-                [point[key] for point in known],
+                *zip(*((frame, value) for frame, value in points if value is not None)),
                 label=title,
                 color=_COLORS[index % len(_COLORS)],
                 linewidth=2.2 if row["method"] == "blockcopy" else 1.2,
             )
+        if warmed:
+            axes.axvline(warmed, color="#8C8C8C", linestyle=":", linewidth=1)
         axes.set_ylabel(label)
         axes.set_ylim(0, 1.02)
         axes.grid(color="#E3E3E3", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[1].set_xlabel("frames since the start")
+    panels[1].set_xlabel("frames since the start, first ones of clips left out")
+    every = results.get("blockcopy", {}).get("LEARNER", {}).get("UPDATE_EVERY")
+    if every:
+        scale = (lambda frames: frames / every, lambda updates: updates * every)
+        panels[0].secondary_xaxis("top", functions=scale).set_xlabel("updates of a policy")
     if rows:
         panels[0].legend(frameon=False, fontsize=8, ncols=2)
     with atomic_write(path) as temporary:

@@ -16,7 +16,7 @@ from blockcopy_d2.modeling import FrameResult
 from .course import Course
 from .stages import seconds_of_block_lists
 
-__all__ = ["Measurement", "MeasurementHook", "PartialScoringHook", "ProtocolLoop"]
+__all__ = ["CourseHook", "Measurement", "MeasurementHook", "PartialScoringHook", "ProtocolLoop"]
 
 
 class ProtocolLoop(EvaluationLoop):
@@ -155,13 +155,35 @@ class MeasurementHook(HookBase):
         runs = self.trainer.runs
         if not runs:
             return
-        dense = runs["dense"].result
-        frame, gain = dense.frame.nan_to_num(), None
-        if dense.previous_detections is not None:
-            gain = self.trainer.model.information_gain(dense)
+        frame, gain = runs["dense"].result.frame.nan_to_num(), _dense_gain(self.trainer)
         waited = self.trainer.waited if self._include_loading else None
         for name, run in runs.items():
             self._measurements[name].add(run, frame, gain, waited=waited)
+
+
+class CourseHook(HookBase):
+    """Records the course of policies while they are warmed, beside the dense method."""
+
+    def __init__(self, courses):
+        """
+        Args:
+            courses (dict[str, Course]): to fill, by the name of the method.
+        """
+        self._courses = courses
+
+    def after_step(self):
+        if not self.trainer.runs:
+            return
+        gain = _dense_gain(self.trainer)
+        if gain is not None and torch.isfinite(gain).all():
+            for name, course in self._courses.items():
+                course.add(self.trainer.runs[name].result.grid.active, gain)
+
+
+def _dense_gain(loop):
+    """Information gain between the dense outputs of this frame and the last; None if first."""
+    dense = loop.runs["dense"].result
+    return None if dense.previous_detections is None else loop.model.information_gain(dense)
 
 
 class PartialScoringHook(ScoringHook):

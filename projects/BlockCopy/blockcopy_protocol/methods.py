@@ -78,7 +78,7 @@ class StockMethod:
     """The task network as Detectron2 runs it, without blocks, to show the cost of blocks."""
 
     kind = name = "stock"
-    target, learner, learns, skips = None, None, False, False
+    target, learner, learns, skips, draws = None, None, False, False, False
     row = kind, target
 
     def warm_up(self, model, inputs):
@@ -120,6 +120,7 @@ class Method:
         period=1,
         phase=0,
         seed=None,
+        draws=False,
     ):
         """
         Args:
@@ -136,11 +137,13 @@ class Method:
                 and the first of a clip. If nothing moves, the others are not run at all: their
                 output is the last one, at no cost.
             seed (int or None): seed of the policy's draws, if there are methods with several.
+            draws (bool): whether the policy draws, so that another seed gives other results.
         """
         self.kind = kind
         self.policy = policy
         self.target = target
         self.learner = learner
+        self.draws = draws
         self._stages = stages
         self._scale = scale
         self._motion = motion
@@ -270,25 +273,25 @@ def build_methods(cfg, model, *, targets, baselines=(), policies=None, seeds=1):
                 if not baseline.aged:
                     own.MODEL.BLOCKCOPY.POLICY.AGE_WEIGHT = 0.0
                 options = {"target": target, "motion": _motion(baseline, cfg, model)}
-                for _, policy, seed in _of_seeds(own, model, seeds):
-                    methods.append(Method(kind, policy, seed=seed, **options))
+                for _, policy, luck in _of_seeds(own, model, seeds):
+                    methods.append(Method(kind, policy, **luck, **options))
     return methods
 
 
 def _of_seeds(cfg, model, number):
     """
     Yields:
-        tuple[CfgNode, Policy, int or None]: a config with a seed of its own, its policy, and the
-        seed's number; only one for a policy that draws nothing.
+        tuple[CfgNode, Policy, dict]: a config with a seed of its own, its policy, and the options
+        "seed" and "draws" of its method; only one for a policy that draws nothing.
     """
     for index in range(number):
         own = cfg.clone()
         own.defrost()
         own.MODEL.BLOCKCOPY.POLICY.SEED += index
         policy = _build_policy(own, model)
-        alone = number == 1 or not policy.generators(model.device)
-        yield own, policy, None if alone else index
-        if alone:
+        draws = bool(policy.generators(model.device))
+        yield own, policy, {"seed": index if draws and number > 1 else None, "draws": draws}
+        if not draws:
             return
 
 
@@ -318,7 +321,7 @@ def _motion(baseline, cfg, model):
 
 def _learned_methods(kind, cfg, model, seeds):
     options = cfg.MODEL.BLOCKCOPY
-    for own, policy, seed in _of_seeds(cfg, model, seeds):
+    for own, policy, luck in _of_seeds(cfg, model, seeds):
         if not policy.learns:
             raise ValueError(
                 f"The policy {options.POLICY.NAME} does not learn; the protocol needs one that"
@@ -327,8 +330,8 @@ def _learned_methods(kind, cfg, model, seeds):
         if kind == "blockcopy":
             policy.load_state_dict(model.policy.state_dict())
         learner = build_learner(own, policy)
-        shown = {"target": options.TARGET, "seed": seed}
-        yield Method(kind, policy, learner=learner, motion=model.motion, **shown)
+        shown = {"target": options.TARGET, "motion": model.motion}
+        yield Method(kind, policy, learner=learner, **luck, **shown)
 
 
 def _configure(cfg, policy_name, target=None):

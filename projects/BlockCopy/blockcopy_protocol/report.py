@@ -13,7 +13,8 @@ from .stages import plot_stages, stage_table
 
 __all__ = ["embed_report", "markdown_table", "write_report"]
 
-# Short name, key of the cost in a row, label of the axis.
+# Short name, key of the cost in a row, label of the axis. Those of times are left out of runs that
+# shared the machine.
 _PLOTS = (
     ("gmacs", "gmacs", "GMACs per frame"),
     ("ms", "ms_median", "ms per frame (median)"),
@@ -42,6 +43,7 @@ def markdown_table(results):
         not measured.
     """
     columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
+    columns = [column for column in columns if _timed(results) or "ms" not in column[0]]
     rows = [
         [title_of(row["method"]), *(_format(row.get(key), spec) for key, _, spec in columns)]
         for row in results["rows"]
@@ -74,10 +76,12 @@ def write_report(results, folder):
         # AP50 goes with AP.
         if metric != "AP50":
             _plot(results, metric, folder)
-    plot_stages(results, folder / "stages.png")
     plot_course(results, folder / "course.png")
-    parts = [markdown_table(results), stage_table(results), _provenance(results)]
-    parts.append(published_table(results))
+    parts = [markdown_table(results)]
+    if _timed(results):
+        plot_stages(results, folder / "stages.png")
+        parts.append(stage_table(results))
+    parts += [_provenance(results), published_table(results)]
     with atomic_write(folder / "results.md") as temporary:
         Path(temporary).write_text("\n\n".join(filter(None, parts)) + "\n")
 
@@ -122,10 +126,17 @@ def _plot(results, metric, folder, prefix=""):
     folder.mkdir(parents=True, exist_ok=True)
     plots = []
     for name, cost, label in _PLOTS:
+        if cost == "ms_median" and not _timed(results):
+            continue
         file = f"{prefix}{metric.lower()}_{name}.png"
         plot_trade_off(results, metric, cost, label, folder / file)
         plots.append((file, f"{metric} against {label}"))
     return plots
+
+
+def _timed(results):
+    """Results of older versions were all timed."""
+    return results.get("timed", True)
 
 
 def _provenance(results):
@@ -138,6 +149,7 @@ def _provenance(results):
     ended = "" if results["complete"] else " The run was ended early."
     number = results.get("seeds", 1)
     seeds = f" Mean and standard deviation of {number} seeds." if number > 1 else ""
+    revision = f", revision {results['revision']}" if results.get("revision") else ""
     # Results of older versions do not name the policy: it was the paper's.
     policy = f" ({results['policy']})" if "policy" in results else ""
     return (
@@ -145,7 +157,7 @@ def _provenance(results):
         f" {results['dataset']}, `{results['config_file']}`, policies{policy} warmed on"
         f" {quantity(results['warm_clips'], 'clip')} of"
         f" {results['train_dataset']}{often} per target.{seeds} {device}, torch"
-        f" {versions['torch']}, {results['date'][:10]}.{ended}"
+        f" {versions['torch']}, {results['date'][:10]}{revision}.{ended}"
     )
 
 

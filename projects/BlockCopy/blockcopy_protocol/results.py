@@ -4,7 +4,8 @@ import datetime
 import json
 import os
 import platform
-import statistics
+import shutil
+import subprocess
 
 import detectron2
 import numpy as np
@@ -19,6 +20,7 @@ from blockcopy_d2.engine.machine import processor_name
 from blockcopy_d2.evaluation.summary import headline
 
 from .course import Course
+from .merging import mean
 from .methods import BASELINES
 from .report import write_report
 
@@ -35,7 +37,9 @@ class ResultsHook(HookBase):
         results (dict): content of the file as last written.
     """
 
-    def __init__(self, output_dir, methods, measurements, scoring, *, description):
+    def __init__(
+        self, output_dir, methods, measurements, scoring, *, description, warm_courses=None
+    ):
         """
         Args:
             output_dir (str): folder of the files.
@@ -43,6 +47,8 @@ class ResultsHook(HookBase):
             measurements (dict[str, Measurement]): by the name of the method.
             scoring (PartialScoringHook):
             description (dict): from :func:`describe_run`.
+            warm_courses (dict[str, Course] or None): courses of methods while they were warmed, by
+                the name of the method.
         """
         self.results = None
         self._output_dir = output_dir
@@ -50,6 +56,7 @@ class ResultsHook(HookBase):
         self._measurements = measurements
         self._scoring = scoring
         self._description = description
+        self._warm_courses = warm_courses or {}
         self._frames = 0
         self._clips = 0
 
@@ -67,13 +74,17 @@ class ResultsHook(HookBase):
 
     def _write(self, complete):
         scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
-        rows, courses = {}, {}
+        rows, courses, warm_courses = {}, {}, {}
+        draws = {method.row: method.draws for method in self._methods}
         for method in self._methods:
             found = {**scores.get(method.name, {}), **self._measurements[method.name].summary()}
             if method.skips and found:
                 found["ms_median"] = None
             rows.setdefault(method.row, []).append(found)
             courses.setdefault(method.row, []).append(self._measurements[method.name].course)
+            if method.name in self._warm_courses:
+                warmed = self._warm_courses[method.name]
+                warm_courses.setdefault(method.row, []).append(warmed)
         self.results = {
             **self._description,
             "complete": complete,
@@ -85,9 +96,11 @@ class ResultsHook(HookBase):
                 {
                     "method": kind,
                     "target": target,
-                    **_mean(found),
+                    "draws": draws[kind, target],
+                    **mean(found),
                     **_each(kind, found),
                     "course": Course.points(courses[kind, target]),
+                    **_warm_course(warm_courses.get((kind, target))),
                 }
                 for (kind, target), found in rows.items()
             ],
@@ -98,18 +111,8 @@ class ResultsHook(HookBase):
             json.dump(self.results, f, indent=2)
 
 
-def _mean(values):
-    """
-    Args:
-        values (list): numbers, or dicts of them or of dicts, all with the same keys; or None.
-
-    Returns:
-        Their mean, in the same structure; None if any of them is None.
-    """
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: _mean([value[key] for value in values]) for key in first}
-    return None if None in values else statistics.fmean(values)
+def _warm_course(courses):
+    return {"warm_course": Course.points(courses)} if courses else {}
 
 
 def _each(kind, rows):
@@ -142,6 +145,8 @@ def describe_run(cfg, args):
         "warm_passes": args.warm_passes,
         "seeds": args.seeds,
         "include_loading": args.include_loading,
+        "timed": not args.untimed,
+        "revision": _revision(),
         "blockcopy": yaml.safe_load(redact_words(options.dump())),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
@@ -179,6 +184,16 @@ def read_results(path):
     if not isinstance(results, dict) or not results.get("rows"):
         raise ValueError(f'{path} has no "rows": it is not a results.json of run_protocol.py.')
     return results
+
+
+def _revision():
+    """str or None: of this checkout; None without git or outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    folder = os.path.dirname(os.path.abspath(__file__))
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def _device(name):

@@ -1,0 +1,105 @@
+"""Puts runs of the protocol together, such as one process per target and seed."""
+
+import statistics
+
+__all__ = ["merge_results"]
+
+# Content of results.json that runs may differ in.
+_OWN = {"rows", "opts", "blockcopy", "seeds", "date", "complete", "timed", "other_policies"}
+
+
+def merge_results(parts):
+    """
+    Put the rows of several runs into one. The seeds of methods that draw their blocks are put
+    together; a method that draws none has to be in one of the runs only, or is taken from the first
+    of them.
+
+    Args:
+        parts (list[dict]): contents of results.json, of runs with the same config, data and machine
+            that differ in targets, baselines, further policies or the policy's seed.
+
+    Returns:
+        dict: as of one run.
+
+    Raises:
+        ValueError: they differ in anything else, or two of them have the same seed.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        for key in sorted((first.keys() | part.keys()) - _OWN):
+            _check_equal(key, first.get(key), part.get(key))
+        _check_equal("blockcopy", _shared(first["blockcopy"]), _shared(part["blockcopy"]))
+    found = {}
+    for part in parts:
+        for row in part["rows"]:
+            found.setdefault((row["method"], row["target"]), []).append((part, row))
+    rows = [_merge_row(entries) for entries in found.values()]
+    # As build_methods orders them.
+    rows.sort(key=lambda row: -1 if row["target"] is None else row["target"])
+    policies = [part.get("other_policies", {}) for part in parts]
+    return {
+        **first,
+        "complete": all(part["complete"] for part in parts),
+        "timed": all(part.get("timed", True) for part in parts),
+        "seeds": max(len(row.get("seeds", [row])) for row in rows),
+        "other_policies": {name: weights for x in policies for name, weights in x.items()},
+        "rows": rows,
+    }
+
+
+def _merge_row(entries):
+    """dict: the row that those of several runs become; ``entries`` are pairs of run and row."""
+    row = entries[0][1]
+    if len(entries) == 1 or not row.get("draws"):
+        return row
+    used = []
+    for part, own in entries:
+        start = part["blockcopy"]["POLICY"]["SEED"]
+        used += range(start, start + len(own.get("seeds", [own])))
+    if len(set(used)) < len(used):
+        raise ValueError(
+            f"Two runs have the method {row['method']} at target {row['target']} with the same"
+            " MODEL.BLOCKCOPY.POLICY.SEED; each of them needs another."
+        )
+    seeds = [seed for _, own in entries for seed in own.get("seeds", [own])]
+    courses = ("course", "warm_course")
+    names = [name for name in seeds[0] if name not in (*courses, "method", "target", "draws")]
+    seeds = [{name: seed[name] for name in names} for seed in seeds]
+    return {
+        **{key: row[key] for key in ("method", "target", "draws")},
+        **mean(seeds),
+        "seeds": seeds,
+        **{
+            name: [mean(points) for points in zip(*(own[name] for _, own in entries))]
+            for name in courses
+            if name in row
+        },
+    }
+
+
+def mean(values):
+    """
+    Args:
+        values (list): numbers, or dicts of them or of dicts, all with the same keys; or None.
+
+    Returns:
+        Their mean, in the same structure; None if any of them is None.
+    """
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: mean([value[key] for value in values]) for key in first}
+    return None if None in values else statistics.fmean(values)
+
+
+def _shared(options):
+    """Options of BlockCopy without those that runs may differ in."""
+    policy = {key: value for key, value in options["POLICY"].items() if key != "SEED"}
+    return {**options, "POLICY": policy}
+
+
+def _check_equal(key, first, other):
+    if first != other:
+        raise ValueError(
+            f"The runs differ in {key}: {first} and {other}. Runs can be put together if they"
+            " differ in targets, baselines, policies and seeds only."
+        )
