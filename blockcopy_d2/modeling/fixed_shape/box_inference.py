@@ -5,6 +5,7 @@ Turns class logits and boxes of all proposals into a fixed number of detections:
 Shape shorthand in this module:
 
     N: images of a batch
+    S: stages of a cascade, or 1
     R: proposals of an image
     K: classes
     D: detections of an image at most
@@ -27,7 +28,8 @@ NO_SCORE = -1.0
 def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):
     """
     Args:
-        logits (Tensor): (N, R, K + 1), background last, the last dimension contiguous.
+        logits (list[Tensor]): (N, R, K + 1) of each of S stages, background last, the last
+            dimension contiguous. All have the same strides.
         usable (Tensor): bool (N, R), which proposals take part.
         finite (Tensor): bool (N, R, K) or (N, R, 1), whether boxes are finite. A proposal with a
             box that is not takes no part, as in Detectron2.
@@ -35,9 +37,10 @@ def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):
         sigmoid (bool): use a sigmoid instead of a softmax.
 
     Returns:
-        Tensor: float32 (N, R K), the probability of each candidate, -1 for all other pairs.
+        Tensor: float32 (N, R K), the probability of each candidate, which is the mean over stages;
+        -1 for all other pairs.
     """
-    if triton_runs_on(logits.device):
+    if triton_runs_on(logits[0].device):
         from .triton_ops.box_inference import candidate_scores_triton
 
         return candidate_scores_triton(logits, usable, finite, threshold, sigmoid=sigmoid)
@@ -46,8 +49,8 @@ def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):
 
 def candidate_scores_reference(logits, usable, finite, threshold, *, sigmoid=False):
     """:func:`candidate_scores` in plain PyTorch."""
-    logits = logits.float()
-    scores = logits.sigmoid() if sigmoid else logits.softmax(dim=2)
+    logits = [x.float() for x in logits]
+    scores = sum(x.sigmoid() if sigmoid else x.softmax(dim=2) for x in logits) * (1 / len(logits))
     usable = usable & finite.all(dim=2) & torch.isfinite(scores).all(dim=2)
     scores = scores[..., :-1]
     return torch.where(usable[..., None] & (scores > threshold), scores, NO_SCORE).flatten(1)

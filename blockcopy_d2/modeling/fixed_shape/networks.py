@@ -1,6 +1,6 @@
 """
-The layers of Detectron2's box and mask heads, with weights prepared once for a dtype and for
-channels-last features.
+The layers of Detectron2's box and mask heads and of MGAN's attention, with weights prepared once
+for a dtype and for channels-last features.
 
 Shape shorthand in this module:
 
@@ -17,22 +17,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["BoxNetwork", "MaskNetwork"]
+__all__ = ["AttentionNetwork", "BoxNetwork", "MaskNetwork"]
 
 
 class BoxNetwork(nn.Module):
-    """FastRCNNConvFCHead and FastRCNNOutputLayers."""
+    """FastRCNNConvFCHead and FastRCNNOutputLayers, after MaskAttention if there is any."""
 
-    def __init__(self, head, predictor, side, dtype):
+    def __init__(self, head, predictor, side, dtype, *, attention=None):
         """
         Args:
             head (FastRCNNConvFCHead): with one fully connected layer at least; copied.
             predictor (FastRCNNOutputLayers): copied.
             side (int): P.
             dtype (torch.dtype):
+            attention (MaskAttention or None): copied.
         """
         super().__init__()
-        self.convs = _convolutions(head, dtype)
+        self.convs = _convolutions(head.conv_norm_relus, dtype)
+        if attention is not None:
+            self.convs.insert(0, AttentionNetwork(attention, dtype))
         self.fcs = _copy(nn.ModuleList(head.fcs), dtype)
         first = self.fcs[0].weight
         # The first layer takes features as they lie in memory, (P, P, C), not (C, P, P).
@@ -58,6 +61,33 @@ class BoxNetwork(nn.Module):
         return x[:, : self.num_scores], x[:, self.num_scores :]
 
 
+class AttentionNetwork(nn.Module):
+    """MaskAttention of MGAN."""
+
+    def __init__(self, attention, dtype):
+        """
+        Args:
+            attention (MaskAttention): copied.
+            dtype (torch.dtype):
+        """
+        super().__init__()
+        self.convs = _convolutions([attention.conv1, attention.conv2], dtype)
+        self.predictor = _copy(attention.predictor, dtype)
+        self.weighs_regions = attention.attended == "regions"
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): (R, C, P, P).
+
+        Returns:
+            Tensor: (R, C, P, P), see :meth:`MaskAttention.weigh`.
+        """
+        convolved = self.convs(x)
+        weights = self.predictor(convolved).sigmoid()
+        return (x if self.weighs_regions else convolved) * weights
+
+
 class MaskNetwork(nn.Module):
     """MaskRCNNConvUpsampleHead, with the upsampling as a matrix product per pixel."""
 
@@ -68,7 +98,7 @@ class MaskNetwork(nn.Module):
             dtype (torch.dtype):
         """
         super().__init__()
-        self.convs = _convolutions(head, dtype)
+        self.convs = _convolutions(head.conv_norm_relus, dtype)
         deconv = _copy(head.deconv, dtype)
         # Each pixel makes 2 x 2 pixels by itself.
         weight = deconv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
@@ -112,8 +142,8 @@ class _ConvRelu(nn.Module):
         return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *options)
 
 
-def _convolutions(head, dtype):
-    convs = [_copy(conv, dtype) for conv in head.conv_norm_relus]
+def _convolutions(convs, dtype):
+    convs = [_copy(conv, dtype) for conv in convs]
     return nn.Sequential(*(_ConvRelu(conv) if _is_plain(conv) else conv for conv in convs))
 
 

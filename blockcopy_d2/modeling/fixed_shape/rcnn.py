@@ -1,7 +1,7 @@
 """
-The second stage of Faster and Mask R-CNN in fixed shapes: takes RPN outputs and features, returns
-detections in a fixed number of slots. The host never waits and no shape depends on the content, so
-that the whole stage can be part of a CUDA graph.
+The second stage of Faster, Mask and Cascade R-CNN and of MGAN in fixed shapes: takes RPN outputs
+and features, returns detections in a fixed number of slots. The host never waits and no shape
+depends on the content, so that the whole stage can be part of a CUDA graph.
 
 Shape shorthand in this module:
 
@@ -21,12 +21,15 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
 from torch import Tensor
+
+from blockcopy_d2.networks.mgan.roi_heads import MaskAttention, MGANROIHeads
 
 from .base import StaticHeads
 from .box_inference import candidate_scores, select_detections
@@ -50,16 +53,39 @@ def _supports_rpn(rpn):
 
 
 def _supports_roi_heads(heads):
+    if type(heads) not in (StandardROIHeads, CascadeROIHeads, MGANROIHeads):
+        return False
+    stages = _stages(heads)
     return (
-        type(heads) is StandardROIHeads
-        and not heads.keypoint_on
+        not heads.keypoint_on
         and _supports_pooler(heads.box_pooler)
-        and type(heads.box_head) is FastRCNNConvFCHead
-        and len(heads.box_head.fcs) > 0
-        and type(heads.box_predictor) is FastRCNNOutputLayers
-        and isinstance(heads.box_predictor.box2box_transform, Box2BoxTransform)
-        and heads.box_predictor.test_topk_per_image > 0
+        and type(_attention(heads)) in (MaskAttention, type(None))
+        and all(_supports_stage(*stage) for stage in stages)
+        # A cascade refines one box for all classes.
+        and (len(stages) == 1 or all(x.bbox_pred.out_features == 4 for _, x in stages))
+        and stages[-1][1].test_topk_per_image > 0
         and (not heads.mask_on or _supports_masks(heads))
+    )
+
+
+def _stages(heads):
+    """list[tuple[nn.Module, nn.Module]]: box head and predictor of every stage of a cascade."""
+    if isinstance(heads, CascadeROIHeads):
+        return list(zip(heads.box_head, heads.box_predictor, strict=True))
+    return [(heads.box_head, heads.box_predictor)]
+
+
+def _attention(heads):
+    """MaskAttention or None: the module that weighs the features of MGAN's regions."""
+    return heads.attention if isinstance(heads, MGANROIHeads) else None
+
+
+def _supports_stage(head, predictor):
+    return (
+        type(head) is FastRCNNConvFCHead
+        and len(head.fcs) > 0
+        and type(predictor) is FastRCNNOutputLayers
+        and isinstance(predictor.box2box_transform, Box2BoxTransform)
     )
 
 
@@ -77,8 +103,8 @@ def _supports_pooler(pooler):
 
 class StaticRCNN(StaticHeads):
     """
-    Computes the results of a GeneralizedRCNN. Cascade R-CNN, C4, keypoint and rotated models, and
-    any subclass that may compute something else, are not supported.
+    Computes the results of a GeneralizedRCNN, Cascade R-CNN and MGAN among them. C4, keypoint and
+    rotated models, and any subclass that may compute something else, are not supported.
 
     Weights are copied from the model on the first call with a dtype. That call, and the first one
     with a FrameSizes, also put tables on the device: make them before a CUDA graph is captured.
@@ -101,7 +127,7 @@ class StaticRCNN(StaticHeads):
             raise ValueError(
                 f"{type(model).__name__} with"
                 f" {type(getattr(model, 'roi_heads', None)).__name__} is not a Faster or Mask"
-                " R-CNN with standard heads; run its own heads instead."
+                " R-CNN, or a cascade of these, with standard heads; run its own heads instead."
             )
         self.max_candidates = max_candidates
         self._backbone, self._rpn = model.backbone, model.proposal_generator
@@ -138,7 +164,7 @@ class StaticRCNN(StaticHeads):
         Returns:
             StaticDetections:
         """
-        heads, predictor = self._heads, self._heads.box_predictor
+        heads, predictor = self._heads, _stages(self._heads)[-1][1]
         tables = self._tables_for(sizes, logits)
         pixels = tables.pixels
         proposals, objectness = find_proposals(
@@ -153,19 +179,13 @@ class StaticRCNN(StaticHeads):
             least_side=self._rpn.min_box_size,
         )
         box_features = [features[name] for name in heads.box_in_features]
-        box_network, mask_network = self._networks_for(box_features[0].dtype)
-        pooled = pool_regions(heads.box_pooler, box_features, proposals)
-        class_logits, box_deltas = box_network(pooled)
-        per_image = proposals.shape[:2]
-        boxes, finite = decode_boxes(
-            box_deltas.unflatten(0, per_image),
-            proposals,
-            predictor.box2box_transform,
-            sizes.image_size,
+        box_networks, mask_network = self._networks_for(box_features[0].dtype)
+        class_logits, boxes, usable, finite = self._refine(
+            box_networks, box_features, proposals, objectness > -torch.inf, sizes.image_size
         )
         candidates = candidate_scores(
-            class_logits.unflatten(0, per_image),
-            objectness > -torch.inf,
+            class_logits,
+            usable,
             finite,
             predictor.test_score_thresh,
             sigmoid=predictor.use_sigmoid_ce,
@@ -199,12 +219,40 @@ class StaticRCNN(StaticHeads):
             pixels_per_block=sizes.pixels_per_block,
         )
 
+    def _refine(self, networks, features, proposals, usable, image_size):
+        """
+        Runs the box heads, each on the boxes of the stage before.
+
+        Args:
+            networks (list[BoxNetwork]): one for each stage.
+            features (list[Tensor]): (N, C, H, W) of every level.
+            proposals (Tensor): float32 (N, R, 4).
+            usable (Tensor): bool (N, R), slots with a proposal.
+            image_size (tuple[int, int]): height, width.
+
+        Returns:
+            tuple: class logits of every stage, list[Tensor] (N, R, K + 1); boxes of the last one,
+            float32 (N, R, K or 1, 4); proposals that take part, bool (N, R); which boxes are
+            finite, bool (N, R, K or 1).
+        """
+        per_image, class_logits = proposals.shape[:2], []
+        boxes = finite = None
+        for network, (_, predictor) in zip(networks, _stages(self._heads), strict=True):
+            if boxes is not None:
+                usable = usable & finite[..., 0]
+                proposals = torch.where(usable[..., None], boxes[:, :, 0], 0.0)
+            logits, deltas = network(pool_regions(self._heads.box_pooler, features, proposals))
+            class_logits.append(logits.unflatten(0, per_image))
+            deltas, transform = deltas.unflatten(0, per_image), predictor.box2box_transform
+            boxes, finite = decode_boxes(deltas, proposals, transform, image_size)
+        return class_logits, boxes, usable, finite
+
     def _networks_for(self, dtype):
         if dtype not in self._networks:
             heads = self._heads
-            side = heads.box_pooler.output_size[0]
+            side, attention = heads.box_pooler.output_size[0], _attention(heads)
             self._networks[dtype] = (
-                BoxNetwork(heads.box_head, heads.box_predictor, side, dtype),
+                [BoxNetwork(*stage, side, dtype, attention=attention) for stage in _stages(heads)],
                 MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
             )
         return self._networks[dtype]

@@ -62,7 +62,9 @@ def launch_all(dtype):
         pool_regions_triton(ROIPooler(side, scales, 0, "ROIAlignV2"), maps, boxes[:1, :50])
     best_values_triton(torch.rand(1, 8000), 2048, -1.0)
     class_logits = torch.randn(1, 1000, 41).to(dtype)[..., :9]
-    candidate_scores_triton(class_logits, valid[:1], torch.ones(1, 1000, 8).bool(), 0.05)
+    for stages in (1, 3):
+        finite = torch.ones(1, 1000, 8 if stages == 1 else 1).bool()
+        candidate_scores_triton([class_logits] * stages, valid[:1], finite, 0.05)
     scores, classes = torch.rand(1, 2048), torch.zeros(1, 2048).long()
     best_boxes = torch.rand(1, 2048, 4)
     fill_slots_triton(scores > 0.5, best_boxes, scores, classes, (2.0, 2.0), (64, 96), 100)

@@ -19,7 +19,15 @@ BLOCK = 64
 
 
 def small_rcnn(
-    *, masks=True, pyramid=True, agnostic=False, num_conv=0, num_classes=3, opts=(), seed=0
+    *,
+    masks=True,
+    pyramid=True,
+    agnostic=False,
+    cascade=False,
+    num_conv=0,
+    num_classes=3,
+    opts=(),
+    seed=0,
 ):
     """
     Returns:
@@ -40,11 +48,17 @@ def small_rcnn(
         "MODEL.RPN.POST_NMS_TOPK_TEST", 200, "MODEL.RPN.PRE_NMS_TOPK_TEST", 300,
         "TEST.DETECTIONS_PER_IMAGE", 20, *opts,
     ])  # fmt: skip
+    if cascade:
+        cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     torch.manual_seed(seed)
     model = build_model(cfg).eval().requires_grad_(False)
     spread = {"objectness_logits": 3, "anchor_deltas": 0.5, "cls_score": 8, "bbox_pred": 2}
     for name, module in model.named_modules():
         last = name.rsplit(".")[-1]
+        if cascade and last == "bbox_pred":
+            # Three stages move a box together.
+            spread["bbox_pred"] = 1
         if last in spread:
             # Scales the weights so that outputs vary about as much as asked for.
             torch.nn.init.normal_(

@@ -135,13 +135,13 @@ def test_best_values(size):
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
-@pytest.mark.parametrize("num_boxes", [1, 5])
-def test_candidate_scores(sigmoid, num_boxes):
-    logits = torch.randn(2, 30, 9).half() * 2
-    logits[0, 2, 1] = torch.nan
-    logits[0, 3, 5] = torch.nan
-    logits[1, 4, 2] = torch.inf
-    logits = logits[..., :6]
+@pytest.mark.parametrize("num_boxes, stages", [(1, 1), (5, 1), (1, 3)])
+def test_candidate_scores(sigmoid, num_boxes, stages):
+    logits = torch.randn(stages, 2, 30, 9).half() * 2
+    logits[0, 0, 2, 1] = torch.nan
+    logits[-1, 0, 3, 5] = torch.nan
+    logits[0, 1, 4, 2] = torch.inf
+    logits = list(logits[..., :6])
     usable = torch.rand(2, 30) > 0.1
     finite = torch.rand(2, 30, num_boxes) > 0.05
     args = (logits, usable, finite, 0.1)

@@ -24,6 +24,7 @@ from blockcopy_d2.policy import (
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import num_blocks
 from tests.modeling.fixed_shape.models import assert_agree, run_detectron2, small_rcnn
+from tests.networks.mgan.small import small_mgan
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIP_FRAMES = ROOT / "datasets/streetclips/leftImg8bit/val"
@@ -35,6 +36,8 @@ VARIANTS = [
     {"masks": False},
     {"pyramid": False},
     {"num_conv": 1, "num_classes": 12},
+    {"cascade": True},
+    {"cascade": True, "masks": False, "opts": ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)},
     {"opts": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign")},
     {"opts": ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True, "TEST.DETECTIONS_PER_IMAGE", 300)},
 ]
@@ -48,6 +51,26 @@ def test_results_are_those_of_detectron2(options):
     assert detections.count.dtype == torch.int32
     for got, want in zip(detections.to_instances(), frame.instances, strict=True):
         assert_agree(got, want)
+
+
+@pytest.mark.parametrize("attended", ["regions", "convolved"])
+def test_results_are_those_of_mgan(attended):
+    model = small_mgan("MODEL.BLOCKCOPY.MGAN.ATTENDED", attended, "TEST.DETECTIONS_PER_IMAGE", 9)
+    frame = run_detectron2(model, (150, 251), num_images=2, output_size=(300, 410))
+    detections = StaticRCNN(model.requires_grad_(False))(*frame.inputs)
+    for got, want in zip(detections.to_instances(), frame.instances, strict=True):
+        assert_agree(got, want)
+
+
+def test_boxes_of_a_cascade_that_are_not_finite_are_dropped():
+    """Detectron2 raises an error."""
+    model = small_rcnn(cascade=True)
+    frame = run_detectron2(model, (150, 250))
+    for name in model.roi_heads.box_in_features:
+        frame.features[name][:, :, :2, :9] = torch.nan
+    got = StaticRCNN(model)(*frame.inputs).to_instances()[0]
+    assert 3 < len(got) and torch.isfinite(got.pred_boxes.tensor).all()
+    assert torch.isfinite(got.scores).all() and not got.scores.equal(frame.instances[0].scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -201,7 +224,6 @@ def test_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     "config",
     [
-        "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
         "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
         "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
         "COCO-Detection/retinanet_R_50_FPN_1x.yaml",

@@ -32,6 +32,7 @@ class Side:
         self.cfg = cfg
         key = (device, graph, path, *map(str, network or ()))
         if key not in built:
+            torch.manual_seed(0)
             built[key] = build_model(cfg)
             if network is None:
                 weights = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"]

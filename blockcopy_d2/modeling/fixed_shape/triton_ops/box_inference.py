@@ -9,7 +9,7 @@ from .boxes import load_boxes, store_boxes
 
 @triton.jit
 def score_kernel(
-    logits_ptr,
+    logits,
     usable_ptr,
     finite_ptr,
     scores_ptr,
@@ -17,20 +17,27 @@ def score_kernel(
     num_classes,
     num_boxes,
     threshold,
+    share,
+    S: tl.constexpr,
     SIGMOID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program scores a proposal: a softmax over its classes, background last."""
+    """
+    A program scores a proposal: a softmax over its classes, background last; the mean over S.
+    """
     proposal = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     exists = column <= num_classes
-    logit = tl.load(logits_ptr + proposal * logits_row + column, mask=exists, other=float("-inf"))
-    logit = logit.to(tl.float32)
-    if SIGMOID:
-        score = tl.math.div_rn(1.0, 1.0 + tl.exp(-logit))
-    else:
-        power = tl.exp(logit - tl.max(logit, 0))
-        score = tl.math.div_rn(power, tl.sum(power, 0))
+    score = tl.zeros((BLOCK,), tl.float32)
+    for stage in tl.static_range(S):
+        source = logits[stage] + proposal * logits_row + column
+        logit = tl.load(source, mask=exists, other=float("-inf")).to(tl.float32)
+        if SIGMOID:
+            score += tl.math.div_rn(1.0, 1.0 + tl.exp(-logit))
+        else:
+            power = tl.exp(logit - tl.max(logit, 0))
+            score += tl.math.div_rn(power, tl.sum(power, 0))
+    score *= share
     broken = tl.sum((exists & (score != score)).to(tl.int32), 0)
     finite = tl.load(finite_ptr + proposal * num_boxes + column, mask=column < num_boxes, other=1)
     broken += tl.sum((finite == 0).to(tl.int32), 0)
@@ -87,13 +94,15 @@ def fill_kernel(
 
 def candidate_scores_triton(logits, usable, finite, threshold, *, sigmoid=False):
     """Runs :func:`candidate_scores` on a GPU."""
-    images, proposals, num_classes = *logits.shape[:2], logits.shape[2] - 1
-    scores = torch.empty(images, proposals * num_classes, dtype=torch.float32, device=logits.device)
-    logits = logits.flatten(0, 1)
+    images, proposals, num_classes = *usable.shape, logits[0].shape[2] - 1
+    scores = torch.empty(images, proposals * num_classes, dtype=torch.float32, device=usable.device)
+    logits = tuple(x.flatten(0, 1) for x in logits)
     masks = [mask.contiguous().view(torch.uint8) for mask in (usable, finite)]
-    sizes = (logits.stride(0), num_classes, finite.shape[2])
-    constants = dict(SIGMOID=sigmoid, BLOCK=triton.next_power_of_2(num_classes + 1), num_warps=1)
-    score_kernel[(len(logits),)](logits, *masks, scores, *sizes, threshold, **constants)
+    sizes = (logits[0].stride(0), num_classes, finite.shape[2])
+    constants = dict(S=len(logits), SIGMOID=sigmoid, BLOCK=triton.next_power_of_2(num_classes + 1))
+    numbers = threshold, 1 / len(logits)
+    grid = (images * proposals,)
+    score_kernel[grid](logits, *masks, scores, *sizes, *numbers, **constants, num_warps=1)
     return scores
 
 
