@@ -7,21 +7,32 @@ import triton.language as tl
 
 @triton.jit
 def rank_kernel(values_ptr, best_ptr, index_ptr, M, K, nothing, BI: tl.constexpr, BJ: tl.constexpr):
-    """A program places BI values. Values of "nothing" get no place and are not counted."""
+    """
+    A program places BI values. BJ is a multiple of it, so that of all runs of BJ values one holds
+    them, and those before and after need no look at the order. "Nothing" gets no place.
+    """
     image = tl.program_id(1)
     values_ptr += image * M
     i = tl.program_id(0) * BI + tl.arange(0, BI)
     value = tl.load(values_ptr + i, mask=i < M, other=nothing)
     if tl.max(value, 0) <= nothing:
         return
-    place = tl.zeros((BI,), tl.int32)
-    for first in range(0, M, BJ):
+    # Values of "nothing" come before no value that gets a place. One count per pair of lanes, since
+    # a sum over lanes takes longer than many comparisons.
+    counts = tl.zeros((BI, BJ), tl.int32)
+    own = tl.program_id(0) * BI // BJ * BJ
+    for first in range(0, own, BJ):
+        other = tl.load(values_ptr + first + tl.arange(0, BJ))
+        counts += (other[None, :] >= value[:, None]).to(tl.int32)
+    j = own + tl.arange(0, BJ)
+    other = tl.load(values_ptr + j, mask=j < M, other=nothing)
+    equal = (other[None, :] == value[:, None]) & (j[None, :] < i[:, None])
+    counts += ((other[None, :] > value[:, None]) | equal).to(tl.int32)
+    for first in range(own + BJ, M, BJ):
         j = first + tl.arange(0, BJ)
         other = tl.load(values_ptr + j, mask=j < M, other=nothing)
-        if tl.max(other, 0) > nothing:
-            before = (other[None, :] == value[:, None]) & (j[None, :] < i[:, None])
-            before = before | (other[None, :] > value[:, None])
-            place += tl.sum(before.to(tl.int32), axis=1)
+        counts += (other[None, :] > value[:, None]).to(tl.int32)
+    place = tl.sum(counts, axis=1)
     wanted = (value > nothing) & (place < K)
     tl.store(best_ptr + image * K + place, value, mask=wanted)
     tl.store(index_ptr + image * K + place, i.to(tl.int64), mask=wanted)
