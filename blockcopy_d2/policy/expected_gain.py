@@ -13,6 +13,7 @@ from detectron2.config import configurable
 from torch import nn
 
 from blockcopy_d2.config import check_arguments
+from blockcopy_d2.kernels import triton_runs_on
 
 from .base import Decision, Policy
 from .block_features import FEATURES, block_features
@@ -117,11 +118,37 @@ class ExpectedGain(Policy):
         Returns:
             Decision: its logits are logarithms of expected gains.
         """
-        logits = self.network(observation)
-        score = logits.detach() + (observation.age + 1).log()
-        index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
-        active = largest_blocks(score, self._target_on_device, index, observation.region)
+        logits, active = choose_blocks(observation, self.network, self._target_on_device)
         return Decision(active, logits)
+
+
+def choose_blocks(observation, network, target):
+    """
+    Args:
+        observation (Observation): observation of N streams, with age and gain of blocks.
+        network (GainNetwork):
+        target (Tensor): float64 scalar, fraction of the blocks.
+
+    Returns:
+        tuple[Tensor, Tensor]: float (N, GH, GW), logarithms of expected gains; and bool
+        (N, GH, GW), the blocks of largest expected gain times age, see :func:`largest_blocks`.
+    """
+    if triton_runs_on(observation.frame.device):
+        from .choice_kernels import MOST_BLOCKS, choose_triton
+
+        if observation.age[0].numel() <= MOST_BLOCKS:
+            logits, active = choose_triton(observation, network, target)
+            # In an autograd graph if one is wanted; the choice is the same either way.
+            return network(observation) if torch.is_grad_enabled() else logits, active
+    return choose_blocks_reference(observation, network, target)
+
+
+def choose_blocks_reference(observation, network, target):
+    """:func:`choose_blocks` in plain PyTorch."""
+    logits = network(observation)
+    score = logits.detach() + (observation.age + 1).log()
+    index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
+    return logits, largest_blocks(score, target, index, observation.region)
 
 
 def largest_blocks(score, target, index, region=None):

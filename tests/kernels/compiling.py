@@ -20,7 +20,7 @@ _STAGED = re.compile(r"%([a-z]+)_\d+ = ttg\.async_copy_global_to_local")
 # Such a copy, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-_TYPES |= {torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}
+_TYPES |= {torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"}
 
 
 def gpu(capability, name=None):

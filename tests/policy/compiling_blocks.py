@@ -1,20 +1,28 @@
-"""Compiles the means of blocks and the overlap of masks without a GPU: to run in a process that
+"""Compiles the kernels for blocks and the overlap of masks without a GPU: to run in a process that
 does not interpret."""
 
 import sys
+from unittest import mock
 
 import torch
 
-from blockcopy_d2.policy.block_kernels import block_means_triton
+from blockcopy_d2.policy import GainNetwork, Observation, block_features
+from blockcopy_d2.policy.choice_kernels import choose_triton
 from blockcopy_d2.policy.overlap_kernels import common_pixels_triton
 from tests.kernels.compiling import compiling, report
 
 
+@torch.no_grad()
 def main(capability):
-    """Reports what was compiled for a frame of 1024 x 2048."""
-    maps = [torch.zeros(1, channels, 256, 512) for channels in (3, 3, 8)]
-    with compiling(capability) as compiled:
-        block_means_triton(*maps, torch.ones(3), (8, 16))
+    """Reports what was compiled for frames of 8 x 16 and of 32 x 64 blocks."""
+    on_gpu = mock.patch.object(block_features, "triton_runs_on", lambda device: True)
+    with on_gpu, compiling(capability) as compiled:
+        for rows, columns in ((8, 16), (32, 64)):
+            maps = [torch.zeros(1, channels, 32 * rows, 32 * columns) for channels in (3, 3, 8)]
+            blocks = torch.zeros(1, rows, columns)
+            known = {"age": blocks.int(), "gain": blocks, "region": blocks}
+            seen = Observation(*maps, grid=blocks[None], frame_index=1, **known)
+            choose_triton(seen, GainNetwork(), torch.zeros((), dtype=torch.float64))
         common_pixels_triton(*torch.zeros(2, 1, 100, 256 * 512, dtype=torch.bool))
     report(compiled)
 

@@ -1,0 +1,134 @@
+"""
+Expected gains of blocks, and the blocks of largest gain times age, in one launch on a GPU. Needs
+Triton.
+
+Shape shorthand in this module:
+
+    N: streams
+    GH, GW: rows and columns of the block grid
+    F: features of a block
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .block_features import block_means
+
+__all__ = ["MOST_BLOCKS", "choose_triton"]
+
+# Ranking is quadratic, and one program ranks all blocks of a stream.
+MOST_BLOCKS = 2048
+
+
+@triton.jit
+def _relative(value, floor, exists, blocks):
+    """Logarithms of values in multiples of their mean; all are equal if the mean is 0."""
+    mean = tl.sum(tl.where(exists, value, 0.0), 0) / blocks
+    relative = tl.where(mean == 0, 1.0, value / tl.where(mean == 0, 1.0, mean))
+    return tl.log(relative + floor)
+
+
+@triton.jit
+def _gain_at(gain_ptr, row, column, rows, columns, mean, exists):
+    """Gains of blocks where they are known, else their mean; -inf beyond the grid."""
+    inside = exists & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    gain = tl.load(gain_ptr + row * columns + column, mask=inside, other=float("-inf"))
+    return tl.where(inside & ~(gain >= 0), mean, gain)
+
+
+@triton.jit
+def choose_kernel(
+    means_ptr,
+    gain_ptr,
+    age_ptr,
+    region_ptr,
+    network,
+    target_ptr,
+    index_ptr,
+    logits_ptr,
+    active_ptr,
+    rows,
+    columns,
+    HAS_REGION: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """A program decides for one stream. The scores of its blocks are exchanged in ``logits``."""
+    prior_ptr, correction_ptr, floors_ptr = network
+    stream, blocks = tl.program_id(0).to(tl.int64), rows * columns
+    block = tl.arange(0, BLOCK)
+    exists, here = block < blocks, stream * blocks + block
+    # Weights of the features, with a sum that stays as it is.
+    total, all_weights = 0.0, 0.0
+    for f in tl.static_range(F):
+        prior = tl.load(prior_ptr + f)
+        total += prior
+        all_weights += prior + tl.load(correction_ptr + f)
+    scale = total / tl.maximum(all_weights, total / 2)
+    logit = tl.zeros((BLOCK,), tl.float32)
+    for f in tl.static_range(F - 2):
+        value = tl.load(means_ptr + (stream * (F - 2) + f) * blocks + block, mask=exists, other=0.0)
+        weight = (tl.load(prior_ptr + f) + tl.load(correction_ptr + f)) * scale
+        logit += weight * _relative(value, tl.load(floors_ptr + f), exists, blocks)
+    gain_ptr += stream * blocks
+    gain = tl.load(gain_ptr + block, mask=exists, other=-1.0)
+    known = gain >= 0
+    number = tl.maximum(tl.sum(known.to(tl.int32), 0), 1)
+    mean = tl.sum(tl.where(known, gain, 0.0), 0) / number
+    row, column = block // columns, block % columns
+    nearby = _gain_at(gain_ptr, row, column, rows, columns, mean, exists)
+    own = tl.where(exists, nearby, 0.0)
+    for dy in tl.static_range(-1, 2):
+        for dx in tl.static_range(-1, 2):
+            other = _gain_at(gain_ptr, row + dy, column + dx, rows, columns, mean, exists)
+            nearby = tl.maximum(nearby, other, propagate_nan=tl.PropagateNan.ALL)
+    nearby = tl.where(exists, nearby, 0.0)
+    weight = (tl.load(prior_ptr + F - 2) + tl.load(correction_ptr + F - 2)) * scale
+    logit += weight * _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
+    weight = (tl.load(prior_ptr + F - 1) + tl.load(correction_ptr + F - 1)) * scale
+    logit += weight * _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
+    score = logit + tl.log(tl.load(age_ptr + here, mask=exists, other=0).to(tl.float32) + 1)
+    usable = tl.sum((exists & ~(tl.abs(score) < float("inf"))).to(tl.int32), 0) == 0
+    if HAS_REGION:
+        score += tl.load(region_ptr + here, mask=exists, other=0.0)
+    tl.store(logits_ptr + here, score, mask=exists)
+    tl.debug_barrier()
+    rank = tl.zeros((BLOCK,), tl.int32)
+    for first in range(0, blocks, CHUNK):
+        rival = first + tl.arange(0, CHUNK)
+        there = rival < blocks
+        best = tl.load(logits_ptr + stream * blocks + rival, mask=there, other=float("-inf"))
+        before = (best[None, :] == score[:, None]) & (rival[None, :] < block[:, None])
+        before = (before | (best[None, :] > score[:, None])) & there[None, :]
+        rank += tl.sum(before.to(tl.int32), axis=1)
+    tl.debug_barrier()
+    wanted = tl.load(target_ptr) * blocks
+    index = tl.load(index_ptr + stream)
+    # Rounding errors of a product such as 0.29 x 100 must not cost a block.
+    count = tl.floor(wanted * (index + 1) + 1e-6) - tl.floor(wanted * index + 1e-6)
+    tl.store(logits_ptr + here, logit, mask=exists)
+    tl.store(active_ptr + here, ((rank < count) | ~usable).to(tl.uint8), mask=exists)
+
+
+def choose_triton(observation, network, target):
+    """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
+    seen, device = observation, observation.frame.device
+    streams, rows, columns = seen.gain.shape
+    means = block_means(
+        seen.frame, seen.frame_state, seen.output, network.pixel_scale, (rows, columns)
+    )
+    index = torch.as_tensor(seen.frame_index, device=device).view(-1).expand(streams)
+    logits = torch.empty(seen.gain.shape, device=device)
+    active = torch.empty(seen.gain.shape, dtype=torch.bool, device=device)
+    weights = (network.prior, network.correction, network.floors)
+    has_region, gain = seen.region is not None, seen.gain.contiguous()
+    region = seen.region.contiguous() if has_region else gain
+    tensors = (means, gain, seen.age.contiguous(), region, weights, target, index.contiguous())
+    block = max(triton.next_power_of_2(rows * columns), 16)
+    constants = {"HAS_REGION": has_region, "F": means.shape[1] + 2, "BLOCK": block}
+    constants |= {"CHUNK": max(min(16384 // block, block), 8), "num_warps": 8}
+    outputs = (logits, active.view(torch.uint8), rows, columns)
+    choose_kernel[(streams,)](*tensors, *outputs, **constants)
+    return logits, active

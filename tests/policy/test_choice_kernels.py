@@ -1,0 +1,89 @@
+"""The choice of blocks by a kernel: on the GPU if there is one, else interpreted."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from blockcopy_d2.policy import GainNetwork, Observation  # noqa: E402
+from blockcopy_d2.policy.choice_kernels import choose_triton  # noqa: E402
+from blockcopy_d2.policy.expected_gain import choose_blocks_reference  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIDE = 8
+
+
+def observation(streams, grid_shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size = (SIDE * grid_shape[0], SIDE * grid_shape[1])
+
+    def draw(*shape):
+        return torch.rand(streams, *shape, generator=generator)
+
+    return Observation(
+        frame=draw(3, *size),
+        frame_state=draw(3, *size),
+        output=draw(2, *size),
+        grid=torch.zeros(streams, 1, *grid_shape),
+        frame_index=torch.arange(3, 3 + streams),
+        age=(9 * draw(*grid_shape)).int(),
+        gain=draw(*grid_shape) - 0.3,
+        region=torch.zeros(streams, *grid_shape),
+    )
+
+
+def both(seen, target=0.3, seed=0):
+    network = GainNetwork(pixel_std=(57.0, 58.0, 59.0))
+    network.correction.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
+    target = torch.tensor(target, dtype=torch.float64)
+    with torch.no_grad():
+        want = choose_blocks_reference(seen, network, target)
+        values = {k: v.to(DEVICE) for k, v in vars(seen).items() if isinstance(v, torch.Tensor)}
+        moved = dataclasses.replace(seen, **values)
+        found = choose_triton(moved, network.to(DEVICE), target.to(DEVICE))
+    return want, [x.cpu() for x in found]
+
+
+@pytest.mark.parametrize("target", [0.0, 0.15, 0.5, 1.0])
+@pytest.mark.parametrize("streams, grid_shape", [(1, (1, 1)), (2, (3, 5)), (1, (8, 16))])
+def test_the_choice_is_that_of_the_reference(streams, grid_shape, target):
+    (logits, active), (found, chosen) = both(observation(streams, grid_shape), target)
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(chosen, active)
+    assert active.float().mean().item() == pytest.approx(target, abs=1)
+
+
+@pytest.mark.parametrize("name", ["gain", "output", "frame_state"])
+def test_nothing_known_and_nothing_different(name):
+    seen = observation(1, (4, 6))
+    getattr(seen, name).fill_(-1) if name == "gain" else getattr(seen, name).zero_()
+    if name == "frame_state":
+        seen.frame.zero_()
+    (logits, active), (found, chosen) = both(seen)
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(chosen, active)
+
+
+def test_equal_scores_keep_their_order():
+    seen = observation(1, (4, 6))
+    for part in (seen.frame, seen.frame_state, seen.output, seen.age, seen.gain):
+        part.zero_()
+    (_, active), (_, chosen) = both(seen)
+    assert torch.equal(chosen, active) and chosen.flatten().sum() == chosen.flatten()[:8].sum() > 6
+
+
+def test_regions_come_first_and_last():
+    seen = observation(2, (4, 6))
+    seen.region[0, 1, :3], seen.region[1, :, 2:] = torch.inf, -torch.inf
+    (_, active), (_, chosen) = both(seen)
+    assert torch.equal(chosen, active) and chosen[0, 1, :3].all() and not chosen[1, :, 2:].any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_stream_without_numbers_executes_all(bad):
+    seen = observation(2, (4, 6))
+    seen.output[1, 0, 3, 3] = bad
+    (_, active), (_, chosen) = both(seen)
+    assert torch.equal(chosen, active) and chosen[1].all() and not chosen[0].all()
