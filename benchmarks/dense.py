@@ -79,13 +79,12 @@ class BestDense:
             images (list[Tensor]): N tensors, uint8 (3, H, W).
 
         Returns:
-            list[Instances] or Tensor: the model's outputs for the frames.
+            list[Instances] or Tensor, or a tuple of these: the model's outputs for the frames.
         """
         for place, image in zip(self._images, images, strict=True):
             place.copy_(image)
         self._frame()
-        result = self._frame.result
-        return result.to_instances() if isinstance(result, StaticDetections) else result.clone()
+        return _in_memory_of_its_own(self._frame.result)
 
     def measure(self, images, *, rounds=30):
         """
@@ -145,6 +144,12 @@ class BestDense:
             # The next one needs the memory of the slower graph.
             del replay
         return best
+
+
+def _in_memory_of_its_own(result):
+    if isinstance(result, tuple):
+        return tuple(map(_in_memory_of_its_own, result))
+    return result.to_instances() if isinstance(result, StaticDetections) else result.clone()
 
 
 def _compiled(network, mode):

@@ -11,6 +11,7 @@ from .csp import StaticCSP
 from .dense_detector import StaticFCOS, StaticRetinaNet
 from .detections import StaticDetections
 from .geometry import FrameSizes
+from .panoptic import StaticPanopticFPN
 from .rcnn import StaticRCNN
 from .segmentor import StaticSegmentor
 
@@ -20,13 +21,21 @@ __all__ = [
     "StaticDetections",
     "StaticFCOS",
     "StaticHeads",
+    "StaticPanopticFPN",
     "StaticRCNN",
     "StaticRetinaNet",
     "StaticSegmentor",
     "find_static_heads",
 ]
 
-_KINDS = (StaticRCNN, StaticRetinaNet, StaticFCOS, StaticSegmentor, StaticCSP)
+_KINDS = (
+    StaticRCNN,
+    StaticPanopticFPN,
+    StaticRetinaNet,
+    StaticFCOS,
+    StaticSegmentor,
+    StaticCSP,
+)
 
 
 def find_static_heads(model):

@@ -12,7 +12,7 @@ class StaticHeads:
 
     Attributes:
         meta_architecture (type): class whose results are reproduced.
-        output_name (str): name of the result in Detectron2's output.
+        output_name (str): name of the result in Detectron2's output, if it has one part.
     """
 
     meta_architecture = None
@@ -57,6 +57,28 @@ class StaticHeads:
             inputs: outputs of :meth:`network`, then the FrameSizes.
 
         Returns:
-            StaticDetections or Tensor: results of N images. A Tensor holds the outputs themselves.
+            StaticDetections or Tensor, or a tuple of these: results of N images. A Tensor holds the
+            outputs themselves.
         """
         raise NotImplementedError
+
+    def parts(self, result):
+        """
+        Args:
+            result: result of a call.
+
+        Returns:
+            dict[str, StaticDetections or Tensor]: its parts under their names in Detectron2's
+            output.
+        """
+        return {self.output_name: result}
+
+    def complete(self, output):
+        """
+        Args:
+            output (dict): output of an image with its :meth:`parts`, in Detectron2's format.
+
+        Returns:
+            Mapping: the same with what Detectron2 derives from them, computed when it is read.
+        """
+        return output

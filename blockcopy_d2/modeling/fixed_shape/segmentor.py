@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .base import StaticHeads
 
-__all__ = ["StaticSegmentor"]
+__all__ = ["StaticSegmentor", "resize_logits"]
 
 
 class StaticSegmentor(StaticHeads):
@@ -40,12 +40,25 @@ class StaticSegmentor(StaticHeads):
             sizes (FrameSizes): sizes of the frames.
 
         Returns:
-            Tensor: (N, K, height, width), logits at the size of the output, resized by Detectron2's
-            ``sem_seg_postprocess``. If that is the size of the network's input, they are not
-            copied.
+            Tensor: (N, K, height, width), see :func:`resize_logits`.
         """
-        if sizes.output_size == sizes.image_size == sizes.canvas_size:
-            return logits
-        height, width = sizes.image_size
-        logits = logits[..., :height, :width]
-        return F.interpolate(logits, sizes.output_size, mode="bilinear", align_corners=False)
+        return resize_logits(logits, sizes)
+
+
+def resize_logits(logits, sizes):
+    """
+    Detectron2's ``sem_seg_postprocess`` of a batch.
+
+    Args:
+        logits (Tensor): (N, K, H, W).
+        sizes (FrameSizes): sizes of the frames.
+
+    Returns:
+        Tensor: (N, K, height, width), logits at the size of the output. If that is the size of the
+        network's input, they are not copied.
+    """
+    if sizes.output_size == sizes.image_size == sizes.canvas_size:
+        return logits
+    height, width = sizes.image_size
+    logits = logits[..., :height, :width]
+    return F.interpolate(logits, sizes.output_size, mode="bilinear", align_corners=False)

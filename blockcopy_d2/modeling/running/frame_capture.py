@@ -60,7 +60,7 @@ class FrameCapture:
         has_logits (list[bool]): for every stream, whether its policy draws from logits.
         grid (BlockGrid): blocks to execute before streams have a memory.
         programs, dense_module_macs, may_improve: those of the :class:`SparseFrame` that ran last.
-        result (StaticDetections or Tensor): result of the StaticHeads.
+        result: result of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "heads" for
             all streams.
         policy_macs (list[int]): multiply-accumulates of the policy, for every stream.
@@ -232,10 +232,10 @@ class FrameCapture:
         self.result = self._static_heads(*inputs)
 
     def _observe(self, model, streams, memory):
-        seen, before = self.result, streams.history
-        if isinstance(seen, StaticDetections):
-            seen = seen.of_policy(slice(None))
-        output = {self._static_heads.output_name: seen}
+        before, output = streams.history, self._static_heads.parts(self.result)
+        for name, part in output.items():
+            if isinstance(part, StaticDetections):
+                output[name] = part.of_policy(slice(None))
         options = {"cut": self._cut, "motion_features": self._features}
         remember(model, streams, self.frame, output, self.grid, **options)
         if memory is not None:

@@ -171,7 +171,7 @@ class FrameGraph:
             timer.add("policy", timer.now())
         capture.run("infer", *on)
         with timer.stage("inference"):
-            readout = Readout(self._heads.output_name, capture.result, self._side)
+            readout = Readout(self._heads, capture.result, self._side)
         capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(streams)

@@ -18,17 +18,19 @@ class Readout:
     step.
     """
 
-    def __init__(self, name, result, side):
+    def __init__(self, heads, result, side):
         """
         Args:
-            name (str): name of the result in Detectron2's output.
-            result (StaticDetections or Tensor): result of all images, just launched on the current
-                stream. It is copied.
+            heads (StaticHeads): heads of the model.
+            result: their result of all images, just launched on the current stream. It is copied.
             side (torch.cuda.Stream or None): None on other devices.
         """
-        self._name, self._result = name, result.clone()
+        self._complete = heads.complete
+        self._parts = {name: part.clone() for name, part in heads.parts(result).items()}
+        found = (x for x in self._parts.values() if isinstance(x, StaticDetections))
+        self._detections = next(found, None)
         self._side, self._ready, self._counted = side, None, None
-        self._counts = self._result.count if isinstance(result, StaticDetections) else None
+        self._counts = None if self._detections is None else self._detections.count
         # Slots of all images, made when the first one is read; masks that were pasted together.
         self._slots, self._pasted = None, {}
         if side is not None:
@@ -45,11 +47,13 @@ class Readout:
             timer (StageTimer): counts to the stage "inference".
 
         Returns:
-            dict: in Detectron2's format.
+            Mapping: in Detectron2's format.
         """
-        if isinstance(self._result, StaticDetections):
-            return {self._name: self._instances(image, timer)}
-        return {self._name: self._result[image]}
+        output = {
+            name: self._instances(image, timer) if part is self._detections else part[image]
+            for name, part in self._parts.items()
+        }
+        return self._complete(output)
 
     def paste(self, images, timer):
         """
@@ -59,22 +63,22 @@ class Readout:
             images (list[int]): indices of the images.
             timer (StageTimer): see :meth:`output`.
         """
-        if isinstance(self._result, StaticDetections) and self._result.masks is not None:
+        if self._detections is not None and self._detections.masks is not None:
             counts = [self._count(image) for image in images]
-            pasted = self._beside(timer, lambda: self._result.paste(images, counts))
+            pasted = self._beside(timer, lambda: self._detections.paste(images, counts))
             self._pasted.update(zip(images, pasted, strict=True))
 
     def _instances(self, image, timer):
         if self._slots is None:
-            self._slots = self._beside(timer, self._result.copy_slots)
+            self._slots = self._beside(timer, self._detections.copy_slots)
         elif self._side is not None:
             # This CUDA stream may be another one than that of the first reader.
             self._share(self._slots)
         paste = None
-        if self._result.masks is not None:
+        if self._detections.masks is not None:
             paste = functools.partial(self._masks, image, timer)
         count = self._count(image)
-        return self._result.instances_of(image, count, self._slots, paste_later=paste)
+        return self._detections.instances_of(image, count, self._slots, paste_later=paste)
 
     def _masks(self, image, timer):
         if image not in self._pasted:
@@ -103,7 +107,7 @@ class Readout:
         """Sends counts to the host as soon as they are known."""
         self._side.wait_event(self._ready)
         with torch.cuda.stream(self._side):
-            counts = self._result.count
+            counts = self._detections.count
             self._counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
             self._counts.copy_(counts, non_blocking=True)
             self._counted = self._side.record_event()

@@ -215,7 +215,7 @@ class CapturedFrameResult(FrameResult):
             setattr(self, name, value)
 
     @functools.cached_property
-    def output(self) -> dict[str, Any]:
+    def output(self) -> Mapping[str, Any]:
         return self._readout.output(self._slot, self.timer)
 
     @property

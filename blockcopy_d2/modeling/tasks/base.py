@@ -54,8 +54,9 @@ class Task(ABC):
         num_classes (int): K, the number of maps that the policy sees.
         pixels_per_block (int): P.
         capturable (bool): whether its methods may be part of a CUDA graph. They then never wait for
-            the device, take "instances" as :class:`DetectionMasks`, and return a Tensor or
-            DetectionMasks as the view of an output. If not, frames are run operator by operator.
+            the device, take "instances" as :class:`DetectionMasks`, and return a Tensor,
+            DetectionMasks or a tuple of these as the view of an output. If not, frames are run
+            operator by operator.
         moved_maps (str): one of ``blockcopy_d2.motion.MOVED_MAPS``, the feature maps worth moving
             with the picture on a CPU, see docs/motion.md; a GPU moves all.
     """

@@ -3,7 +3,7 @@
 import torch
 from detectron2.config import configurable
 
-from .base import TASK_REGISTRY, Task
+from .base import TASK_REGISTRY, Task, takes_batches
 from .instances import InstanceTask
 from .semantic import SemanticTask
 
@@ -14,6 +14,7 @@ __all__ = ["PanopticTask"]
 class PanopticTask(Task):
     """Outputs with "instances" and "sem_seg": the views of both tasks, and the larger gain."""
 
+    capturable = True
     moved_maps = "all"
 
     @configurable
@@ -38,6 +39,7 @@ class PanopticTask(Task):
             "pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK,
         }
 
+    @takes_batches
     def observe(self, output, **geometry):
         """
         See :meth:`Task.observe`.
@@ -47,13 +49,16 @@ class PanopticTask(Task):
         """
         return tuple(task.observe(output, **geometry) for task in self._tasks)
 
+    @takes_batches
     def move(self, seen, motion):
         return tuple(task.move(part, motion) for task, part in zip(self._tasks, seen))
 
+    @takes_batches
     def paint(self, seen):
         """See :meth:`Task.paint`. Things come first."""
-        return torch.cat([task.paint(part) for task, part in zip(self._tasks, seen)])
+        return torch.cat([task.paint(part) for task, part in zip(self._tasks, seen)], dim=-3)
 
+    @takes_batches
     def block_gain(self, current, previous, grid_shape):
         """
         See :meth:`Task.block_gain`. A divergence counts up to 1 nat, the gain of a certain

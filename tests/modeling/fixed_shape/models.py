@@ -24,6 +24,7 @@ def small_rcnn(
     pyramid=True,
     agnostic=False,
     cascade=False,
+    panoptic=False,
     num_conv=0,
     num_classes=3,
     opts=(),
@@ -31,12 +32,16 @@ def small_rcnn(
 ):
     """
     Returns:
-        GeneralizedRCNN: random weights, scaled so that scores and boxes differ widely.
+        GeneralizedRCNN: random weights, scaled so that scores and boxes differ widely; a
+        PanopticFPN if asked for.
     """
     name = "mask_rcnn" if masks else "faster_rcnn"
     folder = "COCO-InstanceSegmentation" if masks else "COCO-Detection"
     kind = "FPN" if pyramid else "DC5"
-    cfg = model_zoo.get_config(f"{folder}/{name}_R_50_{kind}_1x.yaml")
+    config = f"{folder}/{name}_R_50_{kind}_1x.yaml"
+    if panoptic:
+        config = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
+    cfg = model_zoo.get_config(config)
     cfg.merge_from_list([
         "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18 if pyramid else 50,
         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
@@ -45,6 +50,7 @@ def small_rcnn(
         "MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic,
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5,
         "MODEL.RPN.POST_NMS_TOPK_TEST", 200, "MODEL.RPN.PRE_NMS_TOPK_TEST", 300,
         "TEST.DETECTIONS_PER_IMAGE", 20, *opts,
     ])  # fmt: skip

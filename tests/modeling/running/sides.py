@@ -217,6 +217,10 @@ def assert_same_output(expected, found):
     if "sem_seg" in found:
         close = {"atol": 1e-3, "rtol": 1e-3}
         torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], **close)
+    if "panoptic_seg" in found:
+        (segments, infos), (others, expected_infos) = (x["panoptic_seg"] for x in (found, expected))
+        assert (segments != others).float().mean() < 1e-2 and len(infos) == len(expected_infos)
+    if "instances" not in found:
         return
     expected, found = expected["instances"], found["instances"]
     assert len(found) == len(expected) and found.image_size == expected.image_size

@@ -11,6 +11,7 @@ import torch
 from blockcopy_d2.modeling import InstanceTask, learn
 from blockcopy_d2.modeling.running.history import tensors_of
 from blockcopy_d2.sparse import BlockGrid, MissingFeatures
+from tests.modeling.running.networks import NETWORKS
 from tests.modeling.running.sides import (
     BLOCK,
     SIZE,
@@ -22,8 +23,6 @@ from tests.modeling.running.sides import (
     sides,
     weights_of,
 )
-from tests.networks.csp.small import OPTS as SMALL_CSP
-from tests.networks.test_semantic_networks import NETWORKS as SEMANTIC
 
 MOTION = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
 DIFFERENCE = ("MODEL.BLOCKCOPY.POLICY.NAME", "FrameDifference")
@@ -240,12 +239,9 @@ def test_grids_of_the_caller(folder, built, device):
         grid.active[1] = False
 
 
-@pytest.mark.parametrize("name", ["swiftnet-18", "csp"])
+@pytest.mark.parametrize("name", ["swiftnet-18", "csp", "retinanet", "panoptic"])
 def test_networks(folder, built, device, name):
-    csp = ("CityPersons/csp_R_50.yaml", *SMALL_CSP, "TEST.DETECTIONS_PER_IMAGE", 10)
-    network = csp if name == "csp" else (*SEMANTIC[name], "MODEL.WEIGHTS", "")
-    network = (*network, "MODEL.BLOCKCOPY.BLOCK_SIZE", BLOCK)
-    side = Side(folder, built, device, *MOVED, graph=True, network=network)
+    side = Side(folder, built, device, *MOVED, graph=True, network=NETWORKS[name])
     videos = [list(panning_clip(device, VECTORS[:3], seed=seed)) for seed in range(2)]
     batch, alone = side.model.init_state(2), [side.model.init_state() for _ in range(2)]
     for number, images in enumerate(zip(*videos)):
@@ -399,10 +395,8 @@ def test_streams_know_their_own(folder, built, device):
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "deeplab-global"])
 def test_a_video_goes_on_in_another_batch(folder, built, device, name):
-    network = None
-    if name != "mask-rcnn":
-        network = (*SEMANTIC[name], "MODEL.WEIGHTS", "", "MODEL.BLOCKCOPY.BLOCK_SIZE", BLOCK)
-    side = Side(folder, built, device, *MOVED, graph=True, learns=False, network=network)
+    options = {"graph": True, "learns": False, "network": NETWORKS.get(name)}
+    side = Side(folder, built, device, *MOVED, **options)
     videos = [list(panning_clip(device, VECTORS, seed=seed)) for seed in range(2)]
     small, large = side.model.init_state(2), side.model.init_state(4)
     alone = [side.model.init_state() for _ in videos]

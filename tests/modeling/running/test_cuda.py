@@ -6,6 +6,7 @@ import torch
 from blockcopy_d2.kernels.graph import CapturedFunction
 from blockcopy_d2.modeling import VideoStream
 from blockcopy_d2.policy import OnlineLearner
+from tests.modeling.running.networks import NETWORKS
 from tests.modeling.running.sides import Side, clip, panning_clip, sides
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -50,6 +51,21 @@ def test_a_warm_frame_never_waits_and_allocates_nothing(folder, built, motion, d
         assert after[name] == before[name], name
     kept = after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"]
     assert kept < 2**22, "a frame takes more than its result"
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "cascade", "mgan", "panoptic"])
+def test_a_warm_frame_of_other_networks_never_waits(folder, built, name):
+    graph = Side(folder, built, "cuda", graph=True, network=NETWORKS[name])
+    images = list(clip("cuda", 4))
+    for image in 4 * images:
+        graph.frame(image)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for image in images:
+            result, told = graph.frame(image)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert hasattr(result, "_graph") and "loss" in told and len(result["instances"])
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["one-policy", "one-each"])

@@ -10,46 +10,22 @@ from detectron2.modeling import SemanticSegmentor
 from blockcopy_d2.modeling.fixed_shape import (
     StaticCSP,
     StaticFCOS,
+    StaticPanopticFPN,
     StaticRCNN,
     StaticRetinaNet,
     StaticSegmentor,
     find_static_heads,
 )
-from tests.modeling.fixed_shape.models import SMALL_DENSE_DETECTOR
+from tests.modeling.running.networks import NETWORKS
 from tests.modeling.running.sides import assert_same_output, both, clip, sides
-from tests.networks.csp.small import OPTS as SMALL_CSP
-from tests.networks.mgan.small import CONFIG as MGAN_CONFIG
-from tests.networks.mgan.small import OPTS as SMALL_MGAN
-from tests.networks.test_semantic_networks import NETWORKS as SEMANTIC
 
-BLOCKS = ("MODEL.BLOCKCOPY.BLOCK_SIZE", 64)
-CSP = ("CityPersons/csp_R_50.yaml", *SMALL_CSP, "TEST.DETECTIONS_PER_IMAGE", 10, *BLOCKS)
-DENSE_DETECTOR = (*SMALL_DENSE_DETECTOR, "MODEL.WEIGHTS", "", *BLOCKS)
-FCOS = (*DENSE_DETECTOR, "MODEL.META_ARCHITECTURE", "small_fcos")
-CASCADE = (
-    "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
-    "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-    "MODEL.PIXEL_STD", [58.0] * 3,
-    "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 3,
-    "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
-    "MODEL.RPN.POST_NMS_TOPK_TEST", 50, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
-    "TEST.DETECTIONS_PER_IMAGE", 5, "MODEL.WEIGHTS", "", *BLOCKS,
-)  # fmt: skip
-MGAN = (MGAN_CONFIG, *SMALL_MGAN, "TEST.DETECTIONS_PER_IMAGE", 10, "MODEL.WEIGHTS", "", *BLOCKS)
-NETWORKS = {
-    **{name: (*SEMANTIC[name], "MODEL.WEIGHTS", "", *BLOCKS) for name in SEMANTIC},
-    "csp": CSP,
-    "retinanet": DENSE_DETECTOR,
-    "fcos": FCOS,
-    "cascade": CASCADE,
-    "mgan": MGAN,
-}
 HEADS = {
     "csp": StaticCSP,
     "retinanet": StaticRetinaNet,
     "fcos": StaticFCOS,
     "cascade": StaticRCNN,
     "mgan": StaticRCNN,
+    "panoptic": StaticPanopticFPN,
 }
 # These are deeper, or share a part of another's head: they have no operators of their own.
 ALIKE = ("swiftnet-50", "deeplab")

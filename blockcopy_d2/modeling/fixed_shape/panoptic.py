@@ -1,0 +1,81 @@
+"""
+PanopticFPN in fixed shapes: the heads of Mask R-CNN and of a segmentation model on one backbone.
+
+Shape shorthand: N images, K classes, H x W pixels of the network's input.
+"""
+
+import functools
+
+import torch
+from detectron2.modeling import PanopticFPN
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+
+from .lazy_fields import LazyFields
+from .rcnn import StaticRCNN
+from .segmentor import resize_logits
+
+__all__ = ["StaticPanopticFPN"]
+
+
+class StaticPanopticFPN(StaticRCNN):
+    """
+    Computes the results of a PanopticFPN. Detectron2 merges instances and segmentation segment by
+    segment, with the host in between; here that happens when "panoptic_seg" is read.
+    """
+
+    meta_architecture = PanopticFPN
+
+    def __init__(self, model, **options):
+        """
+        Args:
+            model (PanopticFPN): one that :meth:`supports` is true for.
+            options: see :class:`StaticRCNN`.
+        """
+        super().__init__(model, **options)
+        self._model = model
+
+    @classmethod
+    def supports(cls, model):
+        return super().supports(model) and model.roi_heads.mask_on
+
+    @staticmethod
+    def sparse_modules(model):
+        return *StaticRCNN.sparse_modules(model), model.sem_seg_head
+
+    def network(self, images):
+        features, *others = super().network(images)
+        sem_seg, _ = self._model.sem_seg_head(features, None)
+        return sem_seg, features, *others
+
+    @torch.no_grad()
+    def __call__(self, sem_seg, *others):
+        """
+        Args:
+            sem_seg (Tensor): logits (N, K, H, W).
+            others: arguments of :class:`StaticRCNN`, the FrameSizes last.
+
+        Returns:
+            tuple[Tensor, StaticDetections]: logits (N, K, height, width) at the size of the output,
+            and detections.
+        """
+        return resize_logits(sem_seg, others[-1]), super().__call__(*others)
+
+    def parts(self, result):
+        sem_seg, detections = result
+        return {"sem_seg": sem_seg, "instances": detections}
+
+    def complete(self, output):
+        parts = output["instances"], output["sem_seg"]
+        output = LazyFields(output)
+        output.later("panoptic_seg", functools.partial(self._combine, *parts))
+        return output
+
+    def _combine(self, instances, sem_seg):
+        model = self._model
+        return combine_semantic_and_instance_outputs(
+            instances,
+            sem_seg.argmax(dim=0),
+            model.combine_overlap_thresh,
+            model.combine_stuff_area_thresh,
+            model.combine_instances_score_thresh,
+        )
