@@ -30,6 +30,8 @@ def parts():
     other["rows"][1]["course"][0]["executed"] = 0.4
     third = {"method": "blockcopy", "target": 0.3, "draws": True, "AP": 30.0, **row}
     other["rows"].append(third)
+    # Only the second run had --warm-course.
+    other["rows"][1]["warm_course"] = [{"frames": 9, "executed": 0.9, "gain_share": 0.9}]
     return [run, other]
 
 
@@ -47,6 +49,7 @@ def test_seeds_are_put_together_and_targets_side_by_side(parts):
     assert row["gmacs"] == 2.0 and row["ms_median"] is None
     assert row["ms_per_stage"] == {"network": 2.0}
     assert row["course"] == [{"frames": 20, "executed": 0.5, "gain_share": None}]
+    assert row["warm_course"] == parts[1]["rows"][1]["warm_course"]
     assert spread_of(row, "AP") == pytest.approx(8**0.5)
     assert merged["complete"] and not merged["timed"]
     # Seeds of one run and those of another

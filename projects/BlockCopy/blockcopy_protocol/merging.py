@@ -70,9 +70,9 @@ def _merge_row(entries):
         **mean(seeds),
         "seeds": seeds,
         **{
-            name: [mean(points) for points in zip(*(own[name] for _, own in entries))]
+            name: [mean(points) for points in zip(*known)]
             for name in courses
-            if name in row
+            if (known := [own[name] for _, own in entries if own.get(name)])
         },
     }
 
