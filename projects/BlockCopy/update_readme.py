@@ -15,7 +15,7 @@ from blockcopy_protocol.report import embed_report, write_report
 from blockcopy_protocol.results import read_results
 
 
-def main(argv=None):
+def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +32,11 @@ def main(argv=None):
         help="write tables and plots there, as a run does, and leave the README as it is",
     )
     parser.add_argument("--readme", default=Path(__file__).with_name("README.md"), metavar="FILE")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
     try:
         results = merge_results([read_results(path) for path in args.results])
         if args.report is not None:

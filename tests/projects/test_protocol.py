@@ -80,6 +80,15 @@ def test_resumed_run_takes_the_policies_that_were_warmed(run, monkeypatch):
         assert all(torch.equal(found[key], expected[key]) for key in found)
         if method.learner is not None:
             assert method.learner.state_dict()["frames"] == 2
+    # Offline, as in Table 2: policies learn on the training clips alone.
+    methods.clear()
+    offline = ["MODEL.BLOCKCOPY.LEARNER.ENABLED", "False"]
+    run("--resume", "--warm-clips", 0, "--targets", 0.4, 0.6, opts=offline)
+    assert not any(method.learner for method in methods)
+    for name in ("blockcopy 0.4", "blockcopy 0.6"):
+        (found,) = (method.policy.state_dict() for method in methods if method.name == name)
+        expected = warmed[name].policy.state_dict()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 class Interrupted:
