@@ -106,6 +106,10 @@ def test_readme_may_show_several_runs(results_file, tmp_path):
     import update_readme
 
     readme = tmp_path / "README.md"
+    results = json.loads(results_file.read_text())
+    point = {"frames": 20, "executed": 0.4, "gain_share": 0.5}
+    results["rows"][1] |= {"course": [point], "warm_course": [point]}
+    results_file.write_text(json.dumps(results))
     markers = [
         f"<!-- {name}: {word} -->"
         for name in ("results", "other results")
@@ -115,7 +119,8 @@ def test_readme_may_show_several_runs(results_file, tmp_path):
     update_readme.main([str(results_file), "--readme", str(readme), "--section", "other"])
     text = readme.read_text()
     assert text.startswith("\n".join(markers[:3])) and "44.5" in text
-    assert (tmp_path / "figures" / "other_ap_ms.png").is_file()
+    for name in ("other_ap_ms.png", "other_course.png"):
+        assert f"(figures/{name})" in text and (tmp_path / "figures" / name).is_file()
 
 
 def test_readme_without_markers_stays(results_file, tmp_path):

@@ -89,7 +89,7 @@ def write_report(results, folder):
 def embed_report(results, readme, section=""):
     """
     Replace the text between two markers of a README by the table and the plots, which go to
-    figures/ beside it.
+    figures/ beside it. The course is among them if it begins with the first update.
 
     Args:
         results (dict): content of results.json.
@@ -112,6 +112,9 @@ def embed_report(results, readme, section=""):
     figures = readme.parent / "figures"
     prefix = f"{section}_" if section else ""
     plots = _plot(results, results["metrics"][0], figures, prefix=prefix)
+    if any(row.get("warm_course") for row in results["rows"]):
+        plots.append((f"{prefix}course.png", "Gain share and executed share over the updates"))
+        plot_course(results, figures / plots[-1][0])
     images = "\n".join(f"![{title}]({figures.name}/{file})" for file, title in plots)
     block = f"{_provenance(results)}\n\n{markdown_table(results)}\n\n{images}"
     with atomic_write(readme) as temporary:
