@@ -1,5 +1,7 @@
 """Curves over the frames of a run."""
 
+import json
+
 import pytest
 import torch
 
@@ -67,3 +69,44 @@ def test_curves_begin_with_the_warming(tmp_path, monkeypatch):
     assert updates.get_xlabel() == "updates of a policy"
     drawn[0].draw_without_rendering()
     assert updates.get_xlim() == pytest.approx([limit / 4 for limit in gained.get_xlim()])
+
+
+def run_on_disk(folder, name, *, target=0.3):
+    course = [{"frames": 20, "executed": target, "gain_share": 0.5}]
+    rows = [{"method": "blockcopy", "target": target, "course": course}]
+    (folder / name).write_text(json.dumps({"rows": rows}))
+    return folder / name
+
+
+def test_runs_are_drawn_side_by_side(tmp_path, monkeypatch):
+    import draw_courses
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda *args: (drawn.append(args[0]), save(*args)))
+    paths = [run_on_disk(tmp_path, f"{target}.json", target=target) for target in (0.1, 0.2)]
+    runs = [f"{title}={path}" for title, path in zip(("Street", "CamVid"), paths)]
+    draw_courses.main([*runs, "--output", str(tmp_path / "courses.png")])
+    assert (tmp_path / "courses.png").read_bytes()[:4] == b"\x89PNG"
+    panels = drawn[0].axes
+    assert [axes.get_title() for axes in panels] == ["Street", "CamVid", "", ""]
+    assert [axes.lines[0].get_ydata()[0] for axes in panels] == [0.5, 0.5, 0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    "runs, message",
+    [
+        (["{path}"], "is not TITLE=FILE"),
+        (["a={path}", "a={path}"], "two runs have the title 'a'"),
+        (["a=nowhere.json"], "nowhere.json"),
+        (["a={path}", "--output", "{path}"], "would be lost"),
+    ],
+)
+def test_runs_that_cannot_be_drawn(runs, message, tmp_path, capsys):
+    import draw_courses
+
+    path = run_on_disk(tmp_path, "results.json")
+    with pytest.raises(SystemExit) as end:
+        draw_courses.main([run.format(path=path) for run in runs])
+    assert message in capsys.readouterr().err + str(end.value)
+    assert json.loads(path.read_text())["rows"]

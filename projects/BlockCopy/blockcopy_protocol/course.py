@@ -8,7 +8,7 @@ from blockcopy_d2.atomic import atomic_write
 
 from .plots import title_of
 
-__all__ = ["Course", "plot_course"]
+__all__ = ["Course", "plot_course", "plot_courses"]
 
 # Frames per point of a curve; of a longer one so many times as many that it has this many points.
 WINDOW = 20
@@ -61,23 +61,44 @@ class Course:
 
 def plot_course(results, path):
     """
-    Draw gain share and executed share over frames, a curve per method that follows a target. If
-    the run measured them while policies were warmed, the curves begin there, and a line shows the
-    end of it.
+    Draw the course of one run: see :func:`plot_courses`.
 
     Args:
-        results (dict): content of results.json. Rows without a target or a course are left out.
+        results (dict): content of results.json.
         path (str or Path): path of the PNG file.
     """
+    plot_courses({"": results}, path)
+
+
+def plot_courses(runs, path):
+    """
+    Draw gain share and executed share over frames, a column per run and a curve per method that
+    follows a target. If a run measured them while policies were warmed, its curves begin there, and
+    a line shows the end of it.
+
+    Args:
+        runs (dict[str, dict]): title of a run -> content of its results.json. Rows without a target
+            or a course are left out.
+        path (str or Path): path of the PNG file.
+    """
+    figure = Figure(figsize=(2.2 + 4.2 * len(runs), 5.4), dpi=150, layout="constrained")
+    columns = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False).T
+    for panels, (title, results) in zip(columns, runs.items()):
+        _draw(panels, results)
+        panels[0].set_title(title)
+    for axes, label in zip(columns[0], ("share of the information gain", "executed share")):
+        axes.set_ylabel(label)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _draw(panels, results):
+    """Draws gain share and executed share of a run on two axes."""
     rows = [row for row in results["rows"] if row["target"] is not None and row.get("course")]
     warmed = max(
         (row["warm_course"][-1]["frames"] for row in rows if row.get("warm_course")), default=0
     )
-    figure = Figure(figsize=(6.4, 5.4), dpi=150, layout="constrained")
-    panels = figure.subplots(2, sharex=True)
-    for axes, key, label in zip(
-        panels, ("gain_share", "executed"), ("share of the information gain", "executed share")
-    ):
+    for axes, key in zip(panels, ("gain_share", "executed")):
         for index, row in enumerate(rows):
             points = [(point["frames"], point[key]) for point in row.get("warm_course", ())]
             points += [(warmed + point["frames"], point[key]) for point in row["course"]]
@@ -90,7 +111,6 @@ def plot_course(results, path):
             )
         if warmed:
             axes.axvline(warmed, color="#8C8C8C", linestyle=":", linewidth=1)
-        axes.set_ylabel(label)
         axes.set_ylim(0, 1.02)
         axes.grid(color="#E3E3E3", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -101,5 +121,3 @@ def plot_course(results, path):
         panels[0].secondary_xaxis("top", functions=scale).set_xlabel("updates of a policy")
     if rows:
         panels[0].legend(frameon=False, fontsize=8, ncols=2)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
