@@ -205,12 +205,13 @@ class BatchRun:
         with (
             tqdm(total=len(self._tasks), initial=done, unit="video") as self._videos,
             tqdm(unit="frame") as self._bar,
-            StopSignals(),
+            StopSignals() as signals,
         ):
             try:
                 self._run_pending()
-            except RunStopped as stopped:
-                self.stopped = stopped
+            except KeyboardInterrupt:
+                # Ray turns what a handler raises into an interrupt of its own.
+                self.stopped = signals.received or RunStopped("SIGINT", 130)
             finally:
                 if self._start is not None:
                     self._seconds = time.perf_counter() - self._start

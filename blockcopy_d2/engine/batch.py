@@ -4,11 +4,12 @@ Whole videos to files of results: the job that a batch does for each of its vide
 A batch is three parts, which ``python -m blockcopy_d2.batch`` puts together, and which serve any
 other scheduler as well::
 
-    tasks = find_videos(["videos/**/*.mp4"], output="results")   # videos left to run
-    folder = BatchFolder("results", settings)                    # what is done, and by which config
-    job = VideoJob(VideoPredictor(cfg), folder)                  # in every process that runs videos
-    for task in folder.pending(tasks):
-        record = job(task)                                       # a dict; names what went wrong
+    tasks = find_videos(["videos/**/*.mp4"], output="results")   # all videos
+    folder = BatchFolder("results")                              # what is done, and by which config
+    with folder.open({"TARGET": 0.3}):                           # refuses results of other settings
+        job = VideoJob(VideoPredictor(cfg), folder)              # in every process that runs videos
+        for task in folder.pending(tasks):
+            record = job(task)                                   # a dict; names what went wrong
 
 Tasks and records can be pickled and are small. Processes that run videos share nothing but the
 folder; nobody else may have the same task at the same time.

@@ -52,7 +52,7 @@ def find_videos(patterns, *, output, format="coco", root=None):
     Args:
         patterns (sequence[str]): files, folders of frames, addresses, and patterns of them, such
             as ``videos/**/*.mp4``. Of matches, results in ``output`` are left out, and so are
-            hidden files and folders without images.
+            hidden files, folders without images, and the images of a folder that matches, too.
         output (str): folder of the batch; it may hold the videos, too.
         format (str): format of the results, a key of :data:`FORMATS`.
         root (str or None): results are named by the paths of their videos from there. Default:
@@ -333,13 +333,17 @@ class BatchFolder:
 
 
 def _matches(pattern, output):
-    """Yields files that may be videos, and folders of images; no results."""
+    """Yields files that may be videos, and folders of images; no results, nor frames of a match."""
     output = os.path.realpath(output)
     endings = tuple(writer.suffix for writer in FORMATS.values())
-    for path in sorted(glob.iglob(pattern, recursive=True)):
+    found = sorted(glob.iglob(pattern, recursive=True))
+    folders = {os.path.normpath(path) for path in found if os.path.isdir(path)}
+    for path in found:
         if os.path.isdir(path):
             if _has_images(path):
                 yield path
+        elif _is_image(path) and os.path.dirname(path) in folders:
+            continue  # a frame of that folder
         elif not (path.endswith(endings) and _lies_in(path, output)):
             yield path
 
@@ -367,10 +371,11 @@ def _lies_in(path, folder):
 
 def _has_images(folder):
     with os.scandir(folder) as entries:
-        return any(
-            entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".")
-            for entry in entries
-        )
+        return any(_is_image(entry.name) and not entry.name.startswith(".") for entry in entries)
+
+
+def _is_image(path):
+    return path.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def _fixed_part(pattern):

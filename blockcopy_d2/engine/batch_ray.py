@@ -10,7 +10,9 @@ import collections
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 
 import torch
@@ -25,6 +27,8 @@ __all__ = ["import_ray", "run_with_ray"]
 # its model, no further actor is started.
 _MOST_DEATHS = 3
 _PROGRESS_SECONDS = 1.0
+# Seconds between looks at the machines of the cluster, and until a wait for room is reported.
+_LOOK_SECONDS, _PATIENCE_SECONDS = 10.0, 60.0
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ def run_with_ray(
         on_ready, on_frames, on_record: see :func:`run_in_workers`.
 
     Raises:
-        ConnectionError: there is no cluster at the address.
+        ConnectionError: there is no cluster at the address, or all its machines are gone.
         WorkerError: an actor cannot build its job; says why.
         ResultsWriteError: see :class:`VideoJob`.
     """
@@ -97,7 +101,8 @@ def _connected(ray, address):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, **options)
+        with _signals_kept():
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0]
         raise ConnectionError(
@@ -108,6 +113,15 @@ def _connected(ray, address):
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_kept():
+    """Restores the handler of SIGTERM: that of Ray would end the program without a summary."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _share_out(ray, workers, most):
@@ -185,6 +199,7 @@ class _Crew:
         # Reference to a running task -> its actor.
         self._members, self._policies = {}, {}
         self._asked = 0.0
+        self._looked = self._seen = time.monotonic()
 
     def run(self, count, resources, on_ready, on_frames, on_record):
         """Run all videos; see :func:`run_with_ray` for the arguments."""
@@ -196,6 +211,7 @@ class _Crew:
         while self._waiting or any(member.task for member in self._members.values()):
             done, _ = self._ray.wait(list(self._members), timeout=_PROGRESS_SECONDS)
             self._tell_progress(on_frames)
+            self._check_cluster(resources)
             for reference in done:
                 member = self._members.pop(reference)
                 try:
@@ -265,6 +281,28 @@ class _Crew:
             record["error"] = f"its actor died {_MOST_DEATHS} times: {reason}"
             self._folder.write_record(task, record)
             on_record(task, record)
+
+    def _check_cluster(self, resources):
+        """Raises ConnectionError where nothing is left that could run a video."""
+        now = time.monotonic()
+        if any(member.task for member in self._members.values()):
+            self._seen = now
+        if now < self._looked + _LOOK_SECONDS:
+            return
+        self._looked = now
+        if not any(node["Alive"] for node in self._ray.nodes()):
+            raise ConnectionError(
+                "All machines of the Ray cluster are gone. The same command goes on with the videos"
+                " that are left, on another cluster."
+            )
+        if now > self._seen + _PATIENCE_SECONDS:
+            self._seen = now
+            _logger.warning(
+                "No actor has started for %.0f seconds. Each needs %s, which no machine of the Ray"
+                " cluster may have left: see `ray status`.",
+                _PATIENCE_SECONDS,
+                resources,
+            )
 
     def _tell_progress(self, on_frames):
         if time.monotonic() < self._asked + _PROGRESS_SECONDS:

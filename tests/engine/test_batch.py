@@ -1,5 +1,6 @@
 """Batches: results are kept no matter how a run ends, and no video is run twice."""
 
+import contextlib
 import json
 import os
 import signal
@@ -189,6 +190,19 @@ def test_a_signal_leaves_what_is_done(run, videos, counted, monkeypatch, tmp_pat
     assert code == 0 and counted == ["north/a.mp4.json", "z.mp4.json"] and summary["done"] == 3
 
 
+def test_an_interrupt_of_another_kind_is_one_too(run, videos, monkeypatch):
+    """Ray swallows what the handler of a signal raises, and raises an interrupt of its own."""
+
+    def interrupted(self):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch.BatchRun, "_run_pending", interrupted)
+    code, summary = run("--input", videos / "a.mp4")
+    assert code == 128 + signal.SIGTERM and summary["stopped"] == "SIGTERM"
+
+
 def test_a_video_without_results_is_run_again(run, videos, counted, tmp_path, monkeypatch):
     """Killed after the record of a video was written, and before its results had their name."""
     run("--input", videos / "a.mp4")
@@ -250,6 +264,8 @@ def test_folders_of_frames_are_videos(tmp_path):
     (tmp_path / "clips" / "empty").mkdir()
     (task,) = find_videos([f"{tmp_path}/clips/*"], output=str(tmp_path / "out"))
     assert task.results == "a.json"
+    (task,) = find_videos([f"{tmp_path}/**"], output=str(tmp_path / "out"))
+    assert task.results == "clips/a.json", "its frames are no videos of their own"
     for output in (tmp_path / "clips" / "a", tmp_path / "clips" / "a" / "results"):
         with pytest.raises(ValueError, match="lies in the folder of frames"):
             find_videos([f"{tmp_path}/clips/a"], output=str(output))

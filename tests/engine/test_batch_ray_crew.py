@@ -1,5 +1,6 @@
 """Batches with actors that die, on a stand-in for Ray that runs each call at once."""
 
+import signal
 import sys
 import types
 
@@ -206,6 +207,42 @@ def test_what_no_actor_can_build_ends_the_run(run):
 
     with pytest.raises(WorkerError, match="Actors die while they build their model: out of memory"):
         run(build=deadly)
+
+
+def test_a_cluster_that_is_gone_ends_the_run(run, monkeypatch):
+    ray = StandIn()
+    monkeypatch.setattr(batch_ray, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "wait", lambda references, **options: ([], references))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": not ray.started}])
+    with pytest.raises(ConnectionError, match="All machines of the Ray cluster are gone"):
+        run(ray=ray)
+
+
+def test_waiting_for_room_is_reported(run, monkeypatch, caplog):
+    ray = StandIn()
+    monkeypatch.setattr(batch_ray, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(batch_ray, "_PATIENCE_SECONDS", 0.0)
+    wait, silent = ray.wait, iter(range(2))
+
+    def late(references, **options):
+        return wait(references, **options) if next(silent, None) is None else ([], references)
+
+    monkeypatch.setattr(ray, "wait", late)
+    result = run(ray=ray)
+    assert len(result.all) == 4
+    assert "No actor has started for" in caplog.text and "'num_cpus': 4.0" in caplog.text
+
+
+def test_signals_stay_those_of_the_program(monkeypatch):
+    """Ray's own handler of SIGTERM would end the program without a summary."""
+    before = signal.getsignal(signal.SIGTERM)
+    ray = types.SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        shutdown=lambda: None,
+    )
+    with batch_ray._connected(ray, "auto"):
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_full_disk_ends_the_run_as_what_it_is(run):
