@@ -12,6 +12,7 @@ from .dense_detector import StaticFCOS, StaticRetinaNet
 from .detections import StaticDetections
 from .geometry import FrameSizes
 from .panoptic import StaticPanopticFPN
+from .proposal_network import StaticProposalNetwork, StaticProposals
 from .rcnn import StaticRCNN
 from .segmentor import StaticSegmentor
 
@@ -22,6 +23,8 @@ __all__ = [
     "StaticFCOS",
     "StaticHeads",
     "StaticPanopticFPN",
+    "StaticProposalNetwork",
+    "StaticProposals",
     "StaticRCNN",
     "StaticRetinaNet",
     "StaticSegmentor",
@@ -33,6 +36,7 @@ _KINDS = (
     StaticPanopticFPN,
     StaticRetinaNet,
     StaticFCOS,
+    StaticProposalNetwork,
     StaticSegmentor,
     StaticCSP,
 )

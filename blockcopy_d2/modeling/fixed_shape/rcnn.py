@@ -6,20 +6,15 @@ depends on the content, so that the whole stage can be part of a CUDA graph.
 Shape shorthand in this module:
 
     N: images of a batch
-    L: feature levels of the RPN
     R: proposals of an image
     D: detections of an image at most
     K: classes
 """
 
-from dataclasses import dataclass
-
 import torch
 from detectron2.layers import ROIAlign as Detectron2ROIAlign
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
     FastRCNNConvFCHead,
@@ -27,7 +22,6 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
-from torch import Tensor
 
 from blockcopy_d2.networks.mgan.roi_heads import MaskAttention, MGANROIHeads
 
@@ -38,18 +32,10 @@ from .detections import StaticDetections
 from .geometry import PolicyPixels
 from .networks import BoxNetwork, MaskNetwork
 from .paste import sample_masks
-from .proposals import find_proposals
 from .roi_pooler import pool_regions
+from .rpn import StaticRPN
 
 __all__ = ["StaticRCNN"]
-
-
-def _supports_rpn(rpn):
-    return (
-        type(rpn) is RPN
-        and isinstance(rpn.anchor_generator, DefaultAnchorGenerator)
-        and isinstance(rpn.box2box_transform, Box2BoxTransform)
-    )
 
 
 def _supports_roi_heads(heads):
@@ -130,16 +116,15 @@ class StaticRCNN(StaticHeads):
                 " R-CNN, or a cascade of these, with standard heads; run its own heads instead."
             )
         self.max_candidates = max_candidates
-        self._backbone, self._rpn = model.backbone, model.proposal_generator
+        self._backbone, self._rpn = model.backbone, StaticRPN(model.proposal_generator)
         self._heads = model.roi_heads
-        self._networks = {}
-        self._tables = {}
+        self._networks, self._pixels = {}, {}
 
     @classmethod
     def supports(cls, model):
         return (
             super().supports(model)
-            and _supports_rpn(model.proposal_generator)
+            and StaticRPN.supports(model.proposal_generator)
             and _supports_roi_heads(model.roi_heads)
         )
 
@@ -149,7 +134,7 @@ class StaticRCNN(StaticHeads):
 
     def network(self, images):
         features = self._backbone(images)
-        return (features, *self._rpn.rpn_head([features[name] for name in self._rpn.in_features]))
+        return features, *self._rpn.head(features)
 
     @torch.no_grad()
     def __call__(self, features, logits, deltas, sizes):
@@ -165,19 +150,10 @@ class StaticRCNN(StaticHeads):
             StaticDetections:
         """
         heads, predictor = self._heads, _stages(self._heads)[-1][1]
-        tables = self._tables_for(sizes, logits)
-        pixels = tables.pixels
-        proposals, objectness = find_proposals(
-            logits,
-            deltas,
-            tables.anchors,
-            transform=self._rpn.box2box_transform,
-            image_size=sizes.image_size,
-            nms_threshold=self._rpn.nms_thresh,
-            pre_nms_topk=self._rpn.pre_nms_topk[False],
-            post_nms_topk=self._rpn.post_nms_topk[False],
-            least_side=self._rpn.min_box_size,
-        )
+        proposals, objectness = self._rpn(logits, deltas, sizes)
+        if sizes not in self._pixels:
+            self._pixels[sizes] = PolicyPixels.of(sizes, proposals.device)
+        pixels = self._pixels[sizes]
         box_features = [features[name] for name in heads.box_in_features]
         box_networks, mask_network = self._networks_for(box_features[0].dtype)
         class_logits, boxes, usable, finite = self._refine(
@@ -256,25 +232,3 @@ class StaticRCNN(StaticHeads):
                 MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
             )
         return self._networks[dtype]
-
-    def _tables_for(self, sizes, logits):
-        key = (sizes, tuple(x.shape[2:] for x in logits), logits[0].device)
-        if key not in self._tables:
-            anchors = [x.tensor for x in self._rpn.anchor_generator(logits)]
-            pixels = PolicyPixels.of(sizes, logits[0].device)
-            self._tables[key] = _Tables(anchors, pixels)
-        return self._tables[key]
-
-
-@dataclass
-class _Tables:
-    """
-    Tables that depend on sizes only.
-
-    Attributes:
-        anchors (list[Tensor]): anchors of every level, float32 (H_l W_l A, 4).
-        pixels (PolicyPixels):
-    """
-
-    anchors: list[Tensor]
-    pixels: PolicyPixels

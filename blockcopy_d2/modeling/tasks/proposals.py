@@ -4,7 +4,9 @@ import torch
 from detectron2.config import configurable
 from detectron2.structures import Instances
 
-from .base import TASK_REGISTRY
+from blockcopy_d2.policy import DetectionMasks
+
+from .base import TASK_REGISTRY, takes_batches
 from .instances import InstanceTask
 
 __all__ = ["ProposalTask", "proposal_instances"]
@@ -13,8 +15,6 @@ __all__ = ["ProposalTask", "proposal_instances"]
 @TASK_REGISTRY.register()
 class ProposalTask(InstanceTask):
     """Outputs with "proposals": boxes of one class, scored by their objectness."""
-
-    capturable = False
 
     @configurable
     def __init__(self, pixels_per_block=32):
@@ -28,9 +28,12 @@ class ProposalTask(InstanceTask):
     def from_config(cls, cfg, base):
         return {"pixels_per_block": cfg.MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK}
 
+    @takes_batches
     def observe(self, output, **geometry):
-        instances = proposal_instances(self.part(output, "proposals"))
-        instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
+        instances = self.part(output, "proposals")
+        if not isinstance(instances, DetectionMasks):
+            instances = proposal_instances(instances)
+            instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
         return super().observe({"instances": instances}, **geometry)
 
 

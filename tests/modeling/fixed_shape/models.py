@@ -216,6 +216,13 @@ def run_detectron2(model, image_size, *, num_images=1, output_size=None, seed=0,
     return Frame(features, logits, deltas, sizes, proposals, instances)
 
 
+def spread_proposals(model):
+    """Sets weights of an RPN so that its scores and boxes differ widely."""
+    head = model.proposal_generator.rpn_head
+    for module, spread in ((head.objectness_logits, 3), (head.anchor_deltas, 0.5)):
+        torch.nn.init.normal_(module.weight, std=spread * module.weight[0].numel() ** -0.5)
+
+
 def images_and_sizes(model, image_size, num_images, output_size):
     """tuple[ImageList, FrameSizes]: empty images of this size, padded."""
     images = [torch.zeros(3, *image_size, device=model.device)] * num_images

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import VideoOptions
+from blockcopy_d2.modeling.tasks import proposal_instances
 from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import build_policy
 from blockcopy_d2.resources import config_path
@@ -212,6 +213,13 @@ def _difference(found, expected, atol, rtol):
     return f"{values} at {index}, {(~close).sum()} of {close.numel()} differ"
 
 
+def as_instances(proposals):
+    """Proposals as instances of one class, to be compared as such."""
+    instances = proposal_instances(proposals)
+    instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.int64)
+    return instances
+
+
 def assert_same_output(expected, found):
     assert list(found) == list(expected)
     if "sem_seg" in found:
@@ -220,6 +228,8 @@ def assert_same_output(expected, found):
     if "panoptic_seg" in found:
         (segments, infos), (others, expected_infos) = (x["panoptic_seg"] for x in (found, expected))
         assert (segments != others).float().mean() < 1e-2 and len(infos) == len(expected_infos)
+    if "proposals" in found:
+        found, expected = ({"instances": as_instances(x["proposals"])} for x in (found, expected))
     if "instances" not in found:
         return
     expected, found = expected["instances"], found["instances"]

@@ -11,6 +11,7 @@ from blockcopy_d2.modeling.fixed_shape import (
     StaticCSP,
     StaticFCOS,
     StaticPanopticFPN,
+    StaticProposalNetwork,
     StaticRCNN,
     StaticRetinaNet,
     StaticSegmentor,
@@ -25,6 +26,7 @@ HEADS = {
     "fcos": StaticFCOS,
     "cascade": StaticRCNN,
     "mgan": StaticRCNN,
+    "proposals": StaticProposalNetwork,
     "panoptic": StaticPanopticFPN,
 }
 # These are deeper, or share a part of another's head: they have no operators of their own.
