@@ -130,10 +130,7 @@ class CapturedLearning:
         if self._kept is None:
             self._kept = map_tensors(torch.clone, observation), [x.clone() for x in tensors]
             return
-        kept, others = self._kept
-        copy_tensors(kept, observation)
-        for place, tensor in zip(others, tensors, strict=True):
-            place.copy_(tensor)
+        copy_tensors(list(self._kept), [observation, list(tensors)])
 
     def _update_beside(self):
         """Computes the update on a CUDA stream of its own, from what was kept."""

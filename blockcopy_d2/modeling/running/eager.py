@@ -6,12 +6,12 @@ Shape shorthand: N streams of a batch.
 
 import functools
 
-import torch
 from detectron2.layers import move_device_like
 
 from blockcopy_d2.policy import Decision
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 
+from .arrival import look_at
 from .inputs import fill_slots
 from .mac_counter import MacCounter
 from .motion import estimate_motion, motion_features, move_history
@@ -21,7 +21,6 @@ from .steps import (
     all_blocks,
     at_policy_resolution,
     choose_blocks,
-    find_cuts,
     normalize,
     policies_of,
     remember,
@@ -49,9 +48,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
     with timer.stage("preprocess"):
         images = normalize(model, [x["image"] for x in inputs])
         frame = at_policy_resolution(model, images)
-        history, cut = streams.history, frame.new_zeros(len(frame), dtype=torch.bool)
-        if streams.started:
-            cut = find_cuts(model, frame, streams)
+        arrival, history = look_at(model, frame, streams), streams.history
     features = field = None
     if model.motion is not None:
         with timer.stage("motion"):
@@ -60,16 +57,16 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             features = motion_features(model, pictures, streams, codec=codec)
             # There are none if the model had no motion until now.
             if streams.started and history.motion_features is not None:
-                field = estimate_motion(model, frame, streams, features, cut, **only)
+                field = estimate_motion(model, arrival, streams, features, **only)
                 streams.history = history = move_history(model, history, field)
     observations, decisions = [None] * len(inputs), [None] * len(inputs)
     if grid is not None:
-        cut = torch.zeros_like(cut)
+        arrival = arrival.without_cuts()
     else:
         with timer.stage("policy"):
             if streams.started:
                 observation, decisions, grid = choose_blocks(
-                    model, frame, streams, cut, learning=learning, **only
+                    model, arrival, streams, learning=learning, **only
                 )
                 observations = observation.split()
                 decisions = [one for decision in decisions for one in decision.split()]
@@ -96,10 +93,9 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
         remember(
             model,
             streams,
-            frame,
+            arrival,
             outputs,
             work.refreshed,
-            cut=cut,
             motion_features=features,
             **only,
         )
@@ -119,7 +115,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             work=work,
             detections=streams.outputs[n],
             previous_detections=last_seen[n],
-            cut=cut[n],
+            cut=arrival.cut[n],
             broken=broken[n],
             timer=timer,
             is_first=is_first[n],

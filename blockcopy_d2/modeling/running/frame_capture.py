@@ -17,13 +17,13 @@ from blockcopy_d2.sparse import BlockGrid, block_sparse
 from blockcopy_d2.sparse.macs import count_macs
 
 from ..fixed_shape import StaticDetections
+from .arrival import look_at
 from .history import flags
 from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
 from .preparation import prepare
 from .steps import (
     choose_blocks,
-    find_cuts,
     policies_of,
     remember,
 )
@@ -85,7 +85,7 @@ class FrameCapture:
         self._present = present
         self._static_heads = heads
         self._observation = self._decisions = None
-        self._normalized = self._cut = self._outputs = self._features = None
+        self._normalized = self._arrival = self._outputs = self._features = None
         self._left_out = () if asks else ("policy",)
         self._left_out += () if moves else ("motion", "move_caches")
         self._warming = False
@@ -174,21 +174,19 @@ class FrameCapture:
             # Results are read after other functions of the pool have run.
             self.frame = torch.empty_like(frame)
         self.frame.copy_(frame)
-        if self.asks:
-            self._cut = find_cuts(model, self.frame, streams)
+        self._arrival = look_at(model, self.frame, streams)
 
     def _motion(self, model, streams, memory):
         self._features = motion_features(model, self.image, streams)
         if memory is None:
             return
-        cut = self._cut if self.asks else find_cuts(model, self.frame, streams)
-        on = (model, self.frame, streams, self._features, cut)
+        on = (model, self._arrival, streams, self._features)
         self.field = estimate_motion(*on, present=self._present)
         streams.history = move_history(model, streams.history, self.field)
 
     def _policy(self, model, streams, memory):
         self._observation, self._decisions, self.grid = choose_blocks(
-            model, self.frame, streams, self._cut, present=self._present
+            model, self._arrival, streams, present=self._present
         )
         draws = [decision.logits is not None for decision in self._decisions]
         self.has_logits = draws * (len(self.image) // len(draws))
@@ -236,14 +234,14 @@ class FrameCapture:
         for name, part in output.items():
             if isinstance(part, StaticDetections):
                 output[name] = part.of_policy(slice(None))
-        options = {"cut": self._cut, "motion_features": self._features}
-        remember(model, streams, self.frame, output, self.grid, **options)
+        arrival = self._arrival if self.asks else self._arrival.without_cuts()
+        remember(model, streams, arrival, output, self.grid, motion_features=self._features)
         if memory is not None:
             memory.store(
                 streams,
                 before,
                 present=self._present,
-                cut=self._cut,
+                cut=arrival.cut,
                 observation=self._observation,
                 decisions=self._decisions,
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockcopy_d2.kernels.copying import copy_all
 from blockcopy_d2.motion import MotionFeatures
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "select_stream",
     "stack_streams",
     "tensors_of",
+    "viewed_anew",
     "where_present",
 ]
 
@@ -149,11 +151,7 @@ class StreamHistory:
             other (StreamHistory): with tensors of the same sizes.
             present (Tensor or None): bool (N,), the streams to overwrite; None: all.
         """
-        if present is None:
-            copy_tensors(self, other)
-            return
-        for to, value in zip(tensors_of(self), tensors_of(other), strict=True):
-            torch.where(flags(present, to), value, to, out=to)
+        copy_all(list(tensors_of(self)), list(tensors_of(other)), present)
 
 
 def flags(values, like):
@@ -223,6 +221,14 @@ def map_tensors(function, part):
     return part
 
 
+def viewed_anew(part):
+    """
+    Returns the same tensors in new objects, without the values that DetectionMasks derived from
+    their masks: those are valid until the masks are written to.
+    """
+    return map_tensors(lambda x: x, part)
+
+
 def select_stream(part, n):
     """
     Args:
@@ -249,5 +255,4 @@ def stack_streams(parts):
 
 def copy_tensors(target, source):
     """Overwrites every tensor of ``target`` by that of ``source``, which has the same structure."""
-    for to, value in zip(tensors_of(target), tensors_of(source), strict=True):
-        to.copy_(value)
+    copy_all(list(tensors_of(target)), list(tensors_of(source)))

@@ -11,9 +11,10 @@ Shape shorthand in this module:
 
 import torch
 
+from blockcopy_d2.kernels.copying import copy_all
 from blockcopy_d2.policy import Observation
 
-from .history import copy_tensors, map_tensors, tensors_of
+from .history import map_tensors, tensors_of, viewed_anew
 
 __all__ = ["StreamMemory"]
 
@@ -52,37 +53,43 @@ class StreamMemory:
         self.history.frame_index.zero_()
         self.history.broken.zero_()
 
-    def store(self, streams, before, *, present=None, cut=None, observation=None, decisions=None):
+    def store(self, streams, before, *, cut, present=None, observation=None, decisions=None):
         """
         Store a frame of every stream.
 
         Args:
             streams (StreamBatch): streams after this frame, with a history in other memory.
             before (StreamHistory): history that the frame started from, moved if there is motion.
+            cut (Tensor): bool (N,).
             present (Tensor or None): bool (N,), the streams that had a frame; the history of the
                 others stays as it is. None: all.
-            cut (Tensor or None): bool (N,).
             observation, decisions: see :func:`choose_blocks`; None where no policy was asked.
         """
-        # The observed maps belong to the history that ends here.
+        # They belong to the history that ends here.
+        targets, sources = (
+            [self.cut, *tensors_of(self._last_seen)],
+            [cut, *tensors_of(before.outputs)],
+        )
         if observation is not None:
-            copy_tensors(self._observation, _maps(observation))
+            targets += self._observation
+            sources += _maps(observation)
             sizes = [len(decision.active) for decision in decisions]
             drawn, logits = self.drawn.split(sizes), self.logits.split(sizes)
             for decision, to_drawn, to_logits in zip(decisions, drawn, logits, strict=True):
-                to_drawn.copy_(decision.active)
+                targets.append(to_drawn)
+                sources.append(decision.active)
                 if decision.logits is not None:
-                    to_logits.copy_(decision.logits)
+                    targets.append(to_logits)
+                    sources.append(decision.logits)
+        copy_all(targets, sources)
         torch.logical_or(before.broken, streams.history.broken, out=self.broken)
-        self.cut.zero_() if cut is None else self.cut.copy_(cut)
-        copy_tensors(self._last_seen, before.outputs)
         self.history.copy_(streams.history, present)
         self.bind(streams)
 
     @property
     def seen(self):
         """DetectionMasks of D slots or Tensor: the task's views of the latest frames."""
-        return _anew(self.history.outputs)
+        return viewed_anew(self.history.outputs)
 
     @property
     def last_seen(self):
@@ -90,7 +97,7 @@ class StreamMemory:
         DetectionMasks of D slots or Tensor: the task's views of the frames before, moved if there
         is motion.
         """
-        return _anew(self._last_seen)
+        return viewed_anew(self._last_seen)
 
     def observation(self):
         """
@@ -118,8 +125,3 @@ def _observed(history):
 def _maps(observation):
     maps = (observation.frame, observation.frame_state, observation.output, observation.grid)
     return [*maps, observation.gain]
-
-
-def _anew(seen):
-    """Values that DetectionMasks derived from their masks are valid for one frame."""
-    return map_tensors(lambda x: x, seen)

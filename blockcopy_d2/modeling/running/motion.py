@@ -16,7 +16,7 @@ from blockcopy_d2.motion import PolicyMotion, clear_field
 
 from .batch_task import move_outputs
 from .history import flags, where_present
-from .steps import follows_nothing, pad
+from .steps import pad
 
 __all__ = ["estimate_motion", "motion_features", "move_history"]
 
@@ -41,17 +41,16 @@ def motion_features(model, images, streams, *, codec=None):
     return model.motion.features(canvas, sizes, codec=codec)
 
 
-def estimate_motion(model, frame, streams, features, cut, *, present=None):
+def estimate_motion(model, arrival, streams, features, *, present=None):
     """
     Estimates where the content of the frames was in the last frames of their streams.
 
     Args:
         model (BlockCopyVideoModel): with an estimator.
-        frame (Tensor): float (N, 3, h, w).
+        arrival (Arrival): the frames.
         streams (StreamBatch): streams that have had a frame.
         features (MotionFeatures): from :func:`motion_features`; streams without a frame get their
             last ones.
-        cut (Tensor): bool (N,), from :func:`find_cuts`.
         present (sequence[bool] or Tensor or None): the streams that have a frame; None: all.
 
     Returns:
@@ -60,7 +59,7 @@ def estimate_motion(model, frame, streams, features, cut, *, present=None):
     """
     history = streams.history
     field = model.motion.estimate(features, history.motion_features)
-    cleared = follows_nothing(frame, history, cut)
+    cleared = arrival.follows_nothing
     if present is not None:
         cleared = cleared | ~flags(present, cleared)
         _keep_absent(features, history.motion_features, present)

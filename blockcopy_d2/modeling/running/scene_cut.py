@@ -6,10 +6,10 @@ Shape shorthand: N streams, h x w policy resolution, P policy pixels per side of
 
 from torch.nn import functional as F
 
-__all__ = ["scene_cuts"]
+__all__ = ["LEAST_CHANGE", "scene_cuts"]
 
 # A cell has changed if its mean colour did by more than this share of the range of pixel values.
-_CHANGE = 0.06
+LEAST_CHANGE = 0.06
 
 
 def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage):
@@ -35,4 +35,4 @@ def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage)
     """
     change = F.avg_pool2d((frame - previous) * (pixel_std / 255), pixels_per_block // 4)
     change = change.abs().mean(dim=1)
-    return (change > _CHANGE).float().mean(dim=(1, 2)) > share * coverage
+    return (change > LEAST_CHANGE).float().mean(dim=(1, 2)) > share * coverage

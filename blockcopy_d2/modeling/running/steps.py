@@ -11,7 +11,6 @@ Shape shorthand in this module:
 """
 
 import logging
-import math
 
 import torch
 from detectron2.layers import move_device_like
@@ -22,19 +21,16 @@ from torch.nn import functional as F
 from blockcopy_d2.policy import Observation, resize_to_policy
 from blockcopy_d2.sparse import BlockGrid, num_blocks
 
+from .arrival import is_finite
 from .batch_task import block_gains, observe_outputs, paint_outputs
-from .history import StreamHistory, flags
+from .history import StreamHistory, flags, viewed_anew
 from .refresh import due_for_refresh
-from .scene_cut import scene_cuts
 
 __all__ = [
     "all_blocks",
     "at_policy_resolution",
     "choose_blocks",
-    "find_cuts",
     "fit_to_size",
-    "follows_nothing",
-    "is_finite",
     "normalize",
     "pad",
     "policies_of",
@@ -142,35 +138,14 @@ def all_blocks(model, streams):
     )
 
 
-def find_cuts(model, frame, streams):
-    """
-    Returns:
-        Tensor: bool (N,), the frames that show another scene than the last of their video; see
-        :func:`scene_cuts`.
-    """
-    if not model.options.scene_cut:
-        return torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
-    canvas = math.prod(num_blocks(model.block_size, streams.canvas_size)) * model.block_size**2
-    cut = scene_cuts(
-        frame,
-        streams.history.frame,
-        share=model.options.scene_cut,
-        pixels_per_block=model.task.pixels_per_block,
-        pixel_std=model.base.pixel_std,
-        coverage=math.prod(streams.image_size) / canvas,
-    )
-    return cut & (streams.history.frame_index > 0)
-
-
-def choose_blocks(model, frame, streams, cut, *, learning=False, present=None):
+def choose_blocks(model, arrival, streams, *, learning=False, present=None):
     """
     Ask the policies, and add the blocks that are executed in any case.
 
     Args:
         model (BlockCopyVideoModel):
-        frame (Tensor): float (N, 3, h, w).
+        arrival (Arrival): the frames.
         streams (StreamBatch): streams that have had a frame.
-        cut (Tensor): bool (N,), from :func:`find_cuts`.
         learning (bool or list[bool]): keep the autograd graph; one flag for each policy if every
             stream has its own.
         present (sequence[bool] or Tensor or None): the streams that have a frame; None: all.
@@ -180,7 +155,7 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=None):
         all streams, or one for each if every stream has its own policy; and the blocks to execute.
     """
     options, history = model.options, streams.history
-    observation, decisions = _ask(model, frame, streams, learning)
+    observation, decisions = _ask(model, arrival.picture, streams, learning)
     active = torch.cat([decision.active for decision in decisions])
     regions = streams.regions
     active = regions.confine(active)
@@ -191,32 +166,17 @@ def choose_blocks(model, frame, streams, cut, *, learning=False, present=None):
     if options.dense_above < 1:
         share = active.float().mean(dim=(1, 2), keepdim=True)
         active = regions.confine(active | (share > options.dense_above))
-    active = active | follows_nothing(frame, history, cut)[:, None, None]
+    active = active | arrival.follows_nothing[:, None, None]
     if present is not None:
         active = active & flags(present, active)
     grid = BlockGrid(active, block_size=options.block_size, image_size=streams.canvas_size)
     return observation, decisions, grid
 
 
-def follows_nothing(frame, history, cut):
-    """
-    Args:
-        frame (Tensor): float (N, 3, h, w).
-        history (StreamHistory): history of N streams.
-        cut (Tensor): bool (N,), from :func:`find_cuts`.
-
-    Returns:
-        Tensor: bool (N,), the frames that cannot use anything of the last one: the first of a
-        video, those after a cut, and those that are not finite or follow one that was not. Features
-        that are not finite must be replaced, and a frame that is not finite spoils every block.
-    """
-    return cut | history.broken | ~is_finite(frame) | (history.frame_index == 0)
-
-
-def _ask(model, frame, streams, learning):
+def _ask(model, picture, streams, learning):
     history = streams.history
     observation = Observation(
-        frame=frame.nan_to_num(),
+        frame=picture,
         frame_state=history.frame_state,
         output=history.painted,
         grid=history.active[:, None].float(),
@@ -238,22 +198,22 @@ def _ask(model, frame, streams, learning):
     return observation, decisions
 
 
-def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=None, present=None):
+def remember(model, streams, arrival, outputs, grid, *, motion_features=None, present=None):
     """
     Update the history of streams with a frame.
 
     Args:
         model (BlockCopyVideoModel):
         streams (StreamBatch):
-        frame (Tensor): float (N, 3, h, w).
+        arrival (Arrival): the frames.
         outputs (list[dict] or dict): outputs of the task network, for every stream, or of all
             streams as one, as StaticHeads give them.
         grid (BlockGrid): the blocks that the frame executed.
-        cut (Tensor or None): bool (N,), of :func:`find_cuts`.
         motion_features (MotionFeatures or None): features of the frame.
         present (sequence[bool] or None): the streams that had a frame; None: all.
     """
-    task, geometry = (
+    num_streams, task, geometry = (
+        streams.num_streams,
         model.task,
         {
             "image_size": streams.image_size,
@@ -265,32 +225,32 @@ def remember(model, streams, frame, outputs, grid, *, cut=None, motion_features=
         seen = [task.observe(output, **geometry) for output in outputs]
         painted = torch.stack([task.paint(x) for x in seen])
     else:
-        seen = observe_outputs(task, outputs, len(frame), **geometry)
-        painted = paint_outputs(task, seen, len(frame))
+        seen = observe_outputs(task, outputs, num_streams, **geometry)
+        painted = paint_outputs(task, seen, num_streams)
     gain = None
     if streams.history and any(policy.wants_gain for policy in policies_of(model, streams)):
-        gain = _measure_gain(task, frame, streams.history, seen, cut, grid.active)
-    history = streams.history or StreamHistory.empty(frame, painted, grid.active)
+        gain = _measure_gain(task, arrival, streams.history, seen, grid.active)
+    history = streams.history or StreamHistory.empty(arrival.picture, painted, grid.active)
     streams.history = history.after(
-        frame=frame.nan_to_num(),
+        frame=arrival.picture,
         painted=painted.nan_to_num(),
         outputs=seen,
         active=grid.active,
-        broken=~(is_finite(frame) & is_finite(painted)),
+        broken=~(arrival.finite & is_finite(painted)),
         motion_features=motion_features,
         present=present,
         gain=gain,
     )
 
 
-def _measure_gain(task, frame, history, seen, cut, active):
+def _measure_gain(task, arrival, history, seen, active):
     """
     Returns:
         Tensor: float (N, GH, GW), the information gain of a frame; -1 where there is none.
     """
     grid_shape = tuple(active.shape[1:])
     if isinstance(seen, list):
-        unknown = torch.full(grid_shape, -1.0, device=frame.device)
+        unknown = torch.full(grid_shape, -1.0, device=active.device)
         gain = torch.stack(
             [
                 unknown if before is None else task.block_gain(now, before, grid_shape)
@@ -298,17 +258,8 @@ def _measure_gain(task, frame, history, seen, cut, active):
             ]
         )
     else:
-        gain = block_gains(task, seen, history.outputs, len(frame), grid_shape)
-    alone = follows_nothing(
-        frame, history, torch.zeros_like(history.broken) if cut is None else cut
-    )
-    known = torch.isfinite(gain).flatten(1).all(1) & ~alone
+        # Their memory is that of the last frame, which was written to since.
+        before = viewed_anew(history.outputs)
+        gain = block_gains(task, seen, before, len(active), grid_shape)
+    known = is_finite(gain) & ~arrival.follows_nothing
     return torch.where(known[:, None, None], gain.float(), -1.0)
-
-
-def is_finite(x):
-    """
-    Returns:
-        Tensor: bool (N,), whether all numbers of ``x`` are finite, for each stream.
-    """
-    return torch.isfinite(x).flatten(1).all(1)

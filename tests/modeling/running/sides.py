@@ -185,6 +185,9 @@ def assert_same(eager, graph, where="the frame"):
     for name in ("cut", "broken", "age", "macs", "dense_macs", "policy_macs"):
         compare(name, getattr(found, name), getattr(expected, name))
     compare("grid.active", found.grid.active, expected.grid.active)
+    assert (found.gain is None) == (expected.gain is None), where
+    if expected.gain is not None:
+        compare("gain", found.gain, expected.gain, 0.02, 0.01)
     if "block gain" in told:
         compare("block gain", found_told["block gain"], told["block gain"], 0.02, 0.01)
     for name, atol in TOLD.items():

@@ -60,6 +60,13 @@ def test_updates_that_wait_are_computed_from_their_frame(folder, built, device):
     assert changes == [False, False, False, True, False, True, False, True, False]
 
 
+@pytest.mark.usefixtures("replayed_lessons")
+def test_gains_are_those_between_one_frame_and_the_next(folder, built, device):
+    eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain")
+    gains = [both(eager, graph, image)[1][0].gain.clone() for image in clip(device, 6)]
+    assert not torch.equal(gains[-1], gains[-2])
+
+
 class _AsLateAsCanBe:
     """Stands for a CUDA event: computes an update when its result is waited for."""
 
