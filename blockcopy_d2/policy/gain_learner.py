@@ -7,6 +7,8 @@ Shape shorthand: N streams, GH x GW blocks.
 import torch
 from detectron2.config import configurable
 
+from blockcopy_d2.kernels import triton_runs_on
+
 from .reinforce import OnlineLearner
 
 __all__ = ["GainLearner"]
@@ -72,6 +74,22 @@ class GainLearner(OnlineLearner):
     @target.setter
     def target(self, value):
         self._policy.target = value
+
+    @torch.inference_mode(False)
+    def learn(self, decision, gain, *, executed=None, leaves=None, later=False):
+        """See :meth:`OnlineLearner.learn`."""
+        changes = (self.wants_graph() and not later) or self.takes_over()
+        if changes or self.sync or not triton_runs_on(gain.device):
+            options = {"executed": executed, "leaves": leaves, "later": later}
+            return super().learn(decision, gain, **options)
+        from .gain_report_kernels import report_triton
+
+        self.frames += 1
+        executed = decision.active if executed is None else executed
+        costs = self._moving_cost, self.cost_momentum
+        report = report_triton(decision.logits.detach().float(), gain, executed, *costs)
+        skipped = self._skipped_updates.clone()
+        return {**report, "reward": report["gain"], "skipped_updates": skipped}
 
     def _teach(self, decision, gain, executed, usable):
         taught = executed & usable

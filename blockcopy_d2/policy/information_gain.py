@@ -136,14 +136,23 @@ def instance_block_gain(current, previous, grid_shape):
     Returns:
         Tensor: float (GH, GW), or (N, GH, GW).
     """
+    height, width = (length // current.pixels_per_block for length in current.masks.shape[-2:])
+    if (height, width) != tuple(grid_shape):
+        raise ValueError(f"The masks cover {(height, width)} blocks; the grid has {grid_shape}.")
+    if current.boxes is None and triton_runs_on(current.masks.device):
+        from .gain_kernels import mask_block_gain_triton, serves
+
+        if serves(current, previous):
+            return mask_block_gain_triton(current, previous)
+    return instance_block_gain_reference(current, previous)
+
+
+def instance_block_gain_reference(current, previous):
+    """:func:`instance_block_gain` in plain PyTorch."""
     touched = torch.cat([current.touched_blocks, previous.touched_blocks], dim=-3)
-    if touched.shape[-2:] != tuple(grid_shape):
-        raise ValueError(
-            f"The masks cover {tuple(touched.shape[-2:])} blocks; the grid has {tuple(grid_shape)}."
-        )
     weights = torch.cat(_detection_gains(current, previous), dim=-1)
     if weights.shape[-1] == 0:
-        return weights.new_zeros(*weights.shape[:-1], *grid_shape)
+        return weights.new_zeros(*weights.shape[:-1], *touched.shape[-2:])
     return torch.where(touched, weights[..., None, None], 0.0).amax(dim=-3)
 
 

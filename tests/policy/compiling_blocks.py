@@ -6,9 +6,10 @@ from unittest import mock
 
 import torch
 
-from blockcopy_d2.policy import GainNetwork, Observation, block_features
+from blockcopy_d2.policy import DetectionMasks, GainNetwork, Observation, block_features
 from blockcopy_d2.policy.choice_kernels import choose_triton
-from blockcopy_d2.policy.overlap_kernels import common_pixels_triton
+from blockcopy_d2.policy.gain_kernels import mask_block_gain_triton
+from blockcopy_d2.policy.gain_report_kernels import report_triton
 from tests.kernels.compiling import compiling, report
 
 
@@ -23,7 +24,11 @@ def main(capability):
             known = {"age": blocks.int(), "gain": blocks, "region": blocks}
             seen = Observation(*maps, grid=blocks[None], frame_index=1, **known)
             choose_triton(seen, GainNetwork(), torch.zeros((), dtype=torch.float64))
-        common_pixels_triton(*torch.zeros(2, 1, 100, 256 * 512, dtype=torch.bool))
+        masks, scores = torch.zeros(1, 100, 256, 512, dtype=torch.bool), torch.zeros(1, 100)
+        seen = DetectionMasks(masks, scores, scores.long())
+        mask_block_gain_triton(seen, seen)
+        gain = torch.zeros(2, 8, 16)
+        report_triton(gain, gain, gain.bool(), torch.zeros(()), 0.9)
     report(compiled)
 
 

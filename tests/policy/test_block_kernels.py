@@ -48,6 +48,7 @@ def test_what_is_not_a_number_stays_in_its_block(what):
 def test_compiles_without_a_gpu(capability):
     kernels = compiled_by("tests.policy.compiling_blocks", capability)
     names = {"block_means_kernel", "choose_kernel", "common_pixels_kernel"}
+    names |= {"extents_kernel", "gain_kernel", "share_kernel", "report_kernel"}
     assert {kernel["name"] for kernel in kernels} == names
     for kernel in kernels:
         assert kernel["shared_memory"] < 100 << 10 and kernel["spills"] == 0
