@@ -27,6 +27,11 @@ def get_parser():
         help="where the README shows several runs: between <!-- NAME results: begin --> and end",
     )
     parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="show the stages of a frame (Table 3 of the paper) in place of the scores",
+    )
+    parser.add_argument(
         "--report",
         metavar="DIR",
         help="write tables and plots there, as a run does, and leave the README as it is",
@@ -42,7 +47,7 @@ def main(argv=None):
         if args.report is not None:
             write_report(results, args.report)
         else:
-            embed_report(results, args.readme, args.section)
+            embed_report(results, args.readme, args.section, stages=args.stages)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -123,6 +123,27 @@ def test_readme_may_show_several_runs(results_file, tmp_path):
         assert f"(figures/{name})" in text and (tmp_path / "figures" / name).is_file()
 
 
+def test_readme_may_show_the_stages(results_file, tmp_path):
+    import update_readme
+
+    results = json.loads(results_file.read_text())
+    for row in results["rows"]:
+        row["ms_per_stage"] = {"network": 90.0, "heads": 11.0}
+    results_file.write_text(json.dumps(results))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- t results: begin --><!-- t results: end -->")
+    command = [str(results_file), "--readme", str(readme), "--section", "t", "--stages"]
+    update_readme.main(command)
+    text = readme.read_text()
+    assert "| task network |" in text.replace("  ", "") and "gain share" not in text
+    assert "(figures/t_stages.png)" in text and (tmp_path / "figures" / "t_stages.png").is_file()
+    # Times of a run that shared its machine are not shown.
+    results_file.write_text(json.dumps({**results, "timed": False}))
+    with pytest.raises(SystemExit, match="was --untimed"):
+        update_readme.main(command)
+    assert readme.read_text() == text
+
+
 def test_readme_without_markers_stays(results_file, tmp_path):
     import update_readme
 

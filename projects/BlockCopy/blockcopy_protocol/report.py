@@ -86,7 +86,7 @@ def write_report(results, folder):
         Path(temporary).write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
-def embed_report(results, readme, section=""):
+def embed_report(results, readme, section="", *, stages=False):
     """
     Replace the text between two markers of a README by the table and the plots, which go to
     figures/ beside it. The course is among them if it begins with the first update.
@@ -95,9 +95,11 @@ def embed_report(results, readme, section=""):
         results (dict): content of results.json.
         readme (str or Path):
         section (str): names the markers and the plots, in a README that shows several runs.
+        stages (bool): show the stages of a frame in place of the scores.
 
     Raises:
-        ValueError: the README has no markers, or the run was killed before it was scored.
+        ValueError: the README has no markers, the run was killed before it was scored, or its times
+            are to be shown although it shared the machine.
     """
     readme = Path(readme)
     text = readme.read_text()
@@ -107,16 +109,24 @@ def embed_report(results, readme, section=""):
         raise ValueError(f"{readme} needs the lines {begin} and {end} once each.")
     if not results["metrics"]:
         raise ValueError("No method has a score: the run was killed before its end.")
+    if stages and not _timed(results):
+        raise ValueError("The run was --untimed: it has no times of stages to show.")
     before, rest = text.split(begin)
     after = rest.split(end)[1]
     figures = readme.parent / "figures"
     prefix = f"{section}_" if section else ""
-    plots = _plot(results, results["metrics"][0], figures, prefix=prefix)
-    if any(row.get("warm_course") for row in results["rows"]):
-        plots.append((f"{prefix}course.png", "Gain share and executed share over the updates"))
-        plot_course(results, figures / plots[-1][0])
+    if stages:
+        table, plots = stage_table(results), [(f"{prefix}stages.png", "ms per stage")]
+        figures.mkdir(parents=True, exist_ok=True)
+        plot_stages(results, figures / plots[0][0])
+    else:
+        table = markdown_table(results)
+        plots = _plot(results, results["metrics"][0], figures, prefix=prefix)
+        if any(row.get("warm_course") for row in results["rows"]):
+            plots.append((f"{prefix}course.png", "Gain share and executed share over the updates"))
+            plot_course(results, figures / plots[-1][0])
     images = "\n".join(f"![{title}]({figures.name}/{file})" for file, title in plots)
-    block = f"{_provenance(results)}\n\n{markdown_table(results)}\n\n{images}"
+    block = f"{_provenance(results)}\n\n{table}\n\n{images}"
     with atomic_write(readme) as temporary:
         Path(temporary).write_text(f"{before}{begin}\n{block}\n{end}{after}")
 
