@@ -209,3 +209,34 @@ def test_moved_baselines(run, read):
     assert [row["executed_fraction"] for row in third["phases"]] == [0, 0.5, 0.5]
     assert difference["executed_fraction"] == ageless["executed_fraction"] > 0.2
     assert third["gmacs"] < difference["gmacs"] < dense["gmacs"]
+
+
+@pytest.mark.slow
+def test_frames_as_graphs_have_the_same_rows(run, read, monkeypatch):
+    """As on a GPU, where every method has graphs of its own on the network that all share."""
+    from blockcopy_d2.modeling.running import graph
+
+    kinds = ["stock", "every_second_frame_moved", "half_resolution", "moved_difference", "random"]
+    found = []
+    for captured in (False, True):
+        monkeypatch.setattr(graph, "_has_graphs", lambda model, captured=captured: captured)
+        run("--warm-clips", 1, "--warm-course", "--targets", 0.4, "--baselines", *kinds)
+        found.append(read()["rows"])
+    assert [row["method"] for row in found[1]] == ["dense", *kinds[:3], "blockcopy", *kinds[3:]]
+    for eager, row in zip(*found, strict=True):
+        assert row["method"] == eager["method"]
+        assert set(row["ms_per_stage"]) == set(eager["ms_per_stage"])
+        assert (row["ms_block_lists"] is None) == (eager["ms_block_lists"] is None)
+        if eager["gmacs_per_stage"]:
+            # Heads of a graph run for a fixed number of detections.
+            assert row["gmacs_per_stage"]["heads"] >= eager["gmacs_per_stage"]["heads"] > 0
+        if row["method"] == "blockcopy":
+            # Its draws depend on the last bits of what was learned.
+            (point,), (expected,) = row["warm_course"], eager["warm_course"]
+            assert point == pytest.approx(expected, rel=1e-3)
+            assert row["executed_fraction"] == pytest.approx(eager["executed_fraction"], abs=0.1)
+            continue
+        for key in ("executed_fraction", "AP", "gain_share"):
+            expected = None if eager[key] is None else pytest.approx(eager[key], rel=1e-3)
+            assert row[key] == expected, (row["method"], key)
+        assert row["gmacs_per_stage"].get("network") == eager["gmacs_per_stage"].get("network")

@@ -73,15 +73,16 @@ def stage_table(results):
         str: milliseconds of each stage, means over all frames, and GMACs of task and policy; below,
         the time that blocks cost when all of them run, if stock Detectron2 ran, too.
     """
-    rows = []
-    for row in _measured(results):
+    rows, measured = [], list(_measured(results))
+    spec = ".1f" if max((row["ms_mean"] for row in measured), default=0) >= 100 else ".2f"
+    for row in measured:
         stages, macs = _milliseconds(row), row.get("gmacs_per_stage", {})
         task = macs.get("network", 0) + macs.get("heads", 0)
         rows.append(
             [
                 _title(row),
-                f"{row['ms_mean']:.1f}",
-                *(_format(value, ".1f") for value in stages.values()),
+                f"{row['ms_mean']:{spec}}",
+                *(_format(value, spec) for value in stages.values()),
                 _format(row.get("ms_block_lists"), ".2f"),
                 f"{task:.1f}" if macs else "-",
                 f"{macs['policy']:.1f}" if macs.get("policy") else "-",
@@ -99,7 +100,7 @@ def _cost_of_blocks(results):
     if {"dense", "stock"} <= ms.keys():
         yield (
             f"\nAll blocks ({title_of('dense')}) against {title_of('stock')}:"
-            f" {ms['dense']:.1f} ms against {ms['stock']:.1f}, {ms['dense'] - ms['stock']:+.1f}."
+            f" {ms['dense']:.2f} ms against {ms['stock']:.2f}, {ms['dense'] - ms['stock']:+.2f}."
             " Block lists are a part of the task network."
         )
 
