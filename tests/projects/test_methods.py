@@ -213,7 +213,7 @@ def test_moved_baselines(run, read):
 
 @pytest.mark.slow
 def test_frames_as_graphs_have_the_same_rows(run, read, monkeypatch):
-    """As on a GPU, where every method has graphs of its own on the network that all share."""
+    """Every method has graphs of its own on the network that all share, as on a GPU."""
     from blockcopy_d2.modeling.running import graph
 
     kinds = ["stock", "every_second_frame_moved", "half_resolution", "moved_difference", "random"]
