@@ -10,6 +10,7 @@ Shape shorthand in this module:
     n: detections of an image
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from blockcopy_d2.policy import DetectionMasks
 
+from .keypoints import StaticKeypoints
 from .lazy_fields import LazyFields
 from .paste import paste_masks
 
@@ -41,6 +43,7 @@ class StaticDetections:
             or in the box where there are no masks.
         output_size (tuple[int, int]): height, width.
         pixels_per_block (int): pixels per block of the policy masks, along an axis.
+        keypoints (StaticKeypoints or None): keypoints of all slots, for detectors with such.
     """
 
     count: Tensor
@@ -51,15 +54,16 @@ class StaticDetections:
     policy_masks: Tensor
     output_size: tuple[int, int]
     pixels_per_block: int
+    keypoints: StaticKeypoints | None = None
 
     def clone(self):
         """
         Returns:
             StaticDetections: a copy in memory of its own, apart from the policy masks.
         """
-        names = ("count", "boxes", "scores", "classes", "masks")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: x.clone() for name, x in tensors.items() if x is not None})
+        names = ("count", "boxes", "scores", "classes", "masks", "keypoints")
+        parts = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: x.clone() for name, x in parts.items() if x is not None})
 
     def to_instances(self):
         """
@@ -69,11 +73,19 @@ class StaticDetections:
             list[Instances]: one for each image, see :meth:`instances_of`.
         """
         counts, slots = self.count.tolist(), self.copy_slots()
-        instances = [self.instances_of(image, n, slots) for image, n in enumerate(counts)]
-        if self.masks is not None:
-            for image, one in enumerate(instances):
-                (one.pred_masks,) = self.paste([image], [len(one)])
+        instances = []
+        for image, n in enumerate(counts):
+            paste = None
+            if self.masks is not None:
+                paste = functools.partial(self._paste_one, image, n)
+            instances.append(self.instances_of(image, n, slots, paste_later=paste))
+            # Computes what is left until it is read.
+            dict(instances[-1].get_fields())
         return instances
+
+    def _paste_one(self, image, n):
+        (masks,) = self.paste([image], [n])
+        return masks
 
     def copy_slots(self):
         """
@@ -94,16 +106,21 @@ class StaticDetections:
                 called when they are first read. None: there are no masks.
 
         Returns:
-            Instances: n detections, with "pred_boxes", "scores", "pred_classes" and, with
-            ``paste_later``, "pred_masks", bool (n, H, W).
+            Instances: n detections, with "pred_boxes", "scores", "pred_classes"; with
+            ``paste_later`` "pred_masks", bool (n, H, W); and the fields of keypoints, if there are
+            any, computed when they are read.
         """
         boxes, scores, classes = (x[image, :n] for x in slots)
         instances = Instances(
             self.output_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
         )
-        if paste_later is not None:
+        later = {} if paste_later is None else {"pred_masks": paste_later}
+        if self.keypoints is not None:
+            later.update(self.keypoints.fields_of(image, n))
+        if later:
             instances._fields = fields = LazyFields(instances.get_fields())
-            fields.later("pred_masks", paste_later)
+            for name, function in later.items():
+                fields.later(name, function)
         return instances
 
     def paste(self, images, counts):

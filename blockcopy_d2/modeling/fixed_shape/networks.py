@@ -1,6 +1,6 @@
 """
-The layers of Detectron2's box and mask heads and of MGAN's attention, with weights prepared once
-for a dtype and for channels-last features.
+The layers of Detectron2's box, mask and keypoint heads and of MGAN's attention, with weights
+prepared once for a dtype and for channels-last features.
 
 Shape shorthand in this module:
 
@@ -9,6 +9,7 @@ Shape shorthand in this module:
     P: side of the pooled features of a region
     M: side of a mask, 2 P
     K: classes
+    J: keypoints of a region
 """
 
 import copy
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["AttentionNetwork", "BoxNetwork", "MaskNetwork"]
+__all__ = ["AttentionNetwork", "BoxNetwork", "KeypointNetwork", "MaskNetwork"]
 
 
 class BoxNetwork(nn.Module):
@@ -125,6 +126,29 @@ class MaskNetwork(nn.Module):
             x = x.gather(2, classes[:, None, None].expand(-1, x.shape[1], 1))
         x = x.view(regions, side, side, 2, 2).transpose(2, 3)
         return x.reshape(regions, 2 * side, 2 * side).float().sigmoid()
+
+
+class KeypointNetwork(nn.Module):
+    """KRCNNConvDeconvUpsampleHead."""
+
+    def __init__(self, head, dtype):
+        """
+        Args:
+            head (KRCNNConvDeconvUpsampleHead): copied.
+            dtype (torch.dtype):
+        """
+        super().__init__()
+        self.head = _copy(head, dtype)
+
+    def forward(self, x):
+        """
+        Args:
+            x (Tensor): (R, C, P, P).
+
+        Returns:
+            Tensor: logits of a heatmap for each of J keypoints, float32 (R, J, 4 P, 4 P).
+        """
+        return self.head.layers(x).float()
 
 
 class _ConvRelu(nn.Module):

@@ -1,7 +1,7 @@
 """
-The second stage of Faster, Mask and Cascade R-CNN and of MGAN in fixed shapes: takes RPN outputs
-and features, returns detections in a fixed number of slots. The host never waits and no shape
-depends on the content, so that the whole stage can be part of a CUDA graph.
+The second stage of Faster, Mask, Keypoint and Cascade R-CNN and of MGAN in fixed shapes: takes RPN
+outputs and features, returns detections in a fixed number of slots. The host never waits and no
+shape depends on the content, so that the whole stage can be part of a CUDA graph.
 
 Shape shorthand in this module:
 
@@ -19,6 +19,7 @@ from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
+    KRCNNConvDeconvUpsampleHead,
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
@@ -30,7 +31,8 @@ from .box_inference import candidate_scores, select_detections
 from .boxes import decode_boxes
 from .detections import StaticDetections
 from .geometry import PolicyPixels
-from .networks import BoxNetwork, MaskNetwork
+from .keypoints import StaticKeypoints
+from .networks import BoxNetwork, KeypointNetwork, MaskNetwork
 from .paste import sample_masks
 from .roi_pooler import pool_regions
 from .rpn import StaticRPN
@@ -43,14 +45,14 @@ def _supports_roi_heads(heads):
         return False
     stages = _stages(heads)
     return (
-        not heads.keypoint_on
-        and _supports_pooler(heads.box_pooler)
+        _supports_pooler(heads.box_pooler)
         and type(_attention(heads)) in (MaskAttention, type(None))
         and all(_supports_stage(*stage) for stage in stages)
         # A cascade refines one box for all classes.
         and (len(stages) == 1 or all(x.bbox_pred.out_features == 4 for _, x in stages))
         and stages[-1][1].test_topk_per_image > 0
         and (not heads.mask_on or _supports_masks(heads))
+        and (not heads.keypoint_on or _supports_keypoints(heads))
     )
 
 
@@ -79,6 +81,14 @@ def _supports_masks(heads):
     return type(heads.mask_head) is MaskRCNNConvUpsampleHead and _supports_pooler(heads.mask_pooler)
 
 
+def _supports_keypoints(heads):
+    return (
+        type(heads.keypoint_head) is KRCNNConvDeconvUpsampleHead
+        and len(heads.keypoint_head) > 0
+        and _supports_pooler(heads.keypoint_pooler)
+    )
+
+
 def _supports_pooler(pooler):
     return (
         pooler is not None
@@ -89,8 +99,8 @@ def _supports_pooler(pooler):
 
 class StaticRCNN(StaticHeads):
     """
-    Computes the results of a GeneralizedRCNN, Cascade R-CNN and MGAN among them. C4, keypoint and
-    rotated models, and any subclass that may compute something else, are not supported.
+    Computes the results of a GeneralizedRCNN, Cascade R-CNN, Keypoint R-CNN and MGAN among them. C4
+    and rotated models, and any subclass that may compute something else, are not supported.
 
     Weights are copied from the model on the first call with a dtype. That call, and the first one
     with a FrameSizes, also put tables on the device: make them before a CUDA graph is captured.
@@ -155,7 +165,7 @@ class StaticRCNN(StaticHeads):
             self._pixels[sizes] = PolicyPixels.of(sizes, proposals.device)
         pixels = self._pixels[sizes]
         box_features = [features[name] for name in heads.box_in_features]
-        box_networks, mask_network = self._networks_for(box_features[0].dtype)
+        box_networks, mask_network, keypoint_network = self._networks_for(box_features[0].dtype)
         class_logits, boxes, usable, finite = self._refine(
             box_networks, box_features, proposals, objectness > -torch.inf, sizes.image_size
         )
@@ -175,7 +185,7 @@ class StaticRCNN(StaticHeads):
             max_candidates=self.max_candidates,
             max_detections=predictor.test_topk_per_image,
         )
-        masks = None
+        masks = keypoints = None
         if heads.mask_on:
             mask_features = [features[name] for name in heads.mask_in_features]
             pooled = pool_regions(heads.mask_pooler, mask_features, boxes)
@@ -184,6 +194,12 @@ class StaticRCNN(StaticHeads):
             policy_masks = sample_masks(masks, output_boxes, count, pixels.rows, pixels.columns)
         else:
             policy_masks = pixels.inside(output_boxes)
+        if heads.keypoint_on:
+            keypoint_features = [features[name] for name in heads.keypoint_in_features]
+            heatmaps = keypoint_network(
+                pool_regions(heads.keypoint_pooler, keypoint_features, boxes)
+            ).unflatten(0, classes.shape)
+            keypoints = StaticKeypoints(heatmaps, boxes, sizes.output_scale)
         return StaticDetections(
             count=count,
             boxes=output_boxes,
@@ -193,6 +209,7 @@ class StaticRCNN(StaticHeads):
             policy_masks=policy_masks,
             output_size=sizes.output_size,
             pixels_per_block=sizes.pixels_per_block,
+            keypoints=keypoints,
         )
 
     def _refine(self, networks, features, proposals, usable, image_size):
@@ -230,5 +247,6 @@ class StaticRCNN(StaticHeads):
             self._networks[dtype] = (
                 [BoxNetwork(*stage, side, dtype, attention=attention) for stage in _stages(heads)],
                 MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
+                KeypointNetwork(heads.keypoint_head, dtype) if heads.keypoint_on else None,
             )
         return self._networks[dtype]

@@ -25,6 +25,7 @@ def small_rcnn(
     agnostic=False,
     cascade=False,
     panoptic=False,
+    keypoints=False,
     num_conv=0,
     num_classes=3,
     opts=(),
@@ -41,8 +42,11 @@ def small_rcnn(
     config = f"{folder}/{name}_R_50_{kind}_1x.yaml"
     if panoptic:
         config = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
+    if keypoints:
+        config = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"
     cfg = model_zoo.get_config(config)
     cfg.merge_from_list([
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (16,), "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 4,
         "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18 if pyramid else 50,
         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
         "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.NUM_CLASSES", num_classes,
@@ -275,6 +279,11 @@ def assert_agree(got, want, *, precise=True):
     assert got.pred_classes.equal(want.pred_classes)
     torch.testing.assert_close(got.scores, want.scores, **tolerances[0])
     torch.testing.assert_close(got.pred_boxes.tensor, want.pred_boxes.tensor, **tolerances[1])
+    assert list(got.get_fields()) == list(want.get_fields())
+    if want.has("pred_keypoints"):
+        # Where two pixels of a heatmap are as high, rounding decides.
+        far = (got.pred_keypoints - want.pred_keypoints).abs().amax(dim=2) > 0.1
+        assert far.float().mean() < (0.02 if precise else 0.2)
     assert got.has("pred_masks") == want.has("pred_masks")
     if want.has("pred_masks"):
         assert got.pred_masks.dtype == torch.bool and got.pred_masks.shape == want.pred_masks.shape

@@ -24,6 +24,7 @@ VARIANTS = [
     {"pyramid": False},
     {"num_conv": 1},
     {"cascade": True},
+    {"keypoints": True},
     {"num_classes": 80, "opts": ("MODEL.RPN.POST_NMS_TOPK_TEST", 1000)},
 ]
 SIZE, OUTPUT = (410, 730), (820, 1460)

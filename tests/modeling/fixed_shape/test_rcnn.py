@@ -37,6 +37,8 @@ VARIANTS = [
     {"pyramid": False},
     {"num_conv": 1, "num_classes": 12},
     {"cascade": True},
+    {"keypoints": True},
+    {"keypoints": True, "opts": ("MODEL.MASK_ON", True)},
     {"cascade": True, "masks": False, "opts": ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)},
     {"opts": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign")},
     {"opts": ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True, "TEST.DETECTIONS_PER_IMAGE", 300)},
@@ -224,7 +226,6 @@ def test_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     "config",
     [
-        "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
         "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
         "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
         "COCO-Detection/rpn_R_50_FPN_1x.yaml",

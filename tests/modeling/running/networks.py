@@ -35,6 +35,10 @@ _PROPOSALS = (
     "MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
     "MODEL.WEIGHTS", "", *_BLOCKS,
 )  # fmt: skip
+_KEYPOINTS = (
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", *_CASCADE[1:],
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (16,), "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 4,
+)  # fmt: skip
 _MGAN = (MGAN_CONFIG, *SMALL_MGAN, "TEST.DETECTIONS_PER_IMAGE", 10, "MODEL.WEIGHTS", "", *_BLOCKS)
 NETWORKS = {
     **{name: (*SEMANTIC[name], "MODEL.WEIGHTS", "", *_BLOCKS) for name in SEMANTIC},
@@ -43,6 +47,7 @@ NETWORKS = {
     "fcos": _FCOS,
     "cascade": _CASCADE,
     "mgan": _MGAN,
+    "keypoints": _KEYPOINTS,
     "proposals": _PROPOSALS,
     "panoptic": _PANOPTIC,
 }

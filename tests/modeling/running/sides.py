@@ -241,6 +241,10 @@ def assert_same_output(expected, found):
     assert torch.equal(found.pred_classes, expected.pred_classes)
     boxes, others = found.pred_boxes.tensor, expected.pred_boxes.tensor
     torch.testing.assert_close(boxes, others, atol=0.1, rtol=1e-3)
+    if expected.has("pred_keypoints"):
+        keypoints, others = (x.pred_keypoints for x in (found, expected))
+        assert keypoints.shape == others.shape
+        assert ((keypoints - others).abs().amax(dim=2) > 0.1).float().mean() < 0.05
     assert found.has("pred_masks") == expected.has("pred_masks")
     if len(found) and found.has("pred_masks"):
         assert found.pred_masks.shape == expected.pred_masks.shape

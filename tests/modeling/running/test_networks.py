@@ -26,11 +26,12 @@ HEADS = {
     "fcos": StaticFCOS,
     "cascade": StaticRCNN,
     "mgan": StaticRCNN,
+    "keypoints": StaticRCNN,
     "proposals": StaticProposalNetwork,
     "panoptic": StaticPanopticFPN,
 }
-# These are deeper, or share a part of another's head: they have no operators of their own.
-ALIKE = ("swiftnet-50", "deeplab")
+# These are deeper, or share heads: they have no operators of their own.
+ALIKE = ("swiftnet-50", "deeplab", "cascade", "fcos")
 LEARNING = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.LEARNER.LR", 0.01)
 
 
