@@ -15,10 +15,11 @@ Shape shorthand in this module:
 import copy
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["AttentionNetwork", "BoxNetwork", "KeypointNetwork", "MaskNetwork"]
+__all__ = ["AttentionNetwork", "BoxNetwork", "KeypointNetwork", "MaskNetwork", "Res5BoxNetwork"]
 
 
 class BoxNetwork(nn.Module):
@@ -42,10 +43,7 @@ class BoxNetwork(nn.Module):
         # The first layer takes features as they lie in memory, (P, P, C), not (C, P, P).
         weight = first.view(len(first), -1, side, side).permute(0, 2, 3, 1).flatten(1)
         self.fcs[0].weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        outputs = _copy(nn.ModuleList([predictor.cls_score, predictor.bbox_pred]), dtype)
-        self.weight = nn.Parameter(torch.cat([x.weight for x in outputs]), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([x.bias for x in outputs]), requires_grad=False)
-        self.num_scores = predictor.cls_score.out_features
+        self.outputs = _OutputLayers(predictor, dtype)
 
     def forward(self, x):
         """
@@ -58,6 +56,43 @@ class BoxNetwork(nn.Module):
         x = self.convs(x).permute(0, 2, 3, 1).flatten(1)
         for fc in self.fcs:
             x = _linear_relu(x, fc.weight, fc.bias)
+        return self.outputs(x)
+
+
+class Res5BoxNetwork(nn.Module):
+    """The box head of Res5ROIHeads: a stage of a ResNet, and FastRCNNOutputLayers on its mean."""
+
+    def __init__(self, res5, predictor, dtype):
+        """
+        Args:
+            res5 (nn.Sequential): copied.
+            predictor (FastRCNNOutputLayers): copied.
+            dtype (torch.dtype):
+        """
+        super().__init__()
+        self.res5 = _copy(res5, dtype)
+        for module in self.res5.modules():
+            if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
+                # Statistics need the precision that they have.
+                module.float()
+        self.outputs = _OutputLayers(predictor, dtype)
+
+    def forward(self, x):
+        """See :meth:`BoxNetwork.forward`."""
+        return self.outputs(self.res5(x).mean(dim=(2, 3)))
+
+
+class _OutputLayers(nn.Module):
+    """FastRCNNOutputLayers as one matrix product."""
+
+    def __init__(self, predictor, dtype):
+        super().__init__()
+        outputs = _copy(nn.ModuleList([predictor.cls_score, predictor.bbox_pred]), dtype)
+        self.weight = nn.Parameter(torch.cat([x.weight for x in outputs]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([x.bias for x in outputs]), requires_grad=False)
+        self.num_scores = predictor.cls_score.out_features
+
+    def forward(self, x):
         x = F.linear(x, self.weight, self.bias)
         return x[:, : self.num_scores], x[:, self.num_scores :]
 
@@ -92,13 +127,15 @@ class AttentionNetwork(nn.Module):
 class MaskNetwork(nn.Module):
     """MaskRCNNConvUpsampleHead, with the upsampling as a matrix product per pixel."""
 
-    def __init__(self, head, dtype):
+    def __init__(self, head, dtype, *, stem=None):
         """
         Args:
             head (MaskRCNNConvUpsampleHead): copied.
             dtype (torch.dtype):
+            stem (nn.Module or None): runs before the head.
         """
         super().__init__()
+        self.stem = nn.Identity() if stem is None else stem
         self.convs = _convolutions(head.conv_norm_relus, dtype)
         deconv = _copy(head.deconv, dtype)
         # Each pixel makes 2 x 2 pixels by itself.
@@ -118,7 +155,7 @@ class MaskNetwork(nn.Module):
         Returns:
             Tensor: probabilities, float32 (R, M, M).
         """
-        x = self.convs(x).permute(0, 2, 3, 1)
+        x = self.convs(self.stem(x)).permute(0, 2, 3, 1)
         regions, side = x.shape[:2]
         x = _linear_relu(x, self.up_weight, self.up_bias)
         x = F.linear(x.view(regions, side * side * 4, -1), self.weight, self.bias)

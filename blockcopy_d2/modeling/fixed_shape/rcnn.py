@@ -14,6 +14,7 @@ Shape shorthand in this module:
 import torch
 from detectron2.layers import ROIAlign as Detectron2ROIAlign
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
@@ -21,8 +22,10 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     KRCNNConvDeconvUpsampleHead,
     MaskRCNNConvUpsampleHead,
+    Res5ROIHeads,
     StandardROIHeads,
 )
+from torch import nn
 
 from blockcopy_d2.networks.mgan.roi_heads import MaskAttention, MGANROIHeads
 
@@ -32,7 +35,7 @@ from .boxes import decode_boxes
 from .detections import StaticDetections
 from .geometry import PolicyPixels
 from .keypoints import StaticKeypoints
-from .networks import BoxNetwork, KeypointNetwork, MaskNetwork
+from .networks import BoxNetwork, KeypointNetwork, MaskNetwork, Res5BoxNetwork
 from .paste import sample_masks
 from .roi_pooler import pool_regions
 from .rpn import StaticRPN
@@ -41,23 +44,43 @@ __all__ = ["StaticRCNN"]
 
 
 def _supports_roi_heads(heads):
-    if type(heads) not in (StandardROIHeads, CascadeROIHeads, MGANROIHeads):
+    if type(heads) not in (StandardROIHeads, CascadeROIHeads, MGANROIHeads, Res5ROIHeads):
         return False
     stages = _stages(heads)
     return (
-        _supports_pooler(heads.box_pooler)
+        _supports_pooler(_box_inputs(heads)[1])
         and type(_attention(heads)) in (MaskAttention, type(None))
-        and all(_supports_stage(*stage) for stage in stages)
+        and all(_supports_head(head) and _supports_predictor(x) for head, x in stages)
         # A cascade refines one box for all classes.
         and (len(stages) == 1 or all(x.bbox_pred.out_features == 4 for _, x in stages))
         and stages[-1][1].test_topk_per_image > 0
         and (not heads.mask_on or _supports_masks(heads))
-        and (not heads.keypoint_on or _supports_keypoints(heads))
+        and (not _has_keypoints(heads) or _supports_keypoints(heads))
     )
+
+
+def _box_inputs(heads):
+    """tuple[list[str], ROIPooler]: names of the features of the box heads, and their pooler."""
+    if isinstance(heads, Res5ROIHeads):
+        return heads.in_features, heads.pooler
+    return heads.box_in_features, heads.box_pooler
+
+
+def _mask_inputs(heads):
+    """tuple[list[str], ROIPooler]: names of the features of the mask head, and their pooler."""
+    if isinstance(heads, Res5ROIHeads):
+        return heads.in_features, heads.pooler
+    return heads.mask_in_features, heads.mask_pooler
+
+
+def _has_keypoints(heads):
+    return not isinstance(heads, Res5ROIHeads) and heads.keypoint_on
 
 
 def _stages(heads):
     """list[tuple[nn.Module, nn.Module]]: box head and predictor of every stage of a cascade."""
+    if isinstance(heads, Res5ROIHeads):
+        return [(heads.res5, heads.box_predictor)]
     if isinstance(heads, CascadeROIHeads):
         return list(zip(heads.box_head, heads.box_predictor, strict=True))
     return [(heads.box_head, heads.box_predictor)]
@@ -68,17 +91,21 @@ def _attention(heads):
     return heads.attention if isinstance(heads, MGANROIHeads) else None
 
 
-def _supports_stage(head, predictor):
-    return (
-        type(head) is FastRCNNConvFCHead
-        and len(head.fcs) > 0
-        and type(predictor) is FastRCNNOutputLayers
-        and isinstance(predictor.box2box_transform, Box2BoxTransform)
+def _supports_head(head):
+    if isinstance(head, nn.Sequential) and type(head) is not FastRCNNConvFCHead:
+        return all(type(block) is BottleneckBlock for block in head)
+    return type(head) is FastRCNNConvFCHead and len(head.fcs) > 0
+
+
+def _supports_predictor(predictor):
+    return type(predictor) is FastRCNNOutputLayers and isinstance(
+        predictor.box2box_transform, Box2BoxTransform
     )
 
 
 def _supports_masks(heads):
-    return type(heads.mask_head) is MaskRCNNConvUpsampleHead and _supports_pooler(heads.mask_pooler)
+    _, pooler = _mask_inputs(heads)
+    return type(heads.mask_head) is MaskRCNNConvUpsampleHead and _supports_pooler(pooler)
 
 
 def _supports_keypoints(heads):
@@ -99,8 +126,9 @@ def _supports_pooler(pooler):
 
 class StaticRCNN(StaticHeads):
     """
-    Computes the results of a GeneralizedRCNN, Cascade R-CNN, Keypoint R-CNN and MGAN among them. C4
-    and rotated models, and any subclass that may compute something else, are not supported.
+    Computes the results of a GeneralizedRCNN: Faster, Mask, Keypoint and Cascade R-CNN on a pyramid
+    or on one level, C4 models and MGAN. Rotated models, and any subclass that may compute something
+    else, are not supported.
 
     Weights are copied from the model on the first call with a dtype. That call, and the first one
     with a FrameSizes, also put tables on the device: make them before a CUDA graph is captured.
@@ -164,7 +192,7 @@ class StaticRCNN(StaticHeads):
         if sizes not in self._pixels:
             self._pixels[sizes] = PolicyPixels.of(sizes, proposals.device)
         pixels = self._pixels[sizes]
-        box_features = [features[name] for name in heads.box_in_features]
+        box_features = [features[name] for name in _box_inputs(heads)[0]]
         box_networks, mask_network, keypoint_network = self._networks_for(box_features[0].dtype)
         class_logits, boxes, usable, finite = self._refine(
             box_networks, box_features, proposals, objectness > -torch.inf, sizes.image_size
@@ -187,14 +215,14 @@ class StaticRCNN(StaticHeads):
         )
         masks = keypoints = None
         if heads.mask_on:
-            mask_features = [features[name] for name in heads.mask_in_features]
-            pooled = pool_regions(heads.mask_pooler, mask_features, boxes)
+            names, pooler = _mask_inputs(heads)
+            pooled = pool_regions(pooler, [features[name] for name in names], boxes)
             masks = mask_network(pooled, classes.flatten())
             masks = masks.unflatten(0, classes.shape)
             policy_masks = sample_masks(masks, output_boxes, count, pixels.rows, pixels.columns)
         else:
             policy_masks = pixels.inside(output_boxes)
-        if heads.keypoint_on:
+        if _has_keypoints(heads):
             keypoint_features = [features[name] for name in heads.keypoint_in_features]
             heatmaps = keypoint_network(
                 pool_regions(heads.keypoint_pooler, keypoint_features, boxes)
@@ -228,13 +256,13 @@ class StaticRCNN(StaticHeads):
             float32 (N, R, K or 1, 4); proposals that take part, bool (N, R); which boxes are
             finite, bool (N, R, K or 1).
         """
-        per_image, class_logits = proposals.shape[:2], []
+        per_image, class_logits, (_, pooler) = proposals.shape[:2], [], _box_inputs(self._heads)
         boxes = finite = None
         for network, (_, predictor) in zip(networks, _stages(self._heads), strict=True):
             if boxes is not None:
                 usable = usable & finite[..., 0]
                 proposals = torch.where(usable[..., None], boxes[:, :, 0], 0.0)
-            logits, deltas = network(pool_regions(self._heads.box_pooler, features, proposals))
+            logits, deltas = network(pool_regions(pooler, features, proposals))
             class_logits.append(logits.unflatten(0, per_image))
             deltas, transform = deltas.unflatten(0, per_image), predictor.box2box_transform
             boxes, finite = decode_boxes(deltas, proposals, transform, image_size)
@@ -242,11 +270,18 @@ class StaticRCNN(StaticHeads):
 
     def _networks_for(self, dtype):
         if dtype not in self._networks:
-            heads = self._heads
-            side, attention = heads.box_pooler.output_size[0], _attention(heads)
+            heads, stem = self._heads, None
+            if isinstance(heads, Res5ROIHeads):
+                boxes = [Res5BoxNetwork(heads.res5, heads.box_predictor, dtype)]
+                stem = boxes[0].res5
+            else:
+                side, attention = heads.box_pooler.output_size[0], _attention(heads)
+                boxes = [
+                    BoxNetwork(*stage, side, dtype, attention=attention) for stage in _stages(heads)
+                ]
             self._networks[dtype] = (
-                [BoxNetwork(*stage, side, dtype, attention=attention) for stage in _stages(heads)],
-                MaskNetwork(heads.mask_head, dtype) if heads.mask_on else None,
-                KeypointNetwork(heads.keypoint_head, dtype) if heads.keypoint_on else None,
+                boxes,
+                MaskNetwork(heads.mask_head, dtype, stem=stem) if heads.mask_on else None,
+                KeypointNetwork(heads.keypoint_head, dtype) if _has_keypoints(heads) else None,
             )
         return self._networks[dtype]

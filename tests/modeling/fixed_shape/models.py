@@ -26,6 +26,7 @@ def small_rcnn(
     cascade=False,
     panoptic=False,
     keypoints=False,
+    res5=False,
     num_conv=0,
     num_classes=3,
     opts=(),
@@ -38,7 +39,7 @@ def small_rcnn(
     """
     name = "mask_rcnn" if masks else "faster_rcnn"
     folder = "COCO-InstanceSegmentation" if masks else "COCO-Detection"
-    kind = "FPN" if pyramid else "DC5"
+    kind = "C4" if res5 else "FPN" if pyramid else "DC5"
     config = f"{folder}/{name}_R_50_{kind}_1x.yaml"
     if panoptic:
         config = "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml"
@@ -47,7 +48,7 @@ def small_rcnn(
     cfg = model_zoo.get_config(config)
     cfg.merge_from_list([
         "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (16,), "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 4,
-        "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18 if pyramid else 50,
+        "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18 if pyramid and not res5 else 50,
         "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
         "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_HEADS.NUM_CLASSES", num_classes,
         "MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_BOX_HEAD.NUM_CONV", num_conv,

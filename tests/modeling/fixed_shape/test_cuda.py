@@ -24,6 +24,7 @@ VARIANTS = [
     {"pyramid": False},
     {"num_conv": 1},
     {"cascade": True},
+    {"res5": True, "opts": ("MODEL.RPN.POST_NMS_TOPK_TEST", 40)},
     {"keypoints": True},
     {"num_classes": 80, "opts": ("MODEL.RPN.POST_NMS_TOPK_TEST", 1000)},
 ]

@@ -37,6 +37,7 @@ VARIANTS = [
     {"pyramid": False},
     {"num_conv": 1, "num_classes": 12},
     {"cascade": True},
+    {"res5": True, "opts": ("MODEL.RPN.POST_NMS_TOPK_TEST", 40)},
     {"keypoints": True},
     {"keypoints": True, "opts": ("MODEL.MASK_ON", True)},
     {"cascade": True, "masks": False, "opts": ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)},
@@ -226,9 +227,9 @@ def test_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     "config",
     [
-        "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
         "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
         "COCO-Detection/rpn_R_50_FPN_1x.yaml",
+        "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml",
         "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
     ],
 )
@@ -239,6 +240,16 @@ def test_other_heads_are_refused(config):
     assert not StaticRCNN.supports(model)
     with pytest.raises(ValueError, match="standard heads"):
         StaticRCNN(model)
+
+
+@pytest.mark.parametrize("part", ["box_head", "box_predictor", "keypoint_head"])
+def test_subclasses_may_compute_something_else(part, monkeypatch):
+    model = small_rcnn(keypoints=True)
+    assert StaticRCNN.supports(model)
+    for module in (getattr(model.roi_heads, part), model.roi_heads):
+        monkeypatch.setattr(module, "__class__", type("Other", (type(module),), {}))
+        assert not StaticRCNN.supports(model)
+        monkeypatch.undo()
 
 
 @pytest.mark.skipif(
