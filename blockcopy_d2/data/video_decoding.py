@@ -1,6 +1,7 @@
 """Decodes a video file, a camera or an address by FFmpeg's libraries, as it is meant to look."""
 
 import logging
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,9 @@ from .video_format import VideoFormat
 _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
 # Headers without a rate give the file's clock instead. Above this it cannot be a rate.
 _HIGHEST_RATE = 1000
+# FFmpeg's flag of formats without times, for which it counts 25 frames a second, and the clock that
+# takes their place where frames come live.
+_NO_TIMESTAMPS, _ARRIVAL_BASE = 0x80, Fraction(1, 1000)
 # FFmpeg's AVCOL_SPC of YUV whose file does not name the matrix: RGB, unspecified, reserved.
 _NO_MATRIX = (0, 2, 3)
 # BT.709, and the two of BT.601.
@@ -44,6 +48,7 @@ class DecodedVideo:
         self._source, self._default_rate = source, default_rate
         self.shown, self.name = redact(source), name_of(source)
         self.format = self.num_frames = self.live = self.stream_index = self.peculiarity = None
+        self._untimed = False
 
     @property
     def path(self):
@@ -65,6 +70,7 @@ class DecodedVideo:
             self.num_frames, self.stream_index = _announced_frames(container, stream), stream.index
             endless = container.duration is None and container.size <= 0
             self.live = self._is_camera or (is_address(self._source) and endless)
+            self._untimed = bool(self.live and container.format.flags & _NO_TIMESTAMPS)
         # Only a decoded frame shows that the video can be decoded, and which way is up.
         frame, image, _ = next(self._decode(), (None, None, None))
         if frame is not None and aspect and _orientation(frame)[0]:
@@ -72,7 +78,7 @@ class DecodedVideo:
         self.peculiarity = None if frame is None else _peculiarity(frame)
         self.format = VideoFormat(
             fps=Fraction(rate),
-            time_base=None if frame is None else frame.time_base,
+            time_base=None if frame is None else self._time_base(frame),
             sample_aspect_ratio=aspect,
             colorspace=int(context.colorspace),
             color_primaries=int(context.color_primaries),
@@ -85,20 +91,25 @@ class DecodedVideo:
         """See :meth:`VideoFrames.read`."""
         first = seconds = None
         for frame, image, found in self._decode(vectors):
-            base = frame.time_base
-            if frame.pts is None or base is None:
-                time = None
+            base, ticks = self._time_base(frame), frame.pts
+            if self._untimed:
+                ticks = round(time.perf_counter() / base)
+            if ticks is None or base is None:
+                shown = None
             else:
-                first = frame.pts if first is None else first
-                time = float((frame.pts - first) * base)
+                first = ticks if first is None else first
+                shown = float((ticks - first) * base)
             if seconds is None:
                 seconds = 0.0
-            elif time is None:
+            elif shown is None:
                 seconds += float(1 / self.format.fps)
             else:
                 # Broken files repeat a time, or go back.
-                seconds = max(time, seconds + float(base))
+                seconds = max(shown, seconds + float(base))
             yield image, seconds, found
+
+    def _time_base(self, frame):
+        return _ARRIVAL_BASE if self._untimed else frame.time_base
 
     @property
     def _is_camera(self):

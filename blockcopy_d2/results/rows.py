@@ -60,7 +60,7 @@ class RowMaker:
     Turns outputs of a model into rows, dicts that :func:`json.dump` takes:
 
     ===============  ============================================================================
-    ``image_id``     number of the frame, from 0
+    ``image_id``     number of the frame, from 0, of those that were run
     ``time``         seconds from the first frame to when it is shown; missing where that is not
                      known
     ``captured``     of a live source, when the frame came, in seconds since 1970

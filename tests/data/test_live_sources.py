@@ -42,6 +42,23 @@ def test_a_camera_is_live_and_its_newest_frame_is_taken(camera):
         assert camera.gone.acquire(timeout=5), "both connections are closed"
 
 
+def test_frames_without_times_have_those_at_which_they_come(camera):
+    """FFmpeg counts MJPEG by HTTP at 25 frames per second, however fast it comes."""
+    camera.period = 0.1
+    video = VideoFrames(camera.address)
+    came, times = [], []
+    with contextlib.closing(video.timed()) as frames:
+        for _, seconds in frames:
+            came.append(time.perf_counter())
+            times.append(seconds)
+            if len(times) == 8:
+                break
+    assert times[0] == 0 and times == sorted(set(times))
+    # Frames that came while the stream was opened are there at once.
+    assert times[-1] == pytest.approx(came[-1] - came[0], abs=0.03)
+    assert times[-1] - times[-4] > 0.2, "0.12 at 25 frames per second"
+
+
 def test_a_camera_that_goes_silent_is_left_within_two_seconds(camera):
     video = VideoFrames(camera.address)
     camera.silent_after = 3
