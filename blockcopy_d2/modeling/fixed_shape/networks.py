@@ -71,10 +71,10 @@ class Res5BoxNetwork(nn.Module):
         """
         super().__init__()
         self.res5 = _copy(res5, dtype)
-        for module in self.res5.modules():
-            if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
-                # Statistics need the precision that they have.
-                module.float()
+        for copied, norm in zip(self.res5.modules(), res5.modules(), strict=True):
+            if isinstance(norm, FrozenBatchNorm2d | nn.modules.batchnorm._BatchNorm):
+                # Statistics keep their precision, as under autocast.
+                copied.float().load_state_dict(norm.state_dict())
         self.outputs = _OutputLayers(predictor, dtype)
 
     def forward(self, x):

@@ -50,7 +50,7 @@ def _supports_roi_heads(heads):
     return (
         _supports_pooler(_box_inputs(heads)[1])
         and type(_attention(heads)) in (MaskAttention, type(None))
-        and all(_supports_head(head) and _supports_predictor(x) for head, x in stages)
+        and all(_supports_head(heads, head) and _supports_predictor(x) for head, x in stages)
         # A cascade refines one box for all classes.
         and (len(stages) == 1 or all(x.bbox_pred.out_features == 4 for _, x in stages))
         and stages[-1][1].test_topk_per_image > 0
@@ -91,9 +91,9 @@ def _attention(heads):
     return heads.attention if isinstance(heads, MGANROIHeads) else None
 
 
-def _supports_head(head):
-    if isinstance(head, nn.Sequential) and type(head) is not FastRCNNConvFCHead:
-        return all(type(block) is BottleneckBlock for block in head)
+def _supports_head(heads, head):
+    if isinstance(heads, Res5ROIHeads):
+        return type(head) is nn.Sequential and all(type(x) is BottleneckBlock for x in head)
     return type(head) is FastRCNNConvFCHead and len(head.fcs) > 0
 
 

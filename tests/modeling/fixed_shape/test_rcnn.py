@@ -76,9 +76,23 @@ def test_boxes_of_a_cascade_that_are_not_finite_are_dropped():
     assert torch.isfinite(got.scores).all() and not got.scores.equal(frame.instances[0].scores)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_near_detectron2(dtype):
-    model = small_rcnn()
+@pytest.mark.parametrize(
+    "dtype, options",
+    [
+        (torch.float16, {}),
+        (torch.bfloat16, {}),
+        (torch.float16, {"keypoints": True}),
+        (torch.float16, {"cascade": True, "masks": False}),
+        pytest.param(
+            torch.float16,
+            {"res5": True, "opts": ("MODEL.RPN.POST_NMS_TOPK_TEST", 40)},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_half_precision_is_near_detectron2(dtype, options):
+    model = small_rcnn(**options)
     frame = run_detectron2(model, (410, 730))
     features = {name: x.to(dtype) for name, x in frame.features.items()}
     maps = ([x.to(dtype) for x in maps] for maps in (frame.logits, frame.deltas))
@@ -126,6 +140,11 @@ def test_no_detection_at_all():
     assert not detections.policy_masks.any() and not detections.scores.any()
     got = detections.to_instances()[0]
     assert len(got) == 0 and got.pred_masks.shape == (0, 150, 250)
+    model = small_rcnn(keypoints=True)
+    model.roi_heads.box_predictor.test_score_thresh = 1.1
+    frame = run_detectron2(model, (64, 96))
+    got = StaticRCNN(model)(*frame.inputs).to_instances()[0]
+    assert got.pred_keypoints.shape == (0, 4, 3) and got.pred_keypoint_heatmaps.shape[:2] == (0, 4)
 
 
 def test_too_few_candidates_lose_the_lowest_scores_only():
