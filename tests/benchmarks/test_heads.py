@@ -25,7 +25,7 @@ def test_it_runs_on_a_cpu(tmp_path, frames, monkeypatch, capsys):
     monkeypatch.setattr(heads, "WANTED_DETECTIONS", 5)
     monkeypatch.setattr(heads, "build", lambda config, device: model)
     command = ["--device", "cpu", "--dtype", "fp32", "--frames", frames, "--size", 96, 160]
-    command += ["--rounds", 2, "--models", "panoptic"]
+    command += ["--rounds", 2, "--length", 1, "--models", "panoptic"]
     monkeypatch.setattr("sys.argv", ["benchmarks.heads", *map(str, command)])
     heads.main()
     (file,) = tmp_path.glob("*_heads_fp32.json")

@@ -239,7 +239,10 @@ def test_grids_of_the_caller(folder, built, device):
         grid.active[1] = False
 
 
-@pytest.mark.parametrize("name", ["swiftnet-18", "csp", "retinanet", "panoptic"])
+@pytest.mark.parametrize(
+    "name",
+    ["swiftnet-18", "csp", pytest.param("retinanet", marks=pytest.mark.slow), "panoptic"],
+)
 def test_networks(folder, built, device, name):
     side = Side(folder, built, device, *MOVED, graph=True, network=NETWORKS[name])
     videos = [list(panning_clip(device, VECTORS[:3], seed=seed)) for seed in range(2)]
