@@ -27,7 +27,8 @@ import time
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from detectron2.modeling import build_model
+from detectron2.modeling import ProposalNetwork, build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 import blockcopy_d2
 from blockcopy_d2.config import base_config
@@ -55,6 +56,9 @@ MODELS = {
     "cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
     "panoptic": "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
     "mgan": "CityPersons/mgan_VGG_16.yaml",
+    "keypoints": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "c4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
+    "proposals": "COCO-Detection/rpn_R_50_FPN_1x.yaml",
     "maskrcnn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
 }
 TARGET, WANTED_DETECTIONS = 0.3, 50
@@ -97,7 +101,7 @@ def measure(base, images, args):
     """
     dtype = _DTYPES[args.dtype]
     is_half = dtype in (torch.float16, torch.bfloat16)
-    choose_threshold(base, images[0])
+    calibrate(base, images[0])
     videos = {
         name: Video(copy.deepcopy(base), images, cuda_graph=name == "graph", amp=is_half)
         for name in ("operators", "graph")
@@ -145,8 +149,16 @@ def build(config, device):
     return model.eval().requires_grad_(False)
 
 
-def choose_threshold(model, image):
+def calibrate(model, image):
     """Sets the score threshold of a model so that it finds WANTED_DETECTIONS in a picture."""
+    if isinstance(model, ProposalNetwork):
+        return
+    if isinstance(model, DenseDetector):
+        # With random weights scores would all be 1, and boxes as large as the picture.
+        features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
+        logits, deltas, *_ = model.head([features[name] for name in model.head_in_features])
+        model.head.cls_score.weight.div_(max(x.std() for x in logits))
+        model.head.bbox_pred.weight.div_(max(x.std() for x in deltas))
     least, most = 0.0, 1.0
     for _ in range(20):
         _set_threshold(model, (least + most) / 2)
@@ -155,6 +167,7 @@ def choose_threshold(model, image):
             least = (least + most) / 2
         else:
             most = (least + most) / 2
+    _set_threshold(model, most)
 
 
 def _set_threshold(model, value):
@@ -167,13 +180,17 @@ def _set_threshold(model, value):
 
 
 def stock(model, images, autocast):
-    """list[Instances]: Detectron2's results for each of the images."""
+    """list[Instances]: Detectron2's detections, or proposals, for each of the images."""
     results = []
     for image in images:
         with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
             (output,) = model([{"image": image, "height": image.shape[1], "width": image.shape[2]}])
-        results.append(output["instances"])
+        results.append(_detections(output))
     return results
+
+
+def _detections(output):
+    return output["proposals" if "proposals" in output else "instances"]
 
 
 def _count(result):
@@ -202,11 +219,8 @@ class Video:
         count, self._active = 0, []
         for image in self.images:
             result = self.frame(image)
-            if merged:
-                read_whole(result)
-            else:
-                read_whole({"instances": result["instances"]})
-            count += len(result["instances"])
+            read_whole(result if merged else {"instances": result["instances"]})
+            count += len(_detections(result))
             self._active.append(result.grid.active)
         return count
 

@@ -8,9 +8,9 @@ import functools
 
 import torch
 from detectron2.modeling import PanopticFPN
-from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 
 from .lazy_fields import LazyFields
+from .panoptic_merge import merge_panoptic
 from .rcnn import StaticRCNN
 from .segmentor import resize_logits
 
@@ -19,8 +19,8 @@ __all__ = ["StaticPanopticFPN"]
 
 class StaticPanopticFPN(StaticRCNN):
     """
-    Computes the results of a PanopticFPN. Detectron2 merges instances and segmentation segment by
-    segment, with the host in between; here that happens when "panoptic_seg" is read.
+    Computes the results of a PanopticFPN. Instances and segmentation are merged when "panoptic_seg"
+    is read, since that takes as many steps as there are instances.
     """
 
     meta_architecture = PanopticFPN
@@ -72,10 +72,13 @@ class StaticPanopticFPN(StaticRCNN):
 
     def _combine(self, instances, sem_seg):
         model = self._model
-        return combine_semantic_and_instance_outputs(
-            instances,
+        return merge_panoptic(
+            instances.pred_masks,
+            instances.scores,
+            instances.pred_classes,
             sem_seg.argmax(dim=0),
-            model.combine_overlap_thresh,
-            model.combine_stuff_area_thresh,
-            model.combine_instances_score_thresh,
+            len(sem_seg),
+            overlap_threshold=model.combine_overlap_thresh,
+            least_area=model.combine_stuff_area_thresh,
+            least_score=model.combine_instances_score_thresh,
         )

@@ -4,8 +4,10 @@ import pytest
 import torch
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import Instances
 
 from blockcopy_d2.modeling.fixed_shape import StaticPanopticFPN, find_static_heads
+from blockcopy_d2.modeling.fixed_shape.panoptic_merge import merge_panoptic
 from tests.modeling.fixed_shape.models import assert_agree, run_detectron2, small_rcnn
 
 
@@ -59,3 +61,25 @@ def test_a_picture_is_merged_when_it_is_read(model, monkeypatch):
 def test_without_masks_nothing_can_be_merged(model, monkeypatch):
     monkeypatch.setattr(model.roi_heads, "mask_on", False)
     assert find_static_heads(model) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_segments_are_merged_as_in_detectron2(seed):
+    torch.manual_seed(seed)
+    number, size = (0, 1, 12, 12, 30, 30)[seed], (40, 60)
+    corners = torch.rand(number, 2) * torch.tensor(size) * 0.8
+    sides = torch.rand(number, 2) * 30
+    pixels = torch.stack(torch.meshgrid(*(torch.arange(x) for x in size), indexing="ij"), dim=-1)
+    inside = (pixels >= corners[:, None, None]) & (pixels < (corners + sides)[:, None, None])
+    masks = inside.all(dim=-1)
+    masks[number // 2 :: 7] = False
+    scores = torch.rand(number).sort(descending=True).values
+    classes = torch.randint(4, (number,))
+    labels = torch.randint(6, (4, 6)).repeat_interleave(10, 0).repeat_interleave(10, 1)
+    instances = Instances(size, pred_masks=masks, scores=scores, pred_classes=classes)
+    for overlap, area, score in ((0.5, 100, 0.3), (0.0, 0, 0.0), (1.0, 1, 0.5)):
+        want, infos = combine_semantic_and_instance_outputs(instances, labels, overlap, area, score)
+        options = {"overlap_threshold": overlap, "least_area": area, "least_score": score}
+        got, found = merge_panoptic(masks, scores, classes, labels, 6, **options)
+        assert got.dtype == want.dtype and got.equal(want)
+        assert found == infos
