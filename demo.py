@@ -116,12 +116,12 @@ def get_parser():
     mode.add_argument(
         "--compare-dense",
         action="store_true",
-        help="run the dense model beside, on the same frames, and tell how far its output is",
+        help="run the dense model on the same frames, too, and report times and agreement",
     )
     parser.add_argument(
         "--results",
         metavar="FILE",
-        help="write what is found as data: COCO's result format (.json), a table (.parquet), or"
+        help="write detections as data: COCO's result format (.json), a table (.parquet), or"
         " with --track tracks (.ytvis.json); see docs/batch.md",
     )
     add_track_argument(parser)
@@ -206,7 +206,7 @@ class VideoRun:
         self.blockcopy = None if args.dense else Clock(VideoPredictor(cfg))
         if has_region(args):
             if args.dense:
-                raise ValueError("--area, --always and --never are of blocks: leave --dense out.")
+                raise ValueError("--area, --always and --never work on blocks: leave --dense out.")
             region = {"area": args.area, "always": args.always, "never": args.never}
             Region(**region).check((self.video.height, self.video.width))
             self.blockcopy.predictor.set_region(**region)
@@ -234,8 +234,8 @@ class VideoRun:
         """
         live, limit = self.video.live, self.max_frames
         known = [n for n in (self.video.num_frames, limit) if n]
-        # The reader's limit, too: it must not wait for frames that are not needed. Of a live source
-        # it does not know which ones are taken.
+        # The reader's limit, too: it must not wait for frames that are not needed. For a live
+        # source it does not know which ones are taken.
         wanted = self.blockcopy is not None and self.blockcopy.predictor.reads_vectors
         feed = FrameFeed(self.video, vectors=wanted, fps=self.fps, reconnect=self.reconnect)
         frames = feed if live else itertools.islice(feed, limit)

@@ -28,7 +28,7 @@ def atomic_write(path, *, folder=None):
     Args:
         path (str or PathLike): path of the file to write. Its folder must exist.
         folder (str or PathLike or None): folder of the temporary file, on the same file system.
-            Whoever gives one finds there what killed processes left.
+            Files of killed processes stay in it.
 
     Yields:
         str: absolute path of an empty file. If it is removed, nothing is renamed.
@@ -85,7 +85,7 @@ def _create_temporary(path, target, folder):
 
 
 def _flush(path):
-    """Some file systems tell only here that the disk is full."""
+    """Some file systems report only here that the disk is full."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -78,7 +78,7 @@ def get_parser():
         " where ** stands for any folders",
     )
     parser.add_argument(
-        "--output", required=True, metavar="FOLDER", help="where results go; made if need be"
+        "--output", required=True, metavar="FOLDER", help="where results go; created if missing"
     )
     parser.add_argument(
         "--format",

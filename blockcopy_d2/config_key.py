@@ -31,7 +31,7 @@ class Key:
         default: default of the key, of its type.
         allowed (str): the values it takes, in words that follow "it must be".
         cast (callable): converts a value to the key's type; returns None for another type.
-        holds (callable): tells whether a value of the key's type is allowed.
+        holds (callable): returns whether a value of the key's type is allowed.
     """
 
     default: object

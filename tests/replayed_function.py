@@ -10,9 +10,9 @@ __all__ = ["ReplayedFunction"]
 class ReplayedFunction:
     """
     Stands for a :class:`CapturedFunction` on a CPU. It captures the operators of a call with their
-    tensors; a replay does the same to the same tensors, and no Python. What a captured call
-    allocated lasts until one that was captured before it in the same pool is replayed; from then on
-    it is NaN, as if the memory that they share were in other use.
+    tensors; a replay does the same to the same tensors, and no Python. Memory of a captured call
+    lasts until one that was captured before it in the same pool is replayed; from then on it is
+    NaN, as if the memory that they share were in other use.
     """
 
     def __init__(self, *, generators=(), pool=None):

@@ -561,11 +561,11 @@ def test_interrupt_leaves_whole_results(run, clip, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--results", "clip.txt"], "tells no format"),
+        (["--results", "clip.txt"], "has no known ending"),
         (["--results", "clip.ytvis.json"], "add --track"),
         (["--results", "clip.mp4.json", "--output", "clip.mp4.json"], "suffix names no video"),
         (["--results", "missing/clip.json"], "There is no folder"),
-        (["--track"], "--results FILE writes"),
+        (["--track"], "--track needs --results FILE"),
         (["--dense", "--area", "0,0 9,0 9,9"], "leave --dense out"),
         (["--area", "0,0 nan,0 9,9"], "not finite"),
         (["--never", "900,0 990,0 990,99"], "no pixel of the picture"),

@@ -21,8 +21,20 @@ COMMENT = re.compile(r"\s*# (What|Of|Whatever) ")
 ENTRY = re.compile(r"\s+\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*(?: \([^)]*\))?: (of|that(?! of)) [^:]")
 PHRASES = re.compile(
     r"\bas of :|are answered as|[Hh]eld to \w+ by tests|loses its bearings|of any model of"
-    r"|\bof before\b|what (it|they) (is|are|has|have) of\b|\bwhat there is of\b"
+    r"|\bof (before|today)\b|what (it|they) (is|are|has|have) of\b|\bwhat there is of\b"
+    # "does not tell", "tells no format", "told by": say "does not say", "has no", "see".
+    r"|\b[Tt]ells? (?!apart)|\bnot tell\b|\btold by\b|\bat (its|their|the policy's) will\b"
+    # "Times are of whole frames": say "Times are for", "have", "belong to".
+    r"|\b(is|are|was|were) of (an?|another|different|no|an? \w+|several|whole)\b|\bneed be\b"
+    # "Of a camera the newest frame is run": begin with the subject.
+    r"|(?<=[a-z)][.;] )Of (an?|what|two|detections)\b"
 )
+# "What is remembered moves along": begin with a noun. Titles and tables of pages may ask so.
+FREE_RELATIVE = re.compile(r"(?<=[a-z)`][.:] )(What|Whatever|Whoever) (?![^.]*\?)")
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
+    *("projects/BlockCopy/README.md", "configs", "docs", ".github"),
+]
 
 
 def docstrings(tree):
@@ -42,8 +54,13 @@ def faults(source):
                 section = title.group(1)
             elif section and ENTRY.match(entry):
                 yield line + offset, entry.strip()
-        if match := PHRASES.search(" ".join(text.split())):
+        words = " ".join(text.split())
+        if match := PHRASES.search(words) or FREE_RELATIVE.search(words):
             yield line, match.group(0)
+    for node in ast.walk(ast.parse(source)):  # messages and help texts, docstrings once more
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if match := PHRASES.search(" ".join(node.value.split())):
+                yield node.lineno, match.group(0)
     before = ""
     for line, text in enumerate(source.splitlines(), 1):
         _, mark, comment = text.partition("# ")
@@ -65,6 +82,25 @@ def test_docstrings_are_plain():
     assert not found, "\n".join(found)
 
 
+def prose(text):
+    """Yields the paragraphs of a page as one line each, without code."""
+    for paragraph in re.sub(r"```.*?```", "", text, flags=re.DOTALL).split("\n\n"):
+        yield re.sub(r"\s+(# )?", " ", paragraph)
+
+
+@pytest.mark.skipif(not TRACKED, reason="needs a checkout")
+def test_pages_and_configs_are_plain():
+    paths = [path for page in PAGES for path in (ROOT / page, *(ROOT / page).rglob("*"))]
+    found = [
+        f"{path.relative_to(ROOT)}: {text[max(0, match.start() - 30) : match.end() + 30]}"
+        for path in paths
+        if path.suffix in (".md", ".yaml", ".yml")
+        for text in prose(path.read_text())
+        for match in [*PHRASES.finditer(text), *FREE_RELATIVE.finditer(text)]
+    ]
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -74,6 +110,10 @@ def test_docstrings_are_plain():
         "# Results as of :meth:`step`.",
         "x = 1\n    # Of the first frame only.",
         '"""Returns models, which are held to Detectron2 by tests."""',
+        'raise ValueError("The name tells no format.")',
+        '"""Runs frames. What is remembered moves along."""',
+        '"""Reports times, which are of whole frames."""',
+        '"""Runs a source. Of a camera the newest frame is run."""',
     ],
 )
 def test_faults_are_found(source):

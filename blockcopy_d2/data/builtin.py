@@ -63,7 +63,7 @@ def register_all_pets09(root):
     origin = (
         "PETS09-S2L1 is made from OpenCV's sample video and the boxes of MOTChallenge 2015 by: "
         f"python -m blockcopy_d2.data.pets09 --video vtest.avi --boxes gt.txt --output {root} "
-        "(--help tells where the two come from)."
+        "(--help says where the two come from)."
     )
     for split in ("train", "val"):
         register_pets09(f"pets09_{split}", root, split, origin=origin)

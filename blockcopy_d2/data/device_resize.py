@@ -75,8 +75,8 @@ def resize_picture(picture, size):
 @functools.lru_cache(maxsize=64)
 def _rows_first(before, after):
     """
-    Tells whether Pillow resizes along rows first. From version 13 on it may begin with the columns
-    of pictures that become lower, by rules of its own, so it is tried once per size.
+    Returns whether Pillow resizes along rows first. From version 13 on it may begin with the
+    columns of pictures that become lower, by rules of its own, so it is tried once per size.
     """
     if after[0] >= before[0] or after[1] == before[1]:
         return True

@@ -33,8 +33,8 @@ class FeedFrame(NamedTuple):
         vectors (FrameVectors or None): see :meth:`VideoFrames.read`; None also where the frame
             before was left out.
         seconds (float or None): from the first frame of the video to when this one is shown; None
-            where the source does not tell. Of a source that was lost they go on by the time that
-            passed meanwhile.
+            where the source has no times. After a loss of the source they continue by the time that
+            has passed.
         captured (float): when the frame was there, decoded: seconds since 1970.
         arrived (float): the same by time.perf_counter().
         skipped (int): frames left out for the rate, so far.
@@ -79,7 +79,7 @@ class FrameFeed:
         """
         if fps is not None and isinstance(frames, OwnFrames):
             raise ValueError(
-                f"fps is {fps}, but an iterable of pictures tells no times. Give a file, an address"
+                f"fps is {fps}, but an iterable of pictures has no times. Give a file, an address"
                 " or a camera, or leave pictures out yourself."
             )
         is_number = isinstance(reconnect, numbers.Real) and not isinstance(reconnect, bool)

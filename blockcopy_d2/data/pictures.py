@@ -116,7 +116,7 @@ def as_picture(picture):
         try:
             return as_frame(picture)
         except TypeError as error:
-            raise TypeError(f"{error} What lies on a GPU may be a tensor.") from None
+            raise TypeError(f"{error} Pictures on a GPU may be tensors.") from None
     if not isinstance(picture, torch.Tensor):
         picture = torch.from_dlpack(picture)
     shape = tuple(picture.shape)

@@ -75,7 +75,7 @@ class ReadAhead:
         return self._shelf.ready
 
     def stop(self):
-        """Tell the thread to end, without waiting for it."""
+        """Ask the thread to end, without waiting for it."""
         self._shelf.stop()
 
     def close(self):
@@ -156,7 +156,7 @@ class _Shelf:
         self._dropped = 0
 
     def put(self, kind, item):
-        """Waits for room. Returns False if nobody will take the item any more."""
+        """Waits for room. Returns False if the item is no longer wanted."""
         with self._changed:
             if self._latest and kind is _ITEM and self._entries:
                 self._entries.clear()

@@ -1,6 +1,6 @@
 """
-Decoding a video file by torchcodec, on a CPU or on a GPU, where its frames then stay. What PyAV
-would give is the measure: files that torchcodec would show otherwise are left to PyAV, by name.
+Decoding a video file by torchcodec, on a CPU or on a GPU, where its frames then stay. Frames must
+be those of PyAV: files that torchcodec would show otherwise are left to PyAV, by name.
 
 Shape shorthand: H x W pixels of a frame.
 """

@@ -33,7 +33,7 @@ class DecodedVideo:
         shown (str): the source, without secrets.
         name (str):
         format (VideoFormat or None): None before :meth:`probe`, as the next two.
-        num_frames (int or None): None where the source does not tell.
+        num_frames (int or None): None where the source does not say.
         live (bool): whether it goes on without being read.
         stream_index (int): index of the video stream within the file.
         peculiarity (str or None): a property of the video that simpler decoders get wrong.
@@ -216,7 +216,7 @@ def _video_stream(container, shown):
 def _announced_frames(container, stream):
     """
     Returns the frames announced by the header, less those that an edit list cuts, and those that
-    AVI leaves empty to repeat the last one; None if the header does not tell.
+    AVI leaves empty to repeat the last one; None if the header does not say.
     """
     if not stream.frames:
         return None

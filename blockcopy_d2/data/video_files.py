@@ -44,7 +44,7 @@ class VideoFrames:
         name (str): name of the video, without folder and extension.
         fps (float): frames per second.
         width, height (int): width and height of the frames in pixels, upright.
-        num_frames (int or None): None if the file does not tell.
+        num_frames (int or None): None if the file does not say.
         video_format (VideoFormat): rate, clock, shape of pixels and colours.
         live (bool): whether it is a camera, or an address that streams without an end. It goes on
             without being read, so a slow reader should take its newest frame, see
@@ -59,8 +59,8 @@ class VideoFrames:
                 their names.
             default_fps (float): rate of sources without one, such as a folder.
             decoder (str): "pyav"; "torchcodec"; or "auto": torchcodec where it is installed and
-                ``device`` is a GPU that decodes the file. What torchcodec cannot decode as PyAV
-                does is left to PyAV, and the log says why.
+                ``device`` is a GPU that decodes the file. Files that torchcodec cannot decode as
+                PyAV does are left to PyAV, and the log says why.
             device (torch.device or str): where torchcodec decodes. Frames of a GPU are tensors,
                 uint8 (H, W, 3), BGR, and stay there.
 

@@ -17,7 +17,7 @@ class VideoFormat:
         time_base (Fraction or None): seconds of a tick of its clock, finer than a frame; None for
             a folder of images.
         sample_aspect_ratio (Fraction or None): width of a pixel over its height, for the upright
-            picture; None if the header does not tell, which means 1.
+            picture; None if the header does not say, which means 1.
         colorspace (int): AVCOL_SPC: 1 is BT.709, 2 unspecified, 5 and 6 are BT.601.
         color_primaries (int): AVCOL_PRI; 2 is unspecified.
         color_trc (int): AVCOL_TRC, the transfer function; 2 is unspecified.

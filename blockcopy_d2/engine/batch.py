@@ -12,7 +12,7 @@ other scheduler as well::
             record = job(task)                                   # a dict; names what went wrong
 
 Tasks and records can be pickled and are small. Processes that run videos share nothing but the
-folder; nobody else may have the same task at the same time.
+folder; no two of them may have the same task at the same time.
 """
 
 import contextlib
@@ -129,8 +129,8 @@ class VideoJob:
                 executed=round(executed / (file.frames - 1), 4) if file.frames > 1 else None,
                 incomplete=_incomplete(file.frames, video.num_frames, self._max_frames),
             )
-            # The record comes before the results have their name: results without one could be
-            # anybody's.
+            # The record comes before the results have their name: the origin of results without
+            # one is unknown.
             self._folder.write_record(task, record)
 
         file = self._folder.open_results(task, before_naming=finish, fps=video.fps, **self._options)

@@ -95,7 +95,7 @@ class _Worker:
 
     def give(self, task):
         self.task = task
-        with contextlib.suppress(OSError):  # Of a process that has died it is read next.
+        with contextlib.suppress(OSError):  # The death of a process is read next.
             self.connection.send(task)
 
     def task_record(self):
@@ -142,7 +142,7 @@ def _work(connection, build_job, number, count):
 
 
 class _Progress:
-    """Tells how far a video is, not too often."""
+    """Reports how far a video is, not too often."""
 
     def __init__(self, connection):
         self._connection, self._next = connection, 0.0

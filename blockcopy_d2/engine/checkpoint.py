@@ -160,7 +160,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             listed = ", ".join(f"{key} is {own[key]}, not {wrong[key]}" for key in wrong)
             keys = " ".join(f"{key} {value}" for key, value in wrong.items())
             self._other_form(
-                f"The weights {self._path} are of another form of the network: {listed}. Add"
+                f"The weights {self._path} have another form of the network: {listed}. Add"
                 f" {keys}, or use the config that they were converted for."
             )
 
@@ -283,7 +283,7 @@ class PolicyCheckpointer(WeightsCheckpointer):
     def _advice(self):
         name = type(self.model).__name__
         return (
-            f"The policy is {name}: set MODEL.BLOCKCOPY.POLICY.NAME to the one that they are of,"
+            f"The policy is {name}: set MODEL.BLOCKCOPY.POLICY.NAME to the one that they belong to,"
             " and use the config that it was warmed with."
         )
 

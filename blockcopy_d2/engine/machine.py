@@ -9,7 +9,7 @@ __all__ = ["processor_name"]
 def processor_name() -> str:
     """
     Returns:
-        str: vendor and model of the CPU, where the system tells them; else its architecture.
+        str: vendor and model of the CPU, where the system names them; else its architecture.
     """
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.is_file() else ():

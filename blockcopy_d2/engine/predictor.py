@@ -90,7 +90,7 @@ class VideoPredictor:
             clock (callable): returns the time in seconds, for :meth:`set_budget`.
 
         Raises:
-            TypeError: ``model`` is of another class.
+            TypeError: ``model`` has another class.
         """
         if not issubclass(type(model), BlockCopyVideoModel):
             raise TypeError(
@@ -189,13 +189,13 @@ class VideoPredictor:
         video: int | None = None,
     ) -> None:
         """
-        Tell where in the picture the network runs, from the next frame on. Parts are masks, bool
+        Set where in the picture the network runs, from the next frame on. Parts are masks, bool
         (H, W), or polygons, lists of x and y of their corners, in pixels of the picture; several
         polygons are one part. Without any part the policy decides everywhere again.
 
         The target stays a share of all blocks. Those that always run count, also where they are
-        more; the policy fills the rest with blocks at its will. Where fewer are at its will than
-        the target has room for, less is executed. Frames that follow nothing (the first of a
+        more; the policy fills the rest with blocks of its choice. Where it may choose from fewer
+        than the target has room for, less is executed. Frames that follow nothing (the first of a
         video, one after a cut) run whole, so that every block has features; of those that never
         run these stay, and so does what is found in them, moved with the picture if the model
         estimates motion.
@@ -214,8 +214,8 @@ class VideoPredictor:
                 counts instead of what counts for all; a single video has number 0. None: for all.
 
         Raises:
-            ValueError: a part is neither mask nor polygons, or is empty or not finite. That it
-                does not fit the picture is told by the next frame.
+            ValueError: a part is neither mask nor polygons, or is empty or not finite. The next
+                frame raises it where a part does not fit the picture.
         """
         if video is not None:
             video = whole(0, least=0).check("video", video)
@@ -260,10 +260,10 @@ class VideoPredictor:
         earlier ones. Any number of streams may be open at once; they learn one policy. Closing one,
         or an interrupt, waits at most a second for a silent source.
 
-        Of a camera, or an address that streams without an end, the newest frame is taken; what
-        came while a frame was run is counted in the ``dropped`` of the next result. One that is
-        lost is tried again, and the stream goes on with a frame that executes all blocks. All
-        frames of files and iterables are run. ``result.clock`` tells when a frame came.
+        A camera, or an address that streams without an end, gives its newest frame; the ``dropped``
+        of the next result counts those that came meanwhile. A lost one is tried again, and the
+        stream goes on with a frame that executes all blocks. All frames of files and iterables are
+        run. ``result.clock`` says when a frame came.
 
         Args:
             source (str, PathLike, int or iterable): a file, a folder of frames, an address

@@ -69,7 +69,7 @@ class Region:
             BlockRegion: on the CPU.
 
         Raises:
-            ValueError: a mask is of another size than the picture, a part has no pixel of it, or
+            ValueError: a mask has another size than the picture, a part has no pixel of it, or
                 ``always`` and ``never`` overlap.
         """
         count = functools.partial(

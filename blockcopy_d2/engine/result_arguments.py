@@ -84,7 +84,7 @@ def check_results(args):
         ImportError, OSError, ValueError: ``--results`` could not be written in the end.
     """
     if args.track and not args.results:
-        raise ValueError("--track is for what --results FILE writes.")
+        raise ValueError("--track needs --results FILE, which has the ids.")
     if not args.results:
         return
     if args.input:

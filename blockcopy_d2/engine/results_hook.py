@@ -14,14 +14,14 @@ class ResultsHook(HookBase):
     """
     Writes BlockCopy's detections in the frames of the :class:`EvaluationLoop`, see
     :class:`VideoResults`, to ``<folder>/<video_id>`` with the ending of the format. Rows have no
-    times: a data set does not tell them. A clip that breaks, or that the end of the run cuts short,
+    times: a data set has none. A clip that breaks, or that the end of the run cuts short,
     leaves no file.
     """
 
     def __init__(self, folder, *, format="coco", metadata=None, track=False, fps=17.0):
         """
         Args:
-            folder (str): where files go; made if need be.
+            folder (str): where files go; made if missing.
             format (str): a key of ``FORMATS``.
             metadata (Metadata or None): see :class:`Categories`.
             track (bool): give objects ids.

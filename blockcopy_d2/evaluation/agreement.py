@@ -49,14 +49,14 @@ class InstanceAgreement(DatasetEvaluator):
             outputs (list[dict]): outputs of the accelerated model for the same frames.
 
         Raises:
-            ValueError: the two instances of a frame are of different sizes, or only one of them
+            ValueError: the two outputs of a frame have different sizes, or only one of them
                 has masks.
         """
         for reference, output in zip(references, outputs, strict=True):
             reference, instances = reference["instances"], output["instances"]
             if reference.image_size != instances.image_size:
                 raise ValueError(
-                    f"The reference is of size {reference.image_size}, the output of size "
+                    f"The reference has size {reference.image_size}, the output of size "
                     f"{instances.image_size}; expected instances of the same frame."
                 )
             if reference.has("pred_masks") != instances.has("pred_masks"):

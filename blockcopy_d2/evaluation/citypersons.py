@@ -59,8 +59,8 @@ class MissRateEvaluator(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            dict: ``{"miss_rate": {setting: percent}}`` on the main process, NaN if there is nobody
-            to find; None on the other ranks.
+            dict: ``{"miss_rate": {setting: percent}}`` on the main process, NaN if there is no
+            person to find; None on the other ranks.
         """
         gathered = gather(self._predictions)
         if not comm.is_main_process():

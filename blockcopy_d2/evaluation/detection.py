@@ -126,7 +126,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
             )
         if scored != tasks:
             logging.getLogger(__name__).warning(
-                "The annotations of %s are of %s only: that is what is scored.",
+                "The annotations of %s have %s only, so only these are scored.",
                 self._annotations,
                 " and ".join(scored),
             )
@@ -172,7 +172,7 @@ class VideoCOCOEvaluator(COCOEvaluator):
         strangers = [a for a in annotations if a["image_id"] not in self._coco_api.imgs]
         if strangers:
             logging.getLogger(__name__).warning(
-                "%d of %d annotations of %s are of no image in it, such as image_id %r.",
+                "%d of %d annotations of %s belong to no image in it, such as image_id %r.",
                 len(strangers),
                 len(annotations),
                 self._annotations,

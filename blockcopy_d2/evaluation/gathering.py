@@ -100,7 +100,7 @@ def wait_for_all(*, limit=None):
 
 
 def resign():
-    """Tell the other processes not to wait for this one any more."""
+    """Ask the other processes not to wait for this one any more."""
     if comm.get_world_size() > 1:
         _store().set(f"resigned/{comm.get_rank()}", "")
 

@@ -56,7 +56,7 @@ def whole_files(folder):
     A context for writing files that appear once they are complete.
 
     Args:
-        folder (str or None): their folder, created if need be.
+        folder (str or None): their folder, created if missing.
 
     Yields:
         str or None: a temporary folder beside it. Leaving the context moves its files to ``folder``

@@ -81,7 +81,7 @@ def log_average_miss_rate(frames, setting):
         setting (MissRateSetting):
 
     Returns:
-        float: in [0, 1]; NaN if there is nobody to find.
+        float: in [0, 1]; NaN if there is no person to find.
     """
     matches = [_match(frame, setting) for frame in frames]
     persons = sum(count for _, _, count in matches)

@@ -111,7 +111,7 @@ def remove_summary(output_dir):
     Remove the summary of an earlier run, which may have another config. Only the main process does.
 
     Args:
-        output_dir (str): folder, made if need be.
+        output_dir (str): folder, created if missing.
     """
     PathManager.mkdirs(output_dir)
     path = os.path.join(output_dir, "blockcopy_summary.json")

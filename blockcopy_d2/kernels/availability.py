@@ -1,6 +1,6 @@
 """
-Tells whether Triton kernels can run. Modules with kernels are imported only where they can, so that
-the package works without Triton.
+Checks whether Triton kernels can run. Modules with kernels are imported only where they can, so
+that the package works without Triton.
 """
 
 import functools

@@ -14,8 +14,8 @@ class Launch:
     Attributes:
         kernel (JITFunction): launched.
         grid (tuple[int, ...]): number of programs along each axis.
-        arguments (tuple): arguments of the kernel, after those of the call. Tuples group what
-            belongs together.
+        arguments (tuple): arguments of the kernel, after those of the call. Tuples group related
+            arguments.
         constants (dict): its constants, and Triton's options.
     """
 

@@ -151,7 +151,7 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Raises:
             ValueError: a key has a value that it does not take, which is named; or the outputs of
-                the meta-architecture are of an unknown kind.
+                the meta-architecture have an unknown kind.
             ImportError: the meta-architecture needs operators that this installation lacks.
         """
         check_blockcopy_config(cfg)
@@ -298,8 +298,8 @@ class BlockCopyVideoModel(ModuleProxy):
     def replays(self, stream):
         """Deprecated: the result of a frame reports its costs, see :class:`FrameResult`."""
         warnings.warn(
-            "BlockCopyVideoModel.replays() is deprecated: results of frames tell what they cost,"
-            " whichever way they were run.",
+            "BlockCopyVideoModel.replays() is deprecated: results of frames have their costs,"
+            " however they were run.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -452,7 +452,7 @@ def _frames_of_streams(inference, args, kwargs):
 
 
 def _is_shortage(error):
-    """Tells whether an error was caused by too little memory."""
+    """Returns whether an error was caused by too little memory."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__context__
     return error is not None

@@ -136,7 +136,7 @@ def keep_still(field, current, previous, cell, radius=STILL_RADIUS):
     """
     Sets vectors to zero, in place, where the picture stands still: unless moving all cells that are
     at most ``radius`` cells away by their vectors saves an eighth of the cost of staying, and a
-    quarter of a grey level per pixel. A smooth cell tells nothing by itself and moves with its
+    quarter of a grey level per pixel. A smooth cell shows nothing by itself and moves with its
     surroundings. The noise of a still camera saves less than that. A cell also stays if that costs
     nothing, or if moving costs over two grey levels per pixel more, as beside an object; and if one
     of its pixels is not finite in either frame.

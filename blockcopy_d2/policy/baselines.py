@@ -195,8 +195,8 @@ class EveryKthFrame(Policy):
 def _probability_at_will(target, region):
     """
     Returns:
-        Tensor: float (N, 1, 1), of the blocks at the policy's will, so that with those that always
-        run the target is met. Exactly the target where all blocks are.
+        Tensor: float (N, 1, 1), probability of the blocks that the policy may choose, so that with
+        those that always run the target is met. Exactly the target where it may choose all.
     """
     at_will = (region == 0).sum(dim=(1, 2), keepdim=True)
     always = (region > 0).sum(dim=(1, 2), keepdim=True)

@@ -134,7 +134,7 @@ def gain_kernel(
         exists = (one < both)[:, None] & (block < blocks)[None, :]
         touched = tl.load(touched_ptr + here, mask=exists, other=0)
         gains = tl.where(touched != 0, weight[:, None], 0.0)
-        # A maximum over an axis would lose what is not a number.
+        # A maximum over an axis would lose values that are not numbers.
         broken = tl.max((gains != gains).to(tl.int32), 0)
         gains = tl.max(tl.where(gains != gains, 0.0, gains), 0)
         gain = tl.where((broken != 0) | (gain != gain), float("nan"), tl.maximum(gain, gains))

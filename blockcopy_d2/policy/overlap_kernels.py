@@ -38,8 +38,8 @@ def common_pixels_kernel(
     out[stream, part] = pixels in common of BN x BN pairs of masks, in one part of the pixels.
 
     Reads each mask once per BN masks of the other side, a byte per pixel: 100 + 100 masks of
-    256x512 are 26 MB, 6 us of an H200's bandwidth. Products are of half precision, which 0 and 1
-    are exact in, and sums of single precision, exact up to 2^24 pixels.
+    256x512 are 26 MB, 6 us of an H200's bandwidth. Products have half precision, in which 0 and 1
+    are exact, and sums have single precision, exact up to 2^24 pixels.
     """
     part, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     tiles = tl.cdiv(m, BN)

@@ -266,7 +266,7 @@ class OnlineLearner:
 
     def computed_beside(self, event, *owners):
         """
-        Tells that an update is computed on another CUDA stream.
+        Notes that an update is computed on another CUDA stream.
 
         Args:
             event (torch.cuda.Event): reached when it is.
@@ -314,7 +314,7 @@ class OnlineLearner:
     @torch.inference_mode(False)
     def see_first_frame(self):
         """
-        Tells of the first frame of a video, or of several at once: they execute all blocks, and
+        Reports the first frame of a video, or of several at once: they execute all blocks, and
         nothing is learned from them.
         """
         if self.count_first_frames:

@@ -111,7 +111,7 @@ def build_measure(output, score_threshold):
         InstanceMeasure or SemanticMeasure: the measure for outputs of this kind.
 
     Raises:
-        ValueError: the outputs are of another kind.
+        ValueError: the outputs have another kind.
     """
     if "instances" in output:
         return InstanceMeasure(score_threshold)

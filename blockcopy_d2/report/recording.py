@@ -160,8 +160,8 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
     """
     recorder = _Recorder(predictor, targets, score_threshold)
     known = [n for n in (video.num_frames, max_frames) if n]
-    # The limit is the thread's, too: it must not wait for frames that nobody wants. Of a live
-    # source it does not know which ones are taken.
+    # The limit is the thread's, too: it must not wait for unwanted frames. For a live source it
+    # does not know which ones are taken.
     frames = video.read(vectors=predictor.reads_vectors)
     frames = itertools.islice(frames, None if video.live else max_frames)
     with (
@@ -183,7 +183,7 @@ def record_video(predictor, video, *, targets=(), max_frames=None, score_thresho
                 if draw:
                     draw(image, *shown, seconds)
         except KeyboardInterrupt:
-            progress.write("Interrupted: the report is of the frames so far.")
+            progress.write("Interrupted: the report has the frames so far.")
         except FrameReadError as error:
             recorder.recording.failure = str(error)
     return recorder.finish()

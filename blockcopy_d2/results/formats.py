@@ -1,4 +1,4 @@
-"""Files of results, one per video. A format is told by the ending of the name."""
+"""Files of results, one per video. The ending of a name says its format."""
 
 import contextlib
 import os
@@ -28,14 +28,14 @@ def format_of(path):
         str: its format, a key of :data:`FORMATS`.
 
     Raises:
-        ValueError: its name ends like none of them.
+        ValueError: its name has none of their endings.
     """
     name = os.fsdecode(path).lower()
     fits = [key for key, writer in FORMATS.items() if name.endswith(writer.suffix)]
     if not fits:
         endings = ", ".join(f"{writer.suffix} ({key})" for key, writer in FORMATS.items())
         raise ValueError(
-            f"The name of the results {redact(path)} tells no format; expected one that ends with"
+            f"The name of the results {redact(path)} has no known ending; expected one of"
             f" {endings}."
         )
     return max(fits, key=lambda key: len(FORMATS[key].suffix))
@@ -51,7 +51,7 @@ def check_results_path(path, *, tracks):
 
     Raises:
         ImportError: the format needs a package that is missing; names the extra that brings it.
-        ValueError: the name tells no format, or one that needs ids of tracks.
+        ValueError: the name has no known ending, or one that needs ids of tracks.
     """
     FORMATS[format_of(path)].check(tracks=tracks)
 
@@ -66,7 +66,7 @@ class ResultsFile:
     def __init__(self, path, *, folder=None, before_naming=None):
         """
         Args:
-            path (str or PathLike): its ending tells the format, see :func:`format_of`.
+            path (str or PathLike): its ending says the format, see :func:`format_of`.
             folder (str or PathLike or None): folder of the unfinished file; default: its own.
             before_naming (callable or None): called when the file is finished, just before it gets
                 its name.

@@ -74,9 +74,9 @@ class RowMaker:
     ``track_id``     of an object that is tracked, from its second frame on
     ===============  ============================================================================
 
-    Of a panoptic output a row is a segment, thing or stuff. Else, where there are instances or
-    proposals, it is one of those. Of a semantic segmentation it is a class that has a pixel in the
-    frame, with the mask of its pixels, and without box and score, as in COCO-Stuff.
+    A row of a panoptic output is a segment, thing or stuff. Otherwise it is an instance or a
+    proposal. A row of a semantic segmentation is a class that has a pixel in the frame, with the
+    mask of its pixels, and without box and score, as in COCO-Stuff.
     """
 
     def __init__(self, metadata=None, *, threshold=0.0, tracker=None):

@@ -2,7 +2,7 @@
 Masks in COCO's run lengths, ``{"size": [H, W], "counts": str}``, which go down the columns.
 
 ``pycocotools.mask.encode`` wants whole masks turned by a quarter on the host, which takes ten times
-as long as what is done here: only the part of a mask that holds its object is turned.
+as long as the code here: only the part of a mask that holds its object is turned.
 
 Shape shorthand in this module:
 
@@ -63,7 +63,7 @@ def _encode(pixels, rows, columns):
 
 
 def _runs(flat):
-    """ndarray: int (runs, 2), start and end of what is equal, one behind the other."""
+    """ndarray: int (runs, 2), start and end of runs of equal values, one behind the other."""
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return np.stack([np.append(0, edges), np.append(edges, len(flat))], axis=1)
 

@@ -19,7 +19,7 @@ class VideoResults:
     def __init__(self, path, *, fps, metadata=None, threshold=0.0, track=False, **options):
         """
         Args:
-            path (str or PathLike): its ending tells the format, see :func:`format_of`.
+            path (str or PathLike): its ending says the format, see :func:`format_of`.
             fps (float): frames per second of the video; tracks need it.
             metadata, threshold: see :class:`RowMaker`.
             track (bool): give objects ids, see :class:`Tracker`.

@@ -129,7 +129,7 @@ def fuse_bottlenecks(program, operators, reads, residuals, widest):
 
 
 def _is_narrow(operator, residuals):
-    """Tells whether a convolution can be the second of a Bottleneck."""
+    """Returns whether a convolution can be the second of a Bottleneck."""
     if not isinstance(operator, Convolution) or operator.has_halo or operator.groups > 1:
         return False
     scale = residuals.get(operator, (None, 1))[1]

@@ -116,12 +116,12 @@ class BlockGrid:
 
     @property
     def is_full(self) -> bool:
-        """Tells whether all blocks are active; on the host."""
+        """Returns whether all blocks are active; on the host."""
         return self.num_active == self.active.numel()
 
     @property
     def is_empty(self) -> bool:
-        """Tells whether no block is active; on the host."""
+        """Returns whether no block is active; on the host."""
         return self.num_active == 0
 
     def selection(self, factor: int) -> "BlockSelection":

@@ -184,7 +184,7 @@ class BlockSparseModule(ModuleProxy):
 
 
 def counts_itself():
-    """Tells whether a SparseFrame counts the modules that are running."""
+    """Returns whether a SparseFrame counts the modules that are running."""
     return _counts_itself.get()
 
 

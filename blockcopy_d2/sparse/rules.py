@@ -305,7 +305,7 @@ def _pair(value):
 
 
 def _is_per_channel(argument):
-    """Tells whether a constant argument of a pointwise call is the same for every pixel."""
+    """Returns whether a constant argument of a pointwise call is the same for every pixel."""
     if isinstance(argument, (list, tuple)):
         return all(map(_is_per_channel, argument))
     if isinstance(argument, torch.Tensor):

@@ -53,7 +53,7 @@ class FeatureMap:
 
     @property
     def wide(self):
-        """Tells whether 32 bits do not hold the offset of every element."""
+        """Returns whether 32 bits do not hold the offset of every element."""
         return len(self.rows) * self.rows.stride(0) >= 2**31
 
     def as_nchw(self):

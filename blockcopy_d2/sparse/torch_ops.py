@@ -75,7 +75,7 @@ class Execution:
         return self.gather(index, own.tile_rows(outside="read"), own.tile, own.tile)
 
     def same_blocks(self, index, level):
-        """Tells whether value `index` has the same active blocks as `level`."""
+        """Returns whether value `index` has the same active blocks as `level`."""
         own = self.grid.at_stride(self.program.values[index].stride)
         return own.selection is level.selection
 

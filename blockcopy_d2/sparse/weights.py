@@ -38,7 +38,7 @@ class WeightsWatch:
         self._samples = ()
 
     def changed(self):
-        """Tells whether anything has changed since the last call; True at the first one."""
+        """Returns whether anything has changed since the last call; True at the first one."""
         state = self._now()
         if _same(state, self._state):
             return False

@@ -59,7 +59,7 @@ def draw_frame(
             and outlined; the others are dimmed. None: the frame was not run in blocks.
         metadata (Metadata or None): Detectron2's metadata; ``thing_classes`` names the classes of
             instances, ``stuff_colors`` (RGB) colours those of pixels, ``keypoint_names`` and
-            ``keypoint_connection_rules`` tell how to connect keypoints. Classes without a name are
+            ``keypoint_connection_rules`` say how to connect keypoints. Classes without a name are
             labelled by their number.
         classes (Tensor or ndarray or None): int, (H, W): the class of every pixel, laid over the
             image in its colour.

@@ -50,7 +50,7 @@ def get_parser():
         type=fraction,
         default=0.5,
         metavar="SCORE",
-        help="of detections that are drawn; gains are of all (%(default)s)",
+        help="of detections that are drawn; gains count all (%(default)s)",
     )
     parser.add_argument("--output", default="figure_3.png", metavar="FILE", help="(%(default)s)")
     return parser

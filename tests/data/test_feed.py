@@ -155,7 +155,7 @@ def test_settings_are_checked(options, message):
 
 
 def test_pictures_without_times_have_no_rate():
-    with pytest.raises(ValueError, match="an iterable of pictures tells no times"):
+    with pytest.raises(ValueError, match="an iterable of pictures has no times"):
         FrameFeed(OwnFrames([]), fps=5)
 
 

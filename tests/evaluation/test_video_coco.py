@@ -195,7 +195,7 @@ def test_annotations_of_unknown_images_are_told(coco, tmp_path, caplog):
     content["annotations"][0]["image_id"] = "0"
     file = coco(content)
     score(tmp_path / "out", frames)
-    assert f"1 of 80 annotations of {file} are of no image in it, such as image_id '0'" in (
+    assert f"1 of 80 annotations of {file} belong to no image in it, such as image_id '0'" in (
         caplog.text
     )
 
@@ -226,7 +226,7 @@ def test_masks_are_not_asked_of_annotations_that_have_none(coco, tmp_path, caplo
         return output
 
     assert set(score(tmp_path / "out", frames_of(), masks)) == {"bbox"}
-    assert "annotations.json are of bbox only" in caplog.text
+    assert "annotations.json have bbox only, so" in caplog.text
 
 
 VALUES = st.none() | st.booleans() | st.integers(-2, 200) | st.text(max_size=3) | st.just([])

@@ -87,7 +87,7 @@ def names_of_tests(tree):
 
 
 def compares(path, module):
-    """Tells whether one of a file's tests uses a launcher of a module, and its reference."""
+    """Returns whether one of a file's tests uses a launcher of a module, and its reference."""
     tree = tree_of(path)
     imports = imports_of(tree)
     package = module.rpartition(".")[0]

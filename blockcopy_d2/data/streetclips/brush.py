@@ -95,7 +95,7 @@ class Brush:
         self._open(camera, size)
 
     def _open(self, camera: Camera, size: tuple[float, float, float]) -> None:
-        """Finds the part of the picture that the object may touch; `visible` tells if any."""
+        """Finds the part of the picture that the object may touch; `visible`: there is any."""
         u, w, v = size[0] / 2, size[1] / 2, size[2]
         low = np.array([[-u, -w, 0.0], [u, -w, 0.0], [u, w, 0.0], [-u, w, 0.0]])
         corners = [project(self._matrix, ring) for ring in (low, low + [0.0, 0.0, v])]
@@ -124,7 +124,7 @@ class Brush:
         return self.light.shade(colour, world / max(float(np.linalg.norm(world)), 1e-6))
 
     def facing(self, point, normal) -> bool:
-        """Tells whether a surface through `point` shows its front to the camera."""
+        """Returns whether a surface through `point` shows its front to the camera."""
         return float(np.dot(self.eye - np.asarray(point, float), normal)) > 0.0
 
     def pixels(self, points) -> np.ndarray | None:

@@ -125,7 +125,7 @@ class Ground:
         white = (206.0, 208.0, 210.0)
 
         def clear(z0: float, z1: float) -> bool:
-            """Tells whether a marking keeps off the side street."""
+            """Returns whether a marking keeps off the side street."""
             return street.crossing is None or not (
                 z1 > street.crossing - 6.0 and z0 < street.crossing + 6.0
             )

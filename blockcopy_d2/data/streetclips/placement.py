@@ -352,12 +352,12 @@ def _shrink(corners: np.ndarray, share: float) -> np.ndarray:
 
 
 def _meets(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
-    """Tells whether two things, given by their footprints at TIMES, overlap at any of these."""
+    """Returns whether two things, given by their footprints at TIMES, overlap at any of these."""
     return any(_overlap(a, b) for a, b in zip(first, second))
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> bool:
-    """Tells whether two convex quadrilaterals (4, 2) meet: no edge direction separates them."""
+    """Returns whether two convex quadrilaterals (4, 2) meet: no edge direction separates them."""
     if (first.min(axis=0) > second.max(axis=0)).any() or (
         second.min(axis=0) > first.max(axis=0)
     ).any():

@@ -61,7 +61,7 @@ def extrude(
 
 
 def side_shows(brush: Brush, half_width: float, sign: float) -> bool:
-    """Tells whether the camera sees the side at `sign * half_width`."""
+    """Returns whether the camera sees the side at `sign * half_width`."""
     return sign * float(brush.eye[1]) > half_width
 
 

@@ -30,7 +30,7 @@ class Thing:
 
     @property
     def still(self) -> bool:
-        """Tells whether it looks the same at all times to a camera that stands."""
+        """Returns whether it looks the same at all times to a camera that stands."""
         return not (self.track.moving or self.plays or self.track.fidget)
 
     def footprint(self, time: float) -> np.ndarray:

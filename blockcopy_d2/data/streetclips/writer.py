@@ -111,7 +111,7 @@ def _check_settings(root: Path, split: str, settings: dict) -> None:
 
 
 def _complete(root: str, split: str, index: int, labelled_only: bool) -> bool:
-    """Tells whether all files of a clip are there."""
+    """Returns whether all files of a clip are there."""
     labelled = _files(root, split, index)
     frames = (
         [] if labelled_only else [_sequence(root, split, index, frame) for frame in range(FRAMES)]

@@ -79,6 +79,7 @@ class StaticHeads:
             output (dict): output of an image with its :meth:`parts`, in Detectron2's format.
 
         Returns:
-            Mapping: the same with what Detectron2 derives from them, computed when it is read.
+            Mapping: the same with the values that Detectron2 derives from them, computed when they
+            are read.
         """
         return output

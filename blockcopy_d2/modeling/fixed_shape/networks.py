@@ -209,7 +209,7 @@ def _convolutions(convs, dtype):
 
 
 def _is_plain(conv):
-    """Tells whether a layer of Detectron2 is a convolution with a bias and a ReLU alone."""
+    """Returns whether a layer of Detectron2 is a convolution with a bias and a ReLU alone."""
     relu = isinstance(conv.activation, nn.ReLU) or conv.activation in (F.relu, F.relu_)
     return relu and conv.norm is None and conv.bias is not None
 

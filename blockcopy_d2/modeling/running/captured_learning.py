@@ -126,14 +126,14 @@ class CapturedLearning:
         self._told[kind] = list(metrics), values
 
     def _keep(self, observation, tensors):
-        """Copies what an update needs to memory that later frames do not write to."""
+        """Copies the inputs of an update to memory that later frames do not write to."""
         if self._kept is None:
             self._kept = map_tensors(torch.clone, observation), [x.clone() for x in tensors]
             return
         copy_tensors(list(self._kept), [observation, list(tensors)])
 
     def _update_beside(self):
-        """Computes the update on a CUDA stream of its own, from what was kept."""
+        """Computes the update on a CUDA stream of its own, from these copies."""
         if not self._kept[0].frame.is_cuda:
             self._call("update", self._update, self._pool)
             return

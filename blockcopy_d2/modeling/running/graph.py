@@ -220,7 +220,7 @@ class FrameGraph:
 
     def _mark(self, present):
         """
-        Tells graphs which slots have a frame. A slot is written as a constant, so that the host
+        Informs graphs which slots have a frame. A slot is written as a constant, so that the host
         need not wait for a copy.
         """
         for slot, (now, before) in enumerate(zip(present, self._present_now, strict=True)):
@@ -379,7 +379,7 @@ def _output_sizes(inputs):
 
 
 def _has_graphs(model):
-    """Tells whether the block-sparse modules run as Triton's kernels, on CUDA."""
+    """Returns whether the block-sparse modules run as Triton's kernels, on CUDA."""
     like = model.base.pixel_mean
     return like.is_cuda and all(
         isinstance(module, BlockSparseModule)

@@ -23,8 +23,8 @@ __all__ = ["BlockRegion", "StreamRegions", "place_regions"]
 @dataclass(eq=False, frozen=True)
 class BlockRegion:
     """
-    Says of each block of a picture whether it always runs, never runs, or runs at the policy's
-    will. An input of a model may have one as "region"; it holds for that frame of its stream.
+    Says of each block of a picture whether it always runs, never runs, or runs as the policy
+    decides. An input of a model may have one as "region"; it holds for that frame of its stream.
 
     Frames that follow nothing still execute all blocks: the first of a video, those after a cut,
     and those around a frame that is not finite. So the features of a block that never runs are
@@ -86,7 +86,7 @@ class StreamRegions:
             image_size (tuple[int, int]): height and width of the images.
 
         Raises:
-            ValueError: a region is of another size, or none at all.
+            ValueError: a region has another size, or is none at all.
         """
         for slot, one in enumerate(inputs):
             region = self._placed[slot] if one is None else one.get("region")

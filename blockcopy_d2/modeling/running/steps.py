@@ -40,7 +40,7 @@ __all__ = [
 
 def fit_to_size(model, streams, image_size):
     """
-    Tell streams the size of their next frames. Streams of another size start anew, even if both
+    Set the size of the next frames of streams. Streams of another size start anew, even if both
     sizes are padded to the same canvas, since the border of the picture lies elsewhere.
 
     Args:

@@ -16,14 +16,14 @@ __all__ = ["StreamPool"]
 
 # Any number that rises will do, such as a time.
 _INDEX = whole(0, least=0, most=2**63 - 1)
-# Ids of dropped videos that are remembered, to tell when one of them goes on.
+# Ids of dropped videos that are remembered, to notice when one of them goes on.
 _MAX_DROPPED = 10_000
 
 
 class StreamPool:
     """
     The streams a model keeps, by video id. The least recently used one goes first. The first time
-    that a video goes on whose stream has gone, a warning tells: with more videos in turn than
+    that a video goes on whose stream has gone, a warning says so: with more videos in turn than
     there is room for, every frame executes all blocks.
 
     A video is a stream of its own until it has a frame together with others: from then on it has a
@@ -57,7 +57,7 @@ class StreamPool:
             VideoStream: that of this video, a fresh one if it is new.
 
         Raises:
-            ValueError: an argument is of another type.
+            ValueError: an argument has another type.
         """
         frame_index = self._check(video_id, frame_index)
         stream = self._streams.get(video_id)
@@ -97,7 +97,7 @@ class StreamPool:
             every video that was elsewhere.
 
         Raises:
-            ValueError: an id or an index is of another type.
+            ValueError: an id or an index has another type.
         """
         frames = [(video_id, self._check(video_id, index)) for video_id, index in frames]
         videos = [video_id for video_id, _ in frames]

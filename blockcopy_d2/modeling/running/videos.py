@@ -51,7 +51,7 @@ def _ticks(model, inputs):
 
 
 def _by_size(inputs, numbers):
-    """list[list[int]]: the numbers of the inputs whose images and outputs are of one size."""
+    """list[list[int]]: the numbers of the inputs whose images and outputs have one size."""
     groups = {}
     for n in numbers:
         size = getattr(inputs[n].get("image"), "shape", None)

@@ -27,7 +27,7 @@ class InstanceTask(Task):
             if hasattr(part, "num_classes"):
                 return part.num_classes
         raise ValueError(
-            f"{type(base).__name__} does not tell how many classes it detects: expected an"
+            f"{type(base).__name__} does not say how many classes it detects: expected an"
             " attribute num_classes of it or of its roi_heads. Set it, or give"
             " BlockCopyVideoModel a task."
         )

@@ -32,7 +32,7 @@ class SemanticTask(Task):
         convolutions = [m for m in head.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)]
         if not convolutions:
             raise ValueError(
-                f"{type(base).__name__} does not tell how many classes its segmentation has:"
+                f"{type(base).__name__} does not say how many classes its segmentation has:"
                 " expected a sem_seg_head with convolutions. Change MODEL.BLOCKCOPY.TASK, or give"
                 " BlockCopyVideoModel a task."
             )

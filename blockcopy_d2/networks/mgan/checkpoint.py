@@ -1,7 +1,7 @@
 """
 MGAN with VGG-16, of Pedestron (``configs/elephant/cityperson/mgan_vgg.py`` there) and of its
 authors' repository (``city_cfgs/mgan_50_65.py``). Names and shapes of both are the same, so only
-their source tells which form of attention the weights belong to.
+their source shows which form of attention the weights belong to.
 
 Boxes of either code base end on their last pixel and count one more than x2 - x1; ours end where
 the next pixel starts. The numbers that the network predicts mean the same in both.

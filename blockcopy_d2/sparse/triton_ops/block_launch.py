@@ -12,7 +12,7 @@ class BlockLaunch(Launch):
     A kernel bound to its operands; calling it with a BlockList runs the active blocks.
 
     The kernel takes the list first: `blocks_ptr`, `count_ptr`. One with a constant SETTLED begins
-    with count_blocks() and is told whether the list is settled.
+    with count_blocks() and is given whether the list is settled.
     """
 
     def __init__(self, kernel, grid, arguments, constants):

@@ -325,7 +325,7 @@ class BoxConvolutionLaunch(BlockLaunch):
 
 
 def can_flatten(shape, bk, num_levels):
-    """Tells whether Triton (3.6 to 3.8) compiles the loop over tiles of a ConvolutionShape,
+    """Returns whether Triton (3.6 to 3.8) compiles the loop over tiles of a ConvolutionShape,
     flattened: it fails at some loops over several levels, and at those that end in a branch, as
     they do where a tile belongs to one of two convolutions."""
     one_step = math.prod(shape.kernel) * shape.in_channels == bk
@@ -333,7 +333,7 @@ def can_flatten(shape, bk, num_levels):
 
 
 def takes_boxes(shape, levels, device):
-    """Tells whether BoxConvolutionLaunch can run a convolution.
+    """Returns whether BoxConvolutionLaunch can run a convolution.
 
     Args:
         shape: ConvolutionShape.
@@ -349,6 +349,6 @@ def takes_boxes(shape, levels, device):
 
 
 def _describable(x):
-    """Tells whether bulk copies can read a map: they want multiples of 16 bytes."""
+    """Returns whether bulk copies can read a map: they want multiples of 16 bytes."""
     itemsize = x.rows.element_size()
     return x.rows.data_ptr() % 16 == 0 and x.rows.stride(0) * itemsize % 16 == 0

@@ -57,12 +57,12 @@ def _distance(tensor, base):
 
 
 def aligned(rows, base):
-    """Tells whether rows of a map lie at multiples of 16 elements from the start of another."""
+    """Returns whether rows of a map lie at multiples of 16 elements from the start of another."""
     return _distance(rows, base) % 16 == 0 and rows.stride(0) % 16 == 0
 
 
 def outputs_aligned(levels):
-    """Tells whether the outputs of all levels are aligned with those of the first."""
+    """Returns whether the outputs of all levels are aligned with those of the first."""
     first = levels[0]
     return all(aligned(level.out.rows, first.out.rows) for level in levels) and all(
         aligned(level.second.rows, first.second.rows) for level in levels if level.second

@@ -58,7 +58,7 @@ def write_tile(
 
     `place` is (stream, oy, ox, valid), (BM,) each, of output pixels in maps of `size`; `columns`
     the (BN,) channels among those of their unit, from `first_packed` on as weights are packed, and
-    among all. Of two convolutions that run as one, some channels go to the second map.
+    among all. Where two convolutions run as one, some channels go to the second map.
     """
     FIRST_OUT: tl.constexpr = SHAPE.first_outputs
     UNIT_OUT: tl.constexpr = SHAPE.units[2]

@@ -88,7 +88,7 @@ class ConvolutionShape:
 
     @property
     def reads_beyond_border(self):
-        """Tells whether taps may fall outside of the input."""
+        """Returns whether taps may fall outside of the input."""
         padded = tuple(self.kernel) != (1, 1) or tuple(self.padding) != (0, 0)
         return padded or self.out_step > 1
 

@@ -300,7 +300,7 @@ class _Compiler:
         self._compiled.update(zip(jobs, results))
 
     def has(self, launch):
-        """Tells whether the kernels of the launch compile."""
+        """Returns whether the kernels of the launch compile."""
         return self._compiled[_key(self._job(launch))]
 
     @staticmethod

@@ -69,7 +69,7 @@ def write_report(results, folder):
 
     Args:
         results (dict): content of results.json.
-        folder (str or Path): folder of the files, made if need be.
+        folder (str or Path): folder of the files, created if missing.
     """
     folder = Path(folder)
     for metric in results["metrics"]:

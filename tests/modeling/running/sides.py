@@ -107,7 +107,7 @@ UPDATE_SHARE = 0.1
 
 def both(eager, graph, image, grid=None):
     """
-    Runs a frame on both sides, and compares them. What was learned is then made equal: steps of
+    Runs a frame on both sides, and compares them. The learned weights are then made equal: steps of
     RMSprop have the size of the learning rate however small their gradient is, so that differences
     in rounding would grow to that within few frames.
 

@@ -426,7 +426,7 @@ def test_what_is_recorded(folder, built, device, monkeypatch):
         assert is_recorded(model.init_state(number)), "a batch"
     own = model.init_state(own_policies=True)
     assert is_recorded(own)
-    with pytest.warns(DeprecationWarning, match="results of frames tell what they cost"):
+    with pytest.warns(DeprecationWarning, match="results of frames have their costs"):
         assert model.replays(own)
     for part in (own.policies[0], model.task):
         with monkeypatch.context() as patch:

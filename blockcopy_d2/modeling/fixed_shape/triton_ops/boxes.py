@@ -61,7 +61,7 @@ def decode_linear(deltas, boxes, transform):
 
 @triton.jit
 def all_finite(x0, y0, x1, y1):
-    """Tells which boxes hold neither NaN nor infinity, which fail one of the comparisons."""
+    """Returns which boxes hold neither NaN nor infinity, which fail one of the comparisons."""
     finite = (tl.abs(x0) < float("inf")) & (tl.abs(x1) < float("inf"))
     return finite & (tl.abs(y0) < float("inf")) & (tl.abs(y1) < float("inf"))
 
@@ -112,7 +112,7 @@ def decode_kernel(
 
 
 def is_linear(transform):
-    """Tells whether decode_linear() is for a transform, in place of decode()."""
+    """Returns whether decode_linear() is for a transform, in place of decode()."""
     return isinstance(transform, Box2BoxTransformLinear)
 
 
