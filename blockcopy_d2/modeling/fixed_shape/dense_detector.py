@@ -47,6 +47,7 @@ class StaticRetinaNet(StaticHeads):
             super().supports(model)
             and isinstance(model.anchor_generator, DefaultAnchorGenerator)
             and type(model.box2box_transform) in (Box2BoxTransform, Box2BoxTransformLinear)
+            and model.test_topk_candidates > 0
             and model.max_detections_per_image > 0
         )
 

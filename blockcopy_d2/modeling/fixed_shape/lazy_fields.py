@@ -1,4 +1,4 @@
-"""Fields of Detectron2's Instances that are computed when they are first read."""
+"""Fields of Detectron2's Instances, and parts of outputs, that are computed when first read."""
 
 from collections import UserDict
 
@@ -7,8 +7,8 @@ __all__ = ["LazyFields"]
 
 class LazyFields(UserDict):
     """
-    Replaces the dict of fields within an Instances. Any method of Instances that reads a field gets
-    its value. Copies and pickles hold values alone.
+    Replaces the dict of fields within an Instances, or an output. Any method of Instances that
+    reads a field gets its value. Copies and pickles hold values alone.
 
     Examples:
     ::

@@ -127,9 +127,10 @@ def test_other_detectors_are_refused(model, monkeypatch):
     class Other(type(model)):
         pass
 
-    monkeypatch.setattr(model, "max_detections_per_image", -1)
-    assert find_static_heads(model) is None
-    monkeypatch.undo()
+    for name, value in (("max_detections_per_image", -1), ("test_topk_candidates", 0)):
+        monkeypatch.setattr(model, name, value)
+        assert find_static_heads(model) is None
+        monkeypatch.undo()
     assert find_static_heads(model) is not None
     monkeypatch.setattr(model, "__class__", Other)
     assert find_static_heads(model) is None
