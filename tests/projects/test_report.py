@@ -11,10 +11,13 @@ pytestmark = pytest.mark.usefixtures("project")
 
 
 def test_spread_is_the_standard_deviation(results_file):
-    from blockcopy_protocol.report import markdown_table
+    from blockcopy_protocol.report import _provenance, markdown_table
 
     results = json.loads(results_file.read_text())
     results["rows"][1]["seeds"] = [{"AP": 44.0, "AP50": 69.0}, {"AP": 45.0, "AP50": 69.0}]
+    assert "deviation of 2 seeds." in _provenance(results)
+    results["rows"][2] |= {"seeds": [{"AP": None, "AP50": None}] * 3}
+    assert "deviation of 2 or 3 seeds." in _provenance(results)
     assert "44.5 ± 0.7" in markdown_table(results) and "69.0 ± 0.0" in markdown_table(results)
     results["rows"][1]["seeds"].pop()
     assert "±" not in markdown_table(results)

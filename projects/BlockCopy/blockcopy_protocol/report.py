@@ -122,7 +122,8 @@ def embed_report(results, readme, section="", *, stages=False):
     else:
         table = markdown_table(results)
         plots = _plot(results, results["metrics"][0], figures, prefix=prefix)
-        if any(row.get("warm_course") for row in results["rows"]):
+        learned = [row for row in results["rows"] if row["method"] == "blockcopy"]
+        if learned and all(row.get("warm_course") for row in learned):
             plots.append((f"{prefix}course.png", "Gain share and executed share over the updates"))
             plot_course(results, figures / plots[-1][0])
     images = "\n".join(f"![{title}]({figures.name}/{file})" for file, title in plots)
@@ -160,8 +161,9 @@ def _provenance(results):
     passes = results["warm_passes"]
     often = f", {passes} times over," if passes > 1 else ""
     ended = "" if results["complete"] else " The run was ended early."
-    number = results.get("seeds", 1)
-    seeds = f" Mean and standard deviation of {number} seeds." if number > 1 else ""
+    numbers = sorted({len(row["seeds"]) for row in results["rows"] if row.get("seeds")})
+    number = " or ".join(map(str, numbers))
+    seeds = f" Mean and standard deviation of {number} seeds." if numbers else ""
     revision = f", revision {results['revision']}" if results.get("revision") else ""
     # Results of older versions do not name the policy: it was the paper's.
     policy = f" ({results['policy']})" if "policy" in results else ""
