@@ -16,7 +16,7 @@ from blockcopy_d2.engine.arguments import errors_end_the_program
 from blockcopy_d2.engine.outputs import check_output, refuse_overwriting
 
 
-def main(argv=None):
+def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,6 +24,11 @@ def main(argv=None):
         "runs", nargs="+", metavar="TITLE=FILE", help="title of a column, results.json of its run"
     )
     parser.add_argument("--output", default="courses.png", metavar="FILE", help="(%(default)s)")
+    return parser
+
+
+def main(argv=None):
+    parser = get_parser()
     args = parser.parse_args(argv)
     parts = [run.partition("=") for run in args.runs]
     for run, (title, _, path) in zip(args.runs, parts):
