@@ -45,7 +45,7 @@ def _model_keys():
     # the model's structure
     _C.TASK = text("auto", allowed="the name of a task")
     # If more than this share of a frame has changed since the last one, it is another scene and
-    # executes all blocks. 0: never
+    # executes all blocks, unless MOTION explains the change. 0: never
     _C.SCENE_CUT = number(0.33, most=1, note=", a share of the picture")
     # Every block is executed at least once in this many frames. 0: no limit
     _C.REFRESH_EVERY = whole(0, least=0)

@@ -18,9 +18,9 @@ from torch import Tensor
 from blockcopy_d2.kernels import triton_runs_on
 from blockcopy_d2.sparse import num_blocks
 
-from .scene_cut import scene_cuts
+from .scene_cut import LEAST_UNEXPLAINED, scene_cuts
 
-__all__ = ["Arrival", "is_finite", "look_at"]
+__all__ = ["Arrival", "is_finite", "look_at", "without_motion"]
 
 
 @dataclass(eq=False)
@@ -70,15 +70,42 @@ def look_at(model, frame, streams):
         finite = is_finite(frame)
         flags = torch.zeros_like(finite), torch.ones_like(finite)
         return Arrival(frame.nan_to_num(), finite, *flags)
+    return _compare_with(history.frame, model, frame, streams)
+
+
+def without_motion(model, arrival, streams, moved):
+    """
+    Tell cuts from a picture that moves fast: a camera that is shaken, or follows an animal, may
+    change as much of the picture as a cut does. Its motion explains that, and the next scene's does
+    not.
+
+    Args:
+        model (BlockCopyVideoModel):
+        arrival (Arrival): from :func:`look_at`.
+        streams (StreamBatch):
+        moved (Tensor): float (N, 3, h, w), the last frames as they moved.
+
+    Returns:
+        Arrival: cut only where the moved frame differs, too.
+    """
+    compared = _compare_with(moved, model, arrival.picture, streams, least=LEAST_UNEXPLAINED)
+    return dataclasses.replace(arrival, cut=arrival.cut & compared.cut)
+
+
+def _compare_with(previous, model, frame, streams, least=1.0):
+    """See :func:`compare_frames`; at a cut, ``least`` times the share of the options changed."""
     canvas = math.prod(num_blocks(model.block_size, streams.canvas_size)) * model.block_size**2
-    settings = {
-        "share": model.options.scene_cut,
-        "pixels_per_block": model.task.pixels_per_block,
-        "pixel_std": model.base.pixel_std,
-        "coverage": math.prod(streams.image_size) / canvas,
-    }
-    last = (history.frame, history.frame_index, history.broken)
-    return compare_frames(frame, *last, **settings)
+    history = streams.history
+    return compare_frames(
+        frame,
+        previous,
+        history.frame_index,
+        history.broken,
+        share=least * model.options.scene_cut,
+        pixels_per_block=model.task.pixels_per_block,
+        pixel_std=model.base.pixel_std,
+        coverage=math.prod(streams.image_size) / canvas,
+    )
 
 
 def compare_frames(frame, previous, index, broken, **settings):

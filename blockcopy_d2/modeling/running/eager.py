@@ -57,7 +57,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             features = motion_features(model, pictures, streams, codec=codec)
             # There are none if the model had no motion until now.
             if streams.started and history.motion_features is not None:
-                field = estimate_motion(model, arrival, streams, features, **only)
+                arrival, field = estimate_motion(model, arrival, streams, features, **only)
                 streams.history = history = move_history(model, history, field)
     observations, decisions = [None] * len(inputs), [None] * len(inputs)
     if grid is not None:

@@ -181,7 +181,7 @@ class FrameCapture:
         if memory is None:
             return
         on = (model, self._arrival, streams, self._features)
-        self.field = estimate_motion(*on, present=self._present)
+        self._arrival, self.field = estimate_motion(*on, present=self._present)
         streams.history = move_history(model, streams.history, self.field)
 
     def _policy(self, model, streams, memory):

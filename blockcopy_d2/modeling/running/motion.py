@@ -14,6 +14,7 @@ import torch
 
 from blockcopy_d2.motion import PolicyMotion, clear_field
 
+from .arrival import without_motion
 from .batch_task import move_outputs
 from .history import flags, where_present
 from .steps import pad
@@ -54,16 +55,23 @@ def estimate_motion(model, arrival, streams, features, *, present=None):
         present (sequence[bool] or Tensor or None): the streams that have a frame; None: all.
 
     Returns:
-        Tensor: float32 (N, 2, FH, FW), see :mod:`blockcopy_d2.motion.field`; 0 for streams without
-        a frame, in first frames, at cuts and around frames that are not finite.
+        tuple[Arrival, Tensor]: the frames without the cuts that are fast motion, see
+        :func:`without_motion`; and the field, float32 (N, 2, FH, FW), see
+        :mod:`blockcopy_d2.motion.field`; 0 for streams without a frame, in first frames, at cuts
+        and around frames that are not finite.
     """
     history = streams.history
     field = model.motion.estimate(features, history.motion_features)
-    cleared = arrival.follows_nothing
+    cleared = arrival.new
     if present is not None:
         cleared = cleared | ~flags(present, cleared)
         _keep_absent(features, history.motion_features, present)
-    return clear_field(field, cleared)
+    field = clear_field(field, cleared)
+    if model.options.scene_cut:
+        moved = _policy_motion(model, history, field).move_maps(history.frame)
+        arrival = without_motion(model, arrival, streams, moved)
+        field = clear_field(field, arrival.cut)
+    return arrival, field
 
 
 def _keep_absent(current, previous, present):
@@ -85,12 +93,7 @@ def move_history(model, history, field):
     Returns:
         StreamHistory: the moved history.
     """
-    motion = PolicyMotion(
-        field,
-        cell_size=model.motion.cell_size,
-        stride=model.block_size / model.task.pixels_per_block,
-        size=tuple(history.painted.shape[-2:]),
-    )
+    motion = _policy_motion(model, history, field)
     if isinstance(history.outputs, list):
         outputs = [
             None if output is None else model.task.move(output, one)
@@ -103,4 +106,13 @@ def move_history(model, history, field):
         frame_state=motion.move_maps(history.frame_state),
         painted=motion.move_maps(history.painted),
         outputs=outputs,
+    )
+
+
+def _policy_motion(model, history, field):
+    return PolicyMotion(
+        field,
+        cell_size=model.motion.cell_size,
+        stride=model.block_size / model.task.pixels_per_block,
+        size=tuple(history.painted.shape[-2:]),
     )

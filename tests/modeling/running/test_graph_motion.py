@@ -113,6 +113,21 @@ def test_grids_of_the_caller_and_a_padded_canvas(folder, built, device):
     compare_histories(eager, graph)
 
 
+def test_a_fast_camera_is_no_cut_and_another_scene_is(folder, built, device):
+    opts = ("MODEL.BLOCKCOPY.SCENE_CUT", 0.33, "MODEL.BLOCKCOPY.POLICY.NAME", "MovedDifference")
+    pans = [list(panning_clip(device, [(16, 8)] * 2, seed=seed)) for seed in (0, 1)]
+    frames = [((image.float() - 125) * 4 + 125).clamp(0, 255) for pan in pans for image in pan]
+    cuts = {}
+    for motion in ("none", "BlockMatching"):
+        eager, graph = sides(folder, built, device, "MODEL.BLOCKCOPY.MOTION.NAME", motion, *opts)
+        results = [both(eager, graph, image)[1][0] for image in frames]
+        cuts[motion] = [bool(result.cut) for result in results]
+    assert cuts == {
+        "none": [False, True, True, True, True, True],
+        "BlockMatching": [False, False, False, True, False, False],
+    }
+
+
 @pytest.mark.parametrize("name", ["swiftnet-18", "csp", "panoptic"])
 def test_networks(folder, built, device, name):
     policy = ("MODEL.BLOCKCOPY.POLICY.NAME", "MovedDifference")
