@@ -65,15 +65,17 @@ class Measurement:
     Measurements of one method.
 
     Attributes:
-        meter (EfficiencyMeter): averages over all frames, the first ones of clips included.
-        milliseconds (list[float]): milliseconds of every frame.
+        frames (int): frames, the first ones of clips included.
+        meter (EfficiencyMeter): averages over the frames that are timed.
+        milliseconds (list[float]): milliseconds of these frames.
         executed (list[float]): executed fraction of every frame but the first ones of clips.
         gain_share (GainShare): compared with dense outputs; empty if the frames have another size.
         course (Course): the same frame by frame.
         macs (dict[str, int]): multiply-accumulates of all frames, by stage.
-        list_seconds (list[float]): seconds of listing the blocks of every frame that was run.
+        list_seconds (list[float]): seconds of listing the blocks, of those that were run and timed.
     """
 
+    frames: int = 0
     meter: EfficiencyMeter = field(default_factory=EfficiencyMeter)
     milliseconds: list = field(default_factory=list)
     executed: list = field(default_factory=list)
@@ -95,6 +97,7 @@ class Measurement:
         seconds = run.seconds()
         if waited is not None:
             seconds = {"loading": waited, **seconds}
+        self.frames += 1
         self.meter.add(seconds, run.macs)
         self.milliseconds.append(1000 * sum(seconds.values()))
         if run.result is None:
@@ -112,6 +115,12 @@ class Measurement:
                 if torch.isfinite(dense_gain).all():
                     self.course.add(run.result.grid.active, dense_gain)
 
+    def forget_times(self):
+        """Leave the frames so far out of all times."""
+        self.meter = EfficiencyMeter()
+        self.milliseconds.clear()
+        self.list_seconds.clear()
+
     def summary(self):
         """
         Returns:
@@ -122,9 +131,9 @@ class Measurement:
         shares = self.gain_share.shares()
         return {
             "executed_fraction": statistics.fmean(self.executed) if self.executed else None,
-            "gmacs": self.meter.gmacs if self.macs else None,
+            "gmacs": sum(self.macs.values()) / self.frames / 1e9 if self.macs else None,
             "gmacs_per_stage": {
-                stage: macs / self.meter.frames / 1e9 for stage, macs in self.macs.items()
+                stage: macs / self.frames / 1e9 for stage, macs in self.macs.items()
             },
             "ms_median": statistics.median(self.milliseconds),
             "ms_mean": statistics.fmean(self.milliseconds),
@@ -140,7 +149,11 @@ class Measurement:
 
 
 class MeasurementHook(HookBase):
-    """Measures every method, with the dense method's outputs as reference for the gain shares."""
+    """
+    Measures every method, with the dense method's outputs as reference for the gain shares. If
+    there are several clips, the first one is not timed: its frames load kernels and capture graphs,
+    those of the learners' updates as well.
+    """
 
     def __init__(self, measurements, *, include_loading=False):
         """
@@ -149,12 +162,18 @@ class MeasurementHook(HookBase):
             include_loading (bool): whether the time of a frame includes loading it.
         """
         self._measurements = measurements
+        self._clips = 0
         self._include_loading = include_loading
 
     def after_step(self):
         runs = self.trainer.runs
         if not runs:
             return
+        if self.trainer.inputs["frame_index"] == 0:
+            self._clips += 1
+            if self._clips == 2:
+                for measurement in self._measurements.values():
+                    measurement.forget_times()
         frame, gain = runs["dense"].result.frame.nan_to_num(), _dense_gain(self.trainer)
         waited = self.trainer.waited if self._include_loading else None
         for name, run in runs.items():
