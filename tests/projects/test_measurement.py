@@ -1,4 +1,4 @@
-"""What is measured of the methods of a run."""
+"""Measurements of the methods of a run."""
 
 from types import SimpleNamespace
 
