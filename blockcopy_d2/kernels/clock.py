@@ -4,9 +4,13 @@ Reads a GPU's clock inside a CUDA graph, between the stages to time. Needs Trito
 CUDA events in a graph hold its latest replay only. These times are copied for every frame.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
+
+from .device import current_stream
 
 __all__ = ["DeviceClock"]
 
@@ -38,20 +42,36 @@ class DeviceClock:
         Returns:
             list[_Mark]: the marks as last set by the launches so far.
         """
-        times = self._times.clone()
-        copied = torch.cuda.current_stream().record_event()
-        return [_Mark(time, copied) for time in times]
+        reading = _Reading(self._times)
+        return [_Mark(reading, index) for index in range(len(self._times))]
+
+
+class _Reading:
+    """The times of all marks at some moment."""
+
+    def __init__(self, times):
+        self._times = times.clone()
+        self.copied = current_stream(times.device).record_event()
+
+    @functools.cached_property
+    def nanoseconds(self):
+        """list[int]: waits for the device."""
+        return self._times.tolist()
 
 
 class _Mark:
     """Reads like a ``torch.cuda.Event``."""
 
-    def __init__(self, time, copied):
-        self._time, self._copied = time, copied
+    def __init__(self, reading, index):
+        self._reading, self._index = reading, index
 
     def synchronize(self):
-        self._copied.synchronize()
+        self._reading.copied.synchronize()
 
     def elapsed_time(self, end):
         """float: milliseconds."""
-        return (end._time - self._time).item() / 1e6
+        return (end._nanoseconds - self._nanoseconds) / 1e6
+
+    @property
+    def _nanoseconds(self):
+        return self._reading.nanoseconds[self._index]

@@ -34,61 +34,53 @@ class WeightsWatch:
         """
         self.version = 0
         self._module = module
-        self._children = self._owners = self._state = None
-        self._samples = ()
+        self._dicts = self._values = self._sizes = self._tensors = self._samples = ()
+        self._seen = None
 
     def changed(self):
         """Returns whether anything has changed since the last call; True at the first one."""
-        state = self._now()
-        if _same(state, self._state):
+        if self._seen is not None and self._same_objects() and self._numbers() == self._seen:
             return False
         make_writable(self._module)
         modules = list(self._module.modules())
-        self._children = [module._modules for module in modules if module._modules]
-        self._owners = [d for m in modules for d in (m._parameters, m._buffers)]
-        samples = map(_sample, self._tensors())
+        # The children of every module, its parameters and its buffers.
+        self._dicts = [module._modules for module in modules if module._modules]
+        self._dicts += [d for m in modules for d in (m._parameters, m._buffers)]
+        self._values, self._sizes = list(_values_of(self._dicts)), list(map(len, self._dicts))
+        self._tensors = [x for x in self._values if isinstance(x, torch.Tensor)]
+        samples = map(_sample, self._tensors)
         self._samples = [sample for sample in samples if sample is not None]
-        self._state = self._now()
+        self._seen = self._numbers()
         self.version = next(_versions)
         return True
 
     def forget(self):
         """Makes the next call report a change for any weights."""
-        self._state = None
+        self._seen = None
 
     def __reduce__(self):
         # A copy belongs to a copied module, whose weights it has not seen.
         return WeightsWatch, (self._module,)
 
-    def _now(self):
-        """(modules, tensors, counts, versions, addresses, samples); None before the first call."""
-        if self._owners is None:
-            return None
-        children = [module for part in self._children for module in part.values()]
-        tensors, counts = self._tensors(), list(map(len, self._owners))
+    def _same_objects(self):
+        return list(map(len, self._dicts)) == self._sizes and all(
+            map(operator.is_, _values_of(self._dicts), self._values)
+        )
+
+    def _numbers(self):
+        """Versions, addresses and samples of the tensors; None if one counts no versions."""
         try:
-            versions = list(map(_version, tensors))
+            versions = list(map(_version, self._tensors))
         except RuntimeError:
-            # A new inference tensor is a change.
+            # A tensor replaced by an inference tensor is a change.
             return None
-        addresses = list(map(torch.Tensor.data_ptr, tensors))
-        samples = [sample.tobytes() for sample in self._samples]
-        return children, tensors, counts, versions, addresses, samples
-
-    def _tensors(self):
-        return [x for part in self._owners for x in part.values() if x is not None]
+        addresses = list(map(torch.Tensor.data_ptr, self._tensors))
+        return versions, addresses, [sample.tobytes() for sample in self._samples]
 
 
-def _same(state, other):
-    if state is None or other is None:
-        return False
-    (modules, tensors, *counts), (old_modules, old_tensors, *old_counts) = state, other
-    return (
-        counts == old_counts
-        and len(modules) == len(old_modules)
-        and all(map(operator.is_, modules, old_modules))
-        and all(map(operator.is_, tensors, old_tensors))
-    )
+def _values_of(dicts):
+    """Iterates over the values of all dicts."""
+    return itertools.chain.from_iterable(map(dict.values, dicts))
 
 
 def _sample(tensor):

@@ -27,7 +27,7 @@ REFERENCES = {
 NOT_COMPARED = {"blockcopy_d2.kernels.clock"}
 # Callers run with Triton only, or have asked before.
 ASKED_BEFORE = {
-    "blockcopy_d2.modeling.running.frame_capture",
+    "blockcopy_d2.modeling.running.timing",
     "blockcopy_d2.motion.caches",
     "blockcopy_d2.sparse.grid",
 }

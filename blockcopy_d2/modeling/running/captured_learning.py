@@ -16,6 +16,7 @@ from blockcopy_d2.policy import Decision
 
 from .batch_task import block_gains
 from .history import copy_tensors, flags, map_tensors, select_stream
+from .timing import clock_of
 
 __all__ = ["CapturedLearning"]
 
@@ -39,7 +40,7 @@ class CapturedLearning:
         self._slots, self._present = slots, present
         self._settings = _settings(learner)
         self._functions = {}
-        self._gain = None
+        self._gain = self._clock = None
         # One capture for each kind of frame: frames that update the weights, frames that end with
         # the weights of a waiting update, and all others.
         self._told = {}
@@ -76,16 +77,30 @@ class CapturedLearning:
         kind = (updates, takes_over)
         if updates or takes_over:
             learner.wait()
-        with timer.stage("information_gain"):
-            self._call("information_gain", lambda: self._find_gain(model, memory), self._pool)
-        with timer.stage("policy_update"):
-            self._call(kind, lambda: self._observe(memory, kind), self._pool)
-            if updates and learner.delay:
-                self._update_beside()
+        self._learn(model, memory, kind, timer)
+        if updates and learner.delay:
+            self._update_beside()
         # A replay counts on the device only.
         learner.frames = frames + 1
         names, values = self._told[kind]
         return dict(zip(names, values.clone(), strict=True))
+
+    def _learn(self, model, memory, kind, timer):
+        """Finds the gain and learns from it, as one graph."""
+        if self._clock is None:
+            self._clock = clock_of(memory.cut.device, 2)
+
+        def run():
+            self._clock.mark(0)
+            self._find_gain(model, memory)
+            self._clock.mark(1)
+            self._observe(memory, kind)
+            self._clock.mark(2)
+
+        self._call(kind, run, self._pool)
+        start, middle, end = self._clock.marks()
+        timer.add("information_gain", start, middle)
+        timer.add("policy_update", middle, end)
 
     def _call(self, key, function, pool):
         captured = self._functions.setdefault(key, CapturedFunction(pool=pool))

@@ -27,6 +27,7 @@ from .steps import (
     policies_of,
     remember,
 )
+from .timing import clock_of
 
 __all__ = ["FrameCapture"]
 
@@ -100,15 +101,12 @@ class FrameCapture:
             memory (StreamMemory or None): bound to the streams; None on their first frame.
             timer (StageTimer): timer of the frame.
         """
-        on = (model, streams, memory)
+        run = functools.partial(self._run_on_the_clock, part, model, streams, memory)
         if part in self._functions:
-            self._functions[part](functools.partial(self._run_on_the_clock, part, *on))
-            marks = self._clocks[part].marks()
+            self._functions[part](run)
         else:
-            marks = [timer.now()]
-            for stage in self._stages(part):
-                self._run_stage(stage, *on)
-                marks.append(timer.now())
+            run()
+        marks = self._clocks[part].marks()
         for stage, start, end in zip(self._stages(part), marks, marks[1:]):
             for name in _COUNTS_TO.get(stage, (stage,)):
                 timer.add(name, start, end)
@@ -120,9 +118,12 @@ class FrameCapture:
         getattr(self, f"_{stage}")(*on)
 
     def _run_on_the_clock(self, part, *on):
+        stages = self._stages(part)
+        if part not in self._clocks:
+            self._clocks[part] = clock_of(self.image.device, len(stages))
         clock = self._clocks[part]
         clock.mark(0)
-        for index, stage in enumerate(self._stages(part), start=1):
+        for index, stage in enumerate(stages, start=1):
             self._run_stage(stage, *on)
             clock.mark(index)
 
@@ -137,8 +138,6 @@ class FrameCapture:
         """
         if self._functions or not self.image.is_cuda:
             return
-        from blockcopy_d2.kernels.clock import DeviceClock
-
         device = self.image.device
         # Only policies draw random numbers. Streams that share a policy count once.
         policies = dict.fromkeys(policies_of(model, streams)) if self.asks else ()
@@ -147,7 +146,6 @@ class FrameCapture:
         before = [x.clone() for x in history], [x.get_state() for x in generators]
         functions, parts = {}, {}
         for name in _PARTS:
-            self._clocks[name] = DeviceClock(len(self._stages(name)) + 1, device)
             functions[name] = CapturedFunction(
                 generators=generators if name == "infer" else (), pool=pool
             )

@@ -170,8 +170,7 @@ class FrameGraph:
             # The policy is not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
         capture.run("infer", *on)
-        with timer.stage("inference"):
-            readout = Readout(self._heads, capture.result, self._side)
+        readout = Readout(self._heads, capture.result, self._side)
         capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(streams)

@@ -5,6 +5,8 @@ import functools
 import torch
 from detectron2.structures import Instances
 
+from blockcopy_d2.kernels.device import current_stream
+
 from ..fixed_shape import StaticDetections
 
 __all__ = ["Readout", "read_whole"]
@@ -34,7 +36,7 @@ class Readout:
         # Slots of all images, made when the first one is read; masks that were pasted together.
         self._slots, self._pasted = None, {}
         if side is not None:
-            self._ready = torch.cuda.current_stream().record_event()
+            self._ready = current_stream(side.device).record_event()
             if self._counts is not None:
                 self._send_counts()
 
@@ -98,7 +100,7 @@ class Readout:
 
     def _share(self, tensors):
         """Lets the current stream use memory of the other one."""
-        current = torch.cuda.current_stream()
+        current = current_stream(self._side.device)
         current.wait_stream(self._side)
         for tensor in tensors:
             tensor.record_stream(current)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from blockcopy_d2.kernels.device import current_stream
+
 
 class StageTimer:
     """
@@ -18,7 +20,8 @@ class StageTimer:
         Args:
             device (torch.device or str): where the timed work runs.
         """
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
         self._intervals = []
 
     @contextmanager
@@ -34,7 +37,7 @@ class StageTimer:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(current_stream(self._device))
         return event
 
     def add(self, name, start, end=None):
@@ -55,3 +58,38 @@ class StageTimer:
                 elapsed = end - start
             total[name] = total.get(name, 0.0) + elapsed
         return total
+
+
+class HostClock:
+    """Marks of the host, where there is no :class:`.clock.DeviceClock`."""
+
+    def __init__(self, number):
+        """
+        Args:
+            number (int): number of marks.
+        """
+        self._times = [0.0] * number
+
+    def mark(self, index):
+        """Set a mark."""
+        self._times[index] = time.perf_counter()
+
+    def marks(self):
+        """Returns the marks, for :meth:`StageTimer.add`."""
+        return list(self._times)
+
+
+def clock_of(device, number):
+    """
+    Args:
+        device (torch.device): where stages run as graphs, if it has any.
+        number (int): number of stages.
+
+    Returns:
+        DeviceClock or HostClock: clock for the marks before, between and after them.
+    """
+    if device.type != "cuda":
+        return HostClock(number + 1)
+    from blockcopy_d2.kernels.clock import DeviceClock
+
+    return DeviceClock(number + 1, device)
