@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blockcopy_d2.kernels.copying import copy_all
 from blockcopy_d2.motion import MotionFeatures
@@ -93,38 +92,23 @@ class StreamHistory:
             outputs=[None] * len(active),
         )
 
-    def after(
-        self, *, frame, painted, outputs, active, broken, motion_features, present, gain=None
-    ):
+    def after(self, advanced, *, frame, active, outputs, motion_features, present):
         """
         Args:
+            advanced (dict[str, Tensor]): parts from :func:`advance`.
             frame (Tensor): float (N, 3, h, w), finite.
-            painted (Tensor): float (N, K, h, w), finite.
+            active (Tensor): bool (N, GH, GW), the blocks that were executed.
             outputs: outputs of every stream, as information gain compares them, in a list or as
                 one.
-            active (Tensor): bool (N, GH, GW), the blocks that were executed.
-            broken (Tensor): bool (N,), whether anything was not finite.
             motion_features (MotionFeatures or None): features of the frame; of absent streams the
                 last ones.
             present (sequence[bool] or None): the streams that had a frame; the others stay as they
                 are. None: all had one.
-            gain (Tensor or None): float (N, GH, GW), measured on the frame, negative where it is
-                not known; None if no policy wants it.
 
         Returns:
             StreamHistory: the history after this frame.
         """
-        executed = F.interpolate(active[:, None].float(), size=frame.shape[-2:]) > 0
-        after = {
-            "frame": frame,
-            "frame_state": torch.where(executed, frame, self.frame_state),
-            "painted": painted,
-            "active": active,
-            "age": torch.where(active, 0, self.age + 1),
-            "gain": self.gain if gain is None else torch.where(active, gain, self.gain),
-            "broken": broken,
-            "frame_index": self.frame_index + 1,
-        }
+        after = {**advanced, "frame": frame, "active": active}
         if present is not None:
             for name, value in after.items():
                 after[name] = where_present(present, value, getattr(self, name))

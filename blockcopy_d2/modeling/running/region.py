@@ -105,7 +105,8 @@ class StreamRegions:
         Returns:
             Tensor: bool (N, GH, GW), with the blocks that always run, without those that never do.
         """
-        return (active | self.always) & ~self.never
+        # Of two flags, the first is greater if it alone is set: a launch less than with "and not".
+        return (active | self.always) > self.never
 
     def _fill(self, slot, region):
         for place in (self.always[slot], self.never[slot], self.bias[slot]):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from blockcopy_d2.policy import Observation, resize_to_policy
 from blockcopy_d2.sparse import BlockGrid, num_blocks
 
-from .arrival import is_finite
+from .advance import advance
 from .batch_task import block_gains, observe_outputs, paint_outputs
 from .history import StreamHistory, flags, viewed_anew
 from .refresh import due_for_refresh
@@ -156,8 +156,8 @@ def choose_blocks(model, arrival, streams, *, learning=False, present=None):
     """
     options, history = model.options, streams.history
     observation, decisions = _ask(model, arrival.picture, streams, learning)
-    active = torch.cat([decision.active for decision in decisions])
-    regions = streams.regions
+    drawn, regions = [decision.active for decision in decisions], streams.regions
+    active = torch.cat(drawn) if len(drawn) > 1 else drawn[0]
     active = regions.confine(active)
     if options.refresh_every:
         # Blocks that never run must not take the turns of others.
@@ -229,37 +229,32 @@ def remember(model, streams, arrival, outputs, grid, *, motion_features=None, pr
         painted = paint_outputs(task, seen, num_streams)
     gain = None
     if streams.history and any(policy.wants_gain for policy in policies_of(model, streams)):
-        gain = _measure_gain(task, arrival, streams.history, seen, grid.active)
+        gain = _measure_gain(task, streams.history, seen, grid.active)
     history = streams.history or StreamHistory.empty(arrival.picture, painted, grid.active)
     streams.history = history.after(
+        advance(history, arrival, painted, grid.active, gain),
         frame=arrival.picture,
-        painted=painted.nan_to_num(),
-        outputs=seen,
         active=grid.active,
-        broken=~(arrival.finite & is_finite(painted)),
+        outputs=seen,
         motion_features=motion_features,
         present=present,
-        gain=gain,
     )
 
 
-def _measure_gain(task, arrival, history, seen, active):
+def _measure_gain(task, history, seen, active):
     """
     Returns:
-        Tensor: float (N, GH, GW), the information gain of a frame; -1 where there is none.
+        Tensor: float (N, GH, GW), the information gain of a frame.
     """
     grid_shape = tuple(active.shape[1:])
     if isinstance(seen, list):
-        unknown = torch.full(grid_shape, -1.0, device=active.device)
-        gain = torch.stack(
+        unknown = torch.full(grid_shape, torch.nan, device=active.device)
+        return torch.stack(
             [
                 unknown if before is None else task.block_gain(now, before, grid_shape)
                 for now, before in zip(seen, history.outputs, strict=True)
             ]
         )
-    else:
-        # Their memory is that of the last frame, which was written to since.
-        before = viewed_anew(history.outputs)
-        gain = block_gains(task, seen, before, len(active), grid_shape)
-    known = is_finite(gain) & ~arrival.follows_nothing
-    return torch.where(known[:, None, None], gain.float(), -1.0)
+    # Their memory is that of the last frame, which was written to since.
+    before = viewed_anew(history.outputs)
+    return block_gains(task, seen, before, len(active), grid_shape)

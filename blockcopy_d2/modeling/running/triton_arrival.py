@@ -6,6 +6,7 @@ import triton.language as tl
 
 from .arrival import Arrival
 from .scene_cut import LEAST_CHANGE
+from .triton_advance import finite_numbers
 
 __all__ = ["compare_frames_triton"]
 
@@ -39,11 +40,8 @@ def look_kernel(
     for channel in tl.static_range(3):
         here = (stream * 3 + channel) * pixels + y * width + x
         value = tl.load(frame_ptr + here)
-        finite = tl.abs(value) < float("inf")
-        broken += (~finite).to(tl.int32)
-        least = tl.where(value > 0, 3.4028234663852886e38, -3.4028234663852886e38)
-        bounded = tl.where(value == value, least, 0.0)
-        tl.store(picture_ptr + here, tl.where(finite, value, bounded))
+        broken += (~(tl.abs(value) < float("inf"))).to(tl.int32)
+        tl.store(picture_ptr + here, finite_numbers(value))
         difference = value - tl.load(previous_ptr + here)
         difference *= tl.load(std_ptr + channel) / 255
         cells = tl.reshape(difference, (CELLS, SIDE, CELLS, SIDE))

@@ -46,6 +46,11 @@ def compact_kernel(
         tl.store(blocks_ptr + place, block, mask=active != 0)
         count += tl.sum(active, 0)
     tl.store(count_ptr, count)
+    # What is left names a block that exists.
+    for first in range(0, total, CHUNK):
+        place = first + tl.arange(0, CHUNK)
+        left = (place >= count) & (place < total)
+        tl.store(blocks_ptr + place, tl.zeros((CHUNK,), tl.int32), mask=left)
 
 
 def allocate_list(active, factor):
@@ -53,8 +58,8 @@ def allocate_list(active, factor):
     streams, rows, columns = active.shape
     size = streams * -(-rows // factor) * -(-columns // factor)
     return BlockList(
-        blocks=torch.zeros(size, dtype=torch.int32, device=active.device),
-        count=torch.zeros(1, dtype=torch.int32, device=active.device),
+        blocks=torch.empty(size, dtype=torch.int32, device=active.device),
+        count=torch.empty(1, dtype=torch.int32, device=active.device),
     )
 
 

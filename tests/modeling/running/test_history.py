@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from blockcopy_d2.modeling import StreamBatch, StreamHistory
+from blockcopy_d2.modeling.running.advance import advance
+from blockcopy_d2.modeling.running.arrival import Arrival
 from blockcopy_d2.modeling.running.history import tensors_of
 from blockcopy_d2.motion import MotionFeatures
 from blockcopy_d2.policy import DetectionMasks
@@ -93,15 +95,19 @@ def test_streams_tell_their_history():
 
 def test_absent_streams_stay_as_they_are():
     history = some_history(2)
+    history.broken[:] = True
+    frame, flags = torch.zeros_like(history.frame), torch.zeros(2, dtype=torch.bool)
+    arrival = Arrival(frame, ~flags, cut=flags, new=flags)
+    active, painted = torch.ones_like(history.active), torch.zeros_like(history.painted)
+    history.active[:], history.gain[:] = False, 1
+    advanced = advance(history, arrival, painted, active, torch.full_like(history.gain, 2))
     after = history.after(
-        frame=torch.zeros_like(history.frame),
-        painted=torch.zeros_like(history.painted),
+        advanced,
+        frame=frame,
+        active=active,
         outputs=["now", "now"],
-        active=~history.active,
-        broken=torch.zeros_like(history.broken),
         motion_features=None,
         present=[True, False],
-        gain=torch.full_like(history.gain, 2),
     )
     for field in dataclasses.fields(StreamHistory):
         if isinstance(value := getattr(after, field.name), torch.Tensor):

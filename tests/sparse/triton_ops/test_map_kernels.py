@@ -41,6 +41,7 @@ def test_compact(shape, factor, share):
     expected = compact_reference(active, factor)
     assert blocks.count.item() == len(expected)
     assert torch.equal(blocks.blocks[: len(expected)].long(), expected)
+    assert not blocks.blocks[len(expected) :].any()
 
 
 @pytest.mark.parametrize("strided", [False, True])
