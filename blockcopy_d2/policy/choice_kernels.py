@@ -1,5 +1,5 @@
 """
-Expected gains of blocks, and the blocks of largest gain times age, in one launch on a GPU. Needs
+Expected gains of blocks, and the blocks of largest gain times age, in two launches on a GPU. Needs
 Triton.
 
 Shape shorthand in this module:
@@ -17,7 +17,7 @@ from .block_features import block_means
 
 __all__ = ["MOST_BLOCKS", "choose_triton"]
 
-# Ranking is quadratic, and one program ranks all blocks of a stream.
+# One program holds all blocks of a stream.
 MOST_BLOCKS = 2048
 
 
@@ -38,24 +38,22 @@ def _gain_at(gain_ptr, row, column, rows, columns, mean, exists):
 
 
 @triton.jit
-def choose_kernel(
+def expect_kernel(
     means_ptr,
     gain_ptr,
     age_ptr,
     region_ptr,
     network,
-    target_ptr,
-    index_ptr,
     logits_ptr,
-    active_ptr,
+    scores_ptr,
+    usable_ptr,
     rows,
     columns,
     HAS_REGION: tl.constexpr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):
-    """A program decides for one stream. The scores of its blocks are exchanged in ``logits``."""
+    """A program expects the gains of a stream's blocks, and scores them."""
     prior_ptr, correction_ptr, floors_ptr = network
     stream, blocks = tl.program_id(0).to(tl.int64), rows * columns
     block = tl.arange(0, BLOCK)
@@ -93,23 +91,41 @@ def choose_kernel(
     usable = tl.sum((exists & ~(tl.abs(score) < float("inf"))).to(tl.int32), 0) == 0
     if HAS_REGION:
         score += tl.load(region_ptr + here, mask=exists, other=0.0)
-    tl.store(logits_ptr + here, score, mask=exists)
-    tl.debug_barrier()
-    rank = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, blocks, CHUNK):
-        rival = first + tl.arange(0, CHUNK)
+    tl.store(logits_ptr + here, logit, mask=exists)
+    tl.store(scores_ptr + here, score, mask=exists)
+    tl.store(usable_ptr + stream, usable.to(tl.uint8))
+
+
+@triton.jit
+def pick_kernel(
+    scores_ptr,
+    usable_ptr,
+    target_ptr,
+    index_ptr,
+    active_ptr,
+    blocks,
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+):
+    """A program ranks BI blocks, and picks those within the budget."""
+    stream = tl.program_id(1).to(tl.int64)
+    scores_ptr += stream * blocks
+    block = tl.program_id(0) * BI + tl.arange(0, BI)
+    score = tl.load(scores_ptr + block, mask=block < blocks, other=float("-inf"))
+    rank = tl.zeros((BI,), tl.int32)
+    for first in range(0, blocks, BJ):
+        rival = first + tl.arange(0, BJ)
         there = rival < blocks
-        best = tl.load(logits_ptr + stream * blocks + rival, mask=there, other=float("-inf"))
+        best = tl.load(scores_ptr + rival, mask=there, other=float("-inf"))
         before = (best[None, :] == score[:, None]) & (rival[None, :] < block[:, None])
         before = (before | (best[None, :] > score[:, None])) & there[None, :]
         rank += tl.sum(before.to(tl.int32), axis=1)
-    tl.debug_barrier()
     wanted = tl.load(target_ptr) * blocks
     index = tl.load(index_ptr + stream)
     # Rounding errors of a product such as 0.29 x 100 must not cost a block.
     count = tl.floor(wanted * (index + 1) + 1e-6) - tl.floor(wanted * index + 1e-6)
-    tl.store(logits_ptr + here, logit, mask=exists)
-    tl.store(active_ptr + here, ((rank < count) | ~usable).to(tl.uint8), mask=exists)
+    picked = (rank < count.to(tl.int32)) | (tl.load(usable_ptr + stream) == 0)
+    tl.store(active_ptr + stream * blocks + block, picked.to(tl.uint8), mask=block < blocks)
 
 
 def choose_triton(observation, network, target):
@@ -120,15 +136,17 @@ def choose_triton(observation, network, target):
         seen.frame, seen.frame_state, seen.output, network.pixel_scale, (rows, columns)
     )
     index = torch.as_tensor(seen.frame_index, device=device).view(-1).expand(streams)
-    logits = torch.empty(seen.gain.shape, device=device)
+    logits, scores = torch.empty(2, *seen.gain.shape, device=device)
     active = torch.empty(seen.gain.shape, dtype=torch.bool, device=device)
+    usable = torch.empty(streams, dtype=torch.uint8, device=device)
     weights = (network.prior, network.correction, network.floors)
     has_region, gain = seen.region is not None, seen.gain.contiguous()
     region = seen.region.contiguous() if has_region else gain
-    tensors = (means, gain, seen.age.contiguous(), region, weights, target, index.contiguous())
-    block = max(triton.next_power_of_2(rows * columns), 16)
-    constants = {"HAS_REGION": has_region, "F": means.shape[1] + 2, "BLOCK": block}
-    constants |= {"CHUNK": max(min(16384 // block, block), 8), "num_warps": 8}
-    outputs = (logits, active.view(torch.uint8), rows, columns)
-    choose_kernel[(streams,)](*tensors, *outputs, **constants)
+    blocks = rows * columns
+    constants = {"HAS_REGION": has_region, "F": means.shape[1] + 2}
+    constants |= {"BLOCK": max(triton.next_power_of_2(blocks), 16), "num_warps": 4}
+    tensors = (means, gain, seen.age.contiguous(), region, weights, logits, scores, usable)
+    expect_kernel[(streams,)](*tensors, rows, columns, **constants)
+    tensors = (scores, usable, target, index.contiguous(), active.view(torch.uint8))
+    pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, BI=32, BJ=128, num_warps=4)
     return logits, active

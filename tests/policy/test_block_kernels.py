@@ -47,7 +47,7 @@ def test_what_is_not_a_number_stays_in_its_block(what):
 @pytest.mark.parametrize("capability", [90])
 def test_compiles_without_a_gpu(capability):
     kernels = compiled_by("tests.policy.compiling_blocks", capability)
-    names = {"block_means_kernel", "choose_kernel", "common_pixels_kernel"}
+    names = {"block_means_kernel", "expect_kernel", "pick_kernel", "common_pixels_kernel"}
     names |= {"extents_kernel", "gain_kernel", "share_kernel", "report_kernel"}
     assert {kernel["name"] for kernel in kernels} == names
     for kernel in kernels:
