@@ -62,6 +62,32 @@ class StaticHeads:
         """
         raise NotImplementedError
 
+    def begin(self, *inputs):
+        """
+        The first part of a call, until the number of detections is known: the host can be told
+        while the device computes the rest.
+
+        Args:
+            inputs: of a call.
+
+        Returns:
+            tuple: int32 (N,), detections of each image, or None if they are not known before the
+            end; and what else :meth:`finish` takes.
+        """
+        return None, *inputs
+
+    def finish(self, count, *begun):
+        """
+        The rest of a call.
+
+        Args:
+            count, begun: from :meth:`begin`.
+
+        Returns:
+            the result of the call.
+        """
+        return self(*begun)
+
     def parts(self, result):
         """
         Args:

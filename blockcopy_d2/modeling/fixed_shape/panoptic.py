@@ -58,7 +58,18 @@ class StaticPanopticFPN(StaticRCNN):
             tuple[Tensor, StaticDetections]: logits (N, K, height, width) at the size of the output,
             and detections.
         """
-        return resize_logits(sem_seg, others[-1]), super().__call__(*others)
+        return self.finish(*self.begin(sem_seg, *others))
+
+    @torch.no_grad()
+    def begin(self, sem_seg, *others):
+        """See :meth:`StaticRCNN.begin`."""
+        count, *begun = super().begin(*others)
+        return count, sem_seg, others[-1], *begun
+
+    @torch.no_grad()
+    def finish(self, count, sem_seg, sizes, *begun):
+        """See :meth:`StaticHeads.finish`."""
+        return resize_logits(sem_seg, sizes), super().finish(count, *begun)
 
     def parts(self, result):
         sem_seg, detections = result

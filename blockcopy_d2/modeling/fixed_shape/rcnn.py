@@ -187,13 +187,15 @@ class StaticRCNN(StaticHeads):
         Returns:
             StaticDetections:
         """
+        return self.finish(*self.begin(features, logits, deltas, sizes))
+
+    @torch.no_grad()
+    def begin(self, features, logits, deltas, sizes):
+        """See :meth:`StaticHeads.begin`: all but masks and keypoints."""
         heads, predictor = self._heads, _stages(self._heads)[-1][1]
         proposals, objectness = self._rpn(logits, deltas, sizes)
-        if sizes not in self._pixels:
-            self._pixels[sizes] = PolicyPixels.of(sizes, proposals.device)
-        pixels = self._pixels[sizes]
         box_features = [features[name] for name in _box_inputs(heads)[0]]
-        box_networks, mask_network, keypoint_network = self._networks_for(box_features[0].dtype)
+        box_networks, _, _ = self._networks_for(box_features[0].dtype)
         class_logits, boxes, usable, finite = self._refine(
             box_networks, box_features, proposals, objectness > -torch.inf, sizes.image_size
         )
@@ -204,7 +206,7 @@ class StaticRCNN(StaticHeads):
             predictor.test_score_thresh,
             sigmoid=predictor.use_sigmoid_ce,
         )
-        boxes, output_boxes, scores, classes, count = select_detections(
+        *found, count = select_detections(
             candidates,
             boxes,
             output_scale=sizes.output_scale,
@@ -213,7 +215,17 @@ class StaticRCNN(StaticHeads):
             max_candidates=self.max_candidates,
             max_detections=predictor.test_topk_per_image,
         )
-        masks = keypoints = None
+        return count, features, sizes, *found
+
+    @torch.no_grad()
+    def finish(self, count, features, sizes, boxes, output_boxes, scores, classes):
+        """See :meth:`StaticHeads.finish`."""
+        heads, masks, keypoints = self._heads, None, None
+        dtype = features[_box_inputs(heads)[0][0]].dtype
+        _, mask_network, keypoint_network = self._networks_for(dtype)
+        if sizes not in self._pixels:
+            self._pixels[sizes] = PolicyPixels.of(sizes, boxes.device)
+        pixels = self._pixels[sizes]
         if heads.mask_on:
             names, pooler = _mask_inputs(heads)
             pooled = pool_regions(pooler, [features[name] for name in names], boxes)

@@ -31,15 +31,17 @@ from .timing import clock_of
 
 __all__ = ["FrameCapture"]
 
-# The graphs of a frame and their stages, each a method. The output is read after the first graph,
-# while the second one runs.
+# The graphs of a frame and their stages, each a method. The host is told the number of detections
+# after the first graph, and reads the output after the second one, while the others run.
 _PARTS = {
-    "infer": ("preprocess", "motion", "policy", "move_caches", "network", "heads"),
+    "infer": ("preprocess", "motion", "policy", "move_caches", "network", "detect"),
+    "finish": ("heads",),
     "observe": ("observe",),
 }
 # Names in a StageTimer for stages that do not count under their own name alone.
 _COUNTS_TO = {
     "network": ("network", "inference"),
+    "detect": ("inference",),
     "heads": ("inference",),
 }
 # Calls before a frame is captured, in which libraries choose algorithms, compile and allocate.
@@ -61,6 +63,8 @@ class FrameCapture:
         has_logits (list[bool]): for every stream, whether its policy draws from logits.
         grid (BlockGrid): blocks to execute before streams have a memory.
         programs, dense_module_macs, may_improve: those of the :class:`SparseFrame` that ran last.
+        count (Tensor or None): int32 (N,), detections of each image, known before the result; None
+            if the StaticHeads do not tell.
         result: result of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "heads" for
             all streams.
@@ -79,13 +83,13 @@ class FrameCapture:
             moves (bool): whether the model has motion.
         """
         self.image, self.sizes, self.asks = image, sizes, asks
-        self.frame = self.field = self.grid = self.result = None
+        self.frame = self.field = self.grid = self.count = self.result = None
         self.programs, self.dense_module_macs, self.may_improve = [], [], False
         self.has_logits, self.policy_macs = [False] * len(image), [0] * len(image)
         self.macs = {}
         self._present = present
         self._static_heads = heads
-        self._observation = self._decisions = None
+        self._observation = self._decisions = self._begun = None
         self._normalized = self._arrival = self._outputs = self._features = None
         self._left_out = () if asks else ("policy",)
         self._left_out += () if moves else ("motion", "move_caches")
@@ -95,7 +99,7 @@ class FrameCapture:
     def run(self, part, model, streams, memory, timer):
         """
         Args:
-            part (str): "infer" or "observe", one after the other.
+            part (str): "infer", "finish" and "observe", one after the other.
             model (BlockCopyVideoModel):
             streams (StreamBatch): streams to update.
             memory (StreamMemory or None): bound to the streams; None on their first frame.
@@ -221,11 +225,14 @@ class FrameCapture:
         self.programs, self.dense_module_macs = work.programs, work.dense_module_macs
         self.may_improve = work.may_improve
 
-    def _heads(self, model, streams, memory):
+    def _detect(self, model, streams, memory):
         inputs = (*self._outputs, self.sizes)
         if "heads" not in self.macs:
             self.macs["heads"] = count_macs(lambda: self._static_heads(*inputs))
-        self.result = self._static_heads(*inputs)
+        self.count, *self._begun = self._static_heads.begin(*inputs)
+
+    def _heads(self, model, streams, memory):
+        self.result = self._static_heads.finish(self.count, *self._begun)
 
     def _observe(self, model, streams, memory):
         before, output = streams.history, self._static_heads.parts(self.result)

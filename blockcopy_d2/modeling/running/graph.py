@@ -23,7 +23,7 @@ from .captured_learning import CapturedLearning
 from .frame_capture import FrameCapture
 from .inputs import put_image
 from .memory import StreamMemory
-from .readout import Readout
+from .readout import Readout, SentCounts
 from .result import CapturedFrameResult
 from .steps import all_blocks, policies_of
 from .timing import StageTimer
@@ -170,7 +170,9 @@ class FrameGraph:
             # The policy is not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
         capture.run("infer", *on)
-        readout = Readout(self._heads, capture.result, self._side)
+        counts = None if capture.count is None else SentCounts(capture.count, self._side)
+        capture.run("finish", *on)
+        readout = Readout(self._heads, capture.result, self._side, counts)
         capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(streams)

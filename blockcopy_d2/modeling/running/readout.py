@@ -9,7 +9,32 @@ from blockcopy_d2.kernels.device import current_stream
 
 from ..fixed_shape import StaticDetections
 
-__all__ = ["Readout", "read_whole"]
+__all__ = ["Readout", "SentCounts", "read_whole"]
+
+
+class SentCounts:
+    """Numbers of detections on their way to the host, which waits where it reads one."""
+
+    def __init__(self, counts, side):
+        """
+        Args:
+            counts (Tensor): int32 (N,), just launched on the current stream. They are copied.
+            side (torch.cuda.Stream or None): None on other devices.
+        """
+        self._counts, self._arrived = counts.clone(), None
+        if side is not None:
+            side.wait_event(current_stream(side.device).record_event())
+            with torch.cuda.stream(side):
+                pinned = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+                self._sent, self._counts = self._counts, pinned
+                pinned.copy_(self._sent, non_blocking=True)
+                self._arrived = side.record_event()
+
+    def __getitem__(self, image):
+        """int: detections of an image."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return int(self._counts[image])
 
 
 class Readout:
@@ -20,25 +45,25 @@ class Readout:
     step.
     """
 
-    def __init__(self, heads, result, side):
+    def __init__(self, heads, result, side, counts=None):
         """
         Args:
             heads (StaticHeads): heads of the model.
             result: their result of all images, just launched on the current stream. It is copied.
             side (torch.cuda.Stream or None): None on other devices.
+            counts (SentCounts or None): numbers of detections, if they are on their way already.
         """
         self._complete = heads.complete
         self._parts = {name: part.clone() for name, part in heads.parts(result).items()}
         found = (x for x in self._parts.values() if isinstance(x, StaticDetections))
         self._detections = next(found, None)
-        self._side, self._ready, self._counted = side, None, None
-        self._counts = None if self._detections is None else self._detections.count
+        self._side, self._ready, self._counts = side, None, counts
         # Slots of all images, made when the first one is read; masks that were pasted together.
         self._slots, self._pasted = None, {}
         if side is not None:
             self._ready = current_stream(side.device).record_event()
-            if self._counts is not None:
-                self._send_counts()
+        if self._counts is None and self._detections is not None:
+            self._counts = SentCounts(self._detections.count, side)
 
     def output(self, image, timer):
         """
@@ -66,7 +91,7 @@ class Readout:
             timer (StageTimer): see :meth:`output`.
         """
         if self._detections is not None and self._detections.masks is not None:
-            counts = [self._count(image) for image in images]
+            counts = [self._counts[image] for image in images]
             pasted = self._beside(timer, lambda: self._detections.paste(images, counts))
             self._pasted.update(zip(images, pasted, strict=True))
 
@@ -79,7 +104,7 @@ class Readout:
         paste = None
         if self._detections.masks is not None:
             paste = functools.partial(self._masks, image, timer)
-        count = self._count(image)
+        count = self._counts[image]
         return self._detections.instances_of(image, count, self._slots, paste_later=paste)
 
     def _masks(self, image, timer):
@@ -104,21 +129,6 @@ class Readout:
         current.wait_stream(self._side)
         for tensor in tensors:
             tensor.record_stream(current)
-
-    def _send_counts(self):
-        """Sends counts to the host as soon as they are known."""
-        self._side.wait_event(self._ready)
-        with torch.cuda.stream(self._side):
-            counts = self._detections.count
-            self._counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-            self._counts.copy_(counts, non_blocking=True)
-            self._counted = self._side.record_event()
-
-    def _count(self, image):
-        """int: detections of an image. The host waits for it."""
-        if self._counted is not None:
-            self._counted.synchronize()
-        return int(self._counts[image])
 
 
 def read_whole(*outputs):

@@ -161,7 +161,7 @@ def test_warming_up_leaves_the_caches_as_they_were(folder, built, device):
     recording.image.copy_(last)
     before = [x.clone() for x in feature_maps(graph)]
     recording._functions, recording._warming = {}, True
-    for part in ("infer", "observe"):
+    for part in ("infer", "finish", "observe"):
         timer = graph.frame(images[-1])[0].timer if device == "cuda" else _NoTimer()
         recording.run(part, graph.model, stream, memory, timer)
     assert share_of_moved_cells(recording) > 0

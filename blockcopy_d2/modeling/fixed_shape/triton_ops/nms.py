@@ -18,43 +18,39 @@ def overlap_kernel(
     threshold,
     LABELS: tl.constexpr,
     BJ: tl.constexpr,
-    BW: tl.constexpr,
 ):
     """
-    bits[g, j, w]: the boxes of word w that come before j and overlap it by more than threshold.
+    bits[g, j, w]: the boxes of word w that come before j and overlap it by more than threshold. A
+    program compares BJ boxes with those of one word.
     """
-    group = tl.program_id(2)
+    group, word = tl.program_id(2), tl.program_id(1)
     boxes_ptr += group * M * 4
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
     exists = j < M
     # Rows of invalid boxes are never read.
     if tl.max(tl.load(valid_ptr + group * M + j, mask=exists, other=0).to(tl.int32), 0) == 0:
         return
-    word = tl.program_id(1) * BW + tl.arange(0, BW)
-    bits = tl.zeros((BJ, BW), tl.int32)
-    if tl.program_id(1) * BW * 32 < tl.program_id(0) * BJ + BJ:
+    bits = tl.zeros((BJ,), tl.int32)
+    if word * 32 < tl.program_id(0) * BJ + BJ:
+        bit = tl.arange(0, 32)
+        i = word * 32 + bit
         x0, y0, x1, y1 = load_boxes(boxes_ptr + j * 4, exists)
         x0, y0, x1, y1 = x0[:, None], y0[:, None], x1[:, None], y1[:, None]
-        area = (x1 - x0) * (y1 - y0)
-        for bit in range(32):
-            i = word * 32 + bit
-            other_exists = i < M
-            ox0, oy0, ox1, oy1 = load_boxes(boxes_ptr + i * 4, other_exists)
-            ox0, oy0, ox1, oy1 = ox0[None, :], oy0[None, :], ox1[None, :], oy1[None, :]
-            width = tl.maximum(tl.minimum(x1, ox1) - tl.maximum(x0, ox0), 0.0)
-            height = tl.maximum(tl.minimum(y1, oy1) - tl.maximum(y0, oy0), 0.0)
-            common = width * height
-            union = (ox1 - ox0) * (oy1 - oy0) + area - common
-            # 0 / 0 of two empty boxes is NaN, which overlaps nothing.
-            hit = (tl.math.div_rn(common, union) > threshold) & (i[None, :] < j[:, None])
-            if LABELS:
-                label = tl.load(labels_ptr + group * M + j, mask=exists, other=-1)
-                other_label = tl.load(labels_ptr + group * M + i, mask=other_exists, other=-1)
-                hit &= label[:, None] == other_label[None, :]
-            bits |= hit.to(tl.int32) << bit
-    rows = W * 32
-    target = bits_ptr + (group * rows + j)[:, None] * W + word[None, :]
-    tl.store(target, bits, mask=(j < rows)[:, None] & (word < W)[None, :])
+        ox0, oy0, ox1, oy1 = load_boxes(boxes_ptr + i * 4, i < M)
+        ox0, oy0, ox1, oy1 = ox0[None, :], oy0[None, :], ox1[None, :], oy1[None, :]
+        width = tl.maximum(tl.minimum(x1, ox1) - tl.maximum(x0, ox0), 0.0)
+        height = tl.maximum(tl.minimum(y1, oy1) - tl.maximum(y0, oy0), 0.0)
+        common = width * height
+        union = (ox1 - ox0) * (oy1 - oy0) + (x1 - x0) * (y1 - y0) - common
+        # 0 / 0 of two empty boxes is NaN, which overlaps nothing.
+        hit = (tl.math.div_rn(common, union) > threshold) & (i[None, :] < j[:, None])
+        if LABELS:
+            label = tl.load(labels_ptr + group * M + j, mask=exists, other=-1)
+            other_label = tl.load(labels_ptr + group * M + i, mask=i < M, other=-1)
+            hit &= label[:, None] == other_label[None, :]
+        bits = tl.sum(hit.to(tl.int32) << bit[None, :], axis=1)
+    target = bits_ptr + (group * W * 32 + j) * W + word
+    tl.store(target, bits, mask=j < W * 32)
 
 
 @triton.jit
@@ -110,10 +106,10 @@ def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=512):
     labels = None if labels is None else labels.contiguous()
     bits = torch.empty(groups, words * 32, words, dtype=torch.int32, device=boxes.device)
     keep = torch.empty(groups, size, dtype=torch.uint8, device=boxes.device)
-    bj, bw, labelled = 64, 8, labels is not None
+    labelled = labels is not None
     tensors = (boxes, valid, labels if labelled else valid, bits)
-    overlap_kernel[triton.cdiv(words * 32, bj), triton.cdiv(words, bw), groups](
-        *tensors, size, words, threshold, LABELS=labelled, BJ=bj, BW=bw, num_warps=4
+    overlap_kernel[triton.cdiv(words * 32, 64), words, groups](
+        *tensors, size, words, threshold, LABELS=labelled, BJ=64, num_warps=4
     )
     keep_kernel[(groups,)](
         valid, bits, keep, size, words, BLOCK=block, num_warps=max(block // 32, 1)
