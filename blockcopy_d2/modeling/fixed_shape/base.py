@@ -68,7 +68,7 @@ class StaticHeads:
         while the device computes the rest.
 
         Args:
-            inputs: of a call.
+            inputs: arguments of a call.
 
         Returns:
             tuple: int32 (N,), detections of each image, or None if they are not known before the

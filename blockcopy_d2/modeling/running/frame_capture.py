@@ -64,7 +64,7 @@ class FrameCapture:
         grid (BlockGrid): blocks to execute before streams have a memory.
         programs, dense_module_macs, may_improve: those of the :class:`SparseFrame` that ran last.
         count (Tensor or None): int32 (N,), detections of each image, known before the result; None
-            if the StaticHeads do not tell.
+            if the StaticHeads do not know it earlier.
         result: result of the StaticHeads.
         macs (dict[str, int]): multiply-accumulates outside the block-sparse modules, of "heads" for
             all streams.

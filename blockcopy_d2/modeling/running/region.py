@@ -105,7 +105,7 @@ class StreamRegions:
         Returns:
             Tensor: bool (N, GH, GW), with the blocks that always run, without those that never do.
         """
-        # Of two flags, the first is greater if it alone is set: a launch less than with "and not".
+        # A flag is greater than another if it alone is set, in one launch.
         return (active | self.always) > self.never
 
     def _fill(self, slot, region):

@@ -36,9 +36,7 @@ class StageTimer:
         """A mark on the device's timeline, for :meth:`add`."""
         if not self._cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(current_stream(self._device))
-        return event
+        return current_stream(self._device).record_event(torch.cuda.Event(enable_timing=True))
 
     def add(self, name, start, end=None):
         """Count the time from mark ``start`` until ``end``, or now, to stage ``name``."""

@@ -46,7 +46,7 @@ def compact_kernel(
         tl.store(blocks_ptr + place, block, mask=active != 0)
         count += tl.sum(active, 0)
     tl.store(count_ptr, count)
-    # What is left names a block that exists.
+    # The other entries name a block that exists.
     for first in range(0, total, CHUNK):
         place = first + tl.arange(0, CHUNK)
         left = (place >= count) & (place < total)
