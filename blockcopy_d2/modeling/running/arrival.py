@@ -75,9 +75,9 @@ def look_at(model, frame, streams):
 
 def without_motion(model, arrival, streams, moved):
     """
-    Tell cuts from a picture that moves fast: a camera that is shaken, or follows an animal, may
-    change as much of the picture as a cut does. Its motion explains that, and the next scene's does
-    not.
+    Keep cuts apart from a picture that moves fast: a camera that is shaken, or follows an animal,
+    may change as much of the picture as a cut does. Its motion explains that, and the next scene's
+    does not.
 
     Args:
         model (BlockCopyVideoModel):
