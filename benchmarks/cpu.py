@@ -156,7 +156,9 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
-    parser.add_argument("--name", default="maskrcnn_R18_FPN", help="in the name of the results")
+    parser.add_argument(
+        "--name", default="maskrcnn_R18_FPN", help="part of the name of the results"
+    )
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips to run")
     return parser
 

@@ -296,7 +296,7 @@ def _parser():
         "--weights",
         default=DEMO_WEIGHTS,
         metavar="FILE",
-        help="of the model (%(default)s)",
+        help="weights of the model (%(default)s)",
     )
     add_batch_sizes(parser)
     return parser

@@ -254,20 +254,28 @@ def _parser():
         choices=MODELS,
         default=list(MODELS),
         metavar="NAME",
-        help=f"{', '.join(MODELS)} (all)",
+        help=f"models to time: {', '.join(MODELS)} (all)",
     )
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(%(default)s)")
-    parser.add_argument("--dtype", choices=_DTYPES, default="fp16", help="(%(default)s)")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="device to run on (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="fp16", help="precision of the network (%(default)s)"
+    )
     parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
-    parser.add_argument("--length", type=positive, default=8, help="of the clip (%(default)s)")
-    parser.add_argument("--rounds", type=positive, default=5, help="of each (%(default)s)")
+    parser.add_argument(
+        "--length", type=positive, default=8, help="frames of the clip (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=5, help="measurements of each (%(default)s)"
+    )
     parser.add_argument(
         "--compile-modes",
         nargs="*",
         choices=COMPILE_MODES,
         default=[],
         metavar="MODE",
-        help="of torch.compile for dense_graph; none leaves cuDNN (none)",
+        help="modes of torch.compile to try for dense_graph; none leaves cuDNN (none)",
     )
     add_size(parser, 1024, 2048)
     return parser

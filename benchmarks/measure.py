@@ -62,11 +62,15 @@ def argument_parser(module, description, *, config, name, rounds):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser, default=config)
-    parser.add_argument("--name", default=name, help="in the name of the results (%(default)s)")
-    parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="(%(default)s)")
     parser.add_argument(
-        "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
+        "--name", default=name, help="part of the name of the results (%(default)s)"
+    )
+    parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="fp16", help="precision of the networks (%(default)s)"
+    )
+    parser.add_argument(
+        "--block-size", type=positive, default=128, metavar="B", help="side in pixels (%(default)s)"
     )
     parser.add_argument(
         "--compile-modes",
@@ -74,7 +78,7 @@ def argument_parser(module, description, *, config, name, rounds):
         choices=COMPILE_MODES,
         default=list(COMPILE_MODES[:1]),
         metavar="MODE",
-        help=f"of torch.compile that the dense network is tried in, of {', '.join(COMPILE_MODES)}"
+        help=f"modes of torch.compile to try for the dense network: {', '.join(COMPILE_MODES)}"
         " (default); the second compiles for minutes, and none leaves cuDNN",
     )
     parser.add_argument(
@@ -94,7 +98,7 @@ def add_batch_sizes(parser):
         nargs="*",
         default=[],
         metavar="N",
-        help="of further batches that the dense model is timed with (none); each compiles anew",
+        help="sizes of further batches to time the dense model with (none); each compiles anew",
     )
 
 
@@ -110,7 +114,7 @@ def add_size(parser, height, width):
         nargs=2,
         default=[height, width],
         metavar=("H", "W"),
-        help=f"of the frames, in pixels ({height} {width})",
+        help=f"size of the frames in pixels ({height} {width})",
     )
 
 

@@ -232,13 +232,15 @@ def _parser():
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--name", default="maskrcnn_R18_FPN", help="in the name of the results (%(default)s)"
+        "--name", default="maskrcnn_R18_FPN", help="part of the name of the results (%(default)s)"
     )
     parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
     add_size(parser, 512, 1024)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="fp32", help="of the feature maps (%(default)s)"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device to run on (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="fp32", help="type of the feature maps (%(default)s)"
     )
     parser.add_argument(
         "--processor-time",

@@ -125,17 +125,24 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--dataset", default="davis_video_val", metavar="NAME", help="of videos (%(default)s)"
+        "--dataset",
+        default="davis_video_val",
+        metavar="NAME",
+        help="data set of videos (%(default)s)",
     )
     parser.add_argument(
-        "--every", type=positive, default=14, metavar="N", help="pairs of frames (%(default)s)"
+        "--every",
+        type=positive,
+        default=14,
+        metavar="N",
+        help="frames from one pair to the next (%(default)s)",
     )
     parser.add_argument(
         "--estimators",
         nargs="+",
         default=list(ESTIMATORS),
         metavar="NAME",
-        help="of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
+        help="values of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
     )
     parser.add_argument(
         "--cell-sizes",
@@ -143,9 +150,11 @@ def _parser():
         type=int,
         choices=CELL_SIZES,
         default=list(CELL_SIZES),
-        help="in pixels (%(default)s)",
+        help="side in pixels (%(default)s)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device to run on (%(default)s)"
+    )
     return parser
 
 

@@ -209,19 +209,21 @@ def _parser():
     )
     add_config_arguments(parser, default=DEMO_CONFIG)
     parser.add_argument(
-        "--weights", default=DEMO_WEIGHTS, metavar="FILE", help="of the model (%(default)s)"
+        "--weights", default=DEMO_WEIGHTS, metavar="FILE", help="weights of the model (%(default)s)"
     )
     parser.add_argument(
-        "--name", default="maskrcnn_R18_FPN", help="in the name of the results (%(default)s)"
+        "--name", default="maskrcnn_R18_FPN", help="part of the name of the results (%(default)s)"
     )
     parser.add_argument("--frames", metavar="DIR", help="a clip's pictures; drawn if left out")
     add_size(parser, 1024, 2048)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, default="fp16", help="of the network (%(default)s)"
+        "--device", choices=("cpu", "cuda"), default="cuda", help="device to run on (%(default)s)"
     )
     parser.add_argument(
-        "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
+        "--dtype", choices=_DTYPES, default="fp16", help="precision of the network (%(default)s)"
+    )
+    parser.add_argument(
+        "--block-size", type=positive, default=128, metavar="B", help="side in pixels (%(default)s)"
     )
     parser.add_argument(
         "--rounds", type=positive, default=10, help="measurements of each (%(default)s)"

@@ -355,7 +355,7 @@ def _parser():
         help="numbers of streams (1 2 4 8 16 32)",
     )
     parser.add_argument(
-        "--weights", default="", metavar="FILE", help="of the model; random if left out"
+        "--weights", default="", metavar="FILE", help="weights of the model; random if left out"
     )
     parser.add_argument(
         "--motion",

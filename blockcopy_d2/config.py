@@ -35,8 +35,8 @@ def _model_keys():
     # Backend that executes the blocks: "triton" (kernels for NVIDIA GPUs), "torch" (PyTorch's
     # operators, any device), or "auto", which takes Triton's on GPUs that they run on
     _C.BACKEND = choice("auto", "triton", "torch")
-    # Run streams of a Faster or Mask R-CNN, a SemanticSegmentor or CSP as CUDA graphs, a batch of
-    # them as one, with Triton's kernels. Has no effect on other networks and on CPUs. False: never
+    # Run streams as CUDA graphs, a batch of them as one, with Triton's kernels. Has an effect on
+    # GPUs, for architectures that docs/gpu.md lists. False: never
     _C.CUDA_GRAPH = flag(True)
     # tau of the paper: the fraction of blocks to execute
     _C.TARGET = number(0.3, most=1)
@@ -119,12 +119,13 @@ def _model_keys():
     _C.POLICY.SEED = whole(0, least=0, most=2**63 - 1)
 
     _C.LEARNER = SimpleNamespace()
-    # Learn online, by REINFORCE, from the task network's own output
+    # Learn online from the task network's own output: LearnedPolicy by REINFORCE, ExpectedGain from
+    # shares of the gain
     _C.LEARNER.ENABLED = flag(True)
-    # RMSprop
+    # Learning rate and weight decay of RMSprop
     _C.LEARNER.LR = number(1e-4, most=1)
     _C.LEARNER.WEIGHT_DECAY = number(1e-3, most=1)
-    # The same for ExpectedGain, which has a few weights
+    # Learning rate of ExpectedGain, which has a few weights
     _C.LEARNER.GAIN_LR = number(0.002, most=1)
     # Frames from one update to the next
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)

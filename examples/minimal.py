@@ -19,10 +19,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("video")
-    parser.add_argument("--config-file", default="maskrcnn_blockcopy.yaml")
-    parser.add_argument("--target", type=float, default=0.15, metavar="TAU")
-    parser.add_argument("--output", default="executed.png")
+    parser.add_argument("video", help="a file, a folder of frames or an address")
+    parser.add_argument("--config-file", default="maskrcnn_blockcopy.yaml", help="see above")
+    parser.add_argument("--target", type=float, default=0.15, metavar="TAU", help="share to run")
+    parser.add_argument("--output", default="executed.png", help="the plot to write")
     args = parser.parse_args()
 
     # A config of the model zoo brings its trained weights along.

@@ -82,6 +82,36 @@ def test_docstrings_are_plain():
     assert not found, "\n".join(found)
 
 
+def vague_helps(source):
+    """Yields the number of a line and the help text of an argument that is missing or no noun."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") != "add_argument":
+            continue
+        texts = [keyword.value for keyword in node.keywords if keyword.arg == "help"]
+        shared = any(keyword.arg is None for keyword in node.keywords)  # by **options
+        if not texts and not shared:
+            yield node.lineno, "no help"
+        for text in texts:
+            words = ast.literal_eval(text) if isinstance(text, ast.Constant) else ""
+            if isinstance(text, ast.JoinedStr) and isinstance(text.values[0], ast.Constant):
+                words = text.values[0].value
+            if re.match(r"(of|in|for|or|what|that|which|from)\b|\(", words):
+                yield node.lineno, words
+
+
+@pytest.mark.skipif(not TRACKED, reason="needs a checkout")
+def test_help_texts_say_what_an_argument_is():
+    found = [
+        f"{name}:{line}: {words}"
+        for name in TRACKED
+        if (ROOT / name).exists() and not name.startswith("tests/")
+        for line, words in vague_helps((ROOT / name).read_text())
+    ]
+    assert not found, "\n".join(found)
+    assert list(vague_helps('p.add_argument("--size", help="of the frames")'))
+    assert list(vague_helps('p.add_argument("--size")'))
+
+
 def prose(text):
     """Yields the paragraphs of a page as one line each, without code."""
     for paragraph in re.sub(r"```.*?```", "", text, flags=re.DOTALL).split("\n\n"):

@@ -6,7 +6,7 @@ per frame and megabytes per stream. docs/scale.md explains the arithmetic.
     python tools/capacity.py --cameras 500 --fps 25 --frame-ms 2.08 --stream-mb 1604
     python tools/capacity.py --files 10000 --minutes 1 --fps 25 --frame-ms 2.08 --gpus 16
 
---benchmark takes the figures from what `python -m benchmarks.streams --output FILE` wrote.
+--benchmark reads both figures from a file that `python -m benchmarks.streams` has written.
 """
 
 import argparse
@@ -77,19 +77,23 @@ def get_parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--cameras", type=int, metavar="N")
-    what.add_argument("--files", type=int, metavar="N")
+    what.add_argument("--cameras", type=int, metavar="N", help="number of cameras")
+    what.add_argument("--files", type=int, metavar="N", help="number of video files")
     parser.add_argument("--fps", type=float, default=25.0, help="frames per second (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of a file (%(default)s)")
-    parser.add_argument("--gpus", type=int, default=1, help="for files (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="length of a file (%(default)s)")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that run files (%(default)s)")
     parser.add_argument("--frame-ms", type=float, help="milliseconds per frame")
     parser.add_argument("--stream-mb", type=float, default=1604.0, help="memory of a stream")
     parser.add_argument("--benchmark", metavar="FILE", help="results of benchmarks.streams")
-    parser.add_argument("--share", default="0.15", help="of --benchmark (%(default)s)")
-    parser.add_argument("--load", type=float, default=0.8, help="share of time (%(default)s)")
-    parser.add_argument("--gpu-gb", type=float, default=139.0, help="of a GPU (%(default)s)")
     parser.add_argument(
-        "--decode-ms", type=float, metavar="MS", help="of one core, to decode a frame"
+        "--share", default="0.15", help="share of blocks, of --benchmark (%(default)s)"
+    )
+    parser.add_argument(
+        "--load", type=float, default=0.8, help="share of time that a GPU is busy (%(default)s)"
+    )
+    parser.add_argument("--gpu-gb", type=float, default=139.0, help="memory of a GPU (%(default)s)")
+    parser.add_argument(
+        "--decode-ms", type=float, metavar="MS", help="time of a core to decode a frame"
     )
     return parser
 

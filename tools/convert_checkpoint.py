@@ -46,7 +46,7 @@ def argument_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "network", choices=MAPPINGS, help="what the checkpoint holds and whose it is, see below"
+        "network", choices=MAPPINGS, help="network of the checkpoint, and its authors, see below"
     )
     parser.add_argument("input", help="the public checkpoint, a file of torch.save")
     parser.add_argument("output", help="where to write the converted checkpoint (.pth)")

@@ -26,19 +26,25 @@ def get_parser():
     )
     parser.add_argument("video", metavar="FILE", help="a video file, or a folder of frames")
     parser.add_argument(
-        "--frame", type=positive, default=1, metavar="N", help="from the one before (%(default)s)"
+        "--frame",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="frame to draw, against the one before (%(default)s)",
     )
     parser.add_argument(
         "--estimators",
         nargs="+",
         default=["DISFlow", "BlockMatching", "CodecVectors"],
         metavar="NAME",
-        help="of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
+        help="values of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
     )
     parser.add_argument(
-        "--cell-size", type=int, choices=CELL_SIZES, default=16, help="in pixels (%(default)s)"
+        "--cell-size", type=int, choices=CELL_SIZES, default=16, help="side in pixels (%(default)s)"
     )
-    parser.add_argument("--output", default="motion.png", metavar="FILE", help="(%(default)s)")
+    parser.add_argument(
+        "--output", default="motion.png", metavar="FILE", help="picture to write (%(default)s)"
+    )
     return parser
 
 

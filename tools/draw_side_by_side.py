@@ -29,9 +29,11 @@ def get_parser():
     parser.add_argument("--target", type=fraction, metavar="TAU", help="share of executed blocks")
     parser.add_argument("--threshold", type=fraction, default=0.5, help="minimum score to draw")
     parser.add_argument("--width", type=positive, default=480, help="width of each picture")
-    parser.add_argument("--fps", type=float, default=8.0)
-    parser.add_argument("--quality", type=positive, default=60, help="of the WebP pictures")
-    parser.add_argument("--output", default="side_by_side.webp", metavar="FILE")
+    parser.add_argument("--fps", type=float, default=8.0, help="frames per second")
+    parser.add_argument("--quality", type=positive, default=60, help="quality of the WebP pictures")
+    parser.add_argument(
+        "--output", default="side_by_side.webp", metavar="FILE", help="picture to write"
+    )
     add_config_arguments(parser)
     return parser
 

@@ -72,7 +72,7 @@ def add_decoder_argument(parser):
         "--decoder",
         choices=DECODERS,
         default="auto",
-        help="what decodes video files: PyAV, or torchcodec, on the GPU of the model if there is"
+        help="decoder of video files: PyAV, or torchcodec, on the GPU of the model if there is"
         " one (pip install 'blockcopy-d2[gpu-decode]'). auto: torchcodec if it is installed and"
         " the GPU decodes the file (%(default)s)",
     )
@@ -118,8 +118,8 @@ def add_motion_argument(parser):
     parser.add_argument(
         "--draw-motion",
         action="store_true",
-        help="draw how the picture moved since the last frame, in colours: by that the features of"
-        " blocks move that are not executed (MODEL.BLOCKCOPY.MOTION)",
+        help="draw the motion of the picture since the last frame in colours; copied features move"
+        " by it (MODEL.BLOCKCOPY.MOTION)",
     )
 
 

@@ -36,14 +36,18 @@ def argument_parser():
     )
     add_config_arguments(parser, default="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     size = dict(
-        default=(1024, 2048), metavar=("H", "W"), help="of the frames, in pixels (1024 2048)"
+        default=(1024, 2048), metavar=("H", "W"), help="size of the frames in pixels (1024 2048)"
     )
     parser.add_argument("--size", type=positive, nargs=2, **size)
     parser.add_argument(
-        "--block-size", type=positive, default=128, metavar="B", help="in pixels (%(default)s)"
+        "--block-size", type=positive, default=128, metavar="B", help="side in pixels (%(default)s)"
     )
-    parser.add_argument("--dtype", choices=_DTYPES, default="fp16", help="(%(default)s)")
-    shares = dict(default=(0.01, 0.3, 1.0), help="of the blocks, to measure at (0.01 0.3 1.0)")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="fp16", help="precision of the networks (%(default)s)"
+    )
+    shares = dict(
+        default=(0.01, 0.3, 1.0), help="shares of the blocks to measure at (0.01 0.3 1.0)"
+    )
     parser.add_argument("--shares", type=fraction, nargs="+", **shares)
     only = dict(metavar="TEXT", help="measure layers whose key contains one of these texts")
     parser.add_argument("--only", nargs="+", default=("",), **only)

@@ -23,7 +23,9 @@ def get_parser():
     parser.add_argument(
         "runs", nargs="+", metavar="TITLE=FILE", help="title of a column, results.json of its run"
     )
-    parser.add_argument("--output", default="courses.png", metavar="FILE", help="(%(default)s)")
+    parser.add_argument(
+        "--output", default="courses.png", metavar="FILE", help="the picture to write (%(default)s)"
+    )
     return parser
 
 

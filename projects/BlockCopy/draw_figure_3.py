@@ -37,22 +37,35 @@ def get_parser():
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--video-input", required=True, metavar="FILE", help="or a folder of frames"
+        "--video-input", required=True, metavar="FILE", help="a video file, or a folder of frames"
     )
     parser.add_argument(
-        "--first", type=count, default=1, metavar="N", help="frame to draw, from 0 (%(default)s)"
+        "--first",
+        type=count,
+        default=1,
+        metavar="N",
+        help="first frame to draw, from 0 (%(default)s)",
     )
     parser.add_argument(
-        "--frames", type=positive, default=4, metavar="N", help="in a row (%(default)s)"
+        "--frames",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="frames to draw, in a row (%(default)s)",
     )
     parser.add_argument(
         "--confidence-threshold",
         type=fraction,
         default=0.5,
         metavar="SCORE",
-        help="of detections that are drawn; gains count all (%(default)s)",
+        help="minimum score of detections that are drawn; gains count all (%(default)s)",
     )
-    parser.add_argument("--output", default="figure_3.png", metavar="FILE", help="(%(default)s)")
+    parser.add_argument(
+        "--output",
+        default="figure_3.png",
+        metavar="FILE",
+        help="the picture to write (%(default)s)",
+    )
     return parser
 
 

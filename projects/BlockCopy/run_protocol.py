@@ -89,7 +89,7 @@ def get_parser():
         nargs="*",
         choices=list(BASELINES),
         default=["random", "frame_difference"],
-        help="what to compare with; random and frame_difference at every target (these two)",
+        help="methods to compare with; random and frame_difference at every target (these two)",
     )
     parser.add_argument(
         "--policies",
@@ -118,7 +118,10 @@ def get_parser():
         " network runs beside them, and course.png begins with the first update",
     )
     parser.add_argument(
-        "--output", default="./output/protocol", metavar="DIR", help="(%(default)s)"
+        "--output",
+        default="./output/protocol",
+        metavar="DIR",
+        help="folder of the results (%(default)s)",
     )
     parser.add_argument(
         "--resume",

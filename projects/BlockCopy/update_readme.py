@@ -36,7 +36,12 @@ def get_parser():
         metavar="DIR",
         help="write tables and plots there, as a run does, and leave the README as it is",
     )
-    parser.add_argument("--readme", default=Path(__file__).with_name("README.md"), metavar="FILE")
+    parser.add_argument(
+        "--readme",
+        default=Path(__file__).with_name("README.md"),
+        metavar="FILE",
+        help="page to update",
+    )
     return parser
 
 

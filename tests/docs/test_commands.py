@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
+from blockcopy_d2 import add_blockcopy_config
+from blockcopy_d2.config import KEYS
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.resources import config_path
 
 ROOT = Path(__file__).resolve().parents[2]
+PREFIXES = ("", "MODEL.BLOCKCOPY.", "MODEL.BLOCKCOPY.MOTION.")
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "projects/BlockCopy/README.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
@@ -132,3 +135,29 @@ def test_keys_exist(page):
     known = keys | {key.removeprefix("MODEL.BLOCKCOPY.") for key in keys}
     assert not set(names) - known
     assert names or page not in ("docs/paper.md", "docs/networks.md", "docs/quick_start.md")
+
+
+def tables(page):
+    """Yields the rows of a page's tables, as dicts by the names of the columns."""
+    for table in re.findall(r"(?:^\|.*\n)+", (ROOT / page).read_text(), re.MULTILINE):
+        rows = [[cell.strip() for cell in row[1:-1].split("|")] for row in table.splitlines()]
+        yield from (
+            dict(zip(rows[0], row, strict=True)) for row in rows[2:] if "default" in rows[0]
+        )
+
+
+def test_defaults_are_those_of_the_config():
+    cfg, seen = get_cfg(), 0
+    add_blockcopy_config(cfg)
+    for page in PAGES:
+        for row in tables(page):
+            name, default = next(iter(row.values())).strip("`"), row["default"]
+            keys = [prefix + name for prefix in PREFIXES if prefix + name in KEYS]
+            assert keys, f"{page}: {name}"
+            value = cfg
+            for part in keys[0].split("."):
+                value = value[part]
+            said = re.findall(r"`([^`]+)`", default) or [default]
+            assert str(value or "none") in said or str(value) in said, f"{page}: {name} is {value}"
+            seen += 1
+    assert seen > 15

@@ -26,7 +26,9 @@ def parser():
         epilog="The data set itself (https://davischallenge.org, DAVIS 2016, 480p, CC BY 4.0) has"
         f" the layout already: unpack it as {NAME} and leave this command out.",
     )
-    result.add_argument("--source", required=True, metavar="DIR", help="holds train and val")
+    result.add_argument(
+        "--source", required=True, metavar="DIR", help="folder with train and val, see above"
+    )
     result.add_argument(
         "--output",
         default=os.path.join(datasets, NAME),
@@ -39,7 +41,7 @@ def parser():
         choices=range(1, 96),
         default=90,
         metavar="Q",
-        help="of the JPEG images, 1 to 95 (%(default)s)",
+        help="quality of the JPEG images, 1 to 95 (%(default)s)",
     )
     return result
 

@@ -32,7 +32,7 @@ def parser():
         epilog=_ORIGIN + " gt.txt: 2DMOT2015/train/PETS09-S2L1/gt/gt.txt of"
         " https://motchallenge.net/data/2D_MOT_2015, CC BY-NC-SA 3.0.",
     )
-    result.add_argument("--video", required=True, metavar="FILE", help="vtest.avi")
+    result.add_argument("--video", required=True, metavar="FILE", help="path of vtest.avi")
     result.add_argument("--boxes", required=True, metavar="FILE", help="gt.txt of PETS09-S2L1")
     result.add_argument(
         "--output",
@@ -40,7 +40,7 @@ def parser():
         metavar="DIR",
         help="folder of the data set (%(default)s)",
     )
-    quality = "of the JPEG images, 1 to 95; 90 takes 83 MiB, 30 takes 23 MiB (%(default)s)"
+    quality = "quality of the JPEG images, 1 to 95; 90 takes 83 MiB, 30 takes 23 MiB (%(default)s)"
     qualities = dict(type=int, choices=range(1, 96), default=90, metavar="Q")
     result.add_argument("--quality", help=quality, **qualities)
     return result

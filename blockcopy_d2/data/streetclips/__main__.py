@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
         "the last one labelled. Clips that are complete are skipped.",
     )
     result.add_argument("--output", required=True, metavar="DIR", help="folder of the data set")
-    result.add_argument("--split", required=True, choices=["train", "val", "test"])
+    result.add_argument(
+        "--split", required=True, choices=["train", "val", "test"], help="split to draw"
+    )
     result.add_argument(
         "--clips", type=_positive, required=True, metavar="N", help="number of clips"
     )
