@@ -87,7 +87,7 @@ def get_parser():
     parser.add_argument(
         "--baselines",
         nargs="*",
-        choices=list(BASELINES),
+        choices=[*BASELINES, "all"],
         default=["random", "frame_difference"],
         help="methods to compare with; random and frame_difference at every target (these two)",
     )
@@ -222,7 +222,7 @@ def main(argv=None):
             cfg,
             model,
             targets=sorted(set(args.targets)),
-            baselines=dict.fromkeys(args.baselines),
+            baselines=BASELINES if "all" in args.baselines else dict.fromkeys(args.baselines),
             policies=dict(args.policies),
             seeds=args.seeds,
         )

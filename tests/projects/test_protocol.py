@@ -91,6 +91,16 @@ def test_resumed_run_takes_the_policies_that_were_warmed(run, monkeypatch):
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_all_baselines(run, monkeypatch):
+    import run_protocol
+    from blockcopy_protocol.methods import BASELINES
+
+    methods = []
+    monkeypatch.setattr(run_protocol, "run_methods", lambda *args: methods.extend(args[2]))
+    run("--warm-clips", 0, "--targets", 0.4, "--baselines", "all")
+    assert {method.kind for method in methods} == {"dense", "blockcopy", *BASELINES}
+
+
 class Interrupted:
     """Raises instead of running a method, after ``frames`` frames."""
 
