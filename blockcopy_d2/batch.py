@@ -277,7 +277,7 @@ class BatchRun:
     def summary(self):
         """
         Returns:
-            dict: JSON values, of all videos, those of earlier runs included.
+            dict: JSON values for all videos, those of earlier runs included.
         """
         pairs = [(task, self._folder.record(task)) for task in self._tasks]
         failures = [r for _, r in pairs if r is not None and r["error"] is not None]

@@ -94,10 +94,10 @@ def _model_keys():
         choice("frame", "previous_frame", "frame_state", "output", "grid"),
         least=1,
     )
-    # Layers of its ResNet. 20.3 GMACs with 20 and 34.1 with 32, of 1024 x 2048 pixels in clips of
-    # 20; the paper's "ResNet-20" has the 34.1
+    # Layers of LearnedPolicy's ResNet. 20.3 GMACs with 20 and 34.1 with 32, at 1024 x 2048 in clips
+    # of 20; the paper's "ResNet-20" has the 34.1
     _C.POLICY.DEPTH = choice(8, 20, 32)
-    # As the authors' code, of LearnedPolicy: output and grid are shifted to [-0.5, 0.5]
+    # For LearnedPolicy, as in the authors' code: output and grid are shifted to [-0.5, 0.5]
     _C.POLICY.CENTER_INPUTS = flag(False)
     # How frames are brought to the policy's resolution: "mean" of pixels, or "nearest", a single
     # one, as in the authors' code
@@ -136,8 +136,8 @@ def _model_keys():
     _C.LEARNER.COST_WEIGHT = number(5.0, most=1e6)
     # mu of eq. 11
     _C.LEARNER.COST_MOMENTUM = number(0.9, most=1)
-    # As the authors' code: M starts at 1 and includes the first frames of videos, which execute all
-    # blocks under any policy
+    # As in the authors' code: M starts at 1 and includes the first frames of videos, which execute
+    # all blocks under any policy
     _C.LEARNER.COUNT_FIRST_FRAMES = flag(False)
     # Cost term and reduction of the loss: "paper" (eq. 7 and 12) or "code" (the authors' release)
     _C.LEARNER.COST_FORM = choice("paper", "code")

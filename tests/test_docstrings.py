@@ -15,7 +15,9 @@ DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 # "What a frame gave", "Of the command line", "As :func:`f`": say "The result of a frame", "Returns
 # the parser of the command line", "See :func:`f`".
-SUMMARY = re.compile(r"(What|Which|Where|Whether|Who|Whose|Whatever|As|Of|To be)\b")
+SUMMARY = re.compile(
+    r"(What|Which|Where|Whether|Who|Whose|Whatever|When|How|Why|That|As|Of|To be)\b"
+)
 COMMENT = re.compile(r"\s*# (What|Of|Whatever) ")
 # "path (str): of the file", "Tensor: that it reads": say "path of the file", "its input".
 ENTRY = re.compile(r"\s+\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*(?: \([^)]*\))?: (of|that(?! of)) [^:]")

@@ -1,5 +1,5 @@
 """
-Whole videos to files of results: the job that a batch does for each of its videos.
+Turns whole videos into files of results: the job that a batch does for each of its videos.
 
 A batch is three parts, which ``python -m blockcopy_d2.batch`` puts together, and which serve any
 other scheduler as well::

@@ -207,7 +207,7 @@ class _Crew:
         kind = self._ray.remote(_Actor).options(max_concurrency=2, max_restarts=0, **resources)
         for number in range(count):
             self._start(kind, number)
-        # Those that are not ready when nothing is left are not waited for.
+        # When no video is left, actors that still start are not waited for.
         while self._waiting or any(member.task for member in self._members.values()):
             done, _ = self._ray.wait(list(self._members), timeout=_PROGRESS_SECONDS)
             self._tell_progress(on_frames)

@@ -186,7 +186,7 @@ def _inside(corners, size):
 
 
 def _count(mask, *, size, input_size, block_size):
-    """ndarray: int (GH, GW), pixels of a mask in each block; one belongs to that of its centre."""
+    """ndarray: int (GH, GW), pixels of a mask in each block, counted where their centres lie."""
     sums = mask.astype(np.int64)
     for axis, (pixels, length) in enumerate(zip(size, input_size, strict=True)):
         blocks = math.ceil(length / block_size)

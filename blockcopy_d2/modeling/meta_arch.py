@@ -183,7 +183,7 @@ class BlockCopyVideoModel(ModuleProxy):
             return None
         maps = self.options.moved_maps
         if maps == "auto":
-            # A GPU moves all of them in a tenth of a millisecond.
+            # A GPU moves all of them in a millisecond or two, see docs/motion.md.
             maps = "all" if self.device.type == "cuda" else self.task.moved_maps
         settings = {
             "cell_size": self.motion.cell_size,

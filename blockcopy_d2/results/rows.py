@@ -24,7 +24,7 @@ _BOX_DIGITS, _SCORE_DIGITS = 3, 6
 
 class Categories:
     """
-    Ids of classes, as the data set has them that a model was trained on.
+    Ids of classes in the data set that a model was trained on.
 
     Attributes:
         names (dict[str, dict[int, str]]): names of "things" and of "stuff", by id.

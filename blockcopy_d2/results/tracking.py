@@ -1,6 +1,6 @@
 """
-Ids of objects from frame to frame, by ByteTrack of the package ``trackers`` (Apache 2.0, of the
-makers of ``supervision``, where ByteTrack has moved from).
+Ids of objects from frame to frame, by ByteTrack of the package ``trackers`` (Apache 2.0, by the
+makers of ``supervision``, which had ByteTrack before).
 """
 
 from collections import defaultdict

@@ -342,7 +342,7 @@ class FrameGraph:
 @dataclass(frozen=True)
 class _Parts:
     """
-    Everything that captures fix of a model's parts, besides the weights of the task network.
+    The settings of a model's parts that captures fix, besides the weights of the task network.
 
     Attributes:
         task (Task):

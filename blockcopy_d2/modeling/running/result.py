@@ -31,7 +31,7 @@ __all__ = ["FrameClock", "FrameResult", "CapturedFrameResult"]
 @dataclass(frozen=True)
 class FrameClock:
     """
-    When a frame of a stream came, and which ones did not come along.
+    The time at which a frame of a stream came, and the number of frames left out before it.
 
     Attributes:
         captured (float): when the frame had been received and decoded, in seconds since 1970.
