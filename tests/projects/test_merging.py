@@ -70,6 +70,11 @@ def test_one_run_stays_as_it_is(parts):
         (lambda run: run.update(dataset="other_val"), "differ in dataset: some_val and other_val"),
         (lambda run: run["blockcopy"].update(BLOCK_SIZE=64), "differ in blockcopy"),
         (lambda run: run["blockcopy"]["POLICY"].update(SEED=0), "with the same MODEL.BLOCKCOPY"),
+        (lambda run: run.pop("blockcopy"), "differ in blockcopy"),
+        (
+            lambda run: run["rows"][1].pop("draws"),
+            "method blockcopy, one of them made by a version",
+        ),
     ],
 )
 def test_runs_of_other_things_are_refused(parts, change, message, tmp_path):

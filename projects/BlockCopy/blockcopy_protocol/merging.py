@@ -28,7 +28,7 @@ def merge_results(parts):
     for part in parts[1:]:
         for key in sorted((first.keys() | part.keys()) - _OWN):
             _check_equal(key, first.get(key), part.get(key))
-        _check_equal("blockcopy", _shared(first["blockcopy"]), _shared(part["blockcopy"]))
+        _check_equal("blockcopy", _shared(first), _shared(part))
     found = {}
     for part in parts:
         for row in part["rows"]:
@@ -50,7 +50,14 @@ def merge_results(parts):
 def _merge_row(entries):
     """dict: the row that those of several runs become; ``entries`` are pairs of run and row."""
     row = entries[0][1]
-    if len(entries) == 1 or not row.get("draws"):
+    if len(entries) == 1:
+        return row
+    if not all("draws" in own for _, own in entries):
+        raise ValueError(
+            f"Two runs have the method {row['method']}, one of them made by a version that does not"
+            ' write whether it draws blocks ("draws"): run it anew.'
+        )
+    if not row["draws"]:
         return row
     used = []
     for part, own in entries:
@@ -91,8 +98,9 @@ def mean(values):
     return None if None in values else statistics.fmean(values)
 
 
-def _shared(options):
+def _shared(run):
     """Options of BlockCopy without those that runs may differ in."""
+    options = run.get("blockcopy", {"POLICY": {}})
     policy = {key: value for key, value in options["POLICY"].items() if key != "SEED"}
     return {**options, "POLICY": policy}
 
