@@ -1,6 +1,6 @@
 """
-Expected gains of blocks, and the blocks of largest gain times age, in two launches on a GPU. Needs
-Triton.
+Expected gains of blocks, and the blocks of largest gain, weighted by age, in two launches on a GPU.
+Needs Triton.
 
 Shape shorthand in this module:
 
@@ -44,11 +44,15 @@ def expect_kernel(
     age_ptr,
     region_ptr,
     network,
+    target_ptr,
     logits_ptr,
     scores_ptr,
     usable_ptr,
     rows,
     columns,
+    AGE_POWER: tl.constexpr,
+    LONG_WAIT: tl.constexpr,
+    OVERDUE_POWER: tl.constexpr,
     HAS_REGION: tl.constexpr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -87,7 +91,9 @@ def expect_kernel(
     logit += weight * _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
     weight = (tl.load(prior_ptr + F - 1) + tl.load(correction_ptr + F - 1)) * scale
     logit += weight * _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
-    score = logit + tl.log(tl.load(age_ptr + here, mask=exists, other=0).to(tl.float32) + 1)
+    age = tl.load(age_ptr + here, mask=exists, other=0).to(tl.float32)
+    overdue = tl.maximum((age + 1) * (tl.load(target_ptr).to(tl.float32) / LONG_WAIT), 1.0)
+    score = logit + AGE_POWER * tl.log(age + 1) + OVERDUE_POWER * tl.log(overdue)
     usable = tl.sum((exists & ~(tl.abs(score) < float("inf"))).to(tl.int32), 0) == 0
     if HAS_REGION:
         score += tl.load(region_ptr + here, mask=exists, other=0.0)
@@ -130,6 +136,8 @@ def pick_kernel(
 
 def choose_triton(observation, network, target):
     """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
+    from .expected_gain import AGE_POWER, LONG_WAIT, OVERDUE_POWER
+
     seen, device = observation, observation.frame.device
     streams, rows, columns = seen.gain.shape
     means = block_means(
@@ -144,9 +152,11 @@ def choose_triton(observation, network, target):
     region = seen.region.contiguous() if has_region else gain
     blocks = rows * columns
     constants = {"HAS_REGION": has_region, "F": means.shape[1] + 2}
+    constants |= {"AGE_POWER": AGE_POWER, "LONG_WAIT": LONG_WAIT, "OVERDUE_POWER": OVERDUE_POWER}
     constants |= {"BLOCK": max(triton.next_power_of_2(blocks), 16), "num_warps": 4}
-    tensors = (means, gain, seen.age.contiguous(), region, weights, logits, scores, usable)
-    expect_kernel[(streams,)](*tensors, rows, columns, **constants)
+    tensors = (means, gain, seen.age.contiguous(), region, weights, target)
+    outputs = (logits, scores, usable, rows, columns)
+    expect_kernel[(streams,)](*tensors, *outputs, **constants)
     tensors = (scores, usable, target, index.contiguous(), active.view(torch.uint8))
     pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, BI=32, BJ=128, num_warps=4)
     return logits, active

@@ -21,7 +21,14 @@ from .build import POLICY_REGISTRY
 from .gain_learner import GainLearner
 from .network import NATURAL_PIXEL_STD
 
-__all__ = ["ExpectedGain", "GainNetwork", "largest_blocks"]
+__all__ = ["ExpectedGain", "GainNetwork", "largest_blocks", "weight_of_age"]
+
+# The expected gain of a block counts times this power of its age: at the same features, gains fall
+# with the root of the age, and their product with the age has the least mean error.
+AGE_POWER = 0.5
+# On average a block waits 1 / tau frames. After LONG_WAIT times as long its gain also counts times
+# this power of how many times longer it has waited, so that none waits for ever.
+LONG_WAIT, OVERDUE_POWER = 3.0, 4.0
 
 
 class GainNetwork(nn.Module):
@@ -29,7 +36,7 @@ class GainNetwork(nn.Module):
     Predicts the logarithm of each block's information gain, up to a constant of the frame, as a
     weighted sum of :data:`FEATURES`. The weights are those that fit any model, plus a
     ``correction`` that is learned, with a sum that stays as it is: a larger one predicts gains
-    better, but multiplied by ages it sends the policy back to the same blocks too soon.
+    better, but weighted by ages it sends the policy back to the same blocks too soon.
     """
 
     def __init__(self, *, pixel_std=(1.0, 1.0, 1.0)):
@@ -63,13 +70,14 @@ class GainNetwork(nn.Module):
 @POLICY_REGISTRY.register()
 class ExpectedGain(Policy):
     """
-    Executes the blocks of largest expected gain times age, as many as the budget allows.
+    Executes the blocks of largest expected gain, weighted by age, as many as the budget allows.
 
-    An executed block becomes wrong again, and sooner if its content changes fast. If its gain grows
-    evenly with the frames since it was executed, the order of gain times age has the least mean
-    error (the index of a restless bandit, Whittle 1988): a block that changes fast is wrong again
-    after a frame, one that changes slowly stays right for long. So every block is executed in the
-    end, and exploration never stops.
+    An executed block becomes wrong again, and sooner if its content changes fast. If errors grow
+    evenly with the frames since blocks were executed, or by any other power of them, the order of
+    gain times age has the least mean error (the index of a restless bandit, Whittle 1988): a block
+    that changes fast is wrong again after a frame, one that changes slowly stays right for long.
+    See :func:`weight_of_age` for the power of age that goes with what features tell of old blocks.
+    Every block is executed in the end, and exploration never stops.
 
     The number of blocks is exact: over any frames in a row it is tau of all their blocks, up to
     one. Taught by :class:`GainLearner`; before it has learned anything it uses weights that fit any
@@ -131,7 +139,8 @@ def choose_blocks(observation, network, target):
 
     Returns:
         tuple[Tensor, Tensor]: float (N, GH, GW), logarithms of expected gains; and bool
-        (N, GH, GW), the blocks of largest expected gain times age, see :func:`largest_blocks`.
+        (N, GH, GW), the blocks of largest expected gain, weighted by age, see
+        :func:`weight_of_age` and :func:`largest_blocks`.
     """
     if triton_runs_on(observation.frame.device):
         from .choice_kernels import MOST_BLOCKS, choose_triton
@@ -146,9 +155,25 @@ def choose_blocks(observation, network, target):
 def choose_blocks_reference(observation, network, target):
     """:func:`choose_blocks` in plain PyTorch."""
     logits = network(observation)
-    score = logits.detach() + (observation.age + 1).log()
+    score = logits.detach() + weight_of_age(observation.age, target)
     index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
     return logits, largest_blocks(score, target, index, observation.region)
+
+
+def weight_of_age(age, target):
+    """
+    Args:
+        age (Tensor): int (N, GH, GW), see :class:`Observation`.
+        target (Tensor): float64 scalar, fraction of the blocks.
+
+    Returns:
+        Tensor: float (N, GH, GW), to add to logarithms of expected gains: the logarithm of the
+        frames since each block was executed to the power of AGE_POWER, and beyond a long wait to
+        that of AGE_POWER + OVERDUE_POWER.
+    """
+    waited = (age + 1).float()
+    overdue = (waited * (target.float() / LONG_WAIT)).clamp_min(1)
+    return AGE_POWER * waited.log() + OVERDUE_POWER * overdue.log()
 
 
 def largest_blocks(score, target, index, region=None):

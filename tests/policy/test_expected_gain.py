@@ -97,6 +97,20 @@ def test_every_block_is_looked_at_in_the_end():
     assert looks[0, 0, :2].min() > 3 * looks.flatten()[2:].max()
 
 
+@pytest.mark.parametrize("target", [0.05, 0.15, 0.5])
+def test_no_block_waits_for_long(target):
+    """However much changes elsewhere: here half of the blocks, each by 20 times the rest."""
+    seen, oldest = observation(grid_shape=(4, 16)), 0
+    seen.frame_state[..., 64:] = seen.frame[..., 64:] + 0.02
+    seen.gain[..., 8:] *= 0.02
+    policy, longest = ExpectedGain(target=target), round(15 / target)
+    for index in range(1, 3 * longest):
+        active = policy(dataclasses.replace(seen, frame_index=index)).active
+        seen.age = torch.where(active, 0, seen.age + 1)
+        oldest = max(oldest, int(seen.age.max()))
+    assert 2 / target < oldest < longest
+
+
 @pytest.mark.parametrize("age", [1, 3, 6])
 def test_what_comes_into_an_empty_picture_is_seen_at_once(age):
     """Without an output, and so without its edges, blocks go by their difference."""
@@ -142,7 +156,8 @@ def test_a_change_counts_at_the_edges_of_the_output():
     difference = found["difference"][0, 0]
     torch.testing.assert_close(difference[0], difference[1])
     assert found["edge_difference"][0, 0, 0] > found["edge_difference"][0, 0, 1] + 1.5
-    assert (found["edge_difference"].flatten()[2:] < math.log(0.5) + 1e-6).all()
+    least = math.log(FEATURES["edge_difference"][1])
+    assert (found["edge_difference"].flatten()[2:] < least + 1e-6).all()
     # Sixteen of 64 pixels have a score of 0.9.
     doubt = torch.ones(32)
     doubt[0] = (48 + 16 * 0.1) / 64
@@ -170,7 +185,8 @@ def test_gains_that_are_not_known_count_as_the_mean_of_the_others():
     found = features(seen)
     relative = torch.ones(GRID)
     relative[1, 1], relative[2, 6] = 0.5, 1.5
-    torch.testing.assert_close(found["gain"][0], (relative + 0.02).log(), rtol=1e-4, atol=1e-4)
+    expected = (relative + FEATURES["gain"][1]).log()
+    torch.testing.assert_close(found["gain"][0], expected, rtol=1e-4, atol=1e-4)
     # Next to the smaller gain the mean is larger.
     near = found["gain_nearby"][0]
     assert (near[1:, 5:] == near.max()).all() and (near[:, :5] == near.min()).all()
