@@ -1,6 +1,5 @@
 """Maps a picture to a model's input."""
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable, instantiate
@@ -9,6 +8,12 @@ from detectron2.data import transforms as T
 
 from .device_resize import only_resize, resize_picture, resize_transforms
 from .pictures import as_frame
+
+try:
+    import cv2
+except ImportError:
+    # It is missing, or has no libraries of the system: copies are slower then.
+    cv2 = None
 
 __all__ = ["FrameMapper"]
 
@@ -84,7 +89,7 @@ class FrameMapper:
             return self._map_tensor(image)
         image = as_frame(image)
         if self.image_format == "RGB":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            image = image[:, :, ::-1] if cv2 is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return self._augment(image)
 
     def _augment(self, image):
@@ -127,6 +132,8 @@ class FrameMapper:
 
 def _planes(image):
     """Copies an array (H, W, C) to a Tensor (C, H, W)."""
+    if cv2 is None:
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
     # Twenty times as fast as NumPy's and PyTorch's transposing copies.
     cv2.split(image, list(planes))

@@ -11,7 +11,6 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser as detectron2_argument_parser
 from detectron2.engine import default_setup
 from detectron2.projects.deeplab import add_deeplab_config
-from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
 
 from blockcopy_d2.atomic import atomic_write
@@ -26,6 +25,12 @@ from blockcopy_d2.resources import config_path, trained_weights
 from .arguments import without_secrets
 from .config_merging import merge_file, merge_overrides
 from .logs import set_up_logs
+
+try:
+    from detectron2.projects.point_rend import add_pointrend_config
+except ImportError:
+    # It needs OpenCV, which other models do without. Keys of a PointRend are then unknown.
+    add_pointrend_config = None
 
 __all__ = ["complete_config", "default_argument_parser", "load_config", "setup"]
 
@@ -124,7 +129,8 @@ def load_config(path="", opts=(), *, defaults=()):
         )
     cfg = get_cfg()
     add_deeplab_config(cfg)
-    add_pointrend_config(cfg)
+    if add_pointrend_config is not None:
+        add_pointrend_config(cfg)
     add_blockcopy_config(cfg)
     merge_overrides(cfg, defaults)
     if path:

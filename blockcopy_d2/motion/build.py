@@ -1,7 +1,5 @@
 """Estimators of motion: their base class, and their registry."""
 
-import importlib.util
-
 import torch
 from detectron2.utils.registry import Registry
 
@@ -124,6 +122,13 @@ def build_motion(cfg):
         own = cfg.MODEL.BLOCKCOPY.MOTION
         own.CELL_SIZE = min(own.CELL_SIZE, options.BLOCK_SIZE)
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-        has_opencv = importlib.util.find_spec("cv2") is not None
-        name = "DISFlow" if has_opencv and not on_gpu else "BlockMatching"
+        name = "DISFlow" if _has_opencv() and not on_gpu else "BlockMatching"
     return MOTION_REGISTRY.get(name)(cfg)
+
+
+def _has_opencv():
+    try:
+        import cv2  # noqa: F401
+    except ImportError:  # missing, or without libraries of the system
+        return False
+    return True

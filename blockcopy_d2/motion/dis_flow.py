@@ -42,7 +42,7 @@ class DISFlow(MotionEstimator):
             import cv2
         except ImportError as error:
             raise ImportError(
-                "DISFlow is OpenCV's: pip install opencv-python-headless, or set "
+                f"DISFlow is OpenCV's ({error}): pip install opencv-python-headless, or set "
                 'MODEL.BLOCKCOPY.MOTION.NAME to "BlockMatching"'
             ) from error
         self.preset = getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}")

@@ -1,12 +1,16 @@
 """Frames on a device are mapped as Detectron2 maps them on the host, bit for bit."""
 
+import subprocess
+import sys
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
-from blockcopy_d2.data import FrameMapper
+from blockcopy_d2.data import FrameMapper, frame_mapper
 from blockcopy_d2.data.device_resize import resize_picture
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +49,22 @@ def test_pictures_are_resized_as_by_pillow(before, after):
     found = found.permute(1, 2, 0).cpu().numpy()
     difference = np.abs(found.astype(int) - expected)
     assert found.shape == expected.shape and difference.max() == 0
+
+
+def test_without_opencv_pictures_are_the_same(monkeypatch):
+    image, inputs = picture((60, 90)), []
+    for module in (cv2, None):
+        monkeypatch.setattr(frame_mapper, "cv2", module)
+        mapper = FrameMapper(augmentations=[T.Resize((31, 47))], image_format="RGB")
+        inputs.append(mapper(image)["image"])
+    assert torch.equal(*inputs)
+
+
+def test_only_drawing_needs_opencv():
+    """OpenCV may be missing, or may not find libraries of the system, such as libGL."""
+    program = "import sys; sys.modules['cv2'] = None; import blockcopy_d2.data, blockcopy_d2.batch"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 AUGMENTATIONS = {

@@ -1,5 +1,7 @@
 """Promises of every estimator, on the CPU."""
 
+import sys
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -233,7 +235,7 @@ def configured(**options):
     return cfg
 
 
-def test_built_by_name():
+def test_built_by_name(monkeypatch):
     assert build_motion(configured()) is None
     for name, kind in (
         ("BlockMatching", BlockMatching),
@@ -245,6 +247,13 @@ def test_built_by_name():
     cfg = configured(NAME="auto")
     cfg.MODEL.DEVICE = "cpu"
     assert type(build_motion(cfg)) is DISFlow
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cv2", None)
+        assert type(build_motion(cfg)) is BlockMatching, "without OpenCV"
+        with pytest.raises(
+            ImportError, match="DISFlow is OpenCV's .*: pip install opencv-python-h"
+        ):
+            DISFlow()
     cfg.MODEL.DEVICE = "cuda"
     assert type(build_motion(cfg)) is BlockMatching and build_motion(cfg).capturable
     with pytest.raises(KeyError, match="Farneback"):
