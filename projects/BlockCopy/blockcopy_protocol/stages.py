@@ -70,8 +70,9 @@ def stage_table(results):
         results (dict): content of results.json.
 
     Returns:
-        str: milliseconds of each stage, means over all frames, and GMACs of task and policy; below,
-        the time that blocks cost when all of them run, if stock Detectron2 ran, too.
+        str: executed share, milliseconds of each stage, means over the frames, and GMACs of task
+        and policy; below, the time that blocks cost when all of them run, if stock Detectron2 ran,
+        too.
     """
     rows, measured = [], list(_measured(results))
     spec = ".1f" if max((row["ms_mean"] for row in measured), default=0) >= 100 else ".2f"
@@ -81,6 +82,7 @@ def stage_table(results):
         rows.append(
             [
                 _title(row),
+                _format(row.get("executed_fraction"), ".3f"),
                 f"{row['ms_mean']:{spec}}",
                 *(_format(value, spec) for value in stages.values()),
                 _format(row.get("ms_block_lists"), ".2f"),
@@ -88,7 +90,7 @@ def stage_table(results):
                 f"{macs['policy']:.1f}" if macs.get("policy") else "-",
             ]
         )
-    headers = ["method", "ms", *_COLUMNS, "block lists", "GMACs, task", "GMACs, policy"]
+    headers = ["method", "executed", "ms", *_COLUMNS, "block lists", "GMACs, task", "GMACs, policy"]
     align = ["left"] + ["right"] * (len(headers) - 1)
     table = tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
     return "\n".join([table, *_cost_of_blocks(results)])
