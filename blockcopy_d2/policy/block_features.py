@@ -54,6 +54,16 @@ def block_features(observation, pixel_scale, floors):
         Tensor: float (N, F, GH, GW), in the order of :data:`FEATURES`: logarithms of values in
         multiples of their mean over the blocks of a stream, so that their unit does not matter.
     """
+    if triton_runs_on(floors.device):
+        from .choice_kernels import MOST_BLOCKS, block_features_triton
+
+        if observation.gain[0].numel() <= MOST_BLOCKS:
+            return block_features_triton(observation, pixel_scale, floors)
+    return block_features_reference(observation, pixel_scale, floors)
+
+
+def block_features_reference(observation, pixel_scale, floors):
+    """:func:`block_features` in plain PyTorch."""
     means = block_means(
         observation.frame,
         observation.frame_state,

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .block_features import block_means
 
-__all__ = ["MOST_BLOCKS", "choose_triton"]
+__all__ = ["MOST_BLOCKS", "block_features_triton", "choose_triton"]
 
 # One program holds all blocks of a stream.
 MOST_BLOCKS = 2048
@@ -48,16 +48,20 @@ def expect_kernel(
     logits_ptr,
     scores_ptr,
     usable_ptr,
+    features_ptr,
     rows,
     columns,
     AGE_POWER: tl.constexpr,
     LONG_WAIT: tl.constexpr,
     OVERDUE_POWER: tl.constexpr,
     HAS_REGION: tl.constexpr,
+    FEATURES: tl.constexpr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program expects the gains of a stream's blocks, and scores them."""
+    """
+    A program expects the gains of a stream's blocks, and scores them; or writes their FEATURES.
+    """
     prior_ptr, correction_ptr, floors_ptr = network
     stream, blocks = tl.program_id(0).to(tl.int64), rows * columns
     block = tl.arange(0, BLOCK)
@@ -73,7 +77,10 @@ def expect_kernel(
     for f in tl.static_range(F - 2):
         value = tl.load(means_ptr + (stream * (F - 2) + f) * blocks + block, mask=exists, other=0.0)
         weight = (tl.load(prior_ptr + f) + tl.load(correction_ptr + f)) * scale
-        logit += weight * _relative(value, tl.load(floors_ptr + f), exists, blocks)
+        feature = _relative(value, tl.load(floors_ptr + f), exists, blocks)
+        logit += weight * feature
+        if FEATURES:
+            tl.store(features_ptr + (stream * F + f) * blocks + block, feature, mask=exists)
     gain_ptr += stream * blocks
     gain = tl.load(gain_ptr + block, mask=exists, other=-1.0)
     known = gain >= 0
@@ -88,18 +95,25 @@ def expect_kernel(
             nearby = tl.maximum(nearby, other, propagate_nan=tl.PropagateNan.ALL)
     nearby = tl.where(exists, nearby, 0.0)
     weight = (tl.load(prior_ptr + F - 2) + tl.load(correction_ptr + F - 2)) * scale
-    logit += weight * _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
+    feature = _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
+    logit += weight * feature
     weight = (tl.load(prior_ptr + F - 1) + tl.load(correction_ptr + F - 1)) * scale
-    logit += weight * _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
-    age = tl.load(age_ptr + here, mask=exists, other=0).to(tl.float32)
-    overdue = tl.maximum((age + 1) * (tl.load(target_ptr).to(tl.float32) / LONG_WAIT), 1.0)
-    score = logit + AGE_POWER * tl.log(age + 1) + OVERDUE_POWER * tl.log(overdue)
-    usable = tl.sum((exists & ~(tl.abs(score) < float("inf"))).to(tl.int32), 0) == 0
-    if HAS_REGION:
-        score += tl.load(region_ptr + here, mask=exists, other=0.0)
-    tl.store(logits_ptr + here, logit, mask=exists)
-    tl.store(scores_ptr + here, score, mask=exists)
-    tl.store(usable_ptr + stream, usable.to(tl.uint8))
+    last_feature = _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
+    logit += weight * last_feature
+    if FEATURES:
+        features_ptr += stream * F * blocks + block
+        tl.store(features_ptr + (F - 2) * blocks, feature, mask=exists)
+        tl.store(features_ptr + (F - 1) * blocks, last_feature, mask=exists)
+    else:
+        age = tl.load(age_ptr + here, mask=exists, other=0).to(tl.float32)
+        overdue = tl.maximum((age + 1) * (tl.load(target_ptr).to(tl.float32) / LONG_WAIT), 1.0)
+        score = logit + AGE_POWER * tl.log(age + 1) + OVERDUE_POWER * tl.log(overdue)
+        usable = tl.sum((exists & ~(tl.abs(score) < float("inf"))).to(tl.int32), 0) == 0
+        if HAS_REGION:
+            score += tl.load(region_ptr + here, mask=exists, other=0.0)
+        tl.store(logits_ptr + here, logit, mask=exists)
+        tl.store(scores_ptr + here, score, mask=exists)
+        tl.store(usable_ptr + stream, usable.to(tl.uint8))
 
 
 @triton.jit
@@ -136,27 +150,40 @@ def pick_kernel(
 
 def choose_triton(observation, network, target):
     """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
-    from .expected_gain import AGE_POWER, LONG_WAIT, OVERDUE_POWER
-
     seen, device = observation, observation.frame.device
     streams, rows, columns = seen.gain.shape
-    means = block_means(
-        seen.frame, seen.frame_state, seen.output, network.pixel_scale, (rows, columns)
-    )
     index = torch.as_tensor(seen.frame_index, device=device).view(-1).expand(streams)
     logits, scores = torch.empty(2, *seen.gain.shape, device=device)
     active = torch.empty(seen.gain.shape, dtype=torch.bool, device=device)
     usable = torch.empty(streams, dtype=torch.uint8, device=device)
     weights = (network.prior, network.correction, network.floors)
-    has_region, gain = seen.region is not None, seen.gain.contiguous()
-    region = seen.region.contiguous() if has_region else gain
-    blocks = rows * columns
-    constants = {"HAS_REGION": has_region, "F": means.shape[1] + 2}
-    constants |= {"AGE_POWER": AGE_POWER, "LONG_WAIT": LONG_WAIT, "OVERDUE_POWER": OVERDUE_POWER}
-    constants |= {"BLOCK": max(triton.next_power_of_2(blocks), 16), "num_warps": 4}
-    tensors = (means, gain, seen.age.contiguous(), region, weights, target)
-    outputs = (logits, scores, usable, rows, columns)
-    expect_kernel[(streams,)](*tensors, *outputs, **constants)
+    _expect(seen, network.pixel_scale, weights, target, (logits, scores, usable))
     tensors = (scores, usable, target, index.contiguous(), active.view(torch.uint8))
+    blocks = rows * columns
     pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, BI=32, BJ=128, num_warps=4)
     return logits, active
+
+
+def block_features_triton(observation, pixel_scale, floors):
+    """:func:`blockcopy_d2.policy.block_features.block_features` by Triton."""
+    streams, rows, columns = observation.gain.shape
+    features = torch.empty(streams, len(floors), rows, columns, device=floors.device)
+    _expect(observation, pixel_scale, (floors,) * 3, floors, features=features)
+    return features
+
+
+def _expect(seen, pixel_scale, weights, target, outputs=None, features=None):
+    from .expected_gain import AGE_POWER, LONG_WAIT, OVERDUE_POWER
+
+    streams, rows, columns = seen.gain.shape
+    maps = (seen.frame, seen.frame_state, seen.output)
+    means, gain = block_means(*maps, pixel_scale, (rows, columns)), seen.gain.contiguous()
+    # Features need neither ages nor regions.
+    age = gain if seen.age is None else seen.age.contiguous()
+    region = gain if seen.region is None else seen.region.contiguous()
+    constants = {"AGE_POWER": AGE_POWER, "LONG_WAIT": LONG_WAIT, "OVERDUE_POWER": OVERDUE_POWER}
+    constants |= {"HAS_REGION": seen.region is not None, "FEATURES": features is not None}
+    constants |= {"F": means.shape[1] + 2, "BLOCK": triton.next_power_of_2(max(rows * columns, 16))}
+    inputs = (means, gain, age, region, weights, target)
+    outputs = (gain, gain, gain, features) if outputs is None else (*outputs, gain)
+    expect_kernel[(streams,)](*inputs, *outputs, rows, columns, **constants, num_warps=4)

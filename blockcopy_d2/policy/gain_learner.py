@@ -78,16 +78,26 @@ class GainLearner(OnlineLearner):
     @torch.inference_mode(False)
     def learn(self, decision, gain, *, executed=None, leaves=None, later=False):
         """See :meth:`OnlineLearner.learn`."""
-        changes = (self.wants_graph() and not later) or self.takes_over()
-        if changes or self.sync or not triton_runs_on(gain.device):
+        updates, takes_over = self.wants_graph() and not later, self.takes_over()
+        if self.sync or not triton_runs_on(gain.device):
             options = {"executed": executed, "leaves": leaves, "later": later}
             return super().learn(decision, gain, **options)
         from .gain_report_kernels import report_triton
 
+        if updates:
+            self._check_graph(decision)
         self.frames += 1
         executed = decision.active if executed is None else executed
         costs = self._moving_cost, self.cost_momentum
-        report = report_triton(decision.logits.detach().float(), gain, executed, *costs)
+        logits = decision.logits.detach().float()
+        report, gradient, number = report_triton(logits, gain, executed, *costs)
+        if updates:
+            leaves = self._parameters if leaves is None else leaves
+            gradient = (gradient / number.clamp_min(1)).to(decision.logits.dtype)
+            gradients = torch.autograd.grad(decision.logits, leaves, gradient)
+            self._update(gradients, report["loss"], number)
+        if takes_over:
+            self._take_over()
         skipped = self._skipped_updates.clone()
         return {**report, "reward": report["gain"], "skipped_updates": skipped}
 

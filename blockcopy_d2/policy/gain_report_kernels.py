@@ -1,6 +1,6 @@
 """
-The report of a :class:`.GainLearner` on a frame that changes no weights, in two launches on a GPU.
-Needs Triton.
+The report of a :class:`.GainLearner` on a frame, and the gradient of its loss, in two launches on a
+GPU. Needs Triton.
 
 Shape shorthand: N streams, GH x GW blocks.
 """
@@ -21,6 +21,7 @@ def share_kernel(
     gain_ptr,
     executed_ptr,
     parts_ptr,
+    gradient_ptr,
     blocks,
     TINY: tl.constexpr,
     LEAST: tl.constexpr,
@@ -47,6 +48,8 @@ def share_kernel(
     expected = tl.where(exists, tl.exp(log_expected), 0.0)
     loss = -tl.sum(tl.where(share > 0, share * log_expected, 0.0), 0)
     entropy = -tl.sum(tl.where(expected > 0, expected * log_expected, 0.0), 0)
+    gradient = tl.where(taught, expected * tl.sum(share, 0) - share, 0.0)
+    tl.store(gradient_ptr + here, gradient, mask=exists)
     parts_ptr += stream * 5
     tl.store(parts_ptr, tl.sum(gain, 0) / blocks)
     tl.store(parts_ptr + 1, tl.where(usable, entropy, 0.0))
@@ -70,6 +73,7 @@ def report_kernel(parts_ptr, moving_cost_ptr, out_ptr, momentum, N, BLOCK: tl.co
     after = before + (1 - momentum) * (cost - before)
     tl.store(moving_cost_ptr, after)
     tl.store(out_ptr + 4, after)
+    tl.store(out_ptr + 5, number)
 
 
 def report_triton(logits, gain, executed, moving_cost, momentum):
@@ -81,16 +85,20 @@ def report_triton(logits, gain, executed, moving_cost, momentum):
         momentum (float): its momentum.
 
     Returns:
-        dict[str, Tensor]: float32 scalars, as :meth:`.OnlineLearner.learn` returns them.
+        tuple: dict[str, Tensor], float32 scalars, as :meth:`.OnlineLearner.learn` returns them;
+        float32 (N, GH, GW), the gradient of the sum of the streams' losses by their logits; and a
+        float32 scalar, the number of streams that can be learned from.
     """
     streams, blocks = len(gain), gain[0].numel()
     parts = torch.empty(streams, 5, device=gain.device)
-    out = torch.empty(len(REPORTED), device=gain.device)
+    out = torch.empty(len(REPORTED) + 1, device=gain.device)
+    gradient = torch.empty(gain.shape, device=gain.device)
     maps = (logits.contiguous(), gain.contiguous(), executed.contiguous().view(torch.uint8))
     limits = torch.finfo(torch.float32)
     constants = {"TINY": limits.tiny, "LEAST": limits.min}
     constants |= {"BLOCK": triton.next_power_of_2(blocks), "num_warps": 4}
-    share_kernel[(streams,)](*maps, parts, blocks, **constants)
+    share_kernel[(streams,)](*maps, parts, gradient, blocks, **constants)
     most = triton.next_power_of_2(streams)
     report_kernel[(1,)](parts, moving_cost, out, momentum, streams, BLOCK=most, num_warps=1)
-    return dict(zip(REPORTED, out, strict=True))
+    *values, number = out
+    return dict(zip(REPORTED, values, strict=True)), gradient, number

@@ -216,11 +216,8 @@ class OnlineLearner:
             RuntimeError: if this frame updates the weights but has no autograd graph.
         """
         updates, takes_over = self.wants_graph(), self.takes_over()
-        if updates and not later and not decision.logits.requires_grad:
-            raise RuntimeError(
-                "This frame updates the policy, but its decision has no autograd graph. Call the"
-                " policy with gradients enabled where OnlineLearner.wants_graph() is true."
-            )
+        if updates and not later:
+            self._check_graph(decision)
         executed = decision.active if executed is None else executed
         gain, usable = _usable(gain)
         costs = (executed & usable).float().mean(dim=(1, 2)).sum()
@@ -245,6 +242,13 @@ class OnlineLearner:
             "loss": loss.detach(),
             "skipped_updates": self._skipped_updates.clone(),
         }
+
+    def _check_graph(self, decision):
+        if not decision.logits.requires_grad:
+            raise RuntimeError(
+                "This frame updates the policy, but its decision has no autograd graph. Call the"
+                " policy with gradients enabled where OnlineLearner.wants_graph() is true."
+            )
 
     @torch.inference_mode(False)
     def update(self, decision, gain, *, executed, leaves):

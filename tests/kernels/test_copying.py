@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 
 from blockcopy_d2.kernels import copying  # noqa: E402
 from blockcopy_d2.kernels.copying import copy_all, copy_all_reference  # noqa: E402
+from blockcopy_d2.kernels.packing import PackedCopies  # noqa: E402
 from blockcopy_d2.kernels.triton_copying import copy_all_triton  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 
@@ -53,6 +54,17 @@ def test_tensors_that_the_kernel_cannot_copy(monkeypatch):
     kept = [x.clone() for x in targets]
     copy_all(targets, targets)
     assert all(map(torch.equal, targets, kept))
+
+
+def test_copies_in_one_piece_of_memory():
+    packed, first, second = PackedCopies(tensors(0)), tensors(1), tensors(2)
+    packed.fill(first)
+    kept = packed.take()
+    packed.fill(second)
+    for copies, originals in ((kept, first), (packed.take(), second)):
+        for copy, original in zip(copies, originals, strict=True):
+            assert copy.dtype == original.dtype and torch.equal(copy, original)
+            assert copy.data_ptr() % 16 == 0
 
 
 def test_compiles_without_a_gpu():

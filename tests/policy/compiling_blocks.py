@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 from blockcopy_d2.policy import DetectionMasks, GainNetwork, Observation, block_features
-from blockcopy_d2.policy.choice_kernels import choose_triton
+from blockcopy_d2.policy.choice_kernels import block_features_triton, choose_triton
 from blockcopy_d2.policy.gain_kernels import mask_block_gain_triton
 from blockcopy_d2.policy.gain_report_kernels import report_triton
 from tests.kernels.compiling import compiling, report
@@ -24,6 +24,7 @@ def main(capability):
             known = {"age": blocks.int(), "gain": blocks, "region": blocks}
             seen = Observation(*maps, grid=blocks[None], frame_index=1, **known)
             choose_triton(seen, GainNetwork(), torch.zeros((), dtype=torch.float64))
+        block_features_triton(seen, torch.ones(3), torch.ones(8))
         masks, scores = torch.zeros(1, 100, 256, 512, dtype=torch.bool), torch.zeros(1, 100)
         seen = DetectionMasks(masks, scores, scores.long())
         mask_block_gain_triton(seen, seen)

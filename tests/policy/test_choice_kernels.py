@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton")
 
 from blockcopy_d2.policy import GainNetwork, Observation  # noqa: E402
-from blockcopy_d2.policy.choice_kernels import choose_triton  # noqa: E402
+from blockcopy_d2.policy.block_features import block_features_reference  # noqa: E402
+from blockcopy_d2.policy.choice_kernels import block_features_triton, choose_triton  # noqa: E402
 from blockcopy_d2.policy.expected_gain import choose_blocks_reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,3 +88,14 @@ def test_a_stream_without_numbers_executes_all(bad):
     seen.output[1, 0, 3, 3] = bad
     (_, active), (_, chosen) = both(seen)
     assert torch.equal(chosen, active) and chosen[1].all() and not chosen[0].all()
+
+
+@pytest.mark.parametrize("streams, grid_shape", [(1, (1, 1)), (2, (3, 5))])
+def test_features_are_those_of_the_reference(streams, grid_shape):
+    seen = dataclasses.replace(observation(streams, grid_shape), age=None, region=None)
+    network = GainNetwork(pixel_std=(57.0, 58.0, 59.0))
+    want = block_features_reference(seen, network.pixel_scale, network.floors)
+    values = {k: v.to(DEVICE) for k, v in vars(seen).items() if isinstance(v, torch.Tensor)}
+    constants = network.pixel_scale.to(DEVICE), network.floors.to(DEVICE)
+    found = block_features_triton(dataclasses.replace(seen, **values), *constants)
+    torch.testing.assert_close(found.cpu(), want, rtol=1e-4, atol=1e-4)

@@ -25,11 +25,21 @@ def assert_alike(logits, gain, drawn, executed):
     moving_cost = torch.tensor(0.4, device=DEVICE)
     maps = [x.to(DEVICE) for x in (logits, gain, executed)]
     for want in wanted:
-        found = report_triton(*maps, moving_cost, 0.9)
+        found, gradient, number = report_triton(*maps, moving_cost, 0.9)
         for name, value in found.items():
             expected = want[name].detach()
             torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-6, msg=name)
+    logits = logits.clone().requires_grad_()
+    losses, _ = learner._teach(Decision(drawn, logits), *_usable(gain, executed))
+    (expected,) = torch.autograd.grad(losses.sum(), logits)
+    torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-4, atol=1e-6)
+    assert number == gain.isfinite().flatten(1).all(1).sum()
     return found
+
+
+def _usable(gain, executed):
+    usable = gain.isfinite().flatten(1).all(1)[:, None, None]
+    return torch.where(usable, gain, 0.0), executed, usable
 
 
 @pytest.mark.parametrize("streams, grid_shape", [(1, (1, 1)), (3, (3, 5)), (1, (8, 16))])
@@ -58,19 +68,33 @@ def test_frames_that_teach_nothing(part):
     assert_alike(logits, gain, drawn, executed)
 
 
-def test_the_learner_counts_its_frames(monkeypatch):
+@pytest.mark.parametrize("update_every", [9, 1])
+def test_the_learner_learns_as_without_kernels(monkeypatch, update_every):
     monkeypatch.setattr("blockcopy_d2.policy.gain_learner.triton_runs_on", lambda device: True)
+    logits, gain, drawn, executed = (x.to(DEVICE) for x in frame())
+    features = torch.rand(2, 8, 3, 5, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     learners = []
     for learn in (GainLearner.learn, OnlineLearner.learn):
         policy = ExpectedGain(target=0.4).to(DEVICE)
-        learner = GainLearner(policy, target=0.4, update_every=9)
-        logits, gain, drawn, executed = (x.to(DEVICE) for x in frame())
-        decision = Decision(drawn, logits.requires_grad_())
-        learners.append((learner, learn(learner, decision, gain, executed=executed)))
-    (learner, found), (other, want) = learners
-    assert learner.frames == other.frames == 1 and found.keys() == want.keys()
+        learner = GainLearner(policy, target=0.4, update_every=update_every)
+        for _ in range(3):
+            weights = policy.network.correction.view(1, -1, 1, 1)
+            decision = Decision(drawn, logits + (features * weights).sum(dim=1))
+            told = learn(learner, decision, gain, executed=executed)
+        learners.append((learner, told, policy.network.correction.detach()))
+    (learner, found, weights), (other, want, expected) = learners
+    assert learner.frames == other.frames == 3 and found.keys() == want.keys()
     for name, value in want.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
-        torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=1e-6, msg=name)
-    state, other = learner.state_dict(), other.state_dict()
-    torch.testing.assert_close(state["moving_cost"], other["moving_cost"])
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-5)
+    assert weights.any() == (update_every == 1)
+
+
+def test_an_update_needs_an_autograd_graph(monkeypatch):
+    monkeypatch.setattr("blockcopy_d2.policy.gain_learner.triton_runs_on", lambda device: True)
+    learner = GainLearner(ExpectedGain(target=0.4).to(DEVICE), target=0.4, update_every=1)
+    logits, gain, drawn, executed = (x.to(DEVICE) for x in frame())
+    with pytest.raises(RuntimeError, match="no autograd graph"):
+        learner.learn(Decision(drawn, logits), gain, executed=executed)
+    assert learner.frames == 0

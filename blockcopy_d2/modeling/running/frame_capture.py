@@ -13,6 +13,7 @@ import functools
 import torch
 
 from blockcopy_d2.kernels.graph import CapturedFunction
+from blockcopy_d2.kernels.packing import PackedCopies
 from blockcopy_d2.sparse import BlockGrid, block_sparse
 from blockcopy_d2.sparse.macs import count_macs
 
@@ -89,7 +90,7 @@ class FrameCapture:
         self.macs = {}
         self._present = present
         self._static_heads = heads
-        self._observation = self._decisions = self._begun = None
+        self._observation = self._decisions = self._begun = self._kept = None
         self._normalized = self._arrival = self._outputs = self._features = None
         self._left_out = () if asks else ("policy",)
         self._left_out += () if moves else ("motion", "move_caches")
@@ -250,3 +251,29 @@ class FrameCapture:
                 observation=self._observation,
                 decisions=self._decisions,
             )
+            kept = self._parts_to_keep(memory)
+            if self._kept is None:
+                self._kept = PackedCopies(kept)
+            self._kept.fill(kept)
+
+    def _parts_to_keep(self, memory):
+        tensors = [self.grid.active, memory.drawn, memory.logits, memory.history.age]
+        tensors += [memory.cut, memory.broken]
+        return tensors if self.field is None else [*tensors, self.field]
+
+    def take(self, memory):
+        """
+        Args:
+            memory (StreamMemory): memory of the streams.
+
+        Returns:
+            dict[str, Tensor or None]: copies of parts of the latest frames: "executed", bool
+            (N, GH, GW); "drawn", "logits", "cut" and "broken" of the memory; "age"; and "field".
+        """
+        if self._kept is None:
+            # Their first frame had no memory to keep anything of.
+            copies = [x.clone() for x in self._parts_to_keep(memory)]
+        else:
+            copies = self._kept.take()
+        names = ("executed", "drawn", "logits", "age", "cut", "broken", "field")
+        return {"field": None, **dict(zip(names, copies))}

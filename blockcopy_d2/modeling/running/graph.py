@@ -261,16 +261,14 @@ class FrameGraph:
         """list[CapturedFrameResult or None]: one for every stream, in memory of their own."""
         capture, memory = self._latest, self.memory
         layout = {"block_size": model.block_size, "image_size": capture.sizes.canvas_size}
+        kept = capture.take(memory)
         # For a stream without a frame, the memory still holds the blocks of its last one.
-        active = capture.grid.active
-        work = SparseFrame(BlockGrid(active.clone(), **layout), state=None)
+        work = SparseFrame(BlockGrid(kept["executed"], **layout), state=None)
         work.programs, work.dense_module_macs = capture.programs, capture.dense_module_macs
         work.may_improve = capture.may_improve
-        kept = (work.grid.active, memory.drawn, memory.logits, memory.history.age)
-        executed, drawn, logits, age = (x.clone().split(1) for x in kept)
-        cut, broken = memory.cut.clone(), memory.broken.clone()
-        moved = capture.field is not None and not all(is_first)
-        field = capture.field.clone() if moved else None
+        names = ("executed", "drawn", "logits", "age")
+        executed, drawn, logits, age = (kept[name].split(1) for name in names)
+        field = None if all(is_first) else kept["field"]
         policies = policies_of(model, streams)
         results = [None] * streams.num_streams
         for n, is_present in enumerate(self._present_now):
@@ -291,8 +289,8 @@ class FrameGraph:
                 grid=BlockGrid(executed[n], **layout),
                 age=age[n],
                 work=work,
-                cut=cut[n],
-                broken=broken[n],
+                cut=kept["cut"][n],
+                broken=kept["broken"][n],
                 timer=timer,
                 is_first=is_first[n],
                 heads_macs=capture.macs["heads"],
