@@ -76,7 +76,7 @@ class ExpectedGain(Policy):
     evenly with the frames since blocks were executed, or by any other power of them, the order of
     gain times age has the least mean error (the index of a restless bandit, Whittle 1988): a block
     that changes fast is wrong again after a frame, one that changes slowly stays right for long.
-    See :func:`weight_of_age` for the power of age that goes with what features tell of old blocks.
+    See :func:`weight_of_age` for the power of age: features say part of it.
     Every block is executed in the end, and exploration never stops.
 
     The number of blocks is exact: over any frames in a row it is tau of all their blocks, up to
