@@ -38,10 +38,11 @@ class FrameGraph:
     """
     Runs the frames of a single stream, or of a batch of N, for a :class:`BlockCopyVideoModel` whose
     meta-architecture has :class:`StaticHeads`. Results are those of running operator by operator.
-    One CUDA graph holds preprocessing, policy, sampling, the block-sparse network and what follows
-    it (proposal selection, RoI heads); it is replayed for any active blocks. The update of the
-    history, the information gain and the learner's step are one graph each, after the one that
-    results are read from. The host waits only where it reads a result.
+    One CUDA graph holds preprocessing, policy, sampling, the block-sparse network and its heads
+    until the number of detections is known; it is replayed for any active blocks. The rest of the
+    heads is the second graph, which results are read from. The update of the history with the
+    information gain, and the learner's step, are one graph each after it. The host waits only where
+    it reads a result.
 
     It belongs to the streams, on whose features its graphs work in place. The first frame of a size
     allocates memory and captures. After it, only results allocate memory. Every stream keeps its
