@@ -261,8 +261,8 @@ def test_frames_that_a_gpu_decoded_are_run_compared_and_drawn(run, clip, tmp_pat
 @pytest.mark.parametrize(
     "args, message",
     [
-        ("--fps 0", "argument --fps: 0 is no finite number above 0"),
-        ("--reconnect nan", "argument --reconnect: nan is no number of at least 0"),
+        ("--fps 0", "argument --fps: 0 is not a finite number above 0"),
+        ("--reconnect nan", "argument --reconnect: nan is not a number of at least 0"),
         ("--metrics-port 70000", "argument --metrics-port: 70000 is neither a port"),
         ("--metrics-port :80", "argument --metrics-port: :80 is neither a port"),
     ],

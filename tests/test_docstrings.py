@@ -28,6 +28,8 @@ PHRASES = re.compile(
     r"|\b[Tt]ells? (?!apart)|\bnot tell\b|\btold by\b|\bat (its|their|the policy's) will\b"
     # "Times are of whole frames": say "Times are for", "have", "belong to".
     r"|\b(is|are|was|were) of (an?|another|different|no|an? \w+|several|whole)\b|\bneed be\b"
+    # "It is no file": say "is not a file".
+    r"|(?<!here )\b(is|are) no (?!longer|more|less|larger|better|worse|one|need)[a-z]"
     # "Of a camera the newest frame is run": begin with the subject.
     r"|(?<=[a-z)][.;] )Of (an?|what|two|detections)\b"
 )

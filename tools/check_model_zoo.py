@@ -108,7 +108,7 @@ def build_narrow(path):
         tuple[nn.Module, str]: the model, and a text that is equal for equal models.
 
     Raises:
-        NotBuilt: it needs a package that is not installed, or is no model of Detectron2's.
+        NotBuilt: it needs a package that is not installed, or is not a model of Detectron2.
     """
     cfg = model_zoo.get_config(path)
     torch.manual_seed(0)

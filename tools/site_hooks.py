@@ -48,7 +48,7 @@ def on_page_markdown(markdown, page, config, files):
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         place = PAGES.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(place) is None:
-            raise PluginError(f"{source} links to {target}, which is no page of the site")
+            raise PluginError(f"{source} links to {target}, which is not a page of the site")
         return posixpath.relpath(place, posixpath.dirname(here) or ".") + mark + anchor
 
     return TARGET.sub(resolve, markdown)

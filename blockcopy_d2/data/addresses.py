@@ -18,7 +18,7 @@ def is_address(source):
         source (str): source of a video.
 
     Returns:
-        bool: whether it has the form ``protocol://...`` and is no file that exists.
+        bool: whether it has the form ``protocol://...`` and does not name an existing file.
     """
     return "://" in source and not os.path.exists(source)
 

@@ -45,7 +45,7 @@ def choose_decoder(video, first, decoder, device):
         if decoder == "torchcodec":
             raise
         return video
-    reason = "it is no file" if video.path is None else video.peculiarity
+    reason = "it is not a file" if video.path is None else video.peculiarity
     if reason is None:
         chosen = TorchcodecVideo(video, device)
         reason = chosen.difference_from(first)

@@ -181,14 +181,14 @@ def positive(text):
 def _rate(text):
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return value
 
 
 def _patience(text):
     value = float(text)
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
     return value
 
 

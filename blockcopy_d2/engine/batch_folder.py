@@ -354,7 +354,7 @@ def _check_place(source, output):
         return
     if not _has_images(source):
         raise FileNotFoundError(
-            f"{redact(source)} holds no image, so it is no video. For the videos in it give"
+            f"{redact(source)} holds no image, so it is not a video. For the videos in it give"
             f" '{redact(os.path.join(source, '*'))}', in quotation marks."
         )
     if _lies_in(output, source):

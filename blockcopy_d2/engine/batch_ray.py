@@ -329,7 +329,7 @@ def _cause(error):
 
 
 def _mean(own, states):
-    """dict[str, Tensor]: the mean of several states; ``own`` where they are no real numbers."""
+    """dict[str, Tensor]: the mean of several states; ``own`` where they are not real numbers."""
     return {
         name: torch.stack([state[name] for state in states]).mean(0)
         if value.is_floating_point()

@@ -181,7 +181,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         tagged = self._last_checkpoint()
         if tagged is not None and tagged not in names:
             self.logger.warning(
-                "%s names %r, which is no checkpoint %s_*.pth in that folder.",
+                "%s names %r, which is not a checkpoint %s_*.pth in that folder.",
                 os.path.join(self.save_dir, "last_checkpoint"),
                 tagged,
                 self.file_prefix,

@@ -34,8 +34,8 @@ def read_checkpoint(path):
             loaded = torch.load(f, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise UnreadableCheckpointError(
-                f"{path} is no checkpoint, or holds more than tensors and plain values; it is not"
-                f" loaded, since that could execute code from it: {error}"
+                f"{path} is not a checkpoint, or holds more than tensors and plain values; it is"
+                f" not loaded, since that could execute code from it: {error}"
             ) from error
         except Exception as error:
             # Damaged bytes make the unpickler raise errors of many types.

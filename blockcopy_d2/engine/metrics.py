@@ -41,7 +41,7 @@ class StreamMetrics:
         Raises:
             ImportError: prometheus_client is not installed.
             OSError: the port is taken, or the host is not one of this machine.
-            ValueError: it is no port.
+            ValueError: it is not a port.
         """
         try:
             import prometheus_client as client

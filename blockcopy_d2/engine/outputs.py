@@ -109,7 +109,7 @@ def _refuse_frames(output, folder):
 
 def _same(output, path):
     """
-    Returns whether both are one existing file. Something that is no file, such as /dev/null, is not
+    Returns whether both are one existing file. A device, such as /dev/null, is not
     lost.
     """
     try:

@@ -70,7 +70,7 @@ def polygon(text):
         corners = []
     if len(corners) < 3 or any(len(corner) != 2 for corner in corners):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no polygon; expected x,y of three corners or more: '0,0 640,0 640,360'"
+            f"{text!r} is not a polygon; expected x,y of three corners or more: '0,0 640,0 640,360'"
         )
     return corners
 

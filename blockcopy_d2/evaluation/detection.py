@@ -188,7 +188,7 @@ def _problem_of(annotation, categories):
     if annotation["category_id"] not in categories:
         return f"is of the category {annotation['category_id']!r}, which is not listed"
     if not _are_finite([annotation["area"]]):
-        return "has an 'area' that is no number"
+        return "has an 'area' that is not a number"
     box = annotation.get("bbox", [0] * 4)
     # Five numbers are a rotated box.
     if not isinstance(box, list) or len(box) not in (4, 5) or not _are_finite(box):

@@ -42,8 +42,8 @@ def copy_all_kernel(
 def as_words(target, source, present=None):
     """
     Returns:
-        tuple[Tensor, Tensor] or None: both as words of four bytes, or of one where they are no
-        multiple of that; None if the kernel cannot copy them.
+        tuple[Tensor, Tensor] or None: both as words of four bytes, or of one where they are not
+        multiples of that; None if the kernel cannot copy them.
     """
     alike = target.dtype == source.dtype and target.shape == source.shape
     if not (alike and target.is_contiguous() and source.is_contiguous()):

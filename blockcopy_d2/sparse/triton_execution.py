@@ -127,7 +127,7 @@ class Bound:
         self.block_size = grid.block_size
         self.grid_shape = grid.shape
         self.torch_device = grid.active.device
-        self.objects = {}  # results of this frame that are no maps
+        self.objects = {}  # results of this frame that are not maps
         self.maps = {}
         for index in self.schedule.places:
             self.maps[index] = self._map(index)

@@ -269,8 +269,8 @@ def test_another_video_is_refused(sources, tmp_path, capsys, monkeypatch):
 
 
 def test_missing_files_are_named(sources, tmp_path, capsys):
-    assert "nowhere.avi is no file" in fails(capsys, [*sources, "--video", "nowhere.avi"])
-    assert "nowhere.txt is no file" in fails(capsys, [*sources, "--boxes", "nowhere.txt"])
+    assert "nowhere.avi is not a file" in fails(capsys, [*sources, "--video", "nowhere.avi"])
+    assert "nowhere.txt is not a file" in fails(capsys, [*sources, "--boxes", "nowhere.txt"])
     assert "required: --video, --boxes" in fails(capsys, [])
     assert not (tmp_path / "data").exists()
 

@@ -164,7 +164,7 @@ def test_what_is_no_file_is_left_to_pyav(tmp_path, monkeypatch, caplog):
     file = write_video(tmp_path / "a.mp4")
     with caplog.at_level(logging.WARNING):
         video = open_frames(f"file://{file}", decoder="torchcodec")
-    assert len(list(video)) == 4 and "not by torchcodec: it is no file" in caplog.text
+    assert len(list(video)) == 4 and "not by torchcodec: it is not a file" in caplog.text
 
 
 def test_auto_is_pyav_on_a_cpu_and_where_torchcodec_is_missing(tmp_path, monkeypatch):

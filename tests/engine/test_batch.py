@@ -265,7 +265,7 @@ def test_folders_of_frames_are_videos(tmp_path):
     (task,) = find_videos([f"{tmp_path}/clips/*"], output=str(tmp_path / "out"))
     assert task.results == "a.json"
     (task,) = find_videos([f"{tmp_path}/**"], output=str(tmp_path / "out"))
-    assert task.results == "clips/a.json", "its frames are no videos of their own"
+    assert task.results == "clips/a.json", "its frames are not videos of their own"
     for output in (tmp_path / "clips" / "a", tmp_path / "clips" / "a" / "results"):
         with pytest.raises(ValueError, match="lies in the folder of frames"):
             find_videos([f"{tmp_path}/clips/a"], output=str(output))

@@ -31,7 +31,7 @@ def test_a_file_that_is_no_table_is_left_alone(tmp_path, content):
     path = tmp_path / "mine.json"
     path.write_text(content)
     device = SimpleNamespace(name="a GPU", capability=(9, 0))
-    with pytest.raises(ValueError, match="mine.json exists and is no table of kernels"):
+    with pytest.raises(ValueError, match="mine.json exists and is not a table of kernels"):
         search.save({"layer": 1}, device, path)
     assert path.read_text() == content
 

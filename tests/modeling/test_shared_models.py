@@ -278,7 +278,7 @@ def test_the_precision_may_change_between_frames():
     with torch.autocast("cpu", torch.bfloat16):
         assert model.step(later[3], stream).executed == 1
         assert model.step(later[3], stream).executed == 0
-    assert model.step(later[4], stream).executed == 1, "older features of float32 are no basis"
+    assert model.step(later[4], stream).executed == 1, "older features of float32 are not a basis"
     with torch.autocast("cpu", torch.bfloat16):
         batch.features.reset()
         assert [x.executed for x in model.step_batch([later[1]] * 2, batch)] == [1, 1]

@@ -58,7 +58,7 @@ def check_operator(case, backend, maps, fractions):
     full = BlockGrid.full(block_size=block_size, image_size=size, batch=batch, device=DEVICE)
     options = {"cell_size": 4, "maps": maps, "max_stride": 8}
     mover, oracle = CacheMover(**options), MovingOracle(module, image, full, **options)
-    # An output larger than the frame is no map of it.
+    # An output larger than the frame is not a map of it.
     assert oracle.moved or maps == "outputs"
     for fraction in fractions:
         image = torch.randn(batch, 3, *size, device=DEVICE)

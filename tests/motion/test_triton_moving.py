@@ -23,7 +23,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def test_compiles_for_hopper():
     kernels = compiled_by("tests.motion.compiling_moves", 90)
-    # Collecting and writing back, for each dtype. Lifted float32 is no variant of its own.
+    # Collecting and writing back, for each dtype. Lifted float32 is not a variant of its own.
     names = ["move_kernel"] * 8 + ["move_maps_kernel", "move_masks_kernel"]
     assert [kernel["name"] for kernel in kernels] == names
     for kernel in kernels:

@@ -60,7 +60,7 @@ def write_frames(video, boxes, output, *, quality=90):
     """
     for path in (video, boxes):
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path} is no file.")
+            raise FileNotFoundError(f"{path} is not a file.")
     _check_video(video)
     frames = read_boxes(boxes)
     if sorted(frames) != list(range(1, NUM_FRAMES + 1)):

@@ -294,7 +294,7 @@ class Placer:
         return self._make("person", model, x, z, heading, speed, cadence)
 
     def _furnish(self, screens: bool) -> None:
-        """Things at the kerbs that are no thing class."""
+        """Things at the kerbs that have no class."""
         street, rng = self.street, self.rng
         places = []
         for side, kerb in ((-1, street.kerb_left), (1, street.kerb_right)):

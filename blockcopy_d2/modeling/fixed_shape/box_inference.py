@@ -21,7 +21,7 @@ from .ranking import best_values
 
 __all__ = ["NO_SCORE", "candidate_scores", "fill_slots", "select_boxes", "select_detections"]
 
-# The score of a pair that is no candidate.
+# The score of a pair that is not a candidate.
 NO_SCORE = -1.0
 
 

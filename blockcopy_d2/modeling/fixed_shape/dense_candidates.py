@@ -29,7 +29,7 @@ __all__ = ["find_candidates", "pair_scores", "peak_scores"]
 def find_candidates(logits, deltas, centerness, anchors, *, transform, threshold, topk):
     """
     Among pairs of equal scores the choice is undefined, as in Detectron2. A pair whose box is not
-    finite is no candidate; Detectron2 raises an error for these.
+    finite is not a candidate; Detectron2 raises an error for these.
 
     Args:
         logits (list[Tensor]): class logits of every level, (N, A K, H_l, W_l).

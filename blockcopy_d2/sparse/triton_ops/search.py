@@ -256,7 +256,7 @@ def read_entries(path):
         return dict(json.loads(path.read_text())["entries"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} exists and is no table of kernels. Choose another file."
+            f"{path} exists and is not a table of kernels. Choose another file."
         ) from error
 
 

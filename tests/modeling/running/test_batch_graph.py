@@ -131,7 +131,7 @@ def test_streams_join_leave_cut_and_miss_frames(folder, built, device, opts):
             cuts += bool(results[n].cut)
             assert results[n].work.macs <= results[n].work.dense_macs
         captures |= set(map(id, batch.graph._captures.values()))
-    assert cuts == 1, "a video after another one is no cut"
+    assert cuts == 1, "a video after another one is not a cut"
     assert batch.counts == [7, 5, 3] and batch.frame_index.tolist() == batch.counts
     assert len(captures) == 2, "the first frame, and all others"
 
