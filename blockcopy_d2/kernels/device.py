@@ -20,11 +20,13 @@ class Device:
         bulk_copies: whether there is a tensor memory accelerator.
         pdl: whether kernels start up while those before them still run (programmatic dependent
             launch, see dependent_launch.py).
+        assembly: whether kernels may hold PTX: they are compiled, not interpreted.
     """
 
     def __init__(self, device):
         device = torch.device(device)
-        if device.type == "cuda":
+        self.assembly = device.type == "cuda"
+        if self.assembly:
             properties = torch.cuda.get_device_properties(device)
             self.name, self.capability = properties.name, (properties.major, properties.minor)
             self.num_sms = properties.multi_processor_count

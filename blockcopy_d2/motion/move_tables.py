@@ -8,24 +8,48 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["GroupRow", "MapRow", "group_maps", "map_tables", "staging_bytes"]
+__all__ = [
+    "ChunkRow",
+    "LevelRow",
+    "TILING",
+    "Tiling",
+    "chunk_channels",
+    "move_tables",
+    "staging_bytes",
+]
 
 # How float32 values are kept for TF32 products, see kernels/tf32.py.
 AS_IS, ROUNDED, LIFTED = range(3)
-_ALIGNMENT = 16
-# Channels from which on a map is wide.
-_WIDE_CHANNELS = 32
-# Groups of maps, at least, that different programs move.
-_GROUPS = 6
+# Elements that offsets of wide maps are multiples of, and channels that they have at least.
+_ALIGNMENT, _WIDE_CHANNELS = 16, 32
+# Bytes of the channels of a pixel that move at a time, in wide maps; channels, in others.
+_WIDE_BYTES, _NARROW_CHANNELS = 64, 16
 
 
-class GroupRow(NamedTuple):
-    """A row of the table of groups: maps of one size, which share the motion of their pixels.
+class Tiling(NamedTuple):
+    """Rows and columns of tiles of wide maps and of others, in pixels: powers of two."""
+
+    wide: tuple[int, int]
+    narrow: tuple[int, int]
+
+    def pixels(self, wide):
+        """int: pixels of a tile."""
+        rows, columns = self.wide if wide else self.narrow
+        return rows * columns
+
+
+TILING = Tiling(wide=(16, 32), narrow=(16, 16))
+
+
+class LevelRow(NamedTuple):
+    """A row of the table of levels: maps of one size, either wide ones or others.
 
     Attributes:
         height, width, stride: size and stride of the maps.
         cells, blocks: numbers that a pixel covers along an axis, at least 1.
-        first, end: rows of the group in the table of maps.
+        tiles: number of tiles of all streams.
+        first_tile, first_entry: tiles, and pixels of tiles, of the levels before.
+        first, end: rows of the level in the table of chunks.
         wide: whether 16 bytes are read at a time, of many channels.
     """
 
@@ -34,19 +58,22 @@ class GroupRow(NamedTuple):
     stride: int
     cells: int
     blocks: int
+    tiles: int
+    first_tile: int
+    first_entry: int
     first: int
     end: int
     wide: int
 
 
-class MapRow(NamedTuple):
-    """A row of the table of maps.
+class ChunkRow(NamedTuple):
+    """A row of the table of chunks: channels of a map.
 
     Attributes:
-        offset, row: where the map starts, in elements from the first map, and from one of its
-            pixels to the next.
-        staged: where what moves is kept meanwhile, in elements.
-        channels: number of channels of the map.
+        offset, row: where the chunk starts, in elements from the first map, and from one pixel to
+            the next.
+        staged: where pixels are kept meanwhile, in elements.
+        channels: number of channels.
         kept: how float32 values are kept.
     """
 
@@ -57,38 +84,64 @@ class MapRow(NamedTuple):
     kept: int
 
 
-def staging_bytes(maps):
+def staging_bytes(maps, tiling=TILING):
     """
     Args:
         maps (list[MovedMap]): those of a stream, of one dtype.
+        tiling (Tiling):
 
     Returns:
-        int: bytes of staging memory: as many as the maps have.
+        int: bytes of staging memory, in which every pixel of every tile has a place.
     """
-    return sum(_staged_elements(moved) * moved.rows.element_size() for moved in maps)
+    return (
+        sum(
+            len(_chunks(moved, maps[0])) * _staged_elements(moved, maps[0], tiling)
+            for moved in maps
+        )
+        * maps[0].rows.element_size()
+    )
 
 
-def group_maps(maps):
+def move_tables(maps, *, cell_size, block_size, precision, tiling=TILING):
+    """
+    Args:
+        maps (list[MovedMap]): those of a stream, of one dtype.
+        cell_size, block_size (int): c, B.
+        precision (str): see ``MoveLaunch``.
+        tiling (Tiling):
+
+    Returns:
+        tuple[list[LevelRow], list[ChunkRow]]:
+    """
+    kinds, first = {}, maps[0]
+    for moved in maps:
+        kinds.setdefault((moved.size, moved.stride, _is_wide(moved, first)), []).append(moved)
+    levels, chunks, staged, tiles_before, entries = [], [], 0, 0, 0
+    for (size, stride, wide), members in kinds.items():
+        begin = len(chunks)
+        for moved in members:
+            rows, kept = moved.rows, AS_IS
+            if precision == "tf32" and rows.dtype == torch.float32:
+                kept = LIFTED if moved.lifted else ROUNDED
+            for channel, number in _chunks(moved, first):
+                place = _offset(moved, first) + channel, rows.stride(0), staged
+                chunks.append(ChunkRow(*place, number, kept))
+                staged += _staged_elements(moved, first, tiling)
+        covered = max(stride // cell_size, 1), max(stride // block_size, 1)
+        tiles = _num_tiles(members[0], wide, tiling)
+        place = tiles, tiles_before, entries, begin, len(chunks), int(wide)
+        levels.append(LevelRow(*size, stride, *covered, *place))
+        tiles_before += tiles
+        entries += tiles * tiling.pixels(wide)
+    return levels, chunks
+
+
+def chunk_channels(dtype):
     """
     Returns:
-        list[list[int]]: numbers of the maps in groups of about equal size, each of one level and of
-        either wide maps or others: the next largest map goes to the smallest group.
+        tuple[int, int]: channels of a chunk of wide maps, and of others.
     """
-    kinds, all_elements = {}, sum(map(_staged_elements, maps))
-    for number, moved in enumerate(maps):
-        kind = moved.size, moved.stride, _is_wide(moved, maps[0])
-        kinds.setdefault(kind, []).append(number)
-    result = []
-    for numbers in kinds.values():
-        elements = sum(_staged_elements(maps[number]) for number in numbers)
-        count = min(-(-elements * _GROUPS // all_elements), len(numbers))
-        groups, sizes = [[] for _ in range(count)], [0] * count
-        for number in sorted(numbers, key=lambda n: -_staged_elements(maps[n])):
-            least = sizes.index(min(sizes))
-            groups[least].append(number)
-            sizes[least] += _staged_elements(maps[number])
-        result += groups
-    return result
+    return _WIDE_BYTES // dtype.itemsize, _NARROW_CHANNELS
 
 
 def _offset(moved, first):
@@ -102,27 +155,22 @@ def _is_wide(moved, first):
     return channels >= _WIDE_CHANNELS and not any(x % _ALIGNMENT for x in layout)
 
 
-def map_tables(maps, groups, cell_size, block_size, precision):
-    """
-    Returns:
-        tuple[list[GroupRow], list[MapRow]]: a row per group, and a row per map.
-    """
-    group_rows, map_rows, staged = [], [], 0
-    for numbers in groups:
-        moved = maps[numbers[0]]
-        covered = max(moved.stride // cell_size, 1), max(moved.stride // block_size, 1)
-        part = len(map_rows), len(map_rows) + len(numbers), int(_is_wide(moved, maps[0]))
-        group_rows.append(GroupRow(*moved.size, moved.stride, *covered, *part))
-        for moved in (maps[number] for number in numbers):
-            rows, kept = moved.rows, AS_IS
-            if precision == "tf32" and rows.dtype == torch.float32:
-                kept = LIFTED if moved.lifted else ROUNDED
-            layout = _offset(moved, maps[0]), rows.stride(0), staged, rows.shape[1]
-            map_rows.append(MapRow(*layout, kept))
-            staged += _staged_elements(moved)
-    return group_rows, map_rows
+def _chunks(moved, first):
+    """list[tuple[int, int]]: first channel and number of channels of each chunk."""
+    channels, size = moved.rows.shape[1], chunk_channels(moved.rows.dtype)
+    size = size[0] if _is_wide(moved, first) else size[1]
+    return [(start, min(size, channels - start)) for start in range(0, channels, size)]
 
 
-def _staged_elements(moved):
-    elements = moved.num_pixels * moved.rows.shape[1]
-    return -(-elements // _ALIGNMENT) * _ALIGNMENT
+def _num_tiles(moved, wide, tiling):
+    """int: tiles of a map of all streams."""
+    rows, columns = tiling.wide if wide else tiling.narrow
+    height, width = moved.size
+    return moved.num_pixels // (height * width) * -(-height // rows) * -(-width // columns)
+
+
+def _staged_elements(moved, first, tiling):
+    """int: places of a chunk in the staging memory."""
+    wide = _is_wide(moved, first)
+    channels = chunk_channels(moved.rows.dtype)[0 if wide else 1]
+    return _num_tiles(moved, wide, tiling) * tiling.pixels(wide) * channels

@@ -134,14 +134,17 @@ def still_kernel(
     SIDE: tl.constexpr = 2 * RADIUS + 1
     # 8 times the cost of moving, and 2 C C for each cell, less 7 times the cost of staying.
     excess = tl.zeros((CELLS,), tl.int64)
-    for beside in range(SIDE * SIDE):
-        y, x = row + beside // SIDE - RADIUS, column + beside % SIDE - RADIUS
-        exists = valid & (y >= 0) & (y < GH) & (x >= 0) & (x < GW)
-        costs = costs_ptr + plane + y * GW + x
-        staying = tl.load(costs, mask=exists, other=-1)
-        moving = tl.load(costs + GH * GW, mask=exists, other=0)
-        here = 8 * moving + 2 * C * C - 7 * staying
-        excess += tl.where(staying >= 0, here, 0).to(tl.int64)
+    for dy in range(-RADIUS, RADIUS + 1):
+        y = row + dy
+        # A row of loads at a time.
+        for number in tl.static_range(SIDE):
+            x = column + number - RADIUS
+            exists = valid & (y >= 0) & (y < GH) & (x >= 0) & (x < GW)
+            costs = costs_ptr + plane + y * GW + x
+            staying = tl.load(costs, mask=exists, other=-1)
+            moving = tl.load(costs + GH * GW, mask=exists, other=0)
+            here = 8 * moving + 2 * C * C - 7 * staying
+            excess += tl.where(staying >= 0, here, 0).to(tl.int64)
     still = (own_staying <= 0) | (own_moving > own_staying + 2 * C * C) | (excess >= 0)
     target = field_ptr + plane + row * GW + column
     tl.store(target, tl.zeros((CELLS,), tl.float32), mask=still & valid)

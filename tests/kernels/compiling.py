@@ -20,13 +20,15 @@ _STAGED = re.compile(r"%([a-z]+)_\d+ = ttg\.async_copy_global_to_local")
 # Such a copy, and how many bytes it takes.
 _COPY = re.compile(r"cp\.async\.c\w\.shared\.global[^;]*?\], (\w+)")
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-_TYPES |= {torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64", torch.float64: "fp64"}
+_TYPES |= {torch.uint8: "u8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
+_TYPES |= {torch.float64: "fp64"}
 
 
 def gpu(capability, name=None):
     """Device of a GPU like the H200, with this compute capability, such as 90."""
     device = Device("cpu")
     device.num_sms, device.shared_memory = 132, SHARED_MEMORY[capability]
+    device.assembly = True
     device.pdl = device.bulk_copies = capability >= 90
     if name is not None:
         device.name, device.capability = name, divmod(capability, 10)

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from blockcopy_d2.motion import BlockMatching, MotionFeatures, matching, triton_cells  # noqa: E402
+from blockcopy_d2.motion import BlockMatching, MotionFeatures, matching, triton_cells, triton_search  # noqa: E402
 from blockcopy_d2.motion.pyramid import luma_pyramid, pyramid_reference  # noqa: E402
 from blockcopy_d2.motion.triton_field import field_launch  # noqa: E402
 from blockcopy_d2.motion.triton_pyramid import pyramid_launch  # noqa: E402
@@ -25,6 +25,9 @@ def _few_programs(monkeypatch):
     """The interpreter takes the same time for each program, however many cells it has."""
     if DEVICE == "cpu":
         monkeypatch.setattr(triton_cells, "PIXELS", 2**15)
+        monkeypatch.setattr(triton_search, "WARPS", 2**9)
+        # Cells of 8 and 16 pixels, small ones or not: a thread compares several rows.
+        monkeypatch.setattr(triton_search, "LEAST_WARPS", 0)
 
 
 def by_kernel(images, sizes=None):

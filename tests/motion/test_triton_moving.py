@@ -11,7 +11,7 @@ from blockcopy_d2.kernels.device import Device  # noqa: E402
 from blockcopy_d2.kernels.tf32 import round_tf32_reference  # noqa: E402
 from blockcopy_d2.motion import move, triton_moving  # noqa: E402
 from blockcopy_d2.motion.caches import MovedMap  # noqa: E402
-from blockcopy_d2.motion.move_tables import staging_bytes  # noqa: E402
+from blockcopy_d2.motion.move_tables import TILING, Tiling, staging_bytes  # noqa: E402
 from blockcopy_d2.motion.triton_moving import MoveLaunch  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 from tests.motion.moving import some_field  # noqa: E402
@@ -23,29 +23,28 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def test_compiles_for_hopper():
     kernels = compiled_by("tests.motion.compiling_moves", 90)
-    # Collecting and writing back, for each dtype. Lifted float32 is not a variant of its own.
-    names = ["move_kernel"] * 8 + ["move_maps_kernel", "move_masks_kernel"]
+    # Collecting and moving, for each dtype. Lifted float32 is not a variant of its own.
+    names = ["list_kernel", "move_kernel", "move_kernel"] * 4
+    names += ["move_maps_kernel", "move_masks_kernel"]
     assert [kernel["name"] for kernel in kernels] == names
     for kernel in kernels:
         assert kernel["spills"] == 0
         assert kernel["wide_loads"] or kernel["name"] != "move_kernel"
 
 
-@pytest.mark.parametrize("patch", [128, 32, 16])
+@pytest.mark.parametrize("tiling", [TILING, Tiling(wide=(4, 8), narrow=(16, 16))])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, *(pytest.param(x, marks=pytest.mark.slow) for x in HALVES)]
 )
-def test_maps_of_many_shapes_move_in_one_call(dtype, patch, monkeypatch):
-    """Parts of wider rows, few channels, strides above and below the cells, two streams. Patches
-    are larger than blocks, or as large where no map is coarser."""
-    monkeypatch.setattr(triton_moving, "_PATCH", patch)
+def test_maps_of_many_shapes_move_in_one_call(dtype, tiling, monkeypatch):
+    """Parts of wider rows, few channels, strides above and below the cells, two streams. Tiles are
+    larger than maps or smaller, so that pixels come from others."""
+    monkeypatch.setattr(triton_moving, "_TILING", tiling)
     size, cell_size, block_size = (48, 80), 8, 16
     field = some_field(size, cell_size, 2, DEVICE)
     active = torch.rand(2, 3, 5, device=DEVICE) < 0.3
     maps, expected = [], []
     for stride, channels, wider in [(1, 3, 4), (4, 32, 32), (8, 48, 64), (16, 5, 5), (32, 16, 16)]:
-        if stride > patch:
-            continue
         height, width = (-(-n // stride) for n in size)
         rows = torch.randn(2 * height * width + 2, wider, device=DEVICE).to(dtype)[:, :channels]
         pixels = rows[:-2].view(2, height, width, channels).permute(0, 3, 1, 2)
@@ -54,7 +53,7 @@ def test_maps_of_many_shapes_move_in_one_call(dtype, patch, monkeypatch):
         runs = torch.nn.functional.max_pool2d(runs.float(), stride, ceil_mode=True) > 0
         expected.append(torch.where(runs[:, None], pixels, moved))
         maps.append(MovedMap(rows, (height, width), 2 * height * width, stride, False))
-    staging = torch.full((staging_bytes(maps),), 0xFF, dtype=torch.uint8, device=DEVICE)
+    staging = torch.full((staging_bytes(maps, tiling),), 0xFF, dtype=torch.uint8, device=DEVICE)
     launch = MoveLaunch(
         maps,
         staging,
