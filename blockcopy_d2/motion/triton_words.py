@@ -29,8 +29,8 @@ def _from_byte(low, high, byte, ASSEMBLY: tl.constexpr):
             code, "=r,r,r,r", [low, high, order], tl.int32, is_pure=True, pack=1
         )
     else:
-        pair = (high.to(tl.uint32).to(tl.uint64) << 32) | low.to(tl.uint32).to(tl.uint64)
-        return (pair >> (8 * byte)).to(tl.uint32).to(tl.int32)
+        pair = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+        return (pair >> (8 * byte)).to(tl.int32)
 
 
 @triton.jit
@@ -90,6 +90,12 @@ def shifted(words, number: tl.constexpr, byte: tl.constexpr, ASSEMBLY: tl.conste
 
 
 @triton.jit
+def _bytes(words):
+    """The four bytes of words (cells, rows), in a dimension of their own."""
+    return (words[:, :, None] >> (8 * tl.arange(0, 4))[None, None, :]) & 255
+
+
+@triton.jit
 def differences_of(one, other, total, ASSEMBLY: tl.constexpr):
     """Adds the absolute differences of four bytes."""
     if ASSEMBLY:
@@ -97,9 +103,8 @@ def differences_of(one, other, total, ASSEMBLY: tl.constexpr):
         return tl.inline_asm_elementwise(
             code, "=r,r,r,r", [one, other, total], tl.int32, is_pure=True, pack=1
         )
-    for byte in tl.static_range(4):
-        total += tl.abs(((one >> (8 * byte)) & 255) - ((other >> (8 * byte)) & 255))
-    return total
+    else:
+        return total + tl.sum(tl.abs(_bytes(one) - _bytes(other)), 2)
 
 
 @triton.jit
@@ -110,9 +115,8 @@ def dot(one, other, total, ASSEMBLY: tl.constexpr):
         return tl.inline_asm_elementwise(
             code, "=r,r,r,r", [one, other, total], tl.int32, is_pure=True, pack=1
         )
-    for byte in tl.static_range(4):
-        total += ((one >> (8 * byte)) & 255) * ((other >> (8 * byte)) & 255)
-    return total
+    else:
+        return total + tl.sum(_bytes(one) * _bytes(other), 2)
 
 
 @triton.jit
