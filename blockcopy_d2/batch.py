@@ -353,6 +353,7 @@ def settings_of(cfg, args):
     else:
         config = OmegaConf.to_container(cfg)
     settings = {key: v for key, v in _flat(config).items() if key not in _IDLE_KEYS}
+    settings["version"] = blockcopy_d2.__version__
     for path in filter(None, weight_files(cfg)):
         settings[f"content of {redact(path)}"] = _digest(path)
     names = ("format", "confidence_threshold", "track", "max_frames", "keep_learning", "decoder")

@@ -138,8 +138,8 @@ def _checked_polygon(name, polygon):
         )
     if not np.isfinite(corners).all():
         raise ValueError(f"A polygon in {name} of a region has a corner that is not finite.")
-    x, y = corners.T
-    if abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) == 0:
+    # On one line. The parts of a polygon that crosses itself may cancel in a sum, and count.
+    if np.linalg.matrix_rank(corners - corners[0]) < 2:
         raise ValueError(f"A polygon in {name} of a region has no area: {corners.tolist()}.")
     return corners
 

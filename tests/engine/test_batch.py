@@ -167,6 +167,8 @@ def test_a_truncated_video_is_named(run, videos):
     code, summary = run("--input", name)
     assert code == 1 and summary["done"] == 1
     assert summary["incomplete"][0]["video"].endswith("cut.mp4")
+    code, summary = run("--input", name)
+    assert code == 1 and summary["frames_of_this_run"] == 0, "its rows are kept"
     assert run("--input", name, "--max-frames", 2, output=videos.parent / "short")[0] == 0
 
 
@@ -246,6 +248,13 @@ def test_other_weights_are_other_settings(run, videos, weights):
         assert "content of" in run("--input", videos / "a.mp4")[0]
     finally:
         path.write_bytes(whole)
+
+
+def test_results_of_two_versions_are_not_mixed(run, videos, monkeypatch):
+    run("--input", videos / "a.mp4")
+    monkeypatch.setattr("blockcopy_d2.__version__", "9.0")
+    code, _ = run("--input", videos / "a.mp4")
+    assert "results of other settings: version was" in code
 
 
 def test_names_of_all_kinds(run, videos, tmp_path):

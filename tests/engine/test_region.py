@@ -39,6 +39,14 @@ def test_polygons_are_in_pixels_of_the_picture():
     assert torch.equal(blocks(always=np.array(triangle))[0], drawn("##..", "#..."))
 
 
+def test_a_polygon_may_cross_itself():
+    """Its parts on both sides of the crossing cancel in a signed area."""
+    bow_tie = [(0, 0), (160, 96), (160, 0), (0, 96)]
+    assert torch.equal(blocks(area=bow_tie)[1], drawn("....", "...."))
+    small = [(0, 0), (30, 40), (30, 0), (0, 40)]
+    assert torch.equal(blocks(always=small)[0], drawn("#...", "...."))
+
+
 def test_several_polygons_are_one_part():
     top_right = [(150, 0), (400, 0), (400, 10), (150, 10)]
     assert torch.equal(blocks(always=[LEFT, top_right])[0], drawn("#..#", "#..."))
