@@ -2,8 +2,8 @@
 Moves all maps of a stream by Triton kernels: three launches, for any number of maps.
 
 Maps move in place, so a pixel must be read before it is overwritten. A program moves a tile at a
-time: it reads all of it before it writes any of it. What moves into a tile from its surroundings is
-collected in staging memory before, while nothing is written. With all cells moving that is a tenth
+time: it reads all of it before it writes any of it. Pixels that move into a tile from its surroundings
+are collected in staging memory before, while nothing is written. With all cells moving that is a tenth
 of the pixels, so that maps are read and written little more than once.
 
 Shape shorthand in this module:
@@ -286,7 +286,7 @@ def move_kernel(
     4.1 TB/s of a copy, plus three launches.
     """
     begin(PDL)
-    # Of all items, over all levels, each program takes one in num_programs.
+    # Each program takes one in num_programs of all items, over all levels.
     item = tl.program_id(0)
     for number in range(LEVELS):
         level_ptr = levels_ptr + number * len(LEVEL)
