@@ -19,6 +19,8 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.nn import functional as F
 
+from .mask_selection import select_masks
+
 __all__ = ["AttentionNetwork", "BoxNetwork", "KeypointNetwork", "MaskNetwork", "Res5BoxNetwork"]
 
 
@@ -159,10 +161,7 @@ class MaskNetwork(nn.Module):
         regions, side = x.shape[:2]
         x = _linear_relu(x, self.up_weight, self.up_bias)
         x = F.linear(x.view(regions, side * side * 4, -1), self.weight, self.bias)
-        if x.shape[2] > 1:
-            x = x.gather(2, classes[:, None, None].expand(-1, x.shape[1], 1))
-        x = x.view(regions, side, side, 2, 2).transpose(2, 3)
-        return x.reshape(regions, 2 * side, 2 * side).float().sigmoid()
+        return select_masks(x, classes)
 
 
 class KeypointNetwork(nn.Module):

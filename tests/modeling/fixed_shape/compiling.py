@@ -17,6 +17,7 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.dense_candidates import (
     pair_scores_triton,
     peak_scores_triton,
 )
+from blockcopy_d2.modeling.fixed_shape.triton_ops.mask_selection import select_masks_triton
 from blockcopy_d2.modeling.fixed_shape.triton_ops.nms import nms_triton
 from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (
     paste_masks_triton,
@@ -71,6 +72,7 @@ def launch_all(dtype):
     masks, count = torch.rand(1, 100, 28, 28), torch.ones(1, dtype=torch.int32)
     paste_masks_triton(masks, boxes[:1, :100], count, torch.zeros(1, 100, 64, 96).bool())
     paint_maximum_triton(torch.zeros(100, 64, 96).bool(), scores[0, :100], classes[0, :100], 8)
+    select_masks_triton(torch.zeros(100, 784, 8, dtype=dtype), classes[0, :100])
     rows = torch.arange(32)
     sample_masks_triton(masks, boxes[:1, :100], count, rows, rows)
     DeviceClock(2, "cpu").mark(1)

@@ -9,7 +9,14 @@ pytest.importorskip("triton")
 BOXES = {"decode_kernel", "decode_proposals_kernel", "keep_kernel", "overlap_kernel"}
 DETECTIONS = {"align_levels_kernel", "fill_kernel", "rank_kernel", "score_kernel"}
 DETECTIONS |= {"dense_score_kernel"}
-MASKS = {"paint_kernel", "paste_kernel", "roi_align_kernel", "sample_kernel", "taps_kernel"}
+MASKS = {
+    "mask_kernel",
+    "paint_kernel",
+    "paste_kernel",
+    "roi_align_kernel",
+    "sample_kernel",
+    "taps_kernel",
+}
 KERNELS = BOXES | DETECTIONS | MASKS | {"clock_kernel"}
 
 

@@ -17,6 +17,7 @@ from blockcopy_d2.modeling.fixed_shape.dense_candidates import (  # noqa: E402
     pair_scores_reference,
     peak_scores_reference,
 )
+from blockcopy_d2.modeling.fixed_shape.mask_selection import select_masks_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.nms import nms_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.paste import sample_masks_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.proposals import (  # noqa: E402
@@ -34,6 +35,9 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.boxes import decode_boxes_trit
 from blockcopy_d2.modeling.fixed_shape.triton_ops.dense_candidates import (  # noqa: E402
     pair_scores_triton,
     peak_scores_triton,
+)
+from blockcopy_d2.modeling.fixed_shape.triton_ops.mask_selection import (  # noqa: E402
+    select_masks_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.nms import nms_triton  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (  # noqa: E402
@@ -321,3 +325,12 @@ def test_sample_masks():
     assert not got[:, :, -2:].any() and not got[..., -1].any()
     full = paste_masks_in_image(masks[0], boxes[0], (70, 130))
     assert (want[0, :, :-2, :-1] != full[:, rows[:-2]][..., columns[:-1]]).sum() <= 1
+
+
+@pytest.mark.parametrize("regions, side, num_classes", [(5, 7, 3), (2, 14, 1), (0, 14, 3)])
+def test_select_masks(regions, side, num_classes):
+    logits = 3 * torch.randn(regions, side * side * 4, num_classes)
+    classes = torch.randint(num_classes, (regions,))
+    found, want = (f(logits, classes) for f in (select_masks_triton, select_masks_reference))
+    assert found.shape == (regions, 2 * side, 2 * side)
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
