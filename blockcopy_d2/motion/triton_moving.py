@@ -2,9 +2,9 @@
 Moves all maps of a stream by Triton kernels: three launches, for any number of maps.
 
 Maps move in place, so a pixel must be read before it is overwritten. A program moves a tile at a
-time: it reads all of it before it writes any of it. Pixels that move into a tile from its surroundings
-are collected in staging memory before, while nothing is written. With all cells moving that is a tenth
-of the pixels, so that maps are read and written little more than once.
+time: it reads all of it before it writes any of it. Pixels that move into a tile from its
+surroundings are collected in staging memory before, while nothing is written. With all cells moving
+that is a tenth of the pixels, so that maps are read and written little more than once.
 
 Shape shorthand in this module:
 

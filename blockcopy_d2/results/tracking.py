@@ -7,12 +7,15 @@ from collections import defaultdict
 
 import numpy as np
 
+from blockcopy_d2.config_key import number
+
 __all__ = ["Tracker", "check_tracking"]
 
 # Objects of lower scores keep a track alive, and start none.
 _CERTAIN = 0.5
 # ByteTrack ignores lower scores.
 LEAST_SCORE = 0.1
+_RATE = number(None, most=1e6, open_ends=True)
 
 
 def check_tracking():
@@ -41,7 +44,12 @@ class Tracker:
             fps (float): frames per second of the video.
             make (callable or None): given ``fps``, returns a tracker for one class, with the
                 interface of ``trackers.ByteTrackTracker``, which is the default.
+
+        Raises:
+            ImportError: the package of the default is missing.
+            ValueError: ``fps`` is not above 0, or not finite.
         """
+        fps = _RATE.check("fps", fps)
         if make is None:
             check_tracking()
             make = _byte_track
@@ -86,9 +94,9 @@ class Tracker:
             data={"row": np.arange(len(rows))},
         )
         tracked = self._trackers[category].update(detections, timestamp=seconds)
-        for number, index in zip(tracked.tracker_id, tracked.data.get("row", ()), strict=True):
-            if number >= 0:
-                own = (category, int(number))
+        for track, index in zip(tracked.tracker_id, tracked.data.get("row", ()), strict=True):
+            if track >= 0:
+                own = (category, int(track))
                 rows[index]["track_id"] = self._ids.setdefault(own, len(self._ids) + 1)
 
 

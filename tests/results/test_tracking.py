@@ -84,6 +84,12 @@ def test_what_cannot_be_tracked_says_so(wrong):
         Tracker(10, make=lambda fps: ByPlace())([wrong])
 
 
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), "25 fps"])
+def test_a_rate_that_makes_no_sense_is_refused(fps):
+    with pytest.raises(ValueError, match="^fps is .*; it must be"):
+        Tracker(fps, make=lambda fps: None)
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
     with pytest.raises(ImportError, match=r"blockcopy-d2\[track\]"):
