@@ -101,9 +101,10 @@ def _connected(ray, address):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = {"include_dashboard": False} if address == "local" else {}
     try:
+        _reach(address)
         with _signals_kept():
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0]
         raise ConnectionError(
             f"There is no Ray cluster at --ray {redact(address)}: {said} Start one with `ray start"
@@ -113,6 +114,13 @@ def _connected(ray, address):
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address):
+    """Raises OSError at once where nothing listens: Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Batches with actors that die, on a stand-in for Ray that runs each call at once."""
 
 import signal
+import socket
 import sys
 import types
 
@@ -243,6 +244,16 @@ def test_signals_stay_those_of_the_program(monkeypatch):
     )
     with batch_ray._connected(ray, "auto"):
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        ray = types.SimpleNamespace(is_initialized=lambda: False)
+        with pytest.raises(ConnectionError, match=f"no Ray cluster at --ray {address}: .*refused"):
+            with batch_ray._connected(ray, address):
+                pass
 
 
 def test_a_full_disk_ends_the_run_as_what_it_is(run):
