@@ -23,8 +23,9 @@ __all__ = ["search_launch"]
 
 _DAMPING = tl.constexpr(matching.DAMPING)
 _FURTHEST = tl.constexpr(matching.FURTHEST)
-# Warps of a program, and words of a window, at most, that each of its threads compares.
-WARPS, MOST_WORDS = 1, 8
+# Warps of a program, and words of a window, at most, that each of its threads compares. With more
+# words a kernel takes minutes to compile.
+WARPS, MOST_WORDS = 1, 4
 # Warps per multiprocessor, at least, before a thread compares more than one row.
 LEAST_WARPS = 8
 
@@ -92,7 +93,15 @@ def _add_products(
 
 @triton.jit
 def _lucas_kanade(
-    current, previous, y, x, valid, S: tl.constexpr, ROWS: tl.constexpr, ASSEMBLY: tl.constexpr
+    current,
+    previous,
+    y,
+    x,
+    valid,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):
     """int32 (cells,), dx and dy in steps, as matching._lucas_kanade."""
     xx = tl.zeros(y.shape, tl.int32)
@@ -101,7 +110,7 @@ def _lucas_kanade(
         sums = (xx, xy, yy, xt, yt)
         there = y + row
         xx, xy, yy, xt, yt = _add_products(
-            sums, current[row], previous, there, x, valid, S // 4, ASSEMBLY
+            sums, current[row], previous, there, x, valid, WORDS, ASSEMBLY
         )
     xx = (tl.sum(xx, 1) + S * S * _DAMPING).to(tl.float64)
     xy = tl.sum(xy, 1).to(tl.float64)
@@ -147,7 +156,9 @@ def search_kernel(
     stream = cell // (GH * GW)
     row, column = cell // GW % GH, cell % GW
     S: tl.constexpr = 2 * C
-    WORDS: tl.constexpr = S // 4
+    # Words of a row that a thread compares, and threads that share a row.
+    WORDS: tl.constexpr = S // 4 if S < 16 else 4
+    SHARE: tl.constexpr = S // 4 // WORDS
     first = (stream * h * w)[:, None]
     exist = valid[:, None]
     pixel = tl.arange(0, C * C)
@@ -156,8 +167,9 @@ def search_kernel(
     value = tl.load(current_ptr + first + y * w + x, mask=inside, other=OUTSIDE)
     in_image = tl.max((value != OUTSIDE).to(tl.int32), 1) != 0
 
-    y = (row * C - C // 2)[:, None] + ROWS * tl.arange(0, S // ROWS)[None, :]
-    x = (column * C - C // 2)[:, None]
+    part = tl.arange(0, S // ROWS * SHARE)[None, :]
+    y = (row * C - C // 2)[:, None] + part // SHARE * ROWS
+    x = (column * C - C // 2)[:, None] + part % SHARE * (4 * WORDS)
     current = (current_ptr, num_pixels, h, w, first)
     previous = (previous_ptr, num_pixels, h, w, first)
     pixels = ()
@@ -197,7 +209,7 @@ def search_kernel(
         sources = ()
         for number in tl.static_range(ROWS):
             place = (there + number, first_x, exist)
-            sources += (row_of_words(previous, *place, (S + 2 * RADIUS) // 4, ASSEMBLY),)
+            sources += (row_of_words(previous, *place, WORDS + 2 * RADIUS // 4, ASSEMBLY),)
         for dx in tl.static_range(SIDE):
             total = tl.zeros(y.shape, tl.int32)
             for number in tl.static_range(ROWS):
@@ -210,7 +222,8 @@ def search_kernel(
     vector_y, vector_x = start_y + best // SIDE - RADIUS, start_x + best % SIDE - RADIUS
     if FINEST:
         there_y, there_x = y + vector_y[:, None], x + vector_x[:, None]
-        step_x, step_y = _lucas_kanade(pixels, previous, there_y, there_x, exist, S, ROWS, ASSEMBLY)
+        where = (pixels, previous, there_y, there_x, exist)
+        step_x, step_y = _lucas_kanade(*where, S, ROWS, WORDS, ASSEMBLY)
         vector_x = vector_x * STEPS + step_x
         vector_y = vector_y * STEPS + step_y
     target = vectors_ptr + stream * (2 * GH * GW) + row * GW + column
