@@ -105,9 +105,9 @@ def _connected(ray, address):
         with _signals_kept():
             ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
+        said = str(error).strip().splitlines()[0].rstrip(".")
         raise ConnectionError(
-            f"There is no Ray cluster at --ray {redact(address)}: {said} Start one with `ray start"
+            f"There is no Ray cluster at --ray {redact(address)}: {said}. Start one with `ray start"
             " --head`, or give --ray local for this machine alone."
         ) from None
     try:
