@@ -16,7 +16,7 @@ from blockcopy_d2.motion import (
 from tests.kernels.compiling import compiling, gpu, report
 
 
-def main(capability):
+def main(capability, *cell_sizes):
     """Reports what was compiled for frames of 1024 x 2048."""
     device = gpu(capability)
     size = (1024, 2048)
@@ -32,7 +32,7 @@ def main(capability):
             images = torch.zeros(1, 3, *size, dtype=dtype)
             triton_pyramid.pyramid_launch(images, None, features.levels)
             triton_pyramid.pyramid_launch(images, sizes, features.levels)
-        for cell_size in (8, 16, 32):
+        for cell_size in cell_sizes:
             *vectors, costs = BlockMatching(cell_size=cell_size).workspace(features)
             out = torch.zeros(costs.shape)
             levels = features.levels
@@ -43,4 +43,4 @@ def main(capability):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -138,10 +138,17 @@ def compare(current, previous, cell_size, sizes=None):
     assert torch.equal(out.cpu(), expected)
 
 
-@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
-def test_compiles_without_a_gpu(capability):
+@pytest.mark.parametrize(
+    "capability, cells",
+    [
+        (90, [8]),
+        pytest.param(90, [16, 32], marks=pytest.mark.slow),
+        pytest.param(80, [8, 16, 32], marks=pytest.mark.slow),
+    ],
+)
+def test_compiles_without_a_gpu(capability, cells):
     """For Hopper and Ampere; a frame is three launches and one for each level."""
-    found = compiled_by("tests.motion.compiling", capability)
+    found = compiled_by("tests.motion.compiling", capability, *cells)
     names = {"pyramid_kernel", "search_kernel", "field_kernel", "still_kernel"}
     assert {kernel["name"] for kernel in found} == names
     assert all(kernel["shared_memory"] <= 48 << 10 for kernel in found)

@@ -100,9 +100,12 @@ def test_it_does_not_matter_when_updates_are_computed(folder, built, device, mon
         executed.append([result.executed for result in results])
         weights.append(weights_of(side))
     assert executed[0] == executed[1]
-    # A GPU's sums of gradients have no fixed order.
-    tolerance = 0 if device == "cpu" else 1e-4
-    torch.testing.assert_close(*weights, atol=tolerance, rtol=0)
+    if device == "cpu":
+        torch.testing.assert_close(*weights, atol=0, rtol=0)
+    # A GPU adds gradients in any order, and RMSprop makes a step of any: of the few that are
+    # nearly zero, another one. If weights were taken over too early or too late, nearly all would
+    # differ.
+    assert ((weights[0] - weights[1]).abs() > 1e-4).float().mean() < 1e-4
 
 
 def test_cuts_refreshes_new_videos_and_sizes(folder, built, device):

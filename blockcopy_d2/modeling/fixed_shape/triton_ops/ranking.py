@@ -18,7 +18,8 @@ def rank_kernel(
     BK: tl.constexpr,
 ):
     """
-    A program places BI values. Values of "nothing" get no place and are not counted. The last
+    A program places BI values. BJ is a multiple of it, so that of all runs of BJ values one holds
+    them, and those before and after need no look at the order. "Nothing" gets no place. The last
     program fills the places that are left.
     """
     image = tl.program_id(1)
@@ -41,14 +42,22 @@ def rank_kernel(
     value = tl.load(values_ptr + i, mask=i < M, other=nothing)
     if tl.max(value, 0) <= nothing:
         return
-    place = tl.zeros((BI,), tl.int32)
-    for first in range(0, M, BJ):
+    # Values of "nothing" come before no value that gets a place. One count per pair of lanes, since
+    # a sum over lanes takes longer than many comparisons.
+    counts = tl.zeros((BI, BJ), tl.int32)
+    own = tl.program_id(0) * BI // BJ * BJ
+    for first in range(0, own, BJ):
+        other = tl.load(values_ptr + first + tl.arange(0, BJ))
+        counts += (other[None, :] >= value[:, None]).to(tl.int32)
+    j = own + tl.arange(0, BJ)
+    other = tl.load(values_ptr + j, mask=j < M, other=nothing)
+    equal = (other[None, :] == value[:, None]) & (j[None, :] < i[:, None])
+    counts += ((other[None, :] > value[:, None]) | equal).to(tl.int32)
+    for first in range(own + BJ, M, BJ):
         j = first + tl.arange(0, BJ)
         other = tl.load(values_ptr + j, mask=j < M, other=nothing)
-        if tl.max(other, 0) > nothing:
-            before = (other[None, :] == value[:, None]) & (j[None, :] < i[:, None])
-            before = before | (other[None, :] > value[:, None])
-            place += tl.sum(before.to(tl.int32), axis=1)
+        counts += (other[None, :] > value[:, None]).to(tl.int32)
+    place = tl.sum(counts, axis=1)
     wanted = (value > nothing) & (place < K)
     tl.store(best_ptr + place, value, mask=wanted)
     tl.store(index_ptr + place, i.to(tl.int64), mask=wanted)
