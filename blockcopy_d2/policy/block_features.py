@@ -22,7 +22,7 @@ __all__ = ["FEATURES", "block_features", "block_means"]
 EDGE_FLOOR = 0.02
 
 # Name: (initial weight, floor of the logarithm in multiples of the mean over blocks; values below
-# are noise). Of all weights tried, these predict the gains of all blocks, executed or not, best over
+# are noise). Of all weights tried, these predict the gains of all blocks, executed or not, best for
 # three networks: an instance detector and two for semantic segmentation; see docs/policy.md.
 FEATURES = {
     # Mean of the difference to the picture last executed, times the edges of the output, where a
