@@ -78,7 +78,7 @@ def test_tensors_are_pictures_on_a_gpu_alone():
     pixels = np.zeros((8, 9, 3), np.uint8)
     assert as_picture(pixels) is pixels
     for thing in (torch.from_numpy(pixels), [[1, 2, 3]], None):
-        with pytest.raises(TypeError, match="expected a numpy array.* on a GPU may be a tensor"):
+        with pytest.raises(TypeError, match="expected a numpy array.* on a GPU may be tensors"):
             as_picture(thing)
     with pytest.raises(ValueError, match=r"A frame is uint8 of shape \(3, 8, 9\)"):
         as_picture(pixels.transpose(2, 0, 1))
