@@ -214,15 +214,7 @@ class BlockCopy:
 
     def stages(self):
         """dict[str, float]: milliseconds of the stages of a frame, medians over a clip."""
-        seconds = []
-        for image in self.images:
-            result = self.frame(image)
-            read_whole(result)
-            seconds.append(result.seconds)
-        return {
-            name: round(1000 * statistics.median(x[name] for x in seconds), 4)
-            for name in seconds[0]
-        }
+        return stage_medians(self.frame, self.images)
 
 
 class Overruled(Policy):
@@ -254,6 +246,27 @@ class Overruled(Policy):
         decision = self.policy(observation)
         active = torch.where(self.obeyed, decision.active, self.chosen)
         return Decision(active=active, logits=decision.logits)
+
+
+def stage_medians(run_frame, images):
+    """
+    Args:
+        run_frame (callable): runs a frame of a stream, and returns its FrameResult.
+        images (list[Tensor]): frames.
+
+    Returns:
+        dict[str, float]: milliseconds of each stage, medians over the frames; a frame without a
+        stage counts as 0.
+    """
+    seconds = []
+    for image in images:
+        result = run_frame(image)
+        read_whole(result)
+        seconds.append(result.seconds)
+    return {
+        name: round(1000 * statistics.median(x.get(name, 0.0) for x in seconds), 4)
+        for name in seconds[0]
+    }
 
 
 def read_clip(folder, size=None, *, device="cuda"):

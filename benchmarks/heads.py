@@ -21,7 +21,6 @@ Writes benchmarks/results/DEVICE_heads_DTYPE.json, a section for each architectu
 
 import argparse
 import copy
-import statistics
 import time
 
 import torch
@@ -38,7 +37,7 @@ from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.resources import config_path
 
 from .dense import BestDense
-from .frame import read_clip
+from .frame import read_clip, stage_medians
 from .measure import (
     COMPILE_MODES,
     DTYPES,
@@ -231,15 +230,7 @@ class Video:
 
     def stages(self):
         """dict[str, float]: milliseconds of the stages of a frame, medians over a clip."""
-        seconds = []
-        for image in self.images:
-            result = self.frame(image)
-            read_whole(result)
-            seconds.append(result.seconds)
-        return {
-            name: round(1000 * statistics.median(x.get(name, 0.0) for x in seconds), 4)
-            for name in seconds[0]
-        }
+        return stage_medians(self.frame, self.images)
 
 
 def _parser():
