@@ -92,13 +92,13 @@ class GainLearner(OnlineLearner):
         logits = decision.logits.detach().float()
         report, gradient, number = report_triton(logits, gain, executed, *costs)
         if updates:
-            leaves = self._parameters if leaves is None else leaves
+            leaves = self.updates.parameters if leaves is None else leaves
             gradient = (gradient / number.clamp_min(1)).to(decision.logits.dtype)
             gradients = torch.autograd.grad(decision.logits, leaves, gradient)
-            self._update(gradients, report["loss"], number)
+            self.updates.step(gradients, report["loss"], number, waits=self.delay > 0)
         if takes_over:
-            self._take_over()
-        skipped = self._skipped_updates.clone()
+            self.updates.take_over()
+        skipped = self.updates.skipped.clone()
         return {**report, "reward": report["gain"], "skipped_updates": skipped}
 
     def _teach(self, decision, gain, executed, usable):

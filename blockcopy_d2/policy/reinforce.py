@@ -13,10 +13,11 @@ import torch.distributed as dist
 from detectron2.config import configurable
 from detectron2.utils import comm
 from torch.nn import functional as F
-from torch.optim.rmsprop import rmsprop
 
 from blockcopy_d2.config import check_arguments
 from blockcopy_d2.sparse import make_writable
+
+from .weight_updates import WeightUpdates
 
 __all__ = ["OnlineLearner"]
 
@@ -36,15 +37,16 @@ class OnlineLearner:
     for all frames but the first of a stream, which executes all blocks with any policy. A frame
     with values that are not finite changes no weight. The host never waits for the device.
 
-    Attributes:
-        frames (int): number of frames learned from so far.
-
     With ``sync``, the processes of a job learn one policy together: an update takes the mean over
     the streams of all of them, as if they were one batch. Every process then has to call
     :meth:`learn` or, where it has nothing to learn from, :meth:`sit_out` equally often.
 
     With a ``delay``, the weights change so many frames after the frame that they were learned from,
     whenever they are computed: :class:`CapturedLearning` does that beside these frames.
+
+    Attributes:
+        frames (int): number of frames learned from so far.
+        updates (WeightUpdates): changes the weights.
     """
 
     @configurable
@@ -101,9 +103,21 @@ class OnlineLearner:
                 f" {update_every} frames (UPDATE_EVERY): set a smaller DELAY."
             )
         check_arguments("MODEL.BLOCKCOPY.POLICY", sync=sync)
+        self.sync = sync and comm.get_world_size() > 1
+        if count_first_frames and self.sync:
+            raise ValueError(
+                "MODEL.BLOCKCOPY.LEARNER.COUNT_FIRST_FRAMES is True, but processes that learn"
+                " together (MODEL.BLOCKCOPY.POLICY.SYNC) begin their videos at different frames:"
+                " set one of them to False."
+            )
         make_writable(policy)
-        self._parameters = list(policy.parameters())
-        device = self._parameters[0].device
+        self.updates = WeightUpdates(
+            policy.parameters(),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            sync=self.sync,
+        )
+        device = self.updates.parameters[0].device
         # A captured graph reads the target from here.
         self._target_on_device = torch.tensor(0.0, device=device)
         self.target = target
@@ -111,43 +125,15 @@ class OnlineLearner:
         self.cost_momentum = cost_momentum
         self.update_every = update_every
         self.cost_form = cost_form
-        # On CUDA a step can be part of a graph, and its counters are on the device.
-        self._capturable = device.type == "cuda"
-        self.optimizer = torch.optim.RMSprop(
-            self._parameters,
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            capturable=self._capturable,
-        )
-        size = sum(parameter.numel() for parameter in self._parameters)
-        self._square_average = torch.zeros(size, device=device)
-        steps_device = device if self._capturable else None
-        self._steps = torch.zeros(len(self._parameters), device=steps_device)
-        self._keep_optimizer_state()
+        self.count_first_frames = count_first_frames
         self.delay = delay
-        # A waiting update: the change of the weights, and whether it counts as skipped.
-        self._change = torch.zeros_like(self._square_average)
-        self._skips = torch.zeros((), dtype=torch.int64, device=device)
         # Target minus moving cost, at the latest frame and at the latest one with a later update.
         self._shortfall = self._shortfall_of_update = torch.zeros((), device=device)
-        self._beside = None
         self.frames = 0
         start = 1.0 if count_first_frames else float(target)
         self._moving_cost = torch.tensor(start, device=device)
-        self._skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
-        self.sync = sync and comm.get_world_size() > 1
-        self.count_first_frames = count_first_frames
-        if count_first_frames and self.sync:
-            raise ValueError(
-                "MODEL.BLOCKCOPY.LEARNER.COUNT_FIRST_FRAMES is True, but processes that learn"
-                " together (MODEL.BLOCKCOPY.POLICY.SYNC) begin their videos at different frames:"
-                " set one of them to False."
-            )
         # Costs that are not part of the moving average yet, with the number of streams.
         self._new_costs = []
-        if self.sync:
-            for parameter in self._parameters:
-                dist.broadcast(parameter.detach(), src=0)
 
     @classmethod
     def from_config(cls, cfg, policy):
@@ -176,6 +162,11 @@ class OnlineLearner:
         check_arguments(target=value)
         self._target = float(value)
         self._target_on_device.fill_(self._target)
+
+    @property
+    def optimizer(self):
+        """torch.optim.RMSprop: has the learning rate and weight decay."""
+        return self.updates.optimizer
 
     def wants_graph(self):
         """
@@ -229,10 +220,9 @@ class OnlineLearner:
         with torch.enable_grad():
             loss = losses.sum() / num_streams.clamp_min(1)
         if updates and not later:
-            leaves = self._parameters if leaves is None else leaves
-            self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
+            self._update(loss, leaves, num_streams)
         if takes_over:
-            self._take_over()
+            self.updates.take_over()
         usable_streams = usable.sum().clamp_min(1)
         return {
             "gain": gain.mean(dim=(1, 2)).sum() / usable_streams,
@@ -240,7 +230,7 @@ class OnlineLearner:
             "cost": costs / usable_streams,
             "moving_cost": self._moving_cost.clone(),
             "loss": loss.detach(),
-            "skipped_updates": self._skipped_updates.clone(),
+            "skipped_updates": self.updates.skipped.clone(),
         }
 
     def _check_graph(self, decision):
@@ -266,24 +256,12 @@ class OnlineLearner:
         losses, _ = self._teach(decision, gain, executed, usable)
         with torch.enable_grad():
             loss = losses.sum() / num_streams.clamp_min(1)
-        self._update(torch.autograd.grad(loss, leaves), loss, num_streams)
+        self._update(loss, leaves, num_streams)
 
-    def computed_beside(self, event, *owners):
-        """
-        Notes that an update is computed on another CUDA stream.
-
-        Args:
-            event (torch.cuda.Event): reached when it is.
-            owners: objects whose memory it needs, kept alive until then.
-        """
-        self._beside = (event, owners)
-
-    def wait(self):
-        """Has the current CUDA stream wait for an update on another one. The host goes on."""
-        beside, self._beside = self._beside, None
-        if beside is not None:
-            event, _ = beside
-            event.wait()
+    def _update(self, loss, leaves, num_streams):
+        leaves = self.updates.parameters if leaves is None else leaves
+        gradients = torch.autograd.grad(loss, leaves)
+        self.updates.step(gradients, loss, num_streams, waits=self.delay > 0)
 
     def _teach(self, decision, gain, executed, usable):
         """
@@ -336,9 +314,10 @@ class OnlineLearner:
         nothing = torch.zeros_like(self._moving_cost)
         num_streams = self._count(nothing, nothing)
         if updates:
-            self._update([torch.zeros_like(p) for p in self._parameters], nothing, num_streams)
+            gradients = [torch.zeros_like(p) for p in self.updates.parameters]
+            self.updates.step(gradients, nothing, num_streams, waits=self.delay > 0)
         if takes_over:
-            self._take_over()
+            self.updates.take_over()
 
     def state_dict(self):
         """
@@ -346,15 +325,13 @@ class OnlineLearner:
             dict: the state of learning, apart from the weights of the policy and the settings of
             this learner.
         """
-        self.wait()
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            **self.updates.state_dict(),
             "frames": self.frames,
             "moving_cost": self._moving_cost.clone(),
-            "skipped_updates": self._skipped_updates.clone(),
         }
-        if self.delay:
-            state["waiting"] = {"change": self._change.clone(), "skips": self._skips.clone()}
+        if not self.delay:
+            del state["waiting"]
         return state
 
     @torch.inference_mode(False)
@@ -367,29 +344,20 @@ class OnlineLearner:
         Raises:
             ValueError: it belongs to a learner of another policy, or is not finite.
         """
-        self.wait()
         # Its own tensors are written below, before they are read.
         state_dict = copy.deepcopy(state_dict)
         try:
-            optimizer = {**self.optimizer.state_dict(), "state": state_dict["optimizer"]["state"]}
-            self.optimizer.load_state_dict(optimizer)
-            self._square_average.zero_()
-            self._steps.zero_()
-            self._keep_optimizer_state()
+            self.updates.load_state_dict(state_dict)
             self.frames = operator.index(state_dict["frames"])
             self._moving_cost.copy_(state_dict["moving_cost"])
-            self._skipped_updates.copy_(state_dict["skipped_updates"])
-            waiting = state_dict.get("waiting", {"change": 0, "skips": 0})
-            self._change.copy_(torch.as_tensor(waiting["change"]))
-            self._skips.copy_(torch.as_tensor(waiting["skips"]))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
                 "The state of the learner is not that of a learner of such a policy:"
                 f" {type(error).__name__}: {error}"
             ) from error
-        numbers = (self._square_average, self._steps, self._moving_cost)
-        finite = all(x.isfinite().all() for x in (*numbers, self._change))
-        if self.frames < 0 or not finite or not all((x >= 0).all() for x in numbers):
+        cost = self._moving_cost
+        finite = self.updates.is_valid() and cost.isfinite() and cost >= 0
+        if self.frames < 0 or not finite:
             raise ValueError(
                 "The state of the learner has numbers that are negative or not finite. Set"
                 " MODEL.BLOCKCOPY.POLICY.WEIGHTS to an earlier checkpoint."
@@ -427,55 +395,6 @@ class OnlineLearner:
             self._moving_cost.lerp_(cost, 1 - self.cost_momentum)
         return num_streams
 
-    def _update(self, gradients, loss, num_streams):
-        """Takes a step of RMSprop, unless anything about it is not finite; keeps it if it waits."""
-        self.wait()
-        flat = torch.cat([*map(_flatten, gradients), loss.detach().view(1)])
-        if self.sync:
-            dist.all_reduce(flat)
-        finite = torch.isfinite(torch.linalg.vector_norm(flat)) & (num_streams > 0)
-        settings = self.optimizer.param_groups[0]
-        with torch.no_grad():
-            # All weights as one tensor: a dozen launches on a GPU instead of hundreds.
-            before = torch.cat([_flatten(parameter) for parameter in self._parameters])
-            after, square_average = before.clone(), self._square_average.clone()
-            options = {name: settings[name] for name in ("lr", "alpha", "eps", "weight_decay")}
-            options |= dict(foreach=False, capturable=self._capturable, momentum=0, centered=False)
-            rmsprop([after], [flat[:-1]], [square_average], [], [], [self._steps], **options)
-            self._square_average.copy_(torch.where(finite, square_average, self._square_average))
-            if self.delay:
-                self._change.copy_(torch.where(finite, after - before, 0.0))
-                self._skips += ~finite
-                return
-            after = torch.where(finite, after, before)
-            torch._foreach_copy_([_channels_last(x) for x in self._parameters], self._split(after))
-        self._skipped_updates += ~finite
-
-    @torch.no_grad()
-    def _take_over(self):
-        """Changes the weights by the update that waits, if there is one."""
-        self.wait()
-        changes = self._split(self._change)
-        torch._foreach_add_([_channels_last(x) for x in self._parameters], changes)
-        self._skipped_updates += self._skips
-        self._change.zero_()
-        self._skips.zero_()
-
-    def _split(self, flat):
-        """Splits a flat tensor into one for each parameter, channels last."""
-        shapes = [_channels_last(parameter).shape for parameter in self._parameters]
-        parts = flat.split([shape.numel() for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def _keep_optimizer_state(self):
-        """Moves the optimizer's state into one tensor for all parameters, which stays in place."""
-        averages = self._split(self._square_average)
-        for index, (parameter, average) in enumerate(zip(self._parameters, averages, strict=True)):
-            kept = {"step": self._steps[index], "square_avg": _channels_first(average)}
-            for name, value in self.optimizer.state[parameter].items():
-                kept[name].copy_(value)
-            self.optimizer.state[parameter] = kept
-
 
 def _usable(gain):
     """
@@ -486,16 +405,3 @@ def _usable(gain):
     gain = gain.detach()
     usable = torch.isfinite(gain).flatten(1).all(1)[:, None, None]
     return torch.where(usable, gain, 0.0), usable
-
-
-def _channels_last(x):
-    return x.movedim(1, -1) if x.dim() > 2 else x
-
-
-def _channels_first(x):
-    return x.movedim(-1, 1) if x.dim() > 2 else x
-
-
-def _flatten(x):
-    """Copies nothing if x is in channels_last memory format."""
-    return _channels_last(x.detach()).flatten()

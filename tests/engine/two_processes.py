@@ -132,7 +132,7 @@ def warm(dataset, opts, output_dir):
     register(dataset)
     torch.manual_seed(comm.get_rank())
     learner = warm_policy(load_config(*opts))
-    weights = [parameter.detach() for parameter in learner._parameters]
+    weights = [parameter.detach() for parameter in learner.updates.parameters]
     state = {"weights": weights, **learner.state_dict()}
     torch.save(state, os.path.join(output_dir, f"warmed_{comm.get_rank()}.pth"))
 

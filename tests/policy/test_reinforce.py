@@ -255,7 +255,7 @@ def test_a_step_takes_few_launches():
             return function(*args, **(kwargs or {}))
 
     with Count() as backward:
-        torch.autograd.grad(decision.logits.sum(), learner._parameters, retain_graph=True)
+        torch.autograd.grad(decision.logits.sum(), learner.updates.parameters, retain_graph=True)
     with Count() as step:
         learner.learn(decision, torch.ones(1, *GRID))
     assert step.calls - backward.calls < 100

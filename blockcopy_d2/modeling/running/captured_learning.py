@@ -76,7 +76,7 @@ class CapturedLearning:
         frames, updates, takes_over = learner.frames, learner.wants_graph(), learner.takes_over()
         kind = (updates, takes_over)
         if updates or takes_over:
-            learner.wait()
+            learner.updates.wait()
         self._learn(model, memory, kind, timer)
         if updates and learner.delay:
             self._update_beside()
@@ -159,7 +159,7 @@ class CapturedLearning:
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             self._call("update", self._update, self._side_pool)
-            self._learner.computed_beside(self._side.record_event(), self)
+            self._learner.updates.computed_beside(self._side.record_event(), self)
 
     def _update(self):
         observation, (drawn, executed, gain) = self._kept

@@ -144,7 +144,7 @@ def weights_of(side):
 
 
 def optimizer_state(side, name):
-    side.learner.wait()
+    side.learner.updates.wait()
     return torch.cat([x[name].flatten() for x in side.learner.optimizer.state.values()])
 
 

@@ -88,7 +88,7 @@ def test_it_does_not_matter_when_updates_are_computed(folder, built, device, mon
         update(lesson)
 
     def beside(lesson):
-        lesson._learner.computed_beside(_AsLateAsCanBe(lesson))
+        lesson._learner.updates.computed_beside(_AsLateAsCanBe(lesson))
 
     for late in (False, True):
         if late and device == "cuda":
