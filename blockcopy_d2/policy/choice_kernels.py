@@ -30,6 +30,13 @@ def _relative(value, floor, exists, blocks):
 
 
 @triton.jit
+def _variance(value, exists, blocks):
+    """Variance over the blocks."""
+    mean = tl.sum(tl.where(exists, value, 0.0), 0) / blocks
+    return tl.sum(tl.where(exists, (value - mean) * (value - mean), 0.0), 0) / blocks
+
+
+@triton.jit
 def _gain_at(gain_ptr, row, column, rows, columns, mean, exists):
     """Gains of blocks where they are known, else their mean; -inf beyond the grid."""
     inside = exists & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
@@ -54,6 +61,7 @@ def expect_kernel(
     AGE_POWER: tl.constexpr,
     LONG_WAIT: tl.constexpr,
     OVERDUE_POWER: tl.constexpr,
+    VARIANCE_FLOOR: tl.constexpr,
     HAS_REGION: tl.constexpr,
     FEATURES: tl.constexpr,
     F: tl.constexpr,
@@ -66,19 +74,14 @@ def expect_kernel(
     stream, blocks = tl.program_id(0).to(tl.int64), rows * columns
     block = tl.arange(0, BLOCK)
     exists, here = block < blocks, stream * blocks + block
-    # Weights of the features, with a sum that stays as it is.
-    total, all_weights = 0.0, 0.0
-    for f in tl.static_range(F):
-        prior = tl.load(prior_ptr + f)
-        total += prior
-        all_weights += prior + tl.load(correction_ptr + f)
-    scale = total / tl.maximum(all_weights, total / 2)
     logit = tl.zeros((BLOCK,), tl.float32)
+    uncorrected = tl.zeros((BLOCK,), tl.float32)
     for f in tl.static_range(F - 2):
         value = tl.load(means_ptr + (stream * (F - 2) + f) * blocks + block, mask=exists, other=0.0)
-        weight = (tl.load(prior_ptr + f) + tl.load(correction_ptr + f)) * scale
         feature = _relative(value, tl.load(floors_ptr + f), exists, blocks)
-        logit += weight * feature
+        prior = tl.load(prior_ptr + f)
+        uncorrected += prior * feature
+        logit += (prior + tl.load(correction_ptr + f)) * feature
         if FEATURES:
             tl.store(features_ptr + (stream * F + f) * blocks + block, feature, mask=exists)
     gain_ptr += stream * blocks
@@ -94,17 +97,23 @@ def expect_kernel(
             other = _gain_at(gain_ptr, row + dy, column + dx, rows, columns, mean, exists)
             nearby = tl.maximum(nearby, other, propagate_nan=tl.PropagateNan.ALL)
     nearby = tl.where(exists, nearby, 0.0)
-    weight = (tl.load(prior_ptr + F - 2) + tl.load(correction_ptr + F - 2)) * scale
+    prior = tl.load(prior_ptr + F - 2)
     feature = _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
-    logit += weight * feature
-    weight = (tl.load(prior_ptr + F - 1) + tl.load(correction_ptr + F - 1)) * scale
+    uncorrected += prior * feature
+    logit += (prior + tl.load(correction_ptr + F - 2)) * feature
+    prior = tl.load(prior_ptr + F - 1)
     last_feature = _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
-    logit += weight * last_feature
+    uncorrected += prior * last_feature
+    logit += (prior + tl.load(correction_ptr + F - 1)) * last_feature
     if FEATURES:
         features_ptr += stream * F * blocks + block
         tl.store(features_ptr + (F - 2) * blocks, feature, mask=exists)
         tl.store(features_ptr + (F - 1) * blocks, last_feature, mask=exists)
     else:
+        # The deviation over the blocks stays as it is without the correction.
+        wanted = _variance(uncorrected, exists, blocks)
+        variance = tl.maximum(_variance(logit, exists, blocks), wanted / 4)
+        logit *= tl.sqrt((wanted + VARIANCE_FLOOR) / (variance + VARIANCE_FLOOR))
         age = tl.load(age_ptr + here, mask=exists, other=0).to(tl.float32)
         overdue = tl.maximum((age + 1) * (tl.load(target_ptr).to(tl.float32) / LONG_WAIT), 1.0)
         score = logit + AGE_POWER * tl.log(age + 1) + OVERDUE_POWER * tl.log(overdue)
@@ -173,7 +182,7 @@ def block_features_triton(observation, pixel_scale, floors):
 
 
 def _expect(seen, pixel_scale, weights, target, outputs=None, features=None):
-    from .expected_gain import AGE_POWER, LONG_WAIT, OVERDUE_POWER
+    from . import expected_gain
 
     streams, rows, columns = seen.gain.shape
     maps = (seen.frame, seen.frame_state, seen.output)
@@ -181,7 +190,8 @@ def _expect(seen, pixel_scale, weights, target, outputs=None, features=None):
     # Features need neither ages nor regions.
     age = gain if seen.age is None else seen.age.contiguous()
     region = gain if seen.region is None else seen.region.contiguous()
-    constants = {"AGE_POWER": AGE_POWER, "LONG_WAIT": LONG_WAIT, "OVERDUE_POWER": OVERDUE_POWER}
+    names = ("AGE_POWER", "LONG_WAIT", "OVERDUE_POWER", "VARIANCE_FLOOR")
+    constants = {name: getattr(expected_gain, name) for name in names}
     constants |= {"HAS_REGION": seen.region is not None, "FEATURES": features is not None}
     constants |= {"F": means.shape[1] + 2, "BLOCK": triton.next_power_of_2(max(rows * columns, 16))}
     inputs = (means, gain, age, region, weights, target)

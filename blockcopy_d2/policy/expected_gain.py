@@ -29,14 +29,17 @@ AGE_POWER = 0.5
 # On average a block waits 1 / tau frames. After LONG_WAIT times as long its gain also counts times
 # this power of how many times longer it has waited, so that none waits for ever.
 LONG_WAIT, OVERDUE_POWER = 3.0, 4.0
+# Below it all blocks are equal.
+VARIANCE_FLOOR = 1e-12
 
 
 class GainNetwork(nn.Module):
     """
     Predicts the logarithm of each block's information gain, up to a constant of the frame, as a
     weighted sum of :data:`FEATURES`. The weights are those that fit any model, plus a
-    ``correction`` that is learned, with a sum that stays as it is: a larger one predicts gains
-    better, but weighted by ages it sends the policy back to the same blocks too soon.
+    ``correction`` that is learned. The deviation over the blocks of a frame stays as it is without
+    the correction: a larger one predicts gains better, but weighted by ages it sends the policy
+    back to the same blocks too soon. So a correction changes the order of blocks alone.
     """
 
     def __init__(self, *, pixel_std=(1.0, 1.0, 1.0)):
@@ -61,10 +64,22 @@ class GainNetwork(nn.Module):
             Tensor: float (N, GH, GW).
         """
         features = block_features(observation, self.pixel_scale, self.floors)
-        weights = self.prior + self.correction
-        total = self.prior.sum()
-        weights = weights * total / weights.sum().clamp_min(total / 2)
-        return (features * weights.view(1, -1, 1, 1)).sum(dim=1)
+        uncorrected = _weighted(features, self.prior)
+        return _as_spread(_weighted(features, self.prior + self.correction), uncorrected)
+
+
+def _weighted(features, weights):
+    return (features * weights.view(1, -1, 1, 1)).sum(dim=1)
+
+
+def _as_spread(x, like):
+    """
+    Scales maps (N, GH, GW) so that their deviations over the blocks are those of others, and at
+    most twice as large as before.
+    """
+    variance, wanted = (m.var(dim=(1, 2), correction=0, keepdim=True) for m in (x, like))
+    variance = torch.maximum(variance, wanted / 4)
+    return x * ((wanted + VARIANCE_FLOOR) / (variance + VARIANCE_FLOOR)).sqrt()
 
 
 @POLICY_REGISTRY.register()

@@ -35,7 +35,7 @@ class GainLearner(OnlineLearner):
         target,
         update_every=4,
         learning_rate=0.002,
-        weight_decay=1e-3,
+        weight_decay=0.5,
         delay=0,
         sync=False,
     ):
@@ -44,8 +44,9 @@ class GainLearner(OnlineLearner):
             policy (Policy): its logits are logarithms of expected gains.
             target (float): tau, passed on to the policy. May be changed at any time.
             update_every (int): frames per update of the weights.
-            learning_rate, weight_decay (float): learning rate and weight decay of RMSprop; decay
-                leads back to the weights that the policy starts from.
+            learning_rate (float): learning rate of RMSprop.
+            weight_decay (float): leads back to the weights that the policy starts from. The loss of
+                a frame counts, besides, half of it times the squared norm of the correction.
             delay, sync: see :class:`OnlineLearner`.
         """
         self._policy = policy
@@ -64,7 +65,12 @@ class GainLearner(OnlineLearner):
         settings = super().from_config(cfg, policy)
         for name in ("cost_weight", "cost_momentum", "cost_form", "count_first_frames"):
             del settings[name]
-        return {**settings, "learning_rate": cfg.MODEL.BLOCKCOPY.LEARNER.GAIN_LR}
+        options = cfg.MODEL.BLOCKCOPY.LEARNER
+        return {
+            **settings,
+            "learning_rate": options.GAIN_LR,
+            "weight_decay": options.GAIN_DECAY,
+        }
 
     @property
     def target(self):

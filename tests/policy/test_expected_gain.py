@@ -280,13 +280,25 @@ def test_learning_goes_on_from_its_state():
     assert sides[0].any() and torch.equal(*sides)
 
 
-def test_the_sum_of_the_weights_is_not_learned():
-    """Twice the weights would look at the blocks of large gain more often than their ages tell."""
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("change", [-0.5, 0.5, 3.0])
+def test_a_correction_changes_the_order_of_blocks_but_not_their_spread(feature, change):
+    """Larger differences would look at blocks of large gain more often than their ages tell."""
+    network, seen = GainNetwork(), observation(0, streams=2)
+    before = network(seen).detach()
+    network.correction.data[list(FEATURES).index(feature)] = change
+    after = network(seen).detach()
+    torch.testing.assert_close(after.std(dim=(1, 2)), before.std(dim=(1, 2)))
+    assert not torch.equal(after.flatten(1).argsort(), before.flatten(1).argsort())
+
+
+def test_all_weights_times_two_are_the_same_and_those_that_fall_to_nothing_do_not_grow():
     network, seen = GainNetwork(), observation(0)
     before = network(seen).detach()
     network.correction.data.copy_(network.prior)
     torch.testing.assert_close(network(seen).detach(), before)
-    # Nor do weights that fall to nothing grow without limit.
+    network.correction.data.copy_(-0.9 * network.prior)
+    torch.testing.assert_close(network(seen).detach(), 0.2 * before)
     network.correction.data.copy_(-network.prior)
     assert not network(seen).any()
 
