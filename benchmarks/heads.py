@@ -6,9 +6,10 @@ frame is one CUDA graph, without them it runs operator by operator.
     python -m benchmarks.heads --models fcos --device cpu --dtype fp32 --size 128 256 --rounds 2
 
 Weights are random. Score thresholds are chosen so that Detectron2 finds about 50 objects in a frame
-of a StreetClips clip of 1024x2048, which is drawn. BlockCopy runs as `accelerate` sets it up: with
-motion, and with the policy "ExpectedGain" that executes 0.3 of the blocks and learns. Everything of
-a result is read. All variants run interleaved, clip by clip; times are the host's, per frame:
+of a StreetClips clip of 1024x2048, which is drawn; a PanopticFPN merges all of them. BlockCopy
+runs as `accelerate` sets it up: with motion, and with the policy "ExpectedGain" that executes 0.3
+of the blocks and learns. Everything of a result is read. All variants run interleaved, clip by
+clip; times are the host's, per frame:
 
     stock          Detectron2's model, under autocast for fp16
     dense_graph    all of it in one CUDA graph, by the same heads, see benchmarks/dense.py
@@ -16,7 +17,9 @@ a result is read. All variants run interleaved, clip by clip; times are the host
     graph          BlockCopy as CUDA graphs
     unmerged       the same where "panoptic_seg" is not read, of a PanopticFPN
 
-Writes benchmarks/results/DEVICE_heads_DTYPE.json, a section for each architecture.
+Writes benchmarks/results/DEVICE_heads_DTYPE.json, a section for each architecture; "dense" says how
+the dense network ran. Kernels are compiled at their first use. --compile-only fills the caches of
+compilers and times nothing, so processes for one model each can do that side by side.
 """
 
 import argparse
@@ -74,56 +77,98 @@ def main():
     images = read_clip(args.frames, tuple(args.size), device=args.device)[: args.length]
     path = results_path("heads", args.dtype, args.device)
     for name in args.models:
-        start = time.perf_counter()
-        results = {"config": MODELS[name]}
-        results.update(measure(build(MODELS[name], args.device), images, args))
+        progress = _Progress(name)
+        model = build(MODELS[name], args.device)
+        progress("built")
+        measured = measure(model, images, args, progress)
+        if measured is None:
+            continue
+        results = {"config": MODELS[name], **measured}
         shared = {**environment(args.device), "dtype": args.dtype, "size": list(args.size)}
         write_results(path, name, {"shared": shared, **results})
-        print(f"{name} ({time.perf_counter() - start:.0f} s)", flush=True)
         for variant, quartiles in results["quartiles_ms"].items():
             count = results["detections"][variant]
-            print(f"{variant:>12} {quartiles['median']:8.3f} ms   {count:5.1f} detections")
+            how = f"   {results['dense']['how']}" if variant == "dense_graph" else ""
+            print(f"{variant:>12} {quartiles['median']:8.3f} ms   {count:5.1f} detections{how}")
         print(f"{'stages':>12} {results['stages_ms']}, executed {results['executed']}", flush=True)
-    print(f"results in {path}")
+    if not args.compile_only:
+        print(f"results in {path}")
+
+
+class _Progress:
+    """Prints what is done, and the seconds since the last."""
+
+    def __init__(self, name):
+        self._name, self._last = name, time.perf_counter()
+
+    def __call__(self, done):
+        now = time.perf_counter()
+        print(f"{self._name}: {done} ({now - self._last:.1f} s)", flush=True)
+        self._last = now
 
 
 @torch.no_grad()
-def measure(base, images, args):
+def measure(base, images, args, progress=lambda done: None):
     """
     Args:
         base (nn.Module): a meta-architecture of Detectron2.
         images (list[Tensor]): uint8 (3, H, W), a clip.
         args: arguments of the program.
+        progress (callable): called with a word on everything that is done.
 
     Returns:
-        dict: times of all variants, in milliseconds per frame.
+        dict or None: times of all variants, in milliseconds per frame; None if nothing is to be
+        timed.
     """
     dtype = _DTYPES[args.dtype]
     is_half = dtype in (torch.float16, torch.bfloat16)
-    calibrate(base, images[0])
-    videos = {
-        name: Video(copy.deepcopy(base), images, cuda_graph=name == "graph", amp=is_half)
-        for name in ("operators", "graph")
-    }
+    found = calibrate(base, images[0])
+    progress(f"thresholds set, {found} detections")
+    videos = {}
+    for name in ("operators", "graph"):
+        videos[name] = Video(copy.deepcopy(base), images, cuda_graph=name == "graph", amp=is_half)
+        progress(f"{name} ran")
     if args.device == "cuda" and videos["graph"].stream.graph is None:
         raise SystemExit(f"{type(base).__name__} does not run as a CUDA graph here.")
     variants = {
         "stock": lambda: sum(map(len, stock(base, images, dtype if is_half else None))),
-        **{name: video.clip for name, video in videos.items()},
+        "operators": _without_tuning(videos["operators"].clip),
+        "graph": videos["graph"].clip,
     }
     if hasattr(base, "sem_seg_head"):
         variants["unmerged"] = lambda: videos["graph"].clip(merged=False)
     if args.device == "cuda":
         dense = BestDense(base, images[:1], dtype, modes=args.compile_modes)
         variants["dense_graph"] = lambda: sum(_count(dense([image])) for image in images)
+        progress("dense network ready")
+    if args.compile_only:
+        for clip in variants.values():
+            clip()
+        progress("all variants ran")
+        return None
     times, counts = clip_by_clip(variants, len(images), rounds=args.rounds, device=args.device)
+    progress("timed")
+    rival = {}
+    if args.device == "cuda":
+        rival = {"dense": {"how": dense.how, "network_ms": dense.network_ms}}
     return {
+        **rival,
         **{f"{name}_ms": time["median"] for name, time in times.items()},
         "detections": {name: round(count, 1) for name, count in counts.items()},
         "executed": round(videos["graph"].executed, 4),
         "stages_ms": videos["graph"].stages(),
         "quartiles_ms": times,
     }
+
+
+def _without_tuning(function):
+    """A frame's number of masks differs: cuDNN would try its algorithms in the middle of a clip."""
+
+    def untuned():
+        with torch.backends.cudnn.flags(benchmark=False):
+            return function()
+
+    return untuned
 
 
 def build(config, device):
@@ -149,30 +194,41 @@ def build(config, device):
 
 
 def calibrate(model, image):
-    """Sets the score threshold of a model so that it finds WANTED_DETECTIONS in a picture."""
-    if isinstance(model, ProposalNetwork):
-        return
+    """
+    Set the score threshold of a model so that it finds WANTED_DETECTIONS in a picture, and merges
+    all of them into a segmentation.
+
+    Args:
+        model (nn.Module): see :func:`measure`.
+        image (Tensor): uint8 (3, H, W).
+
+    Returns:
+        int: the number of its detections.
+    """
     if isinstance(model, DenseDetector):
         # With random weights scores would all be 1, and boxes as large as the picture.
         features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
         logits, deltas, *_ = model.head([features[name] for name in model.head_in_features])
         model.head.cls_score.weight.div_(max(x.std() for x in logits))
         model.head.bbox_pred.weight.div_(max(x.std() for x in deltas))
-    least, most = 0.0, 1.0
-    for _ in range(20):
-        _set_threshold(model, (least + most) / 2)
+    if not isinstance(model, ProposalNetwork):
+        # Detections do not suppress those of higher scores: a threshold only cuts their list. Equal
+        # scores stay together.
+        _set_threshold(model, 0.0)
         (found,) = stock(model, [image], None)
-        if len(found) > WANTED_DETECTIONS:
-            least = (least + most) / 2
-        else:
-            most = (least + most) / 2
-    _set_threshold(model, most)
+        scores = found.scores.sort(descending=True).values
+        lower = scores[scores < scores[:WANTED_DETECTIONS][-1]]
+        _set_threshold(model, lower[0].item() if len(lower) else 0.0)
+    (found,) = stock(model, [image], None)
+    return len(found)
 
 
 def _set_threshold(model, value):
     if not hasattr(model, "roi_heads"):
         model.test_score_thresh = value
         return
+    if hasattr(model, "combine_instances_score_thresh"):
+        model.combine_instances_score_thresh = value
     predictors = model.roi_heads.box_predictor
     for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
         predictor.test_score_thresh = value
@@ -267,6 +323,11 @@ def _parser():
         default=[],
         metavar="MODE",
         help="modes of torch.compile to try for dense_graph; none leaves cuDNN (none)",
+    )
+    parser.add_argument(
+        "--compile-only",
+        action="store_true",
+        help="run every variant once, to fill the caches of compilers; time and write nothing",
     )
     add_size(parser, 1024, 2048)
     return parser

@@ -332,5 +332,6 @@ def write_json(path, results):
 
 
 def _summary(values):
-    lower, median, upper = statistics.quantiles(values, n=4)
+    # There are no quartiles of one value before Python 3.13.
+    lower, median, upper = statistics.quantiles(2 * values if len(values) == 1 else values, n=4)
     return {"median": round(median, 4), "lower": round(lower, 4), "upper": round(upper, 4)}
