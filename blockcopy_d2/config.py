@@ -115,6 +115,9 @@ def _model_keys():
     # MovedDifference weighs the difference of a block by 1 + AGE_WEIGHT x frames since it was
     # executed
     _C.POLICY.AGE_WEIGHT = number(0.05, most=100)
+    # ExpectedGain: a frame in which more changes than in others may execute up to so many times
+    # TARGET, which quiet frames have saved. 1: every frame executes the same number
+    _C.POLICY.BURST = number(1.0, least=1, most=10)
     # Seed of the policy's own random generator (sampling of blocks)
     _C.POLICY.SEED = whole(0, least=0, most=2**63 - 1)
 

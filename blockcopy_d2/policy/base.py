@@ -30,10 +30,14 @@ class Decision:
             drawn from; None from policies that do not draw. Part of an autograd graph if the policy
             was called with gradients enabled; on CUDA they are then in single precision, where the
             draw used half.
+        account (Tensor or None): float (N, 2), of a policy that executes more blocks in some frames
+            than in others: the blocks that it has saved, and the price at which blocks run. It
+            finds them in the next observation. None: the account stays as it is.
     """
 
     active: Tensor
     logits: Tensor | None = None
+    account: Tensor | None = None
 
     def split(self) -> list["Decision"]:
         """
@@ -41,8 +45,11 @@ class Decision:
             list[Decision]: one for each stream, in the same autograd graph.
         """
         with torch.enable_grad():
-            logits = [None] * len(self.active) if self.logits is None else self.logits.split(1)
-        return [Decision(*pair) for pair in zip(self.active.split(1), logits, strict=True)]
+            parts = (
+                [None] * len(self.active) if x is None else x.split(1)
+                for x in (self.active, self.logits, self.account)
+            )
+            return [Decision(*part) for part in zip(*parts, strict=True)]
 
 
 class Policy(nn.Module, ABC):

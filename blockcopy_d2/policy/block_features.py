@@ -64,6 +64,23 @@ def block_features(observation, pixel_scale, floors):
 
 def block_features_reference(observation, pixel_scale, floors):
     """:func:`block_features` in plain PyTorch."""
+    values = block_values(observation, pixel_scale)
+    mean = values.mean(dim=(2, 3), keepdim=True)
+    # If nothing differs at all, all blocks are equal.
+    relative = torch.where(mean == 0, 1.0, values / mean)
+    return (relative + floors.view(1, -1, 1, 1)).log()
+
+
+def block_values(observation, pixel_scale):
+    """
+    Args:
+        observation (Observation): observation of N streams, with the gains of blocks.
+        pixel_scale (Tensor): float (3,), see :class:`PolicyNetwork`.
+
+    Returns:
+        Tensor: float (N, F, GH, GW), in the order of :data:`FEATURES`, not negative, in units of
+        their own.
+    """
     means = block_means(
         observation.frame,
         observation.frame_state,
@@ -77,11 +94,7 @@ def block_features_reference(observation, pixel_scale, floors):
     # An unknown gain counts as the mean of the others.
     gain = torch.where(known, observation.gain, mean)[:, None]
     nearby = F.max_pool2d(gain, kernel_size=3, stride=1, padding=1)
-    values = torch.cat([means, gain, nearby], dim=1)
-    mean = values.mean(dim=(2, 3), keepdim=True)
-    # If nothing differs at all, all blocks are equal.
-    relative = torch.where(mean == 0, 1.0, values / mean)
-    return (relative + floors.view(1, -1, 1, 1)).log()
+    return torch.cat([means, gain, nearby], dim=1)
 
 
 def block_means(frame, frame_state, output, pixel_scale, grid_shape):

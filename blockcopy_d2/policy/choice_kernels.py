@@ -23,10 +23,10 @@ MOST_BLOCKS = 2048
 
 @triton.jit
 def _relative(value, floor, exists, blocks):
-    """Logarithms of values in multiples of their mean; all are equal if the mean is 0."""
+    """Logarithms of values in multiples of their mean, all equal if the mean is 0; and the mean."""
     mean = tl.sum(tl.where(exists, value, 0.0), 0) / blocks
     relative = tl.where(mean == 0, 1.0, value / tl.where(mean == 0, 1.0, mean))
-    return tl.log(relative + floor)
+    return tl.log(relative + floor), mean
 
 
 @triton.jit
@@ -56,12 +56,14 @@ def expect_kernel(
     scores_ptr,
     usable_ptr,
     features_ptr,
+    levels_ptr,
     rows,
     columns,
     AGE_POWER: tl.constexpr,
     LONG_WAIT: tl.constexpr,
     OVERDUE_POWER: tl.constexpr,
     VARIANCE_FLOOR: tl.constexpr,
+    LEVEL_FLOOR: tl.constexpr,
     HAS_REGION: tl.constexpr,
     FEATURES: tl.constexpr,
     F: tl.constexpr,
@@ -76,10 +78,12 @@ def expect_kernel(
     exists, here = block < blocks, stream * blocks + block
     logit = tl.zeros((BLOCK,), tl.float32)
     uncorrected = tl.zeros((BLOCK,), tl.float32)
+    level = 0.0
     for f in tl.static_range(F - 2):
         value = tl.load(means_ptr + (stream * (F - 2) + f) * blocks + block, mask=exists, other=0.0)
-        feature = _relative(value, tl.load(floors_ptr + f), exists, blocks)
+        feature, mean = _relative(value, tl.load(floors_ptr + f), exists, blocks)
         prior = tl.load(prior_ptr + f)
+        level += prior * tl.log(tl.maximum(mean, LEVEL_FLOOR))
         uncorrected += prior * feature
         logit += (prior + tl.load(correction_ptr + f)) * feature
         if FEATURES:
@@ -98,11 +102,13 @@ def expect_kernel(
             nearby = tl.maximum(nearby, other, propagate_nan=tl.PropagateNan.ALL)
     nearby = tl.where(exists, nearby, 0.0)
     prior = tl.load(prior_ptr + F - 2)
-    feature = _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
+    feature, mean = _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
+    level += prior * tl.log(tl.maximum(mean, LEVEL_FLOOR))
     uncorrected += prior * feature
     logit += (prior + tl.load(correction_ptr + F - 2)) * feature
     prior = tl.load(prior_ptr + F - 1)
-    last_feature = _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
+    last_feature, mean = _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
+    level += prior * tl.log(tl.maximum(mean, LEVEL_FLOOR))
     uncorrected += prior * last_feature
     logit += (prior + tl.load(correction_ptr + F - 1)) * last_feature
     if FEATURES:
@@ -123,6 +129,7 @@ def expect_kernel(
         tl.store(logits_ptr + here, logit, mask=exists)
         tl.store(scores_ptr + here, score, mask=exists)
         tl.store(usable_ptr + stream, usable.to(tl.uint8))
+        tl.store(levels_ptr + stream, level)
 
 
 @triton.jit
@@ -132,16 +139,32 @@ def pick_kernel(
     target_ptr,
     index_ptr,
     active_ptr,
+    account_ptr,
+    next_account_ptr,
+    levels_ptr,
     blocks,
+    BURST: tl.constexpr,
+    PRICE_RATE: tl.constexpr,
+    PRICE_PULL: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """A program ranks BI blocks, and picks those within the budget."""
+    """
+    A program ranks BI blocks, and picks those within the budget. With a BURST above 1 the budget of
+    a frame goes by its price, see ``pace`` in expected_gain.py.
+    """
     stream = tl.program_id(1).to(tl.int64)
     scores_ptr += stream * blocks
     block = tl.program_id(0) * BI + tl.arange(0, BI)
     score = tl.load(scores_ptr + block, mask=block < blocks, other=float("-inf"))
     rank = tl.zeros((BI,), tl.int32)
+    index = tl.load(index_ptr + stream)
+    if BURST > 1:
+        level = tl.load(levels_ptr + stream)
+        is_new = index <= 1
+        saved = tl.where(is_new, 0.0, tl.load(account_ptr + 2 * stream))
+        price = tl.where(is_new, 0.0, tl.load(account_ptr + 2 * stream + 1))
+        worthy = tl.zeros((BJ,), tl.int32)
     for first in range(0, blocks, BJ):
         rival = first + tl.arange(0, BJ)
         there = rival < blocks
@@ -149,28 +172,63 @@ def pick_kernel(
         before = (best[None, :] == score[:, None]) & (rival[None, :] < block[:, None])
         before = (before | (best[None, :] > score[:, None])) & there[None, :]
         rank += tl.sum(before.to(tl.int32), axis=1)
+        if BURST > 1:
+            worthy += (there & (best + level > price)).to(tl.int32)
     wanted = tl.load(target_ptr) * blocks
-    index = tl.load(index_ptr + stream)
     # Rounding errors of a product such as 0.29 x 100 must not cost a block.
     count = tl.floor(wanted * (index + 1) + 1e-6) - tl.floor(wanted * index + 1e-6)
-    picked = (rank < count.to(tl.int32)) | (tl.load(usable_ptr + stream) == 0)
+    usable = tl.load(usable_ptr + stream) != 0
+    if BURST > 1:
+        even, number, wanted = count, tl.sum(worthy, 0).to(tl.float32), wanted.to(tl.float32)
+        least = tl.maximum(wanted / BURST, wanted + saved - blocks)
+        most = tl.minimum(wanted * BURST, wanted + saved + blocks)
+        paced = tl.floor(tl.minimum(tl.maximum(number, least), most) + 0.5)
+        count = tl.where(is_new, even.to(tl.float32), paced)
+        count = tl.minimum(tl.maximum(count, 0.0), blocks)
+        after = saved + wanted - count
+        next_price = price + PRICE_RATE * tl.log((number + 1) / (wanted + 1))
+        next_price -= PRICE_PULL * after / blocks
+        # The program that holds the last block of a new stream's first frame knows the price.
+        last = tl.maximum(even.to(tl.int32) - 1, 0)
+        is_last = (rank == last) & (block < blocks)
+        worth = score + level
+        first_price = tl.sum(tl.where(is_last & (tl.abs(worth) < float("inf")), worth, 0.0), 0)
+        finite = tl.sum((is_last & (tl.abs(worth) < float("inf"))).to(tl.int32), 0) > 0
+        first_price = tl.where(finite, first_price, level)
+        writes = tl.where(is_new, tl.sum(is_last.to(tl.int32), 0) > 0, tl.program_id(0) == 0)
+        next_account_ptr += 2 * stream
+        old_saved = tl.load(account_ptr + 2 * stream)
+        old_price = tl.load(account_ptr + 2 * stream + 1)
+        tl.store(next_account_ptr, tl.where(usable, after, old_saved), mask=writes)
+        next_price = tl.where(is_new, first_price, next_price)
+        next_price = tl.where(usable, next_price, old_price)
+        tl.store(next_account_ptr + 1, next_price, mask=writes)
+    picked = (rank < count.to(tl.int32)) | ~usable
     tl.store(active_ptr + stream * blocks + block, picked.to(tl.uint8), mask=block < blocks)
 
 
-def choose_triton(observation, network, target):
+def choose_triton(observation, network, target, burst=1.0):
     """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
+    from .expected_gain import PRICE_PULL, PRICE_RATE
+
     seen, device = observation, observation.frame.device
     streams, rows, columns = seen.gain.shape
     index = torch.as_tensor(seen.frame_index, device=device).view(-1).expand(streams)
     logits, scores = torch.empty(2, *seen.gain.shape, device=device)
     active = torch.empty(seen.gain.shape, dtype=torch.bool, device=device)
     usable = torch.empty(streams, dtype=torch.uint8, device=device)
+    levels = torch.empty(streams, device=device)
+    account = levels if burst == 1 else seen.account.contiguous()
+    next_account = torch.empty_like(account)
     weights = (network.prior, network.correction, network.floors)
-    _expect(seen, network.pixel_scale, weights, target, (logits, scores, usable))
+    _expect(seen, network.pixel_scale, weights, target, (logits, scores, usable, levels))
     tensors = (scores, usable, target, index.contiguous(), active.view(torch.uint8))
+    tensors += (account, next_account, levels)
     blocks = rows * columns
-    pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, BI=32, BJ=128, num_warps=4)
-    return logits, active
+    constants = {"PRICE_RATE": PRICE_RATE, "PRICE_PULL": PRICE_PULL, "BURST": burst}
+    constants |= {"BI": 32, "BJ": 128, "num_warps": 4}
+    pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, **constants)
+    return logits, active, None if burst == 1 else next_account
 
 
 def block_features_triton(observation, pixel_scale, floors):
@@ -190,10 +248,14 @@ def _expect(seen, pixel_scale, weights, target, outputs=None, features=None):
     # Features need neither ages nor regions.
     age = gain if seen.age is None else seen.age.contiguous()
     region = gain if seen.region is None else seen.region.contiguous()
-    names = ("AGE_POWER", "LONG_WAIT", "OVERDUE_POWER", "VARIANCE_FLOOR")
+    names = ("AGE_POWER", "LONG_WAIT", "OVERDUE_POWER", "VARIANCE_FLOOR", "LEVEL_FLOOR")
     constants = {name: getattr(expected_gain, name) for name in names}
     constants |= {"HAS_REGION": seen.region is not None, "FEATURES": features is not None}
     constants |= {"F": means.shape[1] + 2, "BLOCK": triton.next_power_of_2(max(rows * columns, 16))}
     inputs = (means, gain, age, region, weights, target)
-    outputs = (gain, gain, gain, features) if outputs is None else (*outputs, gain)
+    if outputs is None:
+        outputs = (gain, gain, gain, features, gain)
+    else:
+        *outputs, levels = outputs
+        outputs = (*outputs, gain, levels)
     expect_kernel[(streams,)](*inputs, *outputs, rows, columns, **constants, num_warps=4)

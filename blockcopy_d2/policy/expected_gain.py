@@ -16,7 +16,7 @@ from blockcopy_d2.config import check_arguments
 from blockcopy_d2.kernels import triton_runs_on
 
 from .base import Decision, Policy
-from .block_features import FEATURES, block_features
+from .block_features import FEATURES, block_features, block_values
 from .build import POLICY_REGISTRY
 from .gain_learner import GainLearner
 from .network import NATURAL_PIXEL_STD
@@ -31,6 +31,11 @@ AGE_POWER = 0.5
 LONG_WAIT, OVERDUE_POWER = 3.0, 4.0
 # Below it all blocks are equal.
 VARIANCE_FLOOR = 1e-12
+# Means of features over a frame count as at least this much in its level.
+LEVEL_FLOOR = 1e-6
+# The price of a block follows the logarithm of how many blocks are worth it, and goes down as
+# blocks are saved, so that it settles where as many are worth it as the target allows.
+PRICE_RATE, PRICE_PULL = 0.5, 0.3
 
 
 class GainNetwork(nn.Module):
@@ -67,6 +72,20 @@ class GainNetwork(nn.Module):
         uncorrected = _weighted(features, self.prior)
         return _as_spread(_weighted(features, self.prior + self.correction), uncorrected)
 
+    def level(self, observation):
+        """
+        Returns how much is expected of a frame as a whole, for one to be compared with others of
+        its stream.
+
+        Args:
+            observation (Observation): see :meth:`forward`.
+
+        Returns:
+            Tensor: float (N,), the logarithm in a unit of the stream.
+        """
+        means = block_values(observation, self.pixel_scale).mean(dim=(2, 3))
+        return means.clamp_min(LEVEL_FLOOR).log() @ self.prior
+
 
 def _weighted(features, weights):
     return (features * weights.view(1, -1, 1, 1)).sum(dim=1)
@@ -95,8 +114,10 @@ class ExpectedGain(Policy):
     Every block is executed in the end, and exploration never stops.
 
     The number of blocks is exact: over any frames in a row it is tau of all their blocks, up to
-    one. Taught by :class:`GainLearner`; before it has learned anything it uses weights that fit any
-    model.
+    one. With a ``burst`` above 1, frames in which more changes execute more blocks, and quiet ones
+    fewer, see :func:`pace`; over any frames in a row it is tau of all their blocks, up to the
+    blocks of two frames. Taught by :class:`GainLearner`; before it has learned anything it uses
+    weights that fit any model.
     """
 
     learns = True
@@ -105,13 +126,17 @@ class ExpectedGain(Policy):
     learner_class = GainLearner
 
     @configurable
-    def __init__(self, *, target, pixel_std=(1.0, 1.0, 1.0)):
+    def __init__(self, *, target, pixel_std=(1.0, 1.0, 1.0), burst=1.0):
         """
         Args:
             target (float): tau, the fraction of the blocks of a frame.
             pixel_std (sequence[float]): deviations of the task network's input normalization.
+            burst (float): the most that a frame may execute, in multiples of the target; at
+                least 1.
         """
         super().__init__()
+        check_arguments("MODEL.BLOCKCOPY.POLICY", burst=burst)
+        self.burst = float(burst)
         self.network = GainNetwork(pixel_std=pixel_std)
         # A captured graph reads the target from here.
         target_on_device = torch.zeros((), dtype=torch.float64)
@@ -120,7 +145,12 @@ class ExpectedGain(Policy):
 
     @classmethod
     def from_config(cls, cfg, num_classes):
-        return {"target": cfg.MODEL.BLOCKCOPY.TARGET, "pixel_std": cfg.MODEL.PIXEL_STD}
+        options = cfg.MODEL.BLOCKCOPY
+        return {
+            "target": options.TARGET,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "burst": options.POLICY.BURST,
+        }
 
     @property
     def target(self):
@@ -141,38 +171,49 @@ class ExpectedGain(Policy):
         Returns:
             Decision: its logits are logarithms of expected gains.
         """
-        logits, active = choose_blocks(observation, self.network, self._target_on_device)
-        return Decision(active, logits)
+        target = self._target_on_device
+        logits, active, account = choose_blocks(observation, self.network, target, self.burst)
+        return Decision(active, logits, account)
 
 
-def choose_blocks(observation, network, target):
+def choose_blocks(observation, network, target, burst=1.0):
     """
     Args:
-        observation (Observation): observation of N streams, with age and gain of blocks.
+        observation (Observation): observation of N streams, with age and gain of blocks; and with
+            the account for a burst above 1.
         network (GainNetwork):
         target (Tensor): float64 scalar, fraction of the blocks.
+        burst (float): the most that a frame may execute, in multiples of the target.
 
     Returns:
-        tuple[Tensor, Tensor]: float (N, GH, GW), logarithms of expected gains; and bool
+        tuple[Tensor, Tensor, Tensor or None]: float (N, GH, GW), logarithms of expected gains; bool
         (N, GH, GW), the blocks of largest expected gain, weighted by age, see
-        :func:`weight_of_age` and :func:`largest_blocks`.
+        :func:`weight_of_age` and :func:`largest_blocks`; and float (N, 2), the next account, see
+        :func:`pace`, None if there is no burst.
     """
     if triton_runs_on(observation.frame.device):
         from .choice_kernels import MOST_BLOCKS, choose_triton
 
         if observation.age[0].numel() <= MOST_BLOCKS:
-            logits, active = choose_triton(observation, network, target)
+            logits, *choice = choose_triton(observation, network, target, burst)
             # In an autograd graph if one is wanted; the choice is the same either way.
-            return network(observation) if torch.is_grad_enabled() else logits, active
-    return choose_blocks_reference(observation, network, target)
+            return network(observation) if torch.is_grad_enabled() else logits, *choice
+    return choose_blocks_reference(observation, network, target, burst)
 
 
-def choose_blocks_reference(observation, network, target):
+def choose_blocks_reference(observation, network, target, burst=1.0):
     """:func:`choose_blocks` in plain PyTorch."""
     logits = network(observation)
     score = logits.detach() + weight_of_age(observation.age, target)
     index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
-    return logits, largest_blocks(score, target, index, observation.region)
+    region = observation.region
+    if burst == 1:
+        return logits, largest_blocks(score, target, index, region), None
+    usable = torch.isfinite(score).flatten(1).all(dim=1)
+    score, level = score if region is None else score + region, network.level(observation).detach()
+    counts, account = pace(score, level, observation.account, target, index, burst)
+    account = torch.where(usable[:, None], account, observation.account)
+    return logits, _largest(score, counts) | ~usable.view(-1, 1, 1), account
 
 
 def weight_of_age(age, target):
@@ -204,12 +245,59 @@ def largest_blocks(score, target, index, region=None):
         Tensor: bool (N, GH, GW), the blocks of largest score; all blocks of a stream whose scores
         are not finite. Their number is rounded so that it is right over any frames in a row.
     """
-    blocks = target * score[0].numel()
+    counts = _even_counts(target, score[0].numel(), index)
+    unusable = ~torch.isfinite(score.flatten(1)).all(dim=1).view(-1, 1, 1)
+    return _largest(score if region is None else score + region, counts) | unusable
+
+
+def pace(score, level, account, target, index, burst):
+    """
+    Finds the number of blocks of a frame by a price: blocks run that are worth more. It is at most
+    ``burst`` times the target and at least the target over ``burst``, and never are more than the
+    blocks of a frame saved or owed. The first frame of a stream executes its target, and its price
+    is that of its last block.
+
+    Args:
+        score (Tensor): float (N, GH, GW), logarithms of the worth of blocks; infinite for those
+            that always run, minus infinite for those that never do.
+        level (Tensor): float (N,), to add to them, so that frames of a stream can be compared.
+        account (Tensor): float (N, 2), the blocks saved so far, and the price.
+        target (Tensor): float64 scalar, fraction of the blocks.
+        index (Tensor): int (N,) or (1,), number of the frame in each stream.
+        burst (float): above 1.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N,), the numbers of blocks; and float (N, 2), the next account.
+    """
+    blocks, worth = score[0].numel(), score.flatten(1) + level[:, None]
+    is_new = index.expand(len(score)) <= 1
+    wanted = (target * blocks).float()
+    saved, price = torch.where(is_new[:, None], 0.0, account).unbind(1)
+    worthy = (worth > price[:, None]).sum(dim=1).float()
+    least = torch.maximum(wanted / burst, wanted + saved - blocks)
+    most = torch.minimum(wanted * burst, wanted + saved + blocks)
+    counts = (worthy.clamp(least, most) + 0.5).floor()
+    even = _even_counts(target, blocks, index).float()
+    counts = torch.where(is_new, even, counts).clamp(0, blocks)
+    last = (even.long() - 1).clamp_min(0).expand(len(score))[:, None]
+    first_price = worth.sort(dim=1, descending=True).values.gather(1, last)[:, 0]
+    first_price = torch.where(first_price.isfinite(), first_price, level)
+    saved = saved + wanted - counts
+    step = PRICE_RATE * ((worthy + 1) / (wanted + 1)).log() - PRICE_PULL * saved / blocks
+    return counts, torch.stack([saved, torch.where(is_new, first_price, price + step)], dim=1)
+
+
+def _even_counts(target, blocks, index):
+    """Numbers of blocks of frames, rounded so that they are right over any frames in a row."""
+    blocks = target * blocks
     # Rounding errors of a product such as 0.29 x 100 must not cost a block.
-    count = (blocks * (index + 1) + 1e-6).floor() - (blocks * index + 1e-6).floor()
-    unusable = ~torch.isfinite(score.flatten(1)).all(dim=1, keepdim=True)
-    flat = (score if region is None else score + region).flatten(1)
+    return (blocks * (index + 1) + 1e-6).floor() - (blocks * index + 1e-6).floor()
+
+
+def _largest(score, counts):
+    """bool (N, GH, GW), so many blocks (N,) or (1,) of each stream, those of largest score."""
+    flat = score.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    return ((rank < count[:, None]) | unusable).view(score.shape)
+    return (rank < counts[:, None]).view(score.shape)

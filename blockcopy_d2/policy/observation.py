@@ -52,6 +52,8 @@ class Observation:
             was last executed; negative where it is not known. None where no policy wants it.
         region (Tensor or None): float (N, GH, GW), infinite for blocks that always run whatever
             the policy decides, minus infinite for those that never do, else 0. None: 0.
+        account (Tensor or None): float (N, 2), see :class:`Decision`: the latest one of the policy;
+            of no meaning in the first frame that it decides. None where it is not known.
     """
 
     frame: Tensor
@@ -63,6 +65,7 @@ class Observation:
     previous_frame: Tensor | None = None
     gain: Tensor | None = None
     region: Tensor | None = None
+    account: Tensor | None = None
 
     def split(self):
         """
@@ -74,7 +77,7 @@ class Observation:
         index = index.split(1) if isinstance(index, Tensor) else [index] * len(self.frame)
         known = (
             [None] * len(self.frame) if x is None else x.split(1)
-            for x in (self.age, self.previous_frame, self.gain, self.region)
+            for x in (self.age, self.previous_frame, self.gain, self.region, self.account)
         )
         parts = zip(*(m.split(1) for m in maps), index, *known, strict=True)
         return [Observation(*part) for part in parts]

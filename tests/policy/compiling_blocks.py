@@ -22,8 +22,11 @@ def main(capability):
             maps = [torch.zeros(1, channels, 32 * rows, 32 * columns) for channels in (3, 3, 8)]
             blocks = torch.zeros(1, rows, columns)
             known = {"age": blocks.int(), "gain": blocks, "region": blocks}
+            known["account"] = torch.zeros(1, 2)
             seen = Observation(*maps, grid=blocks[None], frame_index=1, **known)
-            choose_triton(seen, GainNetwork(), torch.zeros((), dtype=torch.float64))
+            for burst in (1.0, 2.0):
+                target = torch.zeros((), dtype=torch.float64)
+                choose_triton(seen, GainNetwork(), target, burst)
         block_features_triton(seen, torch.ones(3), torch.ones(8))
         masks, scores = torch.zeros(1, 100, 256, 512, dtype=torch.bool), torch.zeros(1, 100)
         seen = DetectionMasks(masks, scores, scores.long())

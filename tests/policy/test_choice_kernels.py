@@ -32,19 +32,25 @@ def observation(streams, grid_shape, seed=0):
         age=(9 * draw(*grid_shape)).int(),
         gain=draw(*grid_shape) - 0.3,
         region=torch.zeros(streams, *grid_shape),
+        account=torch.zeros(streams, 2),
     )
 
 
 def both(seen, target=0.3, seed=0):
+    want, found = both_with_accounts(seen, target, seed)
+    return want[:2], found[:2]
+
+
+def both_with_accounts(seen, target=0.3, seed=0, burst=1.0):
     network = GainNetwork(pixel_std=(57.0, 58.0, 59.0))
     network.correction.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
     target = torch.tensor(target, dtype=torch.float64)
     with torch.no_grad():
-        want = choose_blocks_reference(seen, network, target)
+        want = choose_blocks_reference(seen, network, target, burst)
         values = {k: v.to(DEVICE) for k, v in vars(seen).items() if isinstance(v, torch.Tensor)}
         moved = dataclasses.replace(seen, **values)
-        found = choose_triton(moved, network.to(DEVICE), target.to(DEVICE))
-    return want, [x.cpu() for x in found]
+        found = choose_triton(moved, network.to(DEVICE), target.to(DEVICE), burst)
+    return want, [x if x is None else x.cpu() for x in found]
 
 
 @pytest.mark.parametrize("target", [0.0, 0.15, 0.5, 1.0])
@@ -65,6 +71,26 @@ def test_nothing_known_and_nothing_different(name):
     (logits, active), (found, chosen) = both(seen)
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
     assert torch.equal(chosen, active)
+
+
+@pytest.mark.parametrize("streams, grid_shape", [(1, (1, 1)), (3, (3, 5)), (2, (8, 16))])
+@pytest.mark.parametrize("first", [1, 9])
+def test_the_pace_is_that_of_the_reference(streams, grid_shape, first):
+    """Over frames of which some change much and some little, each from the account of the last."""
+    account = torch.zeros(streams, 2)
+    for index in range(first, first + 6):
+        seen = observation(streams, grid_shape, seed=index)
+        seen.frame_state = seen.frame + (seen.frame_state - seen.frame) * (1, 1, 9, 0.1)[index % 4]
+        if index % 3 == 0:
+            seen.region[0, 0, 0], seen.region[-1, -1, -1] = torch.inf, -torch.inf
+        seen = dataclasses.replace(
+            seen, account=account, frame_index=torch.full((streams,), index, dtype=torch.int64)
+        )
+        want, found = both_with_accounts(seen, 0.3, burst=2.0)
+        assert torch.equal(found[1], want[1])
+        torch.testing.assert_close(found[2], want[2], rtol=1e-4, atol=1e-4)
+        account = want[2]
+    assert account.isfinite().all() and account[:, 1].all()
 
 
 def test_equal_scores_keep_their_order():

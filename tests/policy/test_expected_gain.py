@@ -134,6 +134,79 @@ def test_streams_do_not_mix():
         torch.testing.assert_close(together.logits[n : n + 1], alone.logits)
 
 
+# ----------------------------------------------------------------------------------------- pace
+
+
+def run(policy, changes, streams=1, grid_shape=(6, 8), targets=()):
+    """
+    Returns:
+        Tensor: (frames, streams), shares executed in frames in which so much changes.
+    """
+    account, shares, age = torch.full((streams, 2), torch.nan), [], None
+    for index, change in enumerate(changes, start=1):
+        seen = observation(index % 11, grid_shape, streams, frame_index=index)
+        change = torch.as_tensor(change, dtype=torch.float32).view(-1, 1, 1, 1)
+        seen.frame_state = seen.frame + change * (seen.frame_state - seen.frame)
+        age = seen.age if age is None else age
+        if index in dict(targets):
+            policy.target = dict(targets)[index]
+        decision = policy(dataclasses.replace(seen, age=age, account=account))
+        age = torch.where(decision.active, 0, age + 1)
+        account = decision.account
+        shares.append(decision.active.float().mean(dim=(1, 2)))
+    return torch.stack(shares)
+
+
+COURSES = {
+    "even": [1.0] * 260,
+    "by turns": [0.2, 0.2, 3.0] * 87,
+    "quiet for long": [1.0] * 60 + [0.01] * 100 + [1.0] * 100,
+    "busy for long": [0.1] * 60 + [5.0] * 100 + [0.1] * 100,
+    "a still picture": [1.0] * 30 + [0.0] * 230,
+    "ever more": [1.05**index for index in range(260)],
+}
+
+
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("target", [0.05, 0.15, 0.7])
+def test_a_burst_holds_the_budget_and_its_limits(target, course):
+    shares = run(ExpectedGain(target=target, burst=2.0), COURSES[course])[:, 0]
+    block = 1 / 48
+    assert shares.max() <= 2 * target + block and shares.min() >= target / 2 - block
+    means = shares.unfold(0, 100, 1).mean(dim=1)
+    assert (means - target).abs().max() < 0.03
+    assert abs(shares.sum() - target * len(shares)) <= 1 + block
+
+
+def test_busy_frames_take_more_than_quiet_ones():
+    changes = COURSES["by turns"]
+    shares = run(ExpectedGain(target=0.15, burst=2.0), changes)[20:, 0]
+    busy = torch.tensor(changes[20:]) > 1
+    assert shares[busy].mean() > 1.6 * 0.15 and shares[~busy].mean() < 0.8 * 0.15
+
+
+def test_a_burst_of_streams_does_not_mix():
+    turns = torch.tensor(COURSES["by turns"][:60])
+    both = torch.stack([turns, turns.roll(1)], dim=1)
+    policy = ExpectedGain(target=0.15, burst=2.0)
+    shares = run(policy, both, streams=2)
+    for n in range(2):
+        busy = both[20:, n] > 1
+        assert shares[20:][busy, n].mean() > 1.5 * shares[20:][~busy, n].mean()
+
+
+def test_a_burst_follows_a_new_target():
+    shares = run(ExpectedGain(target=0.05, burst=2.0), COURSES["by turns"], targets=[(120, 0.6)])
+    means = shares[119:, 0].unfold(0, 100, 1).mean(dim=1)
+    assert (means - 0.6).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("burst", [0.5, torch.nan, 11.0])
+def test_a_burst_that_makes_no_sense_is_refused(burst):
+    with pytest.raises(ValueError, match="burst"):
+        ExpectedGain(target=0.3, burst=burst)
+
+
 # ------------------------------------------------------------------------------------- features
 
 

@@ -60,6 +60,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
                 arrival, field = estimate_motion(model, arrival, streams, features, **only)
                 streams.history = history = move_history(model, history, field)
     observations, decisions = [None] * len(inputs), [None] * len(inputs)
+    asked = None
     if grid is not None:
         arrival = arrival.without_cuts()
     else:
@@ -69,6 +70,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
                     model, arrival, streams, learning=learning, **only
                 )
                 observations = observation.split()
+                asked = decisions
                 decisions = [one for decision in decisions for one in decision.split()]
             else:
                 grid = all_blocks(model, streams)
@@ -96,6 +98,7 @@ def run_frame(model, inputs, streams, *, present, learning=False, grid=None):
             arrival,
             outputs,
             work.refreshed,
+            decisions=asked,
             motion_features=features,
             **only,
         )

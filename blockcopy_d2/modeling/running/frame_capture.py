@@ -241,7 +241,8 @@ class FrameCapture:
             if isinstance(part, StaticDetections):
                 output[name] = part.of_policy(slice(None))
         arrival = self._arrival if self.asks else self._arrival.without_cuts()
-        remember(model, streams, arrival, output, self.grid, motion_features=self._features)
+        options = {"motion_features": self._features, "decisions": self._decisions}
+        remember(model, streams, arrival, output, self.grid, **options)
         if memory is not None:
             memory.store(
                 streams,

@@ -48,6 +48,7 @@ class StreamHistory:
             last frame.
         gain (Tensor): float (N, GH, GW), the information gain that each block had when it was last
             executed; negative where it is not known. Kept for policies that want it.
+        account (Tensor): float (N, 2), see :class:`blockcopy_d2.policy.Decision`.
         broken (Tensor): bool (N,), whether the last frame left features that are not finite.
         frame_index (Tensor): int64 (N,), frames so far.
         outputs: the last outputs in the form that information gain compares. A list with one for
@@ -63,6 +64,7 @@ class StreamHistory:
     active: Tensor
     age: Tensor
     gain: Tensor
+    account: Tensor
     broken: Tensor
     frame_index: Tensor
     outputs: Any
@@ -87,17 +89,19 @@ class StreamHistory:
             active=torch.zeros_like(active),
             age=torch.zeros_like(active, dtype=torch.int32),
             gain=torch.full_like(active, -1, dtype=torch.float32),
+            account=torch.zeros(len(active), 2, device=active.device),
             broken=flag,
             frame_index=torch.zeros_like(flag, dtype=torch.int64),
             outputs=[None] * len(active),
         )
 
-    def after(self, advanced, *, frame, active, outputs, motion_features, present):
+    def after(self, advanced, *, frame, active, account, outputs, motion_features, present):
         """
         Args:
             advanced (dict[str, Tensor]): parts from :func:`advance`.
             frame (Tensor): float (N, 3, h, w), finite.
             active (Tensor): bool (N, GH, GW), the blocks that were executed.
+            account (Tensor): float (N, 2), see :class:`blockcopy_d2.policy.Decision`.
             outputs: outputs of every stream, as information gain compares them, in a list or as
                 one.
             motion_features (MotionFeatures or None): features of the frame; of absent streams the
@@ -108,7 +112,7 @@ class StreamHistory:
         Returns:
             StreamHistory: the history after this frame.
         """
-        after = {**advanced, "frame": frame, "active": active}
+        after = {**advanced, "frame": frame, "active": active, "account": account}
         if present is not None:
             for name, value in after.items():
                 after[name] = where_present(present, value, getattr(self, name))

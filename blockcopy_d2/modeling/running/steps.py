@@ -185,6 +185,7 @@ def _ask(model, picture, streams, learning):
         previous_frame=history.frame,
         gain=history.gain,
         region=streams.regions.bias,
+        account=history.account,
     )
     if not isinstance(learning, list):
         learning = [learning] * streams.num_streams
@@ -198,7 +199,17 @@ def _ask(model, picture, streams, learning):
     return observation, decisions
 
 
-def remember(model, streams, arrival, outputs, grid, *, motion_features=None, present=None):
+def remember(
+    model,
+    streams,
+    arrival,
+    outputs,
+    grid,
+    *,
+    decisions=None,
+    motion_features=None,
+    present=None,
+):
     """
     Update the history of streams with a frame.
 
@@ -209,6 +220,8 @@ def remember(model, streams, arrival, outputs, grid, *, motion_features=None, pr
         outputs (list[dict] or dict): outputs of the task network, for every stream, or of all
             streams as one, as StaticHeads give them.
         grid (BlockGrid): the blocks that the frame executed.
+        decisions (list[Decision] or None): from :func:`choose_blocks`; None where no policy was
+            asked.
         motion_features (MotionFeatures or None): features of the frame.
         present (sequence[bool] or None): the streams that had a frame; None: all.
     """
@@ -235,10 +248,23 @@ def remember(model, streams, arrival, outputs, grid, *, motion_features=None, pr
         advance(history, arrival, painted, grid.active, gain),
         frame=arrival.picture,
         active=grid.active,
+        account=_account_after(history, decisions or []),
         outputs=seen,
         motion_features=motion_features,
         present=present,
     )
+
+
+def _account_after(history, decisions):
+    """
+    Returns:
+        Tensor: float (N, 2), see :class:`StreamHistory`.
+    """
+    if all(decision.account is None for decision in decisions):
+        return history.account
+    old = history.account.split([len(decision.active) for decision in decisions])
+    pairs = zip(decisions, old, strict=True)
+    return torch.cat([old if one.account is None else one.account for one, old in pairs])
 
 
 def _measure_gain(task, history, seen, active):

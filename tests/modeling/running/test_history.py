@@ -36,6 +36,7 @@ def some_history(streams=1):
         active=active,
         age=torch.ones_like(active, dtype=torch.int32),
         gain=rand(streams, *BLOCKS),
+        account=rand(streams, 2),
         broken=torch.ones(streams, dtype=torch.bool),
         frame_index=torch.full((streams,), 3),
         outputs=[(detections, rand(5, *PIXELS)) for _ in range(streams)],
@@ -53,7 +54,7 @@ def test_a_copy_has_all_of_it_in_memory_of_its_own():
         for one, other in zip(own, others):
             assert torch.equal(one, other) and one.data_ptr() != other.data_ptr(), field.name
     # Masks, scores, classes, boxes and probabilities; four levels of a pyramid.
-    assert len(list(tensors_of(history))) == 8 + 5 + 4
+    assert len(list(tensors_of(history))) == 9 + 5 + 4
     assert copied.outputs[0][0].box_scale == (2.0, 1.0) and copied.motion_features.size == (64, 96)
 
 
@@ -105,6 +106,7 @@ def test_absent_streams_stay_as_they_are():
         advanced,
         frame=frame,
         active=active,
+        account=history.account + 1,
         outputs=["now", "now"],
         motion_features=None,
         present=[True, False],
