@@ -131,7 +131,7 @@ def _model_keys():
     # Learning rate of ExpectedGain, which has a few weights
     _C.LEARNER.GAIN_LR = number(0.002, most=1)
     # Its weight decay: how strongly the weights are held that fit any model
-    _C.LEARNER.GAIN_DECAY = number(0.5, most=1)
+    _C.LEARNER.GAIN_DECAY = number(0.3, most=1)
     # Frames from one update to the next
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)
     # Frames by which an update is delayed, fewer than the above. CUDA graphs compute it beside

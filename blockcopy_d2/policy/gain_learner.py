@@ -35,7 +35,7 @@ class GainLearner(OnlineLearner):
         target,
         update_every=4,
         learning_rate=0.002,
-        weight_decay=0.5,
+        weight_decay=0.3,
         delay=0,
         sync=False,
     ):
@@ -59,6 +59,12 @@ class GainLearner(OnlineLearner):
             delay=delay,
             sync=sync,
         )
+        # A gradient is far below 1. So RMSprop begins with steps of gradient descent, which are
+        # small where frames disagree, and takes its own as evidence grows over hundreds of frames.
+        # From 0 its first steps would be ten times the learning rate, wherever the first frames
+        # point.
+        for state in self.optimizer.state.values():
+            state["square_avg"].fill_(1.0)
 
     @classmethod
     def from_config(cls, cfg, policy):

@@ -331,6 +331,19 @@ def test_it_learns_where_the_gain_is():
     assert shares[0] < 0.25 and sum(shares[-50:]) / 50 > 0.45
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_few_frames_without_a_common_tendency_change_next_to_nothing(seed):
+    """A clip of 20 frames, at the default rate."""
+    policy = ExpectedGain(target=0.25)
+    learner = GainLearner(policy, target=0.25)
+    for index in range(100 * seed, 100 * seed + 20):
+        gain = torch.rand(1, *GRID, generator=torch.Generator().manual_seed(index + 7))
+        with torch.set_grad_enabled(learner.wants_graph()):
+            decision = policy(observation(index))
+        learner.learn(decision, gain)
+    assert 0 < policy.network.correction.abs().max() < 0.01
+
+
 def test_learning_goes_on_from_its_state():
     def run(policy, learner, seeds):
         for seed in seeds:
