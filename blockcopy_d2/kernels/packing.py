@@ -1,6 +1,7 @@
 """Copies of several tensors that are kept by one more copy."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 
@@ -24,12 +25,13 @@ class PackedCopies:
             tensors (sequence[Tensor]): tensors of one device, as examples.
         """
         sizes = [-(-x.nbytes // _ALIGNMENT) * _ALIGNMENT for x in tensors]
-        firsts = list(itertools.accumulate(sizes, initial=0))
+        *firsts, end = itertools.accumulate(sizes, initial=0)
         self._layout = [
-            (first, first + x.nbytes, x.dtype, x.shape) for first, x in zip(firsts, tensors)
+            (x.dtype, x.shape, torch.empty(x.shape, device="meta").stride(), first // x.itemsize)
+            for x, first in zip(tensors, firsts, strict=True)
         ]
-        self._memory = torch.zeros(firsts[-1], dtype=torch.uint8, device=tensors[0].device)
-        self._copies = self._views(self._memory)
+        self._memory = torch.zeros(end, dtype=torch.uint8, device=tensors[0].device)
+        self._copies = list(_Views(self._memory, self._layout))
 
     def fill(self, tensors):
         """
@@ -41,9 +43,23 @@ class PackedCopies:
     def take(self):
         """
         Returns:
-            list[Tensor]: the copies, in memory of their own.
+            Sequence[Tensor]: the copies as they are now, in memory of their own.
         """
-        return self._views(self._memory.clone())
+        return _Views(self._memory.clone(), self._layout)
 
-    def _views(self, memory):
-        return [memory[a:b].view(dtype).view(shape) for a, b, dtype, shape in self._layout]
+
+class _Views(Sequence):
+    """Tensors in one piece of memory, each made when it is asked for, since that takes long."""
+
+    def __init__(self, memory, layout):
+        self._layout, self._memories = layout, {memory.dtype: memory}
+
+    def __len__(self):
+        return len(self._layout)
+
+    def __getitem__(self, index):
+        dtype, shape, stride, first = self._layout[index]
+        memory = self._memories.get(dtype)
+        if memory is None:
+            memory = self._memories[dtype] = self._memories[torch.uint8].view(dtype)
+        return memory.as_strided(shape, stride, first)

@@ -9,6 +9,8 @@ from torch import nn
 # Version numbers are unique over all modules.
 _versions = itertools.count(1)
 _version = operator.attrgetter("_version")
+_address = torch.Tensor.data_ptr
+chain = itertools.chain.from_iterable
 # Number of values compared in each tensor in main memory, evenly spaced.
 _SAMPLES = 256
 
@@ -34,7 +36,7 @@ class WeightsWatch:
         """
         self.version = 0
         self._module = module
-        self._dicts = self._values = self._sizes = self._tensors = self._samples = ()
+        self._dicts = self._views = self._values = self._sizes = self._tensors = self._samples = ()
         self._seen = None
 
     def changed(self):
@@ -46,7 +48,9 @@ class WeightsWatch:
         # The children of every module, its parameters and its buffers.
         self._dicts = [module._modules for module in modules if module._modules]
         self._dicts += [d for m in modules for d in (m._parameters, m._buffers)]
-        self._values, self._sizes = list(_values_of(self._dicts)), list(map(len, self._dicts))
+        # Views of their values, which show what the dicts hold at any time.
+        self._views = list(map(dict.values, self._dicts))
+        self._values, self._sizes = list(chain(self._views)), list(map(len, self._dicts))
         self._tensors = [x for x in self._values if isinstance(x, torch.Tensor)]
         samples = map(_sample, self._tensors)
         self._samples = [sample for sample in samples if sample is not None]
@@ -64,7 +68,7 @@ class WeightsWatch:
 
     def _same_objects(self):
         return list(map(len, self._dicts)) == self._sizes and all(
-            map(operator.is_, _values_of(self._dicts), self._values)
+            map(operator.is_, chain(self._views), self._values)
         )
 
     def _numbers(self):
@@ -74,13 +78,8 @@ class WeightsWatch:
         except RuntimeError:
             # A tensor replaced by an inference tensor is a change.
             return None
-        addresses = list(map(torch.Tensor.data_ptr, self._tensors))
+        addresses = list(map(_address, self._tensors))
         return versions, addresses, [sample.tobytes() for sample in self._samples]
-
-
-def _values_of(dicts):
-    """Iterates over the values of all dicts."""
-    return itertools.chain.from_iterable(map(dict.values, dicts))
 
 
 def _sample(tensor):

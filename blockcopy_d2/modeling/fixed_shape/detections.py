@@ -11,7 +11,7 @@ Shape shorthand in this module:
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -55,15 +55,6 @@ class StaticDetections:
     output_size: tuple[int, int]
     pixels_per_block: int
     keypoints: StaticKeypoints | None = None
-
-    def clone(self):
-        """
-        Returns:
-            StaticDetections: a copy in memory of its own, apart from the policy masks.
-        """
-        names = ("count", "boxes", "scores", "classes", "masks", "keypoints")
-        parts = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: x.clone() for name, x in parts.items() if x is not None})
 
     def to_instances(self):
         """

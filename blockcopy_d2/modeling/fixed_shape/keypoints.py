@@ -12,7 +12,7 @@ Shape shorthand in this module:
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor
@@ -32,13 +32,6 @@ class StaticKeypoints:
     heatmaps: Tensor
     boxes: Tensor
     scale: tuple[float, float]
-
-    def clone(self):
-        """
-        Returns:
-            StaticKeypoints: a copy in memory of its own.
-        """
-        return replace(self, heatmaps=self.heatmaps.clone(), boxes=self.boxes.clone())
 
     def fields_of(self, image, n):
         """

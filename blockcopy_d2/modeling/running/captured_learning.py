@@ -12,6 +12,7 @@ import torch
 from torch.func import functional_call
 
 from blockcopy_d2.kernels.graph import CapturedFunction
+from blockcopy_d2.kernels.packing import PackedCopies
 from blockcopy_d2.policy import Decision
 
 from .batch_task import block_gains
@@ -77,15 +78,17 @@ class CapturedLearning:
         kind = (updates, takes_over)
         if updates or takes_over:
             learner.updates.wait()
-        self._learn(model, memory, kind, timer)
+        self._learn(model, memory, kind)
         if updates and learner.delay:
             self._update_beside()
         # A replay counts on the device only.
         learner.frames = frames + 1
-        names, values = self._told[kind]
-        return dict(zip(names, values.clone(), strict=True))
+        names, copies = self._told[kind]
+        values, times = copies.take()
+        timer.add_times((["information_gain"], ["policy_update"]), lambda: times)
+        return dict(zip(names, values, strict=True))
 
-    def _learn(self, model, memory, kind, timer):
+    def _learn(self, model, memory, kind):
         """Finds the gain and learns from it, as one graph."""
         if self._clock is None:
             self._clock = clock_of(memory.cut.device, 2)
@@ -94,13 +97,11 @@ class CapturedLearning:
             self._clock.mark(0)
             self._find_gain(model, memory)
             self._clock.mark(1)
-            self._observe(memory, kind)
+            metrics = self._observe(memory, kind)
             self._clock.mark(2)
+            self._tell(kind, metrics)
 
         self._call(kind, run, self._pool)
-        start, middle, end = self._clock.marks()
-        timer.add("information_gain", start, middle)
-        timer.add("policy_update", middle, end)
 
     def _call(self, key, function, pool):
         captured = self._functions.setdefault(key, CapturedFunction(pool=pool))
@@ -134,11 +135,16 @@ class CapturedLearning:
             else:
                 logits, leaves = _logits_to_learn_from(self._policy.network, observation)
         decision = Decision(active=drawn, logits=logits)
-        metrics = self._learner.learn(
+        return self._learner.learn(
             decision, self._gain, executed=executed, leaves=leaves, later=later
         )
+
+    def _tell(self, kind, metrics):
+        """Copies the metrics (dict[str, Tensor]) of a frame, and its times."""
         values = torch.stack([value.float() for value in metrics.values()])
-        self._told[kind] = list(metrics), values
+        if kind not in self._told:
+            self._told[kind] = list(metrics), PackedCopies([values, self._clock.times])
+        self._told[kind][1].fill([values, self._clock.times])
 
     def _keep(self, observation, tensors):
         """Copies the inputs of an update to memory that later frames do not write to."""

@@ -23,6 +23,7 @@ from .history import flags
 from .motion import estimate_motion, motion_features, move_history
 from .precision import inference_autocast
 from .preparation import prepare
+from .result_copies import ResultCopies, TakenParts
 from .steps import (
     choose_blocks,
     policies_of,
@@ -90,6 +91,7 @@ class FrameCapture:
         self.macs = {}
         self._present = present
         self._static_heads = heads
+        self._result_copies = ResultCopies()
         self._observation = self._decisions = self._begun = self._kept = None
         self._normalized = self._arrival = self._outputs = self._features = None
         self._left_out = () if asks else ("policy",)
@@ -111,13 +113,14 @@ class FrameCapture:
             self._functions[part](run)
         else:
             run()
-        marks = self._clocks[part].marks()
-        for stage, start, end in zip(self._stages(part), marks, marks[1:]):
-            for name in _COUNTS_TO.get(stage, (stage,)):
-                timer.add(name, start, end)
 
     def _stages(self, part):
         return [stage for stage in _PARTS[part] if stage not in self._left_out]
+
+    def _times(self, timer, part, times):
+        """Counts the times of the stages of a part, from marks in ``times()``."""
+        names = [_COUNTS_TO.get(stage, (stage,)) for stage in self._stages(part)]
+        timer.add_times(names, times)
 
     def _run_stage(self, stage, *on):
         getattr(self, f"_{stage}")(*on)
@@ -131,6 +134,11 @@ class FrameCapture:
         for index, stage in enumerate(stages, start=1):
             self._run_stage(stage, *on)
             clock.mark(index)
+        if part == "finish":
+            times = [self._clocks[name].times for name in ("infer", "finish")]
+            self._result_copies.fill(self._static_heads.parts(self.result), times)
+        elif part == "observe":
+            self._keep(*on)
 
     def capture(self, model, streams, memory, pool):
         """
@@ -252,6 +260,10 @@ class FrameCapture:
                 observation=self._observation,
                 decisions=self._decisions,
             )
+
+    def _keep(self, model, streams, memory):
+        # Their first frame has no memory to keep anything of.
+        if memory is not None:
             kept = self._parts_to_keep(memory)
             if self._kept is None:
                 self._kept = PackedCopies(kept)
@@ -259,22 +271,34 @@ class FrameCapture:
 
     def _parts_to_keep(self, memory):
         tensors = [self.grid.active, memory.drawn, memory.logits, memory.history.age]
-        tensors += [memory.cut, memory.broken]
-        return tensors if self.field is None else [*tensors, self.field]
+        tensors += [memory.cut, memory.broken, *([] if self.field is None else [self.field])]
+        return [*tensors, self._clocks["observe"].times]
 
-    def take(self, memory):
+    def take_result(self, timer):
+        """
+        Args:
+            timer (StageTimer): timer of the frame.
+
+        Returns:
+            TakenResult: the result of the latest frames, which have been finished.
+        """
+        taken = self._result_copies.take(self._static_heads.parts(self.result))
+        self._times(timer, "infer", lambda: taken.times(-2))
+        self._times(timer, "finish", lambda: taken.times(-1))
+        return taken
+
+    def take(self, memory, timer):
         """
         Args:
             memory (StreamMemory): memory of the streams.
+            timer (StageTimer): timer of the frame.
 
         Returns:
-            dict[str, Tensor or None]: copies of parts of the latest frames: "executed", bool
-            (N, GH, GW); "drawn", "logits", "cut" and "broken" of the memory; "age"; and "field".
+            TakenParts: parts of the latest frames, which have been observed.
         """
         if self._kept is None:
-            # Their first frame had no memory to keep anything of.
             copies = [x.clone() for x in self._parts_to_keep(memory)]
         else:
             copies = self._kept.take()
-        names = ("executed", "drawn", "logits", "age", "cut", "broken", "field")
-        return {"field": None, **dict(zip(names, copies))}
+        self._times(timer, "observe", lambda: copies[-1])
+        return TakenParts(copies)

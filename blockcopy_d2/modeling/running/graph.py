@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from blockcopy_d2.policy import Decision
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule, num_blocks
 from blockcopy_d2.sparse.module import SparseFrame, execution
 from blockcopy_d2.sparse.torch_ops import Execution as TorchExecution
@@ -171,9 +170,9 @@ class FrameGraph:
             # The policy is not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
         capture.run("infer", *on)
-        counts = None if capture.count is None else SentCounts(capture.count, self._side)
+        counts = None if capture.count is None else SentCounts(capture.count)
         capture.run("finish", *on)
-        readout = Readout(self._heads, capture.result, self._side, counts)
+        readout = Readout(self._heads, capture.take_result(timer), self._side, counts)
         capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(streams)
@@ -262,40 +261,32 @@ class FrameGraph:
         """list[CapturedFrameResult or None]: one for every stream, in memory of their own."""
         capture, memory = self._latest, self.memory
         layout = {"block_size": model.block_size, "image_size": capture.sizes.canvas_size}
-        kept = capture.take(memory)
+        kept = capture.take(memory, timer)
         # For a stream without a frame, the memory still holds the blocks of its last one.
         work = SparseFrame(BlockGrid(kept["executed"], **layout), state=None)
         work.programs, work.dense_module_macs = capture.programs, capture.dense_module_macs
         work.may_improve = capture.may_improve
-        names = ("executed", "drawn", "logits", "age")
-        executed, drawn, logits, age = (kept[name].split(1) for name in names)
-        field = None if all(is_first) else kept["field"]
         policies = policies_of(model, streams)
         results = [None] * streams.num_streams
         for n, is_present in enumerate(self._present_now):
             if not is_present:
                 continue
             was_asked = capture.asks and not is_first[n]
-            decision = Decision(active=executed[n]) if grid is None else None
-            if was_asked:
-                decision = Decision(drawn[n], logits[n] if capture.has_logits[n] else None)
             results[n] = CapturedFrameResult(
                 self,
                 n,
                 readout=readout,
+                kept=kept,
                 was_asked=was_asked,
+                was_drawn=was_asked and capture.has_logits[n],
+                was_given=grid is not None,
                 learning=learning[n] if isinstance(learning, list) else learning,
                 policy=policies[n],
-                decision=decision,
-                grid=BlockGrid(executed[n], **layout),
-                age=age[n],
                 work=work,
-                cut=kept["cut"][n],
-                broken=kept["broken"][n],
                 timer=timer,
                 is_first=is_first[n],
+                has_field=not all(is_first),
                 heads_macs=capture.macs["heads"],
-                field=None if field is None else field[n : n + 1],
                 policy_macs=capture.policy_macs[n] if was_asked else 0,
             )
         self.lesson = [

@@ -7,28 +7,25 @@ from detectron2.structures import Instances
 
 from blockcopy_d2.kernels.device import current_stream
 
-from ..fixed_shape import StaticDetections
-
 __all__ = ["Readout", "SentCounts", "read_whole"]
 
 
 class SentCounts:
     """Numbers of detections on their way to the host, which waits where it reads one."""
 
-    def __init__(self, counts, side):
+    def __init__(self, counts):
         """
         Args:
             counts (Tensor): int32 (N,), just launched on the current stream. They are copied.
-            side (torch.cuda.Stream or None): None on other devices.
         """
-        self._counts, self._arrived = counts.clone(), None
-        if side is not None:
-            side.wait_event(current_stream(side.device).record_event())
-            with torch.cuda.stream(side):
-                pinned = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-                self._sent, self._counts = self._counts, pinned
-                pinned.copy_(self._sent, non_blocking=True)
-                self._arrived = side.record_event()
+        self._arrived = None
+        if not counts.is_cuda:
+            self._counts = counts.clone()
+            return
+        # Copied between two graphs: on another stream, a copy on the device would come first.
+        self._counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        self._counts.copy_(counts, non_blocking=True)
+        self._arrived = current_stream(counts.device).record_event()
 
     def __getitem__(self, image):
         """int: detections of an image."""
@@ -45,25 +42,23 @@ class Readout:
     step.
     """
 
-    def __init__(self, heads, result, side, counts=None):
+    def __init__(self, heads, taken, side, counts=None):
         """
         Args:
             heads (StaticHeads): heads of the model.
-            result: their result of all images, just launched on the current stream. It is copied.
+            taken (TakenResult): their result of all images, just launched on the current stream.
             side (torch.cuda.Stream or None): None on other devices.
             counts (SentCounts or None): numbers of detections, if they are on their way already.
         """
-        self._complete = heads.complete
-        self._parts = {name: part.clone() for name, part in heads.parts(result).items()}
-        found = (x for x in self._parts.values() if isinstance(x, StaticDetections))
-        self._detections = next(found, None)
-        self._side, self._ready, self._counts = side, None, counts
-        # Slots of all images, made when the first one is read; masks that were pasted together.
-        self._slots, self._pasted = None, {}
+        self._complete, self._taken = heads.complete, taken
+        self._side, self._counts = side, counts
+        # Masks that were pasted together, until they are read.
+        self._pasted = {}
         if side is not None:
-            self._ready = current_stream(side.device).record_event()
-        if self._counts is None and self._detections is not None:
-            self._counts = SentCounts(self._detections.count, side)
+            self._launched_on = current_stream(side.device)
+            self._ready = self._launched_on.record_event()
+        if self._counts is None and taken.has_detections:
+            self._counts = SentCounts(self._detections.count)
 
     def output(self, image, timer):
         """
@@ -77,8 +72,8 @@ class Readout:
             Mapping: in Detectron2's format.
         """
         output = {
-            name: self._instances(image, timer) if part is self._detections else part[image]
-            for name, part in self._parts.items()
+            name: self._instances(image, timer) if part is None else part[image]
+            for name, part in self._taken.parts.items()
         }
         return self._complete(output)
 
@@ -90,22 +85,26 @@ class Readout:
             images (list[int]): indices of the images.
             timer (StageTimer): see :meth:`output`.
         """
-        if self._detections is not None and self._detections.masks is not None:
+        if self._taken.has_detections and self._detections.masks is not None:
             counts = [self._counts[image] for image in images]
             pasted = self._beside(timer, lambda: self._detections.paste(images, counts))
             self._pasted.update(zip(images, pasted, strict=True))
 
+    @functools.cached_property
+    def _detections(self):
+        return self._taken.detections()
+
     def _instances(self, image, timer):
-        if self._slots is None:
-            self._slots = self._beside(timer, self._detections.copy_slots)
-        elif self._side is not None:
-            # This CUDA stream may be another one than that of the first reader.
-            self._share(self._slots)
-        paste = None
+        slots, paste = self._taken.slots(), None
+        if self._side is not None:
+            current = current_stream(self._side.device)
+            if current != self._launched_on:
+                current.wait_event(self._ready)
+                slots[0].record_stream(current)
         if self._detections.masks is not None:
             paste = functools.partial(self._masks, image, timer)
         count = self._counts[image]
-        return self._detections.instances_of(image, count, self._slots, paste_later=paste)
+        return self._detections.instances_of(image, count, slots, paste_later=paste)
 
     def _masks(self, image, timer):
         if image not in self._pasted:
@@ -117,18 +116,17 @@ class Readout:
         if self._side is None:
             with timer.stage("inference"):
                 return function()
+        current = current_stream(self._side.device)
+        if current != self._launched_on:
+            # The stream that frees their memory will not wait for this one.
+            self._detections.count.record_stream(self._side)
         self._side.wait_event(self._ready)
         with torch.cuda.stream(self._side), timer.stage("inference"):
             result = function()
-        self._share(result)
-        return result
-
-    def _share(self, tensors):
-        """Lets the current stream use memory of the other one."""
-        current = current_stream(self._side.device)
         current.wait_stream(self._side)
-        for tensor in tensors:
+        for tensor in result:
             tensor.record_stream(current)
+        return result
 
 
 def read_whole(*outputs):

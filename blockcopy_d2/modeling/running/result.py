@@ -192,24 +192,39 @@ class CapturedFrameResult(FrameResult):
     """
 
     def __init__(
-        self, graph, slot, *, readout, was_asked, learning, decision, policy_macs, **fields
+        self,
+        graph,
+        slot,
+        *,
+        readout,
+        kept,
+        was_asked,
+        was_drawn,
+        was_given,
+        learning,
+        has_field,
+        policy_macs,
+        **fields,
     ):
         """
         Args:
             graph (FrameGraph): graph whose latest frame this is.
             slot (int): slot of its stream in the batch.
             readout (Readout): readout of the outputs of the batch.
-            was_asked (bool): whether the policy was asked.
+            kept (TakenParts): parts of the frames of the batch.
+            was_asked, was_drawn (bool): whether the policy was asked, and drew from logits.
+            was_given (bool): whether the caller passed the grid.
             learning (bool): whether the decision is wanted in an autograd graph.
-            decision (Decision or None): without an autograd graph.
+            has_field (bool): whether any stream of the batch had a frame before.
             policy_macs (int): see :class:`FrameResult`.
-            fields: the other fields of a :class:`FrameResult`.
+            fields: the fields of a :class:`FrameResult` that are not among the parts.
         """
         # Results that are kept must not keep the memory of a stream alive.
         self._graph, self._number = weakref.ref(graph), graph.frames
         self._slot = slot
-        self._readout, self._was_asked = readout, was_asked
-        self._decision, self._learning = decision, learning
+        self._readout, self._kept = readout, kept
+        self._was_asked, self._was_drawn, self._was_given = was_asked, was_drawn, was_given
+        self._learning, self._has_field = learning, has_field
         self._policy_macs, self.learned = policy_macs, {}
         for name, value in fields.items():
             setattr(self, name, value)
@@ -247,13 +262,42 @@ class CapturedFrameResult(FrameResult):
         return self._policy_macs
 
     @functools.cached_property
+    def grid(self) -> BlockGrid:
+        of_all = self.work.grid
+        layout = {"block_size": of_all.block_size, "image_size": of_all.image_size}
+        return BlockGrid(self._part("executed"), **layout)
+
+    @functools.cached_property
+    def age(self) -> Tensor:
+        return self._part("age")
+
+    @functools.cached_property
+    def cut(self) -> Tensor:
+        return self._kept["cut"][self._slot]
+
+    @functools.cached_property
+    def broken(self) -> Tensor:
+        return self._kept["broken"][self._slot]
+
+    @functools.cached_property
+    def field(self) -> Tensor | None:
+        return self._part("field") if self._has_field else None
+
+    @functools.cached_property
     def decision(self) -> Decision | None:
-        if not self._learning or self._decision is None or self._decision.logits is None:
-            return self._decision
+        if not self._was_asked:
+            return None if self._was_given else Decision(active=self._part("executed"))
+        active = self._part("drawn")
+        if not self._was_drawn:
+            return Decision(active=active)
+        if not self._learning:
+            return Decision(active=active, logits=self._part("logits"))
         with torch.inference_mode(False), torch.enable_grad():
-            return type(self._decision)(
-                active=self._decision.active, logits=self.policy.network(self.observation)
-            )
+            return Decision(active=active, logits=self.policy.network(self.observation))
+
+    def _part(self, name):
+        part = self._kept[name]
+        return None if part is None else part[self._slot : self._slot + 1]
 
     def learn(
         self, model: nn.Module, learner: OnlineLearner, results: Sequence[FrameResult]
@@ -279,7 +323,7 @@ class CapturedFrameResult(FrameResult):
     @property
     def was_drawn(self) -> bool:
         """bool: whether the policy drew the blocks from logits, and can learn from them."""
-        return self._decision is not None and self._decision.logits is not None
+        return self._was_drawn
 
     def _of_slot(self, part):
         return select_stream(part, slice(self._slot, self._slot + 1))

@@ -1,5 +1,6 @@
 """Times the stages of a frame, on the CPU and on CUDA."""
 
+import functools
 import time
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ class StageTimer:
     """
     Times named stages of one frame. On CUDA a stage is two marks in the stream, so timing never
     makes the host wait; only :meth:`seconds` waits. The times of a stage that is entered several
-    times add up.
+    times add up. Stages of graphs are timed by a clock, see :func:`clock_of`.
     """
 
     def __init__(self, device):
@@ -42,6 +43,20 @@ class StageTimer:
         """Count the time from mark ``start`` until ``end``, or now, to stage ``name``."""
         self._intervals.append((name, start, self.now() if end is None else end))
 
+    def add_times(self, stages, times):
+        """
+        Count the times between the marks of a clock.
+
+        Args:
+            stages (sequence[sequence[str]]): for every interval, the stages that it counts to.
+            times (callable): returns a copy of the marks, int64 in nanoseconds, that was launched
+                on the current stream. Called when they are read.
+        """
+        reading = _Reading(times, current_stream(self._device) if self._cuda else None)
+        for index, names in enumerate(stages):
+            for name in names:
+                self._intervals.append((name, (reading, index), (reading, index + 1)))
+
     def seconds(self):
         """
         Returns:
@@ -49,32 +64,50 @@ class StageTimer:
         """
         total = {}
         for name, start, end in self._intervals:
-            if self._cuda:
-                end.synchronize()
-                elapsed = start.elapsed_time(end) / 1000
-            else:
-                elapsed = end - start
-            total[name] = total.get(name, 0.0) + elapsed
+            total[name] = total.get(name, 0.0) + self._between(start, end)
         return total
+
+    def _between(self, start, end):
+        if isinstance(start, tuple):
+            reading, index = start
+            return (reading.nanoseconds[index + 1] - reading.nanoseconds[index]) / 1e9
+        if not self._cuda:
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+class _Reading:
+    """The marks of a clock at some moment."""
+
+    def __init__(self, times, stream):
+        self._times, self._stream = times, stream
+
+    @functools.cached_property
+    def nanoseconds(self):
+        """list[int]: waits for the stream that wrote them."""
+        with torch.cuda.stream(self._stream):
+            return self._times().tolist()
 
 
 class HostClock:
-    """Marks of the host, where there is no :class:`.clock.DeviceClock`."""
+    """
+    Marks of the host, where there is no :class:`.clock.DeviceClock`.
+
+    Attributes:
+        times (Tensor): int64 (number,), in nanoseconds.
+    """
 
     def __init__(self, number):
         """
         Args:
             number (int): number of marks.
         """
-        self._times = [0.0] * number
+        self.times = torch.zeros(number, dtype=torch.int64)
 
     def mark(self, index):
         """Set a mark."""
-        self._times[index] = time.perf_counter()
-
-    def marks(self):
-        """Returns the marks, for :meth:`StageTimer.add`."""
-        return list(self._times)
+        self.times[index] = time.perf_counter_ns()
 
 
 def clock_of(device, number):

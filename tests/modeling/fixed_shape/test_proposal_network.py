@@ -8,6 +8,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 
 from blockcopy_d2.modeling import ProposalTask
 from blockcopy_d2.modeling.fixed_shape import StaticProposalNetwork, find_static_heads
+from blockcopy_d2.modeling.running.history import map_tensors
 from tests.modeling.fixed_shape.models import images_and_sizes, smooth_features, spread_proposals
 
 
@@ -60,7 +61,8 @@ def test_the_policy_sees_what_it_sees_of_instances(model, monkeypatch):
         "grid_shape": sizes.grid_shape,
     }
     detections = StaticProposalNetwork(model)(*inputs)
-    batch = task.observe({"proposals": detections.clone().of_policy(slice(None))}, **geometry)
+    copied = map_tensors(torch.clone, detections)
+    batch = task.observe({"proposals": copied.of_policy(slice(None))}, **geometry)
     for n, proposals in enumerate(expected):
         found = detections.of_policy(n)
         assert 3 < len(proposals) < len(found) and batch.scores[n].equal(found.scores)
