@@ -4,6 +4,7 @@ N frames.
 
     python -m benchmarks.streams --dtype fp16
     python -m benchmarks.streams --streams 16 32 --compile-modes  # cuDNN alone, which is quick
+    python -m benchmarks.streams --name delay --no-dense --opts MODEL.BLOCKCOPY.LEARNER.DELAY 3
 
 A frame is timed as in benchmarks/frame.py: from uint8 images on the GPU to Instances with full-size
 masks, information gain and the policy's updates included; the network alone is one graph with the
@@ -15,6 +16,7 @@ Writes benchmarks/results/GPU_streams_CONFIG_DTYPE.json, and a plot beside it. N
 that were measured before stay in it, so that they may be measured one call each.
 """
 
+import argparse
 import gc
 import json
 import statistics
@@ -50,8 +52,8 @@ from .measure import (
 from .network import give_statistics
 from .plots import plot_streams
 
-# Executed shares of the blocks, and the policy's own choice.
-SHARES = ("0.3", "0.15", "policy")
+# Executed shares of the blocks. The policy's own choice is measured beside them.
+SHARES = ("0.3", "0.15")
 RATE = 25  # frames per second of a camera
 
 
@@ -83,7 +85,8 @@ def main():
         print(f"{number} streams: {json.dumps(measured)}", flush=True)
 
     for number in args.streams:
-        keep(number, measure(cfg, images, number, dtype, rounds=args.rounds))
+        options = {"rounds": args.rounds, "shares": args.shares}
+        keep(number, measure(cfg, images, number, dtype, **options))
     # Last, since compiling a large batch takes minutes.
     for number in args.streams if not args.no_dense else ():
         options = {"modes": args.compile_modes, "rounds": args.rounds}
@@ -92,7 +95,7 @@ def main():
     print(f"results in {path}")
 
 
-def measure(cfg, images, number, dtype, *, rounds, device="cuda"):
+def measure(cfg, images, number, dtype, *, rounds, shares=SHARES, device="cuda"):
     """
     Args:
         cfg (CfgNode):
@@ -100,27 +103,29 @@ def measure(cfg, images, number, dtype, *, rounds, device="cuda"):
         number (int): N, streams.
         dtype (torch.dtype): type of the network.
         rounds (int): measurements of each.
+        shares (sequence[str]): executed shares of the blocks.
         device (str): "cpu" is for tests.
 
     Returns:
         dict: "blockcopy", "executed" by share, and "memory_mb" of all streams.
     """
     free = _free_memory(device)
-    streams = Streams(cfg, images, number, dtype, device)
+    streams = Streams(cfg, images, number, dtype, device, shares=shares)
     streams.clip("policy")
-    streams.clip("0.3")
+    streams.clip(shares[0])
     memory = free - _free_memory(device)
-    times = {share: [] for share in SHARES}
+    shares = (*shares, "policy")
+    times = {share: [] for share in shares}
     executed = {}
     for round_ in range(rounds + 1):
-        for share in SHARES:
+        for share in shares:
             took, executed[share] = streams.clip(share)
             # The first round includes everything that is slow the first time.
             times[share] += [took] if round_ else []
     networks = interleaved(
-        {share: streams.network for share in SHARES},
+        {share: streams.network for share in shares},
         rounds=rounds,
-        before={share: lambda share=share: streams.choose(share) for share in SHARES},
+        before={share: lambda share=share: streams.choose(share) for share in shares},
         device=device,
     )
     return {
@@ -129,7 +134,7 @@ def measure(cfg, images, number, dtype, *, rounds, device="cuda"):
                 "network_ms": round(networks[share]["median"] / number, 4),
                 "frame_ms": round(1000 * statistics.median(times[share]) / number, 4),
             }
-            for share in SHARES
+            for share in shares
         },
         "executed": {share: round(x, 4) for share, x in executed.items()},
         "memory_mb": round(memory / 1e6),
@@ -171,10 +176,10 @@ def merged(results, number, measured):
     for name, value in measured.items():
         section = {**results.get(name, {}), str(number): value}
         results[name] = dict(sorted(section.items(), key=lambda item: int(item[0])))
-    frame_ms = {
-        share: [of_number[share]["frame_ms"] for of_number in results["blockcopy"].values()]
-        for share in SHARES
-    }
+    frame_ms = {}
+    for of_number in results["blockcopy"].values():
+        for share, times in of_number.items():
+            frame_ms.setdefault(share, []).append(times["frame_ms"])
     if "best_dense" in results:
         frame_ms["best_dense"] = [x["frame_ms"] for x in results["best_dense"].values()]
     results["cameras_at_25"] = {
@@ -193,10 +198,10 @@ class Streams:
     """N streams of a model as users run them, their blocks chosen by the policy or overruled."""
 
     @torch.no_grad()
-    def __init__(self, cfg, images, number, dtype, device="cuda"):
+    def __init__(self, cfg, images, number, dtype, device="cuda", *, shares=SHARES):
         """
         Args:
-            cfg, images, number, dtype, device: see :func:`measure`.
+            cfg, images, number, dtype, device, shares: see :func:`measure`.
 
         Raises:
             SystemExit: the model does not run as a CUDA graph here.
@@ -228,8 +233,7 @@ class Streams:
         order = torch.rand(number, shape[1] * shape[2], generator=generator).argsort().argsort()
         self.blocks = {
             share: (order < round(float(share) * order.shape[1])).view(shape).to(device)
-            for share in SHARES
-            if share != "policy"
+            for share in shares
         }
         model.step_batch(self.ticks[0], self.streams)
         if self.streams.graph is None:
@@ -247,7 +251,7 @@ class Streams:
         Run the frames as the continuation of the streams.
 
         Args:
-            share (str): one of ``SHARES``.
+            share (str): one of the shares, or "policy".
 
         Returns:
             tuple[float, float]: seconds of a tick, and the executed share.
@@ -338,6 +342,17 @@ def _synchronize(device):
         torch.cuda.synchronize()
 
 
+def _share(text):
+    """str: the text, if it is a share."""
+    try:
+        fits = 0 < float(text) <= 1
+    except ValueError:
+        fits = False
+    if not fits:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, not {text!r}")
+    return text
+
+
 def _parser():
     parser = argument_parser(
         "streams",
@@ -362,6 +377,14 @@ def _parser():
         default="none",
         choices=("none", "BlockMatching"),
         help="moves what is remembered (%(default)s)",
+    )
+    parser.add_argument(
+        "--shares",
+        type=_share,
+        nargs="+",
+        default=list(SHARES),
+        metavar="SHARE",
+        help=f"executed shares of the blocks, beside the policy's own ({' '.join(SHARES)})",
     )
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense rival")
     return parser

@@ -21,7 +21,8 @@ def test_what_is_measured(tmp_path, monkeypatch, policy):
     images = list(torch.randint(0, 256, (2, 3, 128, 256), dtype=torch.uint8))
     results = {}
     for number in (2, 1):
-        measured = streams.measure(cfg, images, number, torch.float32, rounds=2, device="cpu")
+        options = {"rounds": 2, "shares": ("0.3", "0.15"), "device": "cpu"}
+        measured = streams.measure(cfg, images, number, torch.float32, **options)
         assert set(measured["blockcopy"]) == {"0.3", "0.15", "policy"}
         for times in measured["blockcopy"].values():
             assert 0 < times["network_ms"] < 1000 * times["frame_ms"]
@@ -35,6 +36,18 @@ def test_what_is_measured(tmp_path, monkeypatch, policy):
     assert results["cameras_at_25"]["best_dense"] == 13
     fastest = min(x["0.3"]["frame_ms"] for x in results["blockcopy"].values())
     assert results["cameras_at_25"]["0.3"] == int(40 / fastest)
+
+
+def test_shares_are_arguments(capsys):
+    parse = streams._parser().parse_args
+    assert parse([]).shares == ["0.3", "0.15"]
+    opts = ["MODEL.BLOCKCOPY.LEARNER.DELAY", "3"]
+    args = parse(["--shares", "0.01", "1", "--dtype", "tf32", "--opts", *opts])
+    assert args.shares == ["0.01", "1"] and args.opts == opts
+    for wrong in ("0", "1.1", "half", "nan"):
+        with pytest.raises(SystemExit):
+            parse(["--shares", wrong])
+        assert f"expected a share above 0 and up to 1, not '{wrong}'" in capsys.readouterr().err
 
 
 def test_random_weights_are_those_of_the_dense_rival(tmp_path, monkeypatch):
