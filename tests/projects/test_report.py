@@ -45,6 +45,14 @@ def test_published_rows_stand_below_those_of_their_data_set(results_file, tmp_pa
     assert found["MGAN"] == ["VGG-16", "-", "11.0", "-", "-", "50.3", "1104", "0.224"]
 
 
+def test_a_run_without_scores_makes_the_folder_of_its_report(results_file, tmp_path):
+    from blockcopy_protocol.report import write_report
+
+    results = json.loads(results_file.read_text()) | {"metrics": [], "timed": False}
+    write_report(results, tmp_path / "new" / "out")
+    assert {"results.md", "course.png"} == {x.name for x in (tmp_path / "new" / "out").iterdir()}
+
+
 def test_every_published_row_names_its_columns(results_file):
     from blockcopy_protocol.published import PUBLISHED, published_table
 

@@ -72,6 +72,7 @@ def write_report(results, folder):
         folder (str or Path): folder of the files, created if missing.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for metric in results["metrics"]:
         # AP50 goes with AP.
         if metric != "AP50":
@@ -114,10 +115,10 @@ def embed_report(results, readme, section="", *, stages=False):
     before, rest = text.split(begin)
     after = rest.split(end)[1]
     figures = readme.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     prefix = f"{section}_" if section else ""
     if stages:
         table, plots = stage_table(results), [(f"{prefix}stages.png", "ms per stage")]
-        figures.mkdir(parents=True, exist_ok=True)
         plot_stages(results, figures / plots[0][0])
     else:
         table = markdown_table(results)
@@ -137,7 +138,6 @@ def _plot(results, metric, folder, prefix=""):
     Returns:
         list[tuple[str, str]]: file and title of every plot.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     plots = []
     for name, cost, label in _PLOTS:
         if cost == "ms_median" and not _timed(results):
