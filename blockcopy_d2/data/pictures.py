@@ -88,13 +88,30 @@ def as_frame(picture):
         raise TypeError(
             f"A frame is a {kind.__module__}.{kind.__qualname__}; expected a numpy array, uint8 of"
             " shape (height, width, 3), in BGR, or a PIL picture."
+            + (" Call .numpy()." if isinstance(picture, torch.Tensor) else "")
         )
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise ValueError(
             f"A frame is {picture.dtype} of shape {picture.shape}; expected uint8 of shape"
-            " (height, width, 3), in BGR."
+            f" (height, width, 3), in BGR.{_advice(picture)}"
         )
     return picture
+
+
+def _advice(picture):
+    """str: how an array that people often have becomes a frame."""
+    if picture.size and picture.dtype == np.uint8:
+        if picture.ndim == 2:
+            return " Of a grey picture: np.stack([picture] * 3, axis=2)."
+        if picture.ndim == 3 and picture.shape[2] == 1:
+            return " Of a grey picture: picture.repeat(3, axis=2)."
+        if picture.ndim == 3 and picture.shape[2] == 4:
+            return " Without its alpha channel: picture[..., :3]."
+        if picture.ndim == 3 and picture.shape[0] == 3:
+            return " With the channels last: picture.transpose(1, 2, 0)."
+    elif picture.ndim == 3 and np.issubdtype(picture.dtype, np.floating):
+        return " Of values from 0 to 1: (picture * 255).round().astype(np.uint8)."
+    return ""
 
 
 def as_picture(picture):

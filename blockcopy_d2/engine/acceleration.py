@@ -91,11 +91,7 @@ def accelerate(
         own_target = own.pop("target", None)
         target, options = own_target if target is None else target, {**own, **options}
         base = build_lazy_model(base)
-    if not hasattr(base, "backbone") or isinstance(base, BlockCopyVideoModel):
-        raise TypeError(
-            f"{type(base).__name__} cannot be accelerated; expected a config, or a Detectron2 model"
-            " (it has a backbone) that is not accelerated already."
-        )
+    _check_model(base)
     cfg = get_cfg()
     cfg.MODEL.PIXEL_STD = base.pixel_std.flatten().tolist()
     cfg.MODEL.DEVICE = str(base.pixel_mean.device)
@@ -104,6 +100,35 @@ def accelerate(
     model.to(base.pixel_mean.device)
     model.learner = build_learner(cfg, model.policy)
     return model
+
+
+# Attributes of a meta-architecture, and of its backbone, that a video model reads.
+_PARTS = ("backbone", "pixel_mean", "pixel_std")
+_BACKBONE_PARTS = ("output_shape", "size_divisibility", "padding_constraints")
+
+
+def _check_model(base):
+    kind = base.__name__ if isinstance(base, type) else type(base).__name__
+    missing = [name for name in _PARTS if not hasattr(base, name)]
+    if hasattr(base, "_orig_mod"):
+        found = "it is the result of torch.compile: give the model before"
+    elif missing and isinstance(getattr(base, "module", None), nn.Module):
+        found = "it wraps a model: give its attribute module"
+    elif missing:
+        found = f"it has no {' and no '.join(missing)}"
+    elif isinstance(base, BlockCopyVideoModel):
+        found = "it is accelerated already"
+    else:
+        missing = [name for name in _BACKBONE_PARTS if not hasattr(base.backbone, name)]
+        if not missing:
+            return
+        found = (
+            f"its backbone has no {' and no '.join(missing)}: make it a subclass of"
+            " detectron2.modeling.Backbone"
+        )
+    raise TypeError(
+        f"{kind} cannot be accelerated; expected a config or a Detectron2 model, but {found}."
+    )
 
 
 def video_config(cfg: CfgNode, target: float | None = None, **options: Any) -> CfgNode:

@@ -74,6 +74,15 @@ class VideoPredictor:
             instances = outputs["instances"]
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any):
+        if args and not isinstance(args[0], CfgNode | DictConfig):
+            raise TypeError(
+                f"{cls.__name__} takes a config, not {type(args[0]).__name__}: get one by its name"
+                " from detectron2.model_zoo.get_config, or give what"
+                " blockcopy_d2.accelerate(model) returns as model=..."
+            )
+        return super().__new__(cls)
+
     @configurable
     def __init__(
         self,
@@ -111,6 +120,10 @@ class VideoPredictor:
         # Number of a video -> its region, and the region's blocks. None: videos without one of
         # their own.
         self._regions, self._blocks = {}, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Videos in progress, and memory on a GPU, stay in this process.
+        return {**vars(self), "_stream": self.model.init_state(), "_unused": [], "_uploader": None}
 
     @classmethod
     def from_config(cls, cfg: CfgNode | DictConfig) -> dict[str, Any]:
@@ -326,9 +339,11 @@ class VideoPredictor:
             FrameReadError: see :meth:`stream`.
             ValueError: also where ``fps`` has another length than ``sources``.
         """
-        if isinstance(sources, (str, bytes, os.PathLike)):
+        if isinstance(sources, (str, bytes, os.PathLike)) or not isinstance(sources, Iterable):
             raise TypeError(f"Expected several videos, not {sources!r}: give a list of them.")
         sources = list(sources)
+        if not sources:
+            raise ValueError("There is no video to run: the list of videos is empty.")
         rates = list(fps) if isinstance(fps, Iterable) else [fps] * len(sources)
         if len(rates) != len(sources):
             raise ValueError(f"fps has {len(rates)} rates for {len(sources)} videos.")

@@ -107,7 +107,7 @@ def _checked(name, part):
     if is_array and part.ndim == 2 and (part.dtype == bool or part.shape[1] != 2):
         return _checked_mask(name, part)
     is_sequence = part.ndim > 0 if is_array else isinstance(part, (list, tuple))
-    if not is_sequence or not len(part):
+    if not is_sequence or not len(part) or isinstance(part[0], numbers.Real):
         raise ValueError(
             f"{name} of a region is {part!r}; expected a mask (H, W), a polygon of x and y of its"
             " corners, or a list of polygons; None for no such part."

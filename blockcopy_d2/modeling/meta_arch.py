@@ -42,7 +42,14 @@ from .running import (
     run_videos,
     stream_bytes,
 )
-from .running.inputs import check_first_frames, check_inputs, given_blocks
+from .running.inputs import (
+    check_first_frames,
+    check_inputs,
+    check_list,
+    check_precision,
+    given_blocks,
+    warn_of_range,
+)
 from .running.region import place_regions
 from .running.steps import fit_to_size
 from .tasks import build_task
@@ -201,6 +208,11 @@ class BlockCopyVideoModel(ModuleProxy):
         return self.base.pixel_mean.device
 
     @property
+    def channels(self):
+        """int: number of channels of an image."""
+        return self.base.pixel_mean.numel()
+
+    @property
     def __class__(self):
         # isinstance() looks at this besides the type, so that code that expects a GeneralizedRCNN,
         # such as GeneralizedRCNNWithTTA, accepts a wrapped one.
@@ -251,7 +263,13 @@ class BlockCopyVideoModel(ModuleProxy):
 
         Returns:
             list[dict]: outputs of the wrapped model.
+
+        Raises:
+            TypeError: the inputs are no list of dicts.
+            ValueError: there are none, only some have a "video_id", or an image has another shape
+                or type of numbers.
         """
+        check_list(batched_inputs)
         in_video = ["video_id" in x for x in batched_inputs]
         if not any(in_video):
             with inference_autocast(self.device, self.amp):
@@ -368,12 +386,14 @@ class BlockCopyVideoModel(ModuleProxy):
     @torch.no_grad()
     def _step_batch(self, inputs, streams, *, learning, grid):
         present = [x is not None for x in inputs]
-        image_size = check_inputs(inputs, streams)
+        image_size = check_inputs(inputs, streams, self.channels)
         with self.lock:
             version = self.weights_version
             if streams.lost or streams.weights_version not in (None, version):
                 streams.lose()
             streams.weights_version, started = version, streams.started
+            if streams.image_size is None:
+                warn_of_range(inputs)
             fit_to_size(self, streams, image_size)
             if grid is not None and not streams.lost:
                 check_first_frames(grid, streams, present)
@@ -404,6 +424,7 @@ class BlockCopyVideoModel(ModuleProxy):
         options = {"present": present, "learning": learning, "grid": grid}
         graph = FrameGraph.of(self, streams, inputs)
         if graph is None:
+            check_precision(self)
             return run_frame(self, inputs, streams, **options)
         return graph.step(self, inputs, streams, **options)
 
@@ -431,7 +452,7 @@ def _option(name):
     def write(self, value):
         self.options = replace(self.options, **{name: value})
 
-    return property(read, write, doc=f"As of :class:`VideoOptions`: {name}.")
+    return property(read, write, doc=f"See :class:`VideoOptions`: {name}.")
 
 
 for _name in VideoOptions.keys():

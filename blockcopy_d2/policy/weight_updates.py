@@ -1,5 +1,8 @@
 """Steps of RMSprop for all weights of a policy at once, some of which wait for later frames."""
 
+import copy
+from collections import defaultdict
+
 import torch
 import torch.distributed as dist
 from torch.optim.rmsprop import rmsprop
@@ -50,6 +53,17 @@ class WeightUpdates:
         if sync:
             for parameter in self.parameters:
                 dist.broadcast(parameter.detach(), src=0)
+
+    def __getstate__(self):
+        self.wait()
+        # Its tensors are parts of one, which pickle would write once for each.
+        optimizer = copy.copy(self.optimizer)
+        optimizer.state = defaultdict(dict)
+        return {**vars(self), "optimizer": optimizer, "_beside": None}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._keep_optimizer_state()
 
     def step(self, gradients, loss, num_streams, *, waits=False):
         """

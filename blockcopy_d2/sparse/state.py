@@ -77,6 +77,10 @@ class StreamState:
         self._shared = {}
         self._versions = weakref.WeakKeyDictionary()
 
+    def __reduce__(self):
+        # Features belong to a model in this process: a copy's next frame runs all blocks.
+        return StreamState, ()
+
     def reset(self):
         """Forgets everything; the next frame must run all blocks."""
         self._programs.clear()

@@ -61,7 +61,11 @@ def test_frames_are_arrays_or_pil_pictures():
 @pytest.mark.parametrize(
     "thing, error, message",
     [
-        (np.zeros((3, 8, 9), np.uint8), ValueError, r"shape \(3, 8, 9\)"),
+        (np.zeros((3, 8, 9), np.uint8), ValueError, r"shape \(3, 8, 9\).*transpose\(1, 2, 0\)"),
+        (np.zeros((8, 9), np.uint8), ValueError, r"\[picture\] \* 3"),
+        (np.zeros((8, 9, 1), np.uint8), ValueError, r"repeat\(3, axis=2\)"),
+        (np.zeros((8, 9, 4), np.uint8), ValueError, r"picture\[..., :3\]"),
+        (np.zeros((8, 9, 3), np.float32), ValueError, r"picture \* 255"),
         (np.zeros((0, 9, 3), np.uint8), ValueError, r"shape \(0, 9, 3\)"),
         (np.zeros((8, 9, 3), np.uint16), ValueError, "A frame is uint16"),
         ([[1, 2, 3]], TypeError, "A frame is a builtins.list; expected a numpy array"),

@@ -357,9 +357,16 @@ def test_a_lazy_config_loads_its_weights_and_options(tmp_path):
 
 
 def test_what_cannot_be_accelerated_is_named():
-    with pytest.raises(TypeError, match="Linear cannot be accelerated"):
+    with pytest.raises(TypeError, match="Linear cannot be accelerated.* it has no backbone"):
         blockcopy_d2.accelerate(nn.Linear(2, 2))
     stock = build_stock("RetinaNet")
+    with pytest.raises(TypeError, match="DataParallel .*give its attribute module"):
+        blockcopy_d2.accelerate(nn.DataParallel(stock))
+    with pytest.raises(TypeError, match="give the model before"):
+        blockcopy_d2.accelerate(types.SimpleNamespace(_orig_mod=stock, backbone=stock.backbone))
+    with pytest.raises(TypeError, match="backbone has no output_shape and no size_divisibility"):
+        parts = {name: getattr(stock, name) for name in ("pixel_mean", "pixel_std")}
+        blockcopy_d2.accelerate(types.SimpleNamespace(backbone=nn.Identity(), **parts))
     with pytest.raises(TypeError, match="no option blocksize; expected block_size"):
         blockcopy_d2.accelerate(stock, blocksize=32)
     with pytest.raises(ValueError, match="TARGET is 3.0"):

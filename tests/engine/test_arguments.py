@@ -1,6 +1,8 @@
 """Arguments as people pass them: numbers of any library are accepted, errors name all others."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -140,7 +142,25 @@ def test_a_video_has_a_name(predictor, video_id):
         predictor.model([{"image": IMAGE, "video_id": video_id, "frame_index": 0}])
 
 
-@pytest.mark.parametrize("image", [PICTURE, None, IMAGE[None], IMAGE[0], IMAGE[:, :0], "a.png"])
+NO_IMAGES = {
+    "array": PICTURE,
+    "nothing": None,
+    "name": "a.png",
+    "batch": IMAGE[None],
+    "two dimensions": IMAGE[0],
+    "empty": IMAGE[:, :0],
+    "grey": IMAGE[:1],
+    "alpha": IMAGE[[0, 1, 2, 0]],
+    "channels last": IMAGE.permute(1, 2, 0),
+    "double": IMAGE.double(),
+    "bool": IMAGE.bool(),
+    "complex": IMAGE.cfloat(),
+    "meta": IMAGE.to("meta"),
+    "sparse": IMAGE.to_sparse(),
+}
+
+
+@pytest.mark.parametrize("image", NO_IMAGES.values(), ids=NO_IMAGES)
 def test_an_image_is_a_tensor(predictor, image):
     inputs = {"image": image, "video_id": "a", "frame_index": 0}
     with pytest.raises(ValueError, match="The 'image' of an input is"):
@@ -148,6 +168,58 @@ def test_an_image_is_a_tensor(predictor, image):
     del inputs["image"]
     with pytest.raises(ValueError, match="The 'image' of an input is"):
         predictor.model([inputs])
+
+
+@pytest.mark.parametrize("inputs", [{"image": IMAGE}, IMAGE, [None], ["a.png"], [IMAGE]])
+def test_inputs_are_a_list_of_dicts(predictor, inputs):
+    with pytest.raises(TypeError, match="expected a list of dicts"):
+        predictor.model(inputs)
+
+
+def test_inputs_without_an_image_are_refused(predictor):
+    with pytest.raises(ValueError, match="input of the model is empty"):
+        predictor.model([])
+
+
+@pytest.mark.parametrize("side", ["64", 64.5, 0, -1, None])
+def test_an_output_has_a_size_in_whole_pixels(predictor, side):
+    inputs = {"image": IMAGE, "video_id": "a", "height": 64, "width": side}
+    with pytest.raises(ValueError, match="'width' of an input.* whole number, at least 1"):
+        predictor.model([inputs])
+
+
+@pytest.mark.parametrize(
+    ("image", "warns"), [(IMAGE + 0.5, True), (IMAGE + 1, False), (IMAGE * 0.0, False)]
+)
+def test_values_from_0_to_1_are_noticed(predictor, caplog, image, warns):
+    for index in range(2):
+        predictor.model([{"image": image, "video_id": "bright", "frame_index": index}])
+    predictor.model([{"image": image, "video_id": "another", "frame_index": 0}])
+    assert caplog.text.count("lie between 0 and 1") == warns
+
+
+def test_a_detector_in_half_precision_is_refused_on_a_cpu(predictor):
+    model = copy.deepcopy(predictor.model).half()
+    inputs = {"image": IMAGE, "video_id": "a", "frame_index": 0}
+    with pytest.raises(ValueError, match="GeneralizedRCNN are float16, .* call model.float()"):
+        model([inputs])
+    assert len(model.float()([inputs])) == 1
+
+
+def test_a_predictor_takes_a_config(predictor):
+    for other in (predictor.model.base, "mask_rcnn.yaml", None):
+        with pytest.raises(TypeError, match=f"takes a config, not {type(other).__name__}"):
+            VideoPredictor(other)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_predictor_in_use_can_be_copied(predictor, copied):
+    first, second = predictor(PICTURE), predictor(PICTURE)
+    other = copied(predictor)
+    start = other(PICTURE)
+    assert start.is_first and start.executed == 1
+    assert [len(x["instances"]) for x in (start, copied(second))] == [len(first["instances"])] * 2
+    assert other.learner.updates.parameters[0] is next(other.model.policy.parameters())
 
 
 def test_a_predictor_needs_a_model_that_runs_in_blocks(predictor):
@@ -162,10 +234,15 @@ def test_what_is_no_video_is_named(predictor, source):
         next(predictor.stream(source))
 
 
-@pytest.mark.parametrize("sources", ["a.mp4", b"a.mp4"])
+@pytest.mark.parametrize("sources", ["a.mp4", b"a.mp4", 3, None])
 def test_one_path_is_not_several_videos(predictor, sources):
-    with pytest.raises(TypeError, match=r"not b?'a.mp4': give a list"):
+    with pytest.raises(TypeError, match="not .*: give a list"):
         next(predictor.streams(sources))
+
+
+def test_a_list_without_a_video_is_refused(predictor):
+    with pytest.raises(ValueError, match="list of videos is empty"):
+        next(predictor.streams([]))
 
 
 def test_a_camera_has_a_number_of_any_library():

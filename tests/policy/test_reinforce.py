@@ -1,5 +1,6 @@
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -267,6 +268,24 @@ def test_saving_does_not_share_memory_with_the_run():
     run_frame(policy, learner, 0)
     assert saved["moving_cost"] == torch.tensor(0.3)
     assert saved["frames"] == 0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_learns_on_from_the_same_state(copied):
+    policy, learner = make(update_every=1)
+    run_frame(policy, learner, 0)
+    other_policy, other = copied((policy, learner))
+    for one, its_learner in ((policy, learner), (other_policy, other)):
+        for generator in one.generators(torch.device("cpu")):
+            generator.manual_seed(0)
+        run_frame(one, its_learner, 1)
+    for x, y in zip(policy.parameters(), other_policy.parameters(), strict=True):
+        assert torch.equal(x, y)
+    states = [x.optimizer.state_dict()["state"] for x in (learner, other)]
+    for parameter, state in states[0].items():
+        assert torch.equal(state["square_avg"], states[1][parameter]["square_avg"])
+    size = sum(x.numel() * x.element_size() for x in policy.parameters())
+    assert len(pickle.dumps(learner)) < 4 * size
 
 
 def test_learns_inside_no_grad():

@@ -8,8 +8,15 @@ Shape shorthand in this module:
     H, W: height and width of an image
 """
 
-import torch
+import logging
+from collections.abc import Mapping
 
+import torch
+from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils.logger import log_first_n
+
+from blockcopy_d2.config_key import whole
 from blockcopy_d2.sparse import BlockGrid, MissingFeatures
 
 from .history import flags
@@ -19,24 +26,52 @@ __all__ = [
     "check_first_frames",
     "check_images",
     "check_inputs",
+    "check_list",
+    "check_precision",
     "fill_slots",
     "given_blocks",
     "put_image",
+    "warn_of_range",
 ]
 
+_SIDE = whole(1, least=1)
 
-def check_inputs(inputs, streams):
+
+def check_list(batched_inputs):
+    """
+    Args:
+        batched_inputs: argument of a model's call.
+
+    Raises:
+        TypeError: it is no list of dicts.
+        ValueError: it is empty.
+    """
+    if not isinstance(batched_inputs, list | tuple):
+        found = type(batched_inputs).__name__
+    else:
+        others = [type(x).__name__ for x in batched_inputs if not isinstance(x, Mapping)]
+        found = f"a list with {others[0]}" if others else None
+    if found is not None:
+        raise TypeError(
+            f"The input of the model is {found}; expected a list of dicts, such as"
+            " [{'image': tensor (C, H, W), 'video_id': 'camera 1', 'frame_index': 0}]."
+        )
+    if not batched_inputs:
+        raise ValueError("The input of the model is empty; expected a dict for each image.")
+
+
+def check_inputs(inputs, streams, channels):
     """
     Args:
         inputs (list[dict or None]): inputs of every stream.
         streams (StreamBatch):
+        channels (int): C.
 
     Returns:
         tuple[int, int]: height and width of the images.
 
     Raises:
-        ValueError: if the number of inputs or the sizes of their images do not fit, or one has no
-            image.
+        ValueError: the number of inputs does not fit, or see :func:`check_images`.
     """
     frames = [x for x in inputs if x is not None]
     if len(inputs) != streams.num_streams or not frames:
@@ -44,28 +79,33 @@ def check_inputs(inputs, streams):
             f"{len(inputs)} inputs for {streams.num_streams} streams, {len(frames)} of them with a"
             " frame; expected an input or None for every stream, and one frame at least."
         )
-    return check_images(frames)
+    return check_images(frames, channels)
 
 
-def check_images(frames):
+def check_images(frames, channels):
     """
     Args:
         frames (list[dict]): Detectron2's input dicts.
+        channels (int): C.
 
     Returns:
         tuple[int, int]: height and width of the images.
 
     Raises:
-        ValueError: if the sizes of the images differ, or an input has no image.
+        ValueError: an input has no image of numbers (C, H, W), the sizes of the images differ, or
+            the size of an output is no whole number.
     """
     images = [x.get("image") for x in frames]
     for image in images:
-        if not isinstance(image, torch.Tensor) or image.dim() != 3 or not image.numel():
-            found = tuple(image.shape) if hasattr(image, "shape") else type(image).__name__
+        if not _is_image(image, channels):
             raise ValueError(
-                f"The 'image' of an input is {type(image).__name__} {found}; expected a tensor"
-                " (C, H, W)."
+                f"The 'image' of an input is {_describe(image)}; expected a tensor of shape"
+                f" ({channels}, height, width), uint8 or float32, with values from 0 to 255."
             )
+    for one in frames:
+        for name in ("height", "width"):
+            if name in one:
+                _SIDE.check(f"The '{name}' of an input, of the output to make,", one[name])
     sizes = sorted({tuple(image.shape[-2:]) for image in images})
     if len(sizes) != 1:
         raise ValueError(
@@ -73,6 +113,64 @@ def check_images(frames):
             " one size. Run streams of another size as a batch of their own."
         )
     return sizes[0]
+
+
+def _is_image(image, channels):
+    return (
+        isinstance(image, torch.Tensor)
+        and image.layout is torch.strided
+        and not image.is_meta
+        and image.dtype not in (torch.bool, torch.float64)
+        and not image.is_complex()
+        and image.dim() == 3
+        and len(image) == channels
+        and image.numel() > 0
+    )
+
+
+def _describe(image):
+    if isinstance(image, torch.Tensor):
+        kind = "sparse " if image.layout is not torch.strided else "meta " if image.is_meta else ""
+        return f"{kind}{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
+    shape = f" of shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
+    return type(image).__name__ + shape
+
+
+def warn_of_range(inputs):
+    """
+    Logs a warning, once, if images seem to have values from 0 to 1. The host waits for the device.
+
+    Args:
+        inputs (list[dict or None]): first frames of streams.
+    """
+    images = [x["image"] for x in inputs if x is not None]
+    if any(x.is_floating_point() and 0 < x.max() <= 1 for x in images):
+        log_first_n(
+            logging.WARNING,
+            "The values of an image lie between 0 and 1. Detectron2's models take 0 to 255:"
+            " multiply by 255 if the results look wrong.",
+            name=__name__,
+            key="message",
+        )
+
+
+def check_precision(model):
+    """
+    Args:
+        model (BlockCopyVideoModel): one whose frames run operator by operator.
+
+    Raises:
+        ValueError: it is a detector on a CPU whose weights are not float32, which Detectron2's
+            detectors there do not run with.
+    """
+    dtype = next(model.base.backbone.parameters(), torch.empty(0)).dtype
+    detects = isinstance(model.base, (GeneralizedRCNN, ProposalNetwork, DenseDetector))
+    if detects and dtype is not torch.float32 and model.device.type == "cpu":
+        raise ValueError(
+            f"The weights of {type(model.base).__name__} are {str(dtype).removeprefix('torch.')},"
+            " but Detectron2's detectors run in float32 on a CPU: call model.float(). For half"
+            " precision set TEST.AMP.ENABLED, or amp=True, instead."
+        )
 
 
 def check_first_frames(grid, streams, present):

@@ -229,6 +229,12 @@ class CapturedFrameResult(FrameResult):
         for name, value in fields.items():
             setattr(self, name, value)
 
+    def __getstate__(self):
+        raise TypeError(
+            "The result of a frame belongs to the GPU's memory of its stream: copy or pickle its"
+            " output, dict(result)."
+        )
+
     @functools.cached_property
     def output(self) -> Mapping[str, Any]:
         return self._readout.output(self._slot, self.timer)

@@ -67,7 +67,7 @@ def _run_tick(model, frames):
     if len(frames) == 1 and not model.streams.is_in_batch(ids[0][0]):
         stream = model.streams.get(*ids[0])
         return [model.step(frames[0], stream, learner=learner)]
-    streams, slots, moved = model.streams.get_batch(ids, check_images(frames))
+    streams, slots, moved = model.streams.get_batch(ids, check_images(frames, model.channels))
     inputs = [None] * streams.num_streams
     for slot, one in zip(slots, frames, strict=True):
         inputs[slot] = one
