@@ -265,7 +265,7 @@ class BlockCopyVideoModel(ModuleProxy):
             list[dict]: outputs of the wrapped model.
 
         Raises:
-            TypeError: the inputs are no list of dicts.
+            TypeError: the inputs are not a list of dicts.
             ValueError: there are none, only some have a "video_id", or an image has another shape
                 or type of numbers.
         """

@@ -43,7 +43,7 @@ def check_list(batched_inputs):
         batched_inputs: argument of a model's call.
 
     Raises:
-        TypeError: it is no list of dicts.
+        TypeError: it is not a list of dicts.
         ValueError: it is empty.
     """
     if not isinstance(batched_inputs, list | tuple):
@@ -93,7 +93,7 @@ def check_images(frames, channels):
 
     Raises:
         ValueError: an input has no image of numbers (C, H, W), the sizes of the images differ, or
-            the size of an output is no whole number.
+            the size of an output is not a whole number.
     """
     images = [x.get("image") for x in frames]
     for image in images:
