@@ -15,7 +15,7 @@ import torch
 
 from blockcopy_d2.kernels import triton_runs_on
 
-__all__ = ["best_values"]
+__all__ = ["best_boxes", "best_values"]
 
 # Counting is quadratic.
 MOST_COUNTED = 16384
@@ -41,6 +41,34 @@ def best_values(values, k, nothing=-torch.inf):
 
         return best_values_triton(values, k, nothing)
     return best_values_reference(values, k, nothing)
+
+
+def best_boxes(values, boxes, keep, k):
+    """
+    Args:
+        values (Tensor): float32 (N, M), none of them NaN.
+        boxes (Tensor): float32 (N, M, 4), of the values.
+        keep (Tensor): bool (N, M), the boxes to choose from.
+        k (int): number of boxes; all of them if there are fewer.
+
+    Returns:
+        tuple[Tensor, Tensor]: the boxes of the k largest values in descending order, float32
+        (N, k, 4), and their values, float32 (N, k). Slots without a box come last and hold zeros
+        and a value of -inf. The order of equal values is that of :func:`best_values`.
+    """
+    k = min(k, values.shape[1])
+    if values.shape[1] <= MOST_COUNTED and triton_runs_on(values.device):
+        from .triton_ops.ranking import best_boxes_triton
+
+        return best_boxes_triton(values, boxes, keep, k)
+    return best_boxes_reference(values, boxes, keep, k)
+
+
+def best_boxes_reference(values, boxes, keep, k):
+    """:func:`best_boxes` in plain PyTorch."""
+    best, order = best_values(torch.where(keep, values, -torch.inf), k)
+    found = (best > -torch.inf)[..., None]
+    return torch.where(found, boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0), best
 
 
 def best_values_reference(values, k, nothing=-torch.inf):
