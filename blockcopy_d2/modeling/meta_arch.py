@@ -42,6 +42,7 @@ from .running import (
     run_videos,
     stream_bytes,
 )
+from .running.graph import WeightsChanged
 from .running.inputs import (
     check_first_frames,
     check_inputs,
@@ -388,16 +389,20 @@ class BlockCopyVideoModel(ModuleProxy):
         present = [x is not None for x in inputs]
         image_size = check_inputs(inputs, streams, self.channels)
         with self.lock:
-            version = self.weights_version
-            if streams.lost or streams.weights_version not in (None, version):
-                streams.lose()
-            streams.weights_version, started = version, streams.started
             if streams.image_size is None:
                 warn_of_range(inputs)
             fit_to_size(self, streams, image_size)
+            # A replayed frame looks at the weights while the device works.
+            verify = None
+            if streams.graph is not None and grid is None:
+                verify = functools.partial(self._verify_weights, streams)
+            changed = verify is None and self._weights_changed(streams)
+            if streams.lost or changed:
+                streams.lose()
+            started = streams.started
             if grid is not None and not streams.lost:
                 check_first_frames(grid, streams, present)
-            options = {"present": present, "learning": learning}
+            options = {"present": present, "learning": learning, "verify": verify}
             try:
                 results = self._run(inputs, streams, grid=grid, **options)
             except MissingFeatures:
@@ -417,16 +422,34 @@ class BlockCopyVideoModel(ModuleProxy):
             streams.lost = any(x.work.may_improve for x in results if x is not None)
             return results
 
-    def _run(self, inputs, streams, *, present, learning, grid):
+    def _weights_changed(self, streams):
+        """bool: whether the task network has other weights than in the last frame of streams."""
+        before, streams.weights_version = streams.weights_version, self.weights_version
+        return before not in (None, streams.weights_version)
+
+    def _verify_weights(self, streams):
+        if self._weights_changed(streams):
+            raise WeightsChanged
+
+    def _run(self, inputs, streams, **options):
+        try:
+            return self._run_once(inputs, streams, **options)
+        except WeightsChanged:
+            streams.lose()
+            return self._run_once(inputs, streams, **options)
+
+    def _run_once(self, inputs, streams, *, present, learning, grid, verify):
         place_regions(self, inputs, streams)
         if grid is not None:
             grid = given_blocks(self, grid, streams, present)
         options = {"present": present, "learning": learning, "grid": grid}
         graph = FrameGraph.of(self, streams, inputs)
-        if graph is None:
-            check_precision(self)
-            return run_frame(self, inputs, streams, **options)
-        return graph.step(self, inputs, streams, **options)
+        if graph is not None:
+            return graph.step(self, inputs, streams, verify=verify, **options)
+        if verify is not None:
+            verify()
+        check_precision(self)
+        return run_frame(self, inputs, streams, **options)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -97,7 +97,7 @@ class FrameCapture:
         self._left_out = () if asks else ("policy",)
         self._left_out += () if moves else ("motion", "move_caches")
         self._warming = False
-        self._functions, self._clocks = {}, {}
+        self._functions, self._clocks, self._weights = {}, {}, []
 
     def run(self, part, model, streams, memory, timer):
         """
@@ -113,6 +113,20 @@ class FrameCapture:
             self._functions[part](run)
         else:
             run()
+
+    @property
+    def is_captured(self):
+        """bool: whether frames are replayed."""
+        return bool(self._functions)
+
+    def generators(self, model, streams):
+        """
+        Returns:
+            list[torch.Generator]: those that frames draw from. Only policies do; streams that share
+            one count once.
+        """
+        policies = dict.fromkeys(policies_of(model, streams)) if self.asks else ()
+        return [x for policy in policies for x in policy.generators(self.image.device)]
 
     def _stages(self, part):
         return [stage for stage in _PARTS[part] if stage not in self._left_out]
@@ -151,10 +165,9 @@ class FrameCapture:
         """
         if self._functions or not self.image.is_cuda:
             return
-        device = self.image.device
-        # Only policies draw random numbers. Streams that share a policy count once.
-        policies = dict.fromkeys(policies_of(model, streams)) if self.asks else ()
-        generators = [x for policy in policies for x in policy.generators(device)]
+        generators = self.generators(model, streams)
+        # Weights that are replaced stay in memory, since a replay may read them once more.
+        self._weights = [x.detach() for x in (*model.base.parameters(), *model.base.buffers())]
         history = memory.tensors()
         before = [x.clone() for x in history], [x.get_state() for x in generators]
         functions, parts = {}, {}

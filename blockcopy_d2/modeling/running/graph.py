@@ -27,10 +27,14 @@ from .result import CapturedFrameResult
 from .steps import all_blocks, policies_of
 from .timing import StageTimer
 
-__all__ = ["FrameGraph"]
+__all__ = ["FrameGraph", "WeightsChanged"]
 
 # Number of kinds of frames whose captures are kept; most batches have one or two.
 _MAX_CAPTURES = 4
+
+
+class WeightsChanged(Exception):
+    """The weights of the task network are no longer those of the last frame."""
 
 
 class FrameGraph:
@@ -137,7 +141,7 @@ class FrameGraph:
 
     # ---------------------------------------------------------------- frames
 
-    def step(self, model, inputs, streams, *, present, learning=False, grid=None):
+    def step(self, model, inputs, streams, *, present, learning=False, grid=None, verify=None):
         """
         Args:
             model (BlockCopyVideoModel):
@@ -145,14 +149,24 @@ class FrameGraph:
             streams (StreamBatch): updated by this call.
             present (list[bool]): the streams that do have a frame.
             learning, grid: see :meth:`BlockCopyVideoModel.step_batch`.
+            verify (callable or None): raises WeightsChanged if the task network has other weights
+                than in the last frame. It takes long: if the frame is replayed, it is called while
+                the device works already.
 
         Returns:
             list[CapturedFrameResult or None]: one for every stream.
+
+        Raises:
+            WeightsChanged: the memory of the streams may hold anything; policies have drawn
+                nothing.
         """
         timer = StageTimer(model.device)
         is_first = [count == 0 for count in streams.counts]
         is_new, asks = self.memory is None, grid is None and streams.started
         capture = self._capture_of(model, inputs, streams, asks=asks)
+        late = capture.is_captured
+        if verify is not None and not late:
+            verify()
         with timer.stage("preprocess"):
             self._mark(present)
             for place, one in zip(capture.image, inputs, strict=True):
@@ -169,7 +183,10 @@ class FrameGraph:
         if grid is None and not capture.asks:
             # The policy is not asked on a first frame, which takes no time.
             timer.add("policy", timer.now())
-        capture.run("infer", *on)
+        if verify is not None and late:
+            self._run_and_verify(capture, on, verify)
+        else:
+            capture.run("infer", *on)
         counts = None if capture.count is None else SentCounts(capture.count)
         capture.run("finish", *on)
         readout = Readout(self._heads, capture.take_result(timer), self._side, counts)
@@ -189,6 +206,17 @@ class FrameGraph:
             self._prepare(model, inputs, streams, asks=grid is None)
         streams.advance(present)
         return results
+
+    def _run_and_verify(self, capture, on, verify):
+        generators = capture.generators(*on[:2])
+        states = [generator.get_state() for generator in generators]
+        capture.run("infer", *on)
+        try:
+            verify()
+        except WeightsChanged:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            raise
 
     def _capture_of(self, model, inputs, streams, *, asks):
         images = [one["image"] for one in inputs if one is not None]

@@ -415,6 +415,43 @@ def test_other_weights_start_the_stream_anew(folder, built, device):
     assert_same_output(expected, after)
 
 
+def test_a_replay_notices_other_weights_while_it_runs(folder, built, device):
+    """The policy then has not drawn for the frame, nor learned from it, and the frame is whole."""
+    eager, graph = sides(folder, built, device)
+    *images, image, last = clip(device, 5)
+    for other in images:
+        both(eager, graph, other)
+    capture = graph.stream.graph._latest
+    if device == "cpu":
+        capture._functions = {part: CapturedFunction() for part in ("infer", "finish", "observe")}
+    ran, run = [], type(capture).run
+
+    def watched(self, part, *args):
+        ran.append((self is capture, part))
+        if self is capture and device == "cpu":
+            # A replay draws, and knows nothing of weights.
+            graph.model.policy._uniform.draw((2, 4), torch.device(device))
+            return
+        run(self, part, *args)
+
+    weights = copy.deepcopy(graph.model.state_dict())
+    try:
+        for side in (eager, graph):
+            side.model.load_state_dict(
+                {k: v * 1.1 if "box_predictor" in k else v for k, v in weights.items()}
+            )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(capture), "run", watched)
+            _, (result, _) = both(eager, graph, image)
+        assert result.is_first and result.executed == 1
+        assert ran == [(True, "infer")] + [(False, x) for x in ("infer", "finish", "observe")]
+        # Both draw the same random numbers.
+        both(eager, graph, last)
+    finally:
+        for side in (eager, graph):
+            side.model.load_state_dict(weights)
+
+
 # ---------------------------------------------------------------- which frames are graphs
 
 
