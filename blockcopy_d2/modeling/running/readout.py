@@ -37,9 +37,8 @@ class SentCounts:
 class Readout:
     """
     The outputs of the frames of a batch, readable at any time. Reading detections makes Instances
-    of them, and reading their masks pastes those. On CUDA both happen on a stream beside the
-    current one, so neither the host nor the masks wait for later launches, such as the learner's
-    step.
+    of them, and reading their masks pastes those, on CUDA on a stream beside the current one.
+    Neither waits for later launches, such as the learner's step.
     """
 
     def __init__(self, heads, taken, side, counts=None):

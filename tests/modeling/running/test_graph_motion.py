@@ -225,4 +225,4 @@ def test_memory_has_a_place_for_all_of_it(folder, built, device):
         graph.frame(image)
         places.append([x.data_ptr() for x in tensors_of(graph.stream.history)])
     assert all(place == places[1] for place in places[1:])
-    assert len(places[1]) == 8 + 3 + 4, "maps, masks with scores and classes, a pyramid"
+    assert len(places[1]) == 9 + 3 + 4, "maps, masks with scores and classes, a pyramid"
