@@ -30,6 +30,12 @@ def _relative(value, floor, exists, blocks):
 
 
 @triton.jit
+def _weight(network, f):
+    prior_ptr, correction_ptr, _, deviations_ptr = network
+    return tl.load(prior_ptr + f) + tl.load(correction_ptr + f) / tl.load(deviations_ptr + f)
+
+
+@triton.jit
 def _variance(value, exists, blocks):
     """Variance over the blocks."""
     mean = tl.sum(tl.where(exists, value, 0.0), 0) / blocks
@@ -72,7 +78,7 @@ def expect_kernel(
     """
     A program expects the gains of a stream's blocks, and scores them; or writes their FEATURES.
     """
-    prior_ptr, correction_ptr, floors_ptr = network
+    prior_ptr, _, floors_ptr, _ = network
     stream, blocks = tl.program_id(0).to(tl.int64), rows * columns
     block = tl.arange(0, BLOCK)
     exists, here = block < blocks, stream * blocks + block
@@ -85,7 +91,7 @@ def expect_kernel(
         prior = tl.load(prior_ptr + f)
         level += prior * tl.log(tl.maximum(mean, LEVEL_FLOOR))
         uncorrected += prior * feature
-        logit += (prior + tl.load(correction_ptr + f)) * feature
+        logit += _weight(network, f) * feature
         if FEATURES:
             tl.store(features_ptr + (stream * F + f) * blocks + block, feature, mask=exists)
     gain_ptr += stream * blocks
@@ -105,12 +111,12 @@ def expect_kernel(
     feature, mean = _relative(own, tl.load(floors_ptr + F - 2), exists, blocks)
     level += prior * tl.log(tl.maximum(mean, LEVEL_FLOOR))
     uncorrected += prior * feature
-    logit += (prior + tl.load(correction_ptr + F - 2)) * feature
+    logit += _weight(network, F - 2) * feature
     prior = tl.load(prior_ptr + F - 1)
     last_feature, mean = _relative(nearby, tl.load(floors_ptr + F - 1), exists, blocks)
     level += prior * tl.log(tl.maximum(mean, LEVEL_FLOOR))
     uncorrected += prior * last_feature
-    logit += (prior + tl.load(correction_ptr + F - 1)) * last_feature
+    logit += _weight(network, F - 1) * last_feature
     if FEATURES:
         features_ptr += stream * F * blocks + block
         tl.store(features_ptr + (F - 2) * blocks, feature, mask=exists)
@@ -220,7 +226,7 @@ def choose_triton(observation, network, target, burst=1.0):
     levels = torch.empty(streams, device=device)
     account = levels if burst == 1 else seen.account.contiguous()
     next_account = torch.empty_like(account)
-    weights = (network.prior, network.correction, network.floors)
+    weights = (network.prior, network.correction, network.floors, network.deviations)
     _expect(seen, network.pixel_scale, weights, target, (logits, scores, usable, levels))
     tensors = (scores, usable, target, index.contiguous(), active.view(torch.uint8))
     tensors += (account, next_account, levels)
@@ -235,7 +241,7 @@ def block_features_triton(observation, pixel_scale, floors):
     """:func:`blockcopy_d2.policy.block_features.block_features` by Triton."""
     streams, rows, columns = observation.gain.shape
     features = torch.empty(streams, len(floors), rows, columns, device=floors.device)
-    _expect(observation, pixel_scale, (floors,) * 3, floors, features=features)
+    _expect(observation, pixel_scale, (floors,) * 4, floors, features=features)
     return features
 
 

@@ -42,7 +42,8 @@ class GainNetwork(nn.Module):
     """
     Predicts the logarithm of each block's information gain, up to a constant of the frame, as a
     weighted sum of :data:`FEATURES`. The weights are those that fit any model, plus a
-    ``correction`` that is learned. The deviation over the blocks of a frame stays as it is without
+    ``correction`` that is learned, for each feature in the unit that its deviation over blocks
+    makes of it: so all of them change the prediction alike. The deviation of the prediction over the blocks of a frame stays as it is without
     the correction: a larger one predicts gains better, but weighted by ages it sends the policy
     back to the same blocks too soon. So a correction changes the order of blocks alone.
     """
@@ -55,9 +56,9 @@ class GainNetwork(nn.Module):
         super().__init__()
         scale = torch.tensor(pixel_std, dtype=torch.float32) / NATURAL_PIXEL_STD
         self.register_buffer("pixel_scale", scale, persistent=False)
-        prior, floors = torch.tensor(list(FEATURES.values())).unbind(dim=1)
-        self.register_buffer("prior", prior.clone(), persistent=False)
-        self.register_buffer("floors", floors.clone(), persistent=False)
+        constants = torch.tensor(list(FEATURES.values())).unbind(dim=1)
+        for name, constant in zip(("prior", "floors", "deviations"), constants, strict=True):
+            self.register_buffer(name, constant.clone(), persistent=False)
         self.correction = nn.Parameter(torch.zeros(len(FEATURES)))
 
     def forward(self, observation):
@@ -70,7 +71,8 @@ class GainNetwork(nn.Module):
         """
         features = block_features(observation, self.pixel_scale, self.floors)
         uncorrected = _weighted(features, self.prior)
-        return _as_spread(_weighted(features, self.prior + self.correction), uncorrected)
+        weights = self.prior + self.correction / self.deviations
+        return _as_spread(_weighted(features, weights), uncorrected)
 
     def level(self, observation):
         """

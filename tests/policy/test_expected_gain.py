@@ -325,7 +325,8 @@ def test_it_learns_where_the_gain_is():
         decision = policy(seen)
         shares.append((gain * decision.active).sum() / gain.sum())
         learner.learn(decision, gain)
-    correction = dict(zip(FEATURES, policy.network.correction.tolist(), strict=True))
+    learned = policy.network.correction / policy.network.deviations
+    correction = dict(zip(FEATURES, learned.tolist(), strict=True))
     assert correction["texture"] > 0.1 and correction["texture"] == max(correction.values())
     # At best eight of about sixteen.
     assert shares[0] < 0.25 and sum(shares[-50:]) / 50 > 0.45
@@ -381,11 +382,11 @@ def test_a_correction_changes_the_order_of_blocks_but_not_their_spread(feature, 
 def test_all_weights_times_two_are_the_same_and_those_that_fall_to_nothing_do_not_grow():
     network, seen = GainNetwork(), observation(0)
     before = network(seen).detach()
-    network.correction.data.copy_(network.prior)
+    network.correction.data.copy_(network.prior * network.deviations)
     torch.testing.assert_close(network(seen).detach(), before)
-    network.correction.data.copy_(-0.9 * network.prior)
+    network.correction.data.copy_(-0.9 * network.prior * network.deviations)
     torch.testing.assert_close(network(seen).detach(), 0.2 * before)
-    network.correction.data.copy_(-network.prior)
+    network.correction.data.copy_(-network.prior * network.deviations)
     assert not network(seen).any()
 
 
