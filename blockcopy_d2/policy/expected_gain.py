@@ -42,10 +42,11 @@ class GainNetwork(nn.Module):
     """
     Predicts the logarithm of each block's information gain, up to a constant of the frame, as a
     weighted sum of :data:`FEATURES`. The weights are those that fit any model, plus a
-    ``correction`` that is learned, for each feature in the unit that its deviation over blocks
-    makes of it: so all of them change the prediction alike. The deviation of the prediction over the blocks of a frame stays as it is without
-    the correction: a larger one predicts gains better, but weighted by ages it sends the policy
-    back to the same blocks too soon. So a correction changes the order of blocks alone.
+    ``correction`` that is learned, in units of the features' deviations over blocks, so that all of
+    them change the prediction alike. The deviation of the prediction over the blocks of a frame
+    stays as it is without the correction: a larger one predicts gains better, but weighted by ages
+    it sends the policy back to the same blocks too soon. So a correction changes the order of
+    blocks alone.
     """
 
     def __init__(self, *, pixel_std=(1.0, 1.0, 1.0)):
