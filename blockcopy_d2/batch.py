@@ -43,8 +43,9 @@ from blockcopy_d2.engine.arguments import (
     without_secrets,
 )
 from blockcopy_d2.engine.batch import VideoJob
-from blockcopy_d2.engine.batch_folder import BatchFolder, find_videos
+from blockcopy_d2.engine.batch_folder import BatchFolder
 from blockcopy_d2.engine.batch_ray import import_ray, run_with_ray
+from blockcopy_d2.engine.batch_tasks import find_videos
 from blockcopy_d2.engine.batch_workers import run_in_workers
 from blockcopy_d2.engine.logs import set_up_logs
 from blockcopy_d2.engine.outputs import weight_files

@@ -29,7 +29,8 @@ from blockcopy_d2.data import FrameReadError, VideoFrames, redact, redact_words
 from blockcopy_d2.policy import Policy
 from blockcopy_d2.results import ResultsWriteError
 
-from .batch_folder import BatchFolder, VideoTask
+from .batch_folder import BatchFolder
+from .batch_tasks import VideoTask
 from .predictor import VideoPredictor
 
 __all__ = ["PolicyStart", "VideoJob"]

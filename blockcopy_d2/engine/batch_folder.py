@@ -1,5 +1,5 @@
 """
-The folder of a batch: the videos to run, those that are done, and their settings.
+The folder of a batch: the videos that are done, and their settings.
 
     results/
         a.mp4.json              of videos/a.mp4
@@ -13,87 +13,20 @@ before. So even if a run is killed, a video is done if it has both, and is run a
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
 
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.data import redact
-from blockcopy_d2.data.addresses import is_address, name_of
-from blockcopy_d2.data.image_folder import IMAGE_EXTENSIONS
-from blockcopy_d2.results import FORMATS, VideoResults
+from blockcopy_d2.data.addresses import is_address
+from blockcopy_d2.results import ResultsWriteError, VideoResults
 
-__all__ = ["BatchFolder", "VideoTask", "find_videos"]
+from .batch_tasks import OWN_FOLDER, SUMMARY
 
-SUMMARY = "summary.json"
-_OWN = ".batch"
-
-
-@dataclass(frozen=True)
-class VideoTask:
-    """
-    A video to run.
-
-    Attributes:
-        source (str): a file, a folder of frames or an address.
-        results (str): path of its results in the folder of the batch.
-    """
-
-    source: str
-    results: str
-
-
-def find_videos(patterns, *, output, format="coco", root=None):
-    """
-    Args:
-        patterns (sequence[str]): files, folders of frames, addresses, and patterns of them, such
-            as ``videos/**/*.mp4``. Of matches, results in ``output`` are left out, and so are
-            hidden files, folders without images, and the images of a folder that matches, too.
-        output (str): folder of the batch; it may hold the videos, too.
-        format (str): format of the results, a key of :data:`FORMATS`.
-        root (str or None): results are named by the paths of their videos from there. Default:
-            the part of a pattern before its first ``*``, ``?`` or ``[``, and the folder of a file.
-
-    Returns:
-        list[VideoTask]: in order of the patterns; a video that is found twice is there once.
-
-    Raises:
-        FileNotFoundError: a pattern finds nothing, or a folder holds no image.
-        ValueError: two videos would have one file of results, a video is not below ``root``, or
-            the output lies in a folder of frames.
-    """
-    tasks = {}
-    for pattern in patterns:
-        found = [(pattern, os.path.dirname(os.path.abspath(pattern)))]
-        if glob.has_magic(pattern) and not os.path.lexists(pattern) and not is_address(pattern):
-            found = [(path, _fixed_part(pattern)) for path in _matches(pattern, output)]
-        if not found or not (is_address(found[0][0]) or os.path.lexists(found[0][0])):
-            raise FileNotFoundError(
-                f"{redact(pattern)} finds no video; expected a file, a folder of frames, an"
-                " address, or a pattern such as 'videos/**/*.mp4', in quotation marks."
-            )
-        for source, folder in found:
-            name = _result_name(source, folder if root is None else root)
-            task = VideoTask(source, name + FORMATS[format].suffix)
-            other = tasks.setdefault(task.results, task)
-            if not _same_source(other.source, source):
-                raise ValueError(
-                    f"{redact(other.source)} and {redact(source)} would both have their results in"
-                    f" {redact(task.results)}. Give --root FOLDER, a folder above both: results"
-                    " are then named by the paths from there."
-                )
-    for task in tasks.values():
-        _check_place(task.source, output)
-        if task.results == SUMMARY or task.results.split(os.sep)[0] == _OWN:
-            raise ValueError(
-                f"The results of {redact(task.source)} would be {redact(task.results)}, which is"
-                " a name for the batch itself. Give --root FOLDER, a folder further up."
-            )
-    return list(tasks.values())
+__all__ = ["BatchFolder"]
 
 
 class BatchFolder:
@@ -105,7 +38,7 @@ class BatchFolder:
             path (str): path of the folder; made by :meth:`open`.
         """
         self.path = os.path.abspath(path)
-        self._own = os.path.join(self.path, _OWN)
+        self._own = os.path.join(self.path, OWN_FOLDER)
         self._partial = os.path.join(self._own, "partial")
 
     @contextlib.contextmanager
@@ -119,7 +52,9 @@ class BatchFolder:
 
         Raises:
             NotADirectoryError: there is a file of that name.
-            ValueError: it has results of other settings, or another program writes to it.
+            ResultsWriteError: it cannot be written to.
+            ValueError: it has results of other or unknown settings, or another program writes to
+                it.
         """
         if os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise NotADirectoryError(
@@ -227,13 +162,22 @@ class BatchFolder:
             task (VideoTask):
 
         Returns:
-            dict or None: the record of the video.
+            dict or None: the record of the video. One that is damaged has an "error", so the video
+            counts as failed and is run again.
         """
+        path = self._record_path(task)
         try:
-            with open(self._record_path(task), encoding="utf-8") as f:
-                return json.load(f)
+            record = _read_json(path)
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            return {
+                "video": redact(task.source),
+                "results": task.results,
+                "path": _absolute(task.source),
+                "error": str(error),
+            }
+        return record
 
     def write_record(self, task, record):
         """
@@ -304,8 +248,14 @@ class BatchFolder:
     def _check_settings(self, settings):
         path = os.path.join(self._own, "settings.json")
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as f:
-                before = json.load(f)
+            try:
+                before = _read_json(path)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} So it is unknown what the results of {redact(self.path)} depend on."
+                    " Choose another --output; or --overwrite removes them and runs all videos"
+                    " again."
+                ) from None
             differ = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
             if differ:
                 listed = "; ".join(
@@ -322,93 +272,47 @@ class BatchFolder:
         records = os.path.join(self._own, "records")
         for folder, _, names in os.walk(records):
             for name in names:
-                with open(os.path.join(folder, name), encoding="utf-8") as f:
-                    results = json.load(f)["results"]
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(self.path, results))
+                # A damaged record does not say which results are its own: they stay.
+                with contextlib.suppress(FileNotFoundError, ValueError):
+                    os.remove(
+                        os.path.join(self.path, _read_json(os.path.join(folder, name))["results"])
+                    )
         shutil.rmtree(records, ignore_errors=True)
         for path in (os.path.join(self._own, "settings.json"), os.path.join(self.path, SUMMARY)):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
 
 
-def _matches(pattern, output):
-    """Yields files that may be videos, and folders of images; no results, nor frames of a match."""
-    output = os.path.realpath(output)
-    endings = tuple(writer.suffix for writer in FORMATS.values())
-    found = sorted(glob.iglob(pattern, recursive=True))
-    folders = {os.path.normpath(path) for path in found if os.path.isdir(path)}
-    for path in found:
-        if os.path.isdir(path):
-            if _has_images(path):
-                yield path
-        elif _is_image(path) and os.path.dirname(path) in folders:
-            continue  # a frame of that folder
-        elif not (path.endswith(endings) and _lies_in(path, output)):
-            yield path
-
-
-def _check_place(source, output):
-    """Refuses a folder without images, and results among the frames of a video."""
-    if is_address(source) or not os.path.isdir(source):
-        return
-    if not _has_images(source):
-        raise FileNotFoundError(
-            f"{redact(source)} holds no image, so it is not a video. For the videos in it give"
-            f" '{redact(os.path.join(source, '*'))}', in quotation marks."
-        )
-    if _lies_in(output, source):
-        raise ValueError(
-            f"The output {redact(output)} lies in the folder of frames {redact(source)}. Choose"
-            " another folder for the output."
-        )
-
-
-def _lies_in(path, folder):
-    path, folder = os.path.realpath(path), os.path.realpath(folder)
-    return os.path.commonpath([path, folder]) == folder
-
-
-def _has_images(folder):
-    with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) and not entry.name.startswith(".") for entry in entries)
-
-
-def _is_image(path):
-    return path.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _fixed_part(pattern):
-    """str: the folder that all matches of a pattern lie in."""
-    folder = pattern
-    while glob.has_magic(folder):
-        folder = os.path.dirname(folder)
-    return os.path.abspath(folder)
-
-
-def _result_name(source, root):
-    if is_address(source):
-        return name_of(source)
-    path, root = os.path.abspath(source), os.path.abspath(root)
-    if os.path.commonpath([path, root]) != root or path == root:
-        raise ValueError(
-            f"{redact(source)} does not lie below --root {redact(root)}, the folder from which"
-            " results are named."
-        )
-    return os.path.relpath(path, root)
-
-
 def _absolute(source):
     return redact(source if is_address(source) else os.path.abspath(source))
 
 
-def _same_source(a, b):
-    return a == b or (
-        not is_address(a) and not is_address(b) and os.path.abspath(a) == os.path.abspath(b)
-    )
+def _read_json(path):
+    """
+    Raises:
+        ValueError: the file holds no JSON object.
+    """
+    with open(path, encoding="utf-8") as f:
+        try:
+            value = json.load(f)
+        except ValueError:  # of JSON, or of UTF-8
+            value = None
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{redact(path)} is damaged.")
+    return value
 
 
 def _write_json(path, value, **options):
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        json.dump(value, f, **options)
-        f.write("\n")
+    """
+    Raises:
+        ResultsWriteError: names the file that cannot be written, because the disk is full, for
+            instance.
+    """
+    try:
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+            json.dump(value, f, **options)
+            f.write("\n")
+    except OSError as error:
+        raise ResultsWriteError(
+            f"Cannot write {redact(path)}: {error.strerror or error}"
+        ) from error

@@ -1,8 +1,10 @@
 """Batches: results are kept no matter how a run ends, and no video is run twice."""
 
 import contextlib
+import glob
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from detectron2.data.catalog import Metadata
 
 from blockcopy_d2 import batch
 from blockcopy_d2.engine.batch import VideoJob
-from blockcopy_d2.engine.batch_folder import BatchFolder, find_videos
+from blockcopy_d2.engine.batch_folder import BatchFolder
+from blockcopy_d2.engine.batch_tasks import find_videos
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.predictor import VideoPredictor
 from blockcopy_d2.policy import AllBlocks
@@ -289,6 +292,39 @@ def test_patterns_pass_over_the_results(videos, tmp_path):
     assert [task.results for task in tasks] == ["a.mp4.json", "north/a.mp4.json", "z.mp4.json"]
 
 
+def test_links_in_a_circle_lead_to_no_video_twice(tmp_path):
+    folder = tmp_path / "videos"
+    for path in (folder / "a.mp4", folder / "north" / "b.mp4", tmp_path / "far" / "c.mp4"):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+    (folder / "self").symlink_to(".")
+    (folder / "north" / "up").symlink_to("..")
+    (folder / "far").symlink_to("../far")
+    (tmp_path / "far" / "back").symlink_to("../videos")
+    tasks = find_videos([f"{folder}/**/*.mp4"], output=str(tmp_path / "out"))
+    assert [task.results for task in tasks] == [f"{x}.mp4.json" for x in ("a", "far/c", "north/b")]
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.mp4", "*/**/*.mp4", "n*/**", "**/north/**"])
+def test_any_folders_are_those_of_glob(videos, monkeypatch, pattern):
+    write_video(videos / "north" / "[1]" / "deep" / "b.mp4")
+    write_video(videos / ".hidden" / "c.mp4")
+    for prefix in ("", f"{videos}/"):
+        monkeypatch.chdir(videos)
+        found = glob.glob(prefix + pattern, recursive=True)
+        wanted = {os.path.abspath(path) for path in found if os.path.isfile(path)}
+        tasks = find_videos([prefix + pattern], output="out")
+        assert {os.path.abspath(task.source) for task in tasks} == wanted
+
+
+def test_a_name_is_of_a_file_or_a_folder(tmp_path):
+    for path in ("clip", "clip.json/a"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "0.png").touch()
+    with pytest.raises(ValueError, match=r"would be the file clip.json.* an --output each"):
+        find_videos([f"{tmp_path}/**/clip", f"{tmp_path}/**/a"], output=str(tmp_path / "out"))
+
+
 def test_results_may_lie_beside_their_videos(run, videos, counted):
     for _ in range(2):
         code, summary = run("--input", f"{videos}/**", output=videos)
@@ -345,6 +381,31 @@ def test_a_full_disk_ends_the_batch(run, videos, monkeypatch, counted):
     monkeypatch.setattr("blockcopy_d2.results.formats.ResultsFile.add", full)
     code, summary = run("--input", f"{videos}/**/*.mp4")
     assert "No space left" in code and len(counted) == 1 and summary["unfinished"] == 3
+
+
+def test_a_disk_that_is_full_at_once_is_named(run, videos):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        code, _ = run("--input", videos / "a.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Cannot write" in code and "settings.json: File too large" in code
+    assert run("--input", videos / "a.mp4")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_a_damaged_record_is_of_a_video_to_run_again(run, videos, tmp_path, counted, content):
+    run("--input", f"{videos}/*.mp4")
+    (record, _) = (tmp_path / "results" / ".batch" / "records").rglob("*.json")
+    record.write_text(content)
+    code, summary = run("--input", f"{videos}/*.mp4")
+    assert code == 0 and summary["done"] == 2 and len(counted) == 3
+    settings = tmp_path / "results" / ".batch" / "settings.json"
+    settings.write_text(content)
+    assert "settings.json is damaged" in run("--input", f"{videos}/*.mp4")[0]
+    code, summary = run("--input", f"{videos}/*.mp4", "--overwrite")
+    assert code == 0 and summary["done"] == 2 and len(counted) == 5
 
 
 def test_tracks_need_the_flag_and_the_package(run, videos, monkeypatch):

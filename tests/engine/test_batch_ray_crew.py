@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blockcopy_d2.engine import batch_ray
-from blockcopy_d2.engine.batch_folder import VideoTask
+from blockcopy_d2.engine.batch_tasks import VideoTask
 from blockcopy_d2.engine.batch_workers import WorkerError
 
 TASKS = [VideoTask(f"{name}.mp4", f"{name}.json") for name in "abcd"]

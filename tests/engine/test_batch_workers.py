@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockcopy_d2.engine.batch_folder import VideoTask
+from blockcopy_d2.engine.batch_tasks import VideoTask
 from blockcopy_d2.engine.batch_workers import WorkerError, run_in_workers
 from blockcopy_d2.results import ResultsWriteError
 from tests.engine import batch_jobs
