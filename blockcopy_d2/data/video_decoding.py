@@ -64,11 +64,11 @@ class DecodedVideo:
         """
         with self._open() as container:
             stream = _video_stream(container, self.shown)
-            rates = (stream.average_rate, stream.guessed_rate)
+            rates = map(_fraction, (stream.average_rate, stream.guessed_rate))
             rate = next((r for r in rates if r and 0 < r <= _HIGHEST_RATE), self._default_rate)
-            context, aspect = stream.codec_context, stream.sample_aspect_ratio or None
+            context, aspect = stream.codec_context, _fraction(stream.sample_aspect_ratio)
             self.num_frames, self.stream_index = _announced_frames(container, stream), stream.index
-            endless = container.duration is None and container.size <= 0
+            endless = container.duration is None and (container.size or 0) <= 0
             self.live = self._is_camera or (is_address(self._source) and endless)
             self._untimed = bool(self.live and container.format.flags & _NO_TIMESTAMPS)
         # Only a decoded frame shows that the video can be decoded, and which way is up.
@@ -109,7 +109,7 @@ class DecodedVideo:
             yield image, seconds, found
 
     def _time_base(self, frame):
-        return _ARRIVAL_BASE if self._untimed else frame.time_base
+        return _ARRIVAL_BASE if self._untimed else _fraction(frame.time_base)
 
     @property
     def _is_camera(self):
@@ -121,6 +121,8 @@ class DecodedVideo:
 
         address = is_address(self._source)
         plain = address or self._is_camera
+        # Tags need not be text. From version 19 on PyAV reads any, and has no such option.
+        tags = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
         reason = None
         try:
             # The prefix keeps a colon of a file name from naming a protocol.
@@ -129,7 +131,7 @@ class DecodedVideo:
                 format="v4l2" if self._is_camera else None,
                 timeout=(_OPEN_SECONDS, _READ_SECONDS) if address else None,
                 options=_options(self._source),
-                metadata_errors="replace",
+                **tags,
             )
         except av.error.ExitError:
             reason = f"does not answer within {_OPEN_SECONDS:g} seconds."
@@ -267,6 +269,11 @@ def _peculiarity(frame):
     if matrix not in _NO_MATRIX:
         return f"the matrix of its colours is number {matrix}"
     return "it is HD and does not name the matrix of its colours" if _is_hd(frame) else None
+
+
+def _fraction(value):
+    """Fraction or None: a ratio of PyAV, which has a type of its own from version 19 on."""
+    return Fraction(value.numerator, value.denominator) if value else None
 
 
 def _orientation(frame):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blockcopy_d2.data import VideoFormat, VideoFrames
+from blockcopy_d2.data import VideoFormat, VideoFrames, video_decoding
 from blockcopy_d2.data.video_decoding import DecodedVideo
 from blockcopy_d2.visualization import VideoWriter
 
@@ -248,3 +248,33 @@ def test_an_avi_with_pauses_is_not_taken_for_a_truncated_one(tmp_path, caplog):
     frames = VideoFrames(tmp_path / "part.avi")
     assert len(list(frames)) < 6
     assert "Is it truncated?" in caplog.text
+
+
+class Ratio:
+    """A ratio as PyAV has them from version 19 on: never None, and no number."""
+
+    def __init__(self, numerator, denominator):
+        self.numerator, self.denominator = numerator, denominator
+
+    def __bool__(self):
+        return self.numerator != 0
+
+
+def test_ratios_of_any_version_of_pyav():
+    values = None, Ratio(0, 1), Fraction(0), Ratio(30000, 1001), Fraction(1, 90000)
+    found = [video_decoding._fraction(value) for value in values]
+    assert found == [None, None, None, Fraction(30000, 1001), Fraction(1, 90000)]
+    assert all(type(value) is Fraction for value in found[3:])
+
+
+def test_pyav_19_has_no_option_for_tags(tmp_path, monkeypatch):
+    file = write_video(tmp_path / "a.mp4", images=[four_corners()] * 2)
+    opened, open_ = [], av.open
+
+    def open_19(file, *, format=None, timeout=None, options=None):
+        opened.append(file)
+        return open_(file, format=format, timeout=timeout, options=options)
+
+    monkeypatch.setattr(av, "__version__", "19.0.2")
+    monkeypatch.setattr(av, "open", open_19)
+    assert len(list(VideoFrames(file))) == 2 and opened
