@@ -71,14 +71,17 @@ def test_maps_of_many_shapes_move_in_one_call(dtype, tiling, monkeypatch):
         assert torch.equal(one.rows[-2:], kept)
 
 
+@pytest.mark.parametrize("tiling", [TILING, Tiling(wide=(4, 8), narrow=(4, 4))])
 @pytest.mark.parametrize("lifted", [False, True])
-def test_values_kept_for_tf32_stay_values_for_tf32(lifted):
+def test_values_kept_for_tf32_stay_values_for_tf32(lifted, tiling, monkeypatch):
+    """Also those that enter small tiles, by way of the staging memory."""
+    monkeypatch.setattr(triton_moving, "_TILING", tiling)
     field = torch.full((1, 2, 4, 4), 3.0, device=DEVICE)
     value = round_tf32_reference(torch.randn(64, 16, device=DEVICE))
     # Lifted: half of what tensor cores cut off is added to the bits.
     rows = (value.view(torch.int32) + 0x1000).view(torch.float32) if lifted else value.clone()
     one = MovedMap(rows, (8, 8), 64, 4, lifted)
-    staging = torch.zeros(staging_bytes([one]), dtype=torch.uint8, device=DEVICE)
+    staging = torch.full((staging_bytes([one], tiling),), 0xFF, dtype=torch.uint8, device=DEVICE)
     MoveLaunch([one], staging, cell_size=8, block_size=16, precision="tf32", device=Device(DEVICE))(
         field, torch.zeros(1, 2, 2, dtype=torch.bool, device=DEVICE)
     )
