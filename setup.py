@@ -37,7 +37,7 @@ setup(
     },
     # Detectron2, with the torch and torchvision it was built for, is the user's own: see README.md.
     install_requires=[
-        "av>=17,<19",
+        "av>=17,<20",
         "cityscapesScripts>=2.2",
         "jinja2",
         "matplotlib",

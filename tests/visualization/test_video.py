@@ -162,7 +162,7 @@ def test_shape_of_pixels_is_kept(tmp_path, suffix):
     write_color(tmp_path / f"a{suffix}", (64, 96), video_format(sample_aspect_ratio=Fraction(4, 3)))
     assert probe(tmp_path / f"a{suffix}")[1] == Fraction(4, 3)
     write_color(tmp_path / f"b{suffix}", (64, 96), video_format())
-    assert probe(tmp_path / f"b{suffix}")[1] in (None, 1)
+    assert (probe(tmp_path / f"b{suffix}")[1] or None) in (None, 1)
 
 
 def times_of(path, seconds, fps=25, format=None):
