@@ -46,7 +46,7 @@ def best_values(values, k, nothing=-torch.inf):
 def best_boxes(values, boxes, keep, k):
     """
     Args:
-        values (Tensor): float32 (N, M), none of them NaN.
+        values (Tensor): float (N, M); those to choose from are not NaN.
         boxes (Tensor): float32 (N, M, 4), of the values.
         keep (Tensor): bool (N, M), the boxes to choose from.
         k (int): number of boxes; all of them if there are fewer.
@@ -66,7 +66,7 @@ def best_boxes(values, boxes, keep, k):
 
 def best_boxes_reference(values, boxes, keep, k):
     """:func:`best_boxes` in plain PyTorch."""
-    best, order = best_values(torch.where(keep, values, -torch.inf), k)
+    best, order = best_values(torch.where(keep, values.float(), -torch.inf), k)
     found = (best > -torch.inf)[..., None]
     return torch.where(found, boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0), best
 

@@ -17,6 +17,33 @@ from .boxes import (
 
 
 @triton.jit
+def align_levels_kernel(
+    logits,
+    sizes,
+    pixel_strides,
+    image_strides,
+    out_ptr,
+    A,
+    width,
+    L: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out[n, l] = logits of level l, then -inf."""
+    row = tl.program_id(1)
+    level = row % L
+    source, size, pixel, image = logits[0], sizes[0], pixel_strides[0], image_strides[0]
+    for other in tl.static_range(1, L):
+        source = tl.where(level == other, logits[other], source)
+        size = tl.where(level == other, sizes[other], size)
+        pixel = tl.where(level == other, pixel_strides[other], pixel)
+        image = tl.where(level == other, image_strides[other], image)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    source += row // L * image + column // A * pixel + column % A
+    value = tl.load(source, mask=column < size, other=float("-inf"))
+    tl.store(out_ptr + row * width + column, value, mask=column < width)
+
+
+@triton.jit
 def decode_proposals_kernel(
     deltas,
     anchors,
@@ -81,6 +108,18 @@ def map_strides(maps):
     # The stride of a dimension of size 1 is meaningless.
     pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
     return pixels, tuple(x.stride(0) for x in maps)
+
+
+def align_levels_triton(logits):
+    """Runs :func:`align_levels` on a GPU."""
+    logits = [pixel_rows(x) for x in logits]
+    sizes = tuple(x[0].numel() for x in logits)
+    (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
+    out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
+    maps, constants = (tuple(logits), sizes, *map_strides(logits)), dict(L=levels, BLOCK=2048)
+    grid = (triton.cdiv(width, 2048), images * levels)
+    align_levels_kernel[grid](*maps, out, num_anchors, width, **constants, num_warps=4)
+    return out
 
 
 def decode_candidates_triton(deltas, anchors, index, logits, transform, image_size, least_side):

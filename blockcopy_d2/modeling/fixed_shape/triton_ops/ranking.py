@@ -10,7 +10,7 @@ from .boxes import load_boxes, store_boxes
 @triton.jit
 def _load(values_ptr, keep_ptr, j, exists, nothing, KEEP: tl.constexpr):
     """Values, "nothing" for those that are not kept."""
-    value = tl.load(values_ptr + j, mask=exists, other=nothing)
+    value = tl.load(values_ptr + j, mask=exists, other=nothing).to(tl.float32)
     if KEEP:
         value = tl.where(tl.load(keep_ptr + j, mask=exists, other=0) != 0, value, nothing)
     return value
