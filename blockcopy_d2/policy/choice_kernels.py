@@ -152,6 +152,8 @@ def pick_kernel(
     BURST: tl.constexpr,
     PRICE_RATE: tl.constexpr,
     PRICE_PULL: tl.constexpr,
+    MOST_SAVED: tl.constexpr,
+    SAVING_FRAMES: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -186,8 +188,9 @@ def pick_kernel(
     usable = tl.load(usable_ptr + stream) != 0
     if BURST > 1:
         even, number, wanted = count, tl.sum(worthy, 0).to(tl.float32), wanted.to(tl.float32)
-        least = tl.maximum(wanted / BURST, wanted + saved - blocks)
-        most = tl.minimum(wanted * BURST, wanted + saved + blocks)
+        reach = MOST_SAVED * blocks * tl.minimum(index, SAVING_FRAMES).to(tl.float32)
+        least = tl.maximum(wanted / BURST, wanted + saved - reach)
+        most = tl.minimum(wanted * BURST, wanted + saved + reach)
         paced = tl.floor(tl.minimum(tl.maximum(number, least), most) + 0.5)
         count = tl.where(is_new, even.to(tl.float32), paced)
         count = tl.minimum(tl.maximum(count, 0.0), blocks)
@@ -215,7 +218,7 @@ def pick_kernel(
 
 def choose_triton(observation, network, target, burst=1.0):
     """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
-    from .expected_gain import PRICE_PULL, PRICE_RATE
+    from . import expected_gain
 
     seen, device = observation, observation.frame.device
     streams, rows, columns = seen.gain.shape
@@ -231,8 +234,9 @@ def choose_triton(observation, network, target, burst=1.0):
     tensors = (scores, usable, target, index.contiguous(), active.view(torch.uint8))
     tensors += (account, next_account, levels)
     blocks = rows * columns
-    constants = {"PRICE_RATE": PRICE_RATE, "PRICE_PULL": PRICE_PULL, "BURST": burst}
-    constants |= {"BI": 32, "BJ": 128, "num_warps": 4}
+    names = ("PRICE_RATE", "PRICE_PULL", "MOST_SAVED", "SAVING_FRAMES")
+    constants = {name: getattr(expected_gain, name) for name in names}
+    constants |= {"BURST": burst, "BI": 32, "BJ": 128, "num_warps": 4}
     pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, **constants)
     return logits, active, None if burst == 1 else next_account
 

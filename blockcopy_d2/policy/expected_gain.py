@@ -36,6 +36,9 @@ LEVEL_FLOOR = 1e-6
 # The price of a block follows the logarithm of how many blocks are worth it, and goes down as
 # blocks are saved, so that it settles where as many are worth it as the target allows.
 PRICE_RATE, PRICE_PULL = 0.5, 0.3
+# A stream saves or owes at most this share of the blocks of all frames since its start, and of at
+# most so many frames. So short clips, too, execute what the target says.
+MOST_SAVED, SAVING_FRAMES = 0.02, 50
 
 
 class GainNetwork(nn.Module):
@@ -119,7 +122,7 @@ class ExpectedGain(Policy):
     The number of blocks is exact: over any frames in a row it is tau of all their blocks, up to
     one. With a ``burst`` above 1, frames in which more changes execute more blocks, and quiet ones
     fewer, see :func:`pace`; over any frames in a row it is tau of all their blocks, up to the
-    blocks of two frames. Taught by :class:`GainLearner`; before it has learned anything it uses
+    blocks of two frames, and from the start on up to 0.02. Taught by :class:`GainLearner`; before it has learned anything it uses
     weights that fit any model.
     """
 
@@ -256,8 +259,9 @@ def largest_blocks(score, target, index, region=None):
 def pace(score, level, account, target, index, burst):
     """
     Finds the number of blocks of a frame by a price: blocks run that are worth more. It is at most
-    ``burst`` times the target and at least the target over ``burst``, and never are more than the
-    blocks of a frame saved or owed. The first frame of a stream executes its target, and its price
+    ``burst`` times the target and at least the target over ``burst``, and never is more than a
+    share of MOST_SAVED of the blocks of all frames saved or owed, counted since the start of the
+    stream and over at most SAVING_FRAMES: the blocks of one frame. The first frame of a stream executes its target, and its price
     is that of its last block.
 
     Args:
@@ -277,8 +281,9 @@ def pace(score, level, account, target, index, burst):
     wanted = (target * blocks).float()
     saved, price = torch.where(is_new[:, None], 0.0, account).unbind(1)
     worthy = (worth > price[:, None]).sum(dim=1).float()
-    least = torch.maximum(wanted / burst, wanted + saved - blocks)
-    most = torch.minimum(wanted * burst, wanted + saved + blocks)
+    reach = MOST_SAVED * blocks * index.clamp(max=SAVING_FRAMES).float()
+    least = torch.maximum(wanted / burst, wanted + saved - reach)
+    most = torch.minimum(wanted * burst, wanted + saved + reach)
     counts = (worthy.clamp(least, most) + 0.5).floor()
     even = _even_counts(target, blocks, index).float()
     counts = torch.where(is_new, even, counts).clamp(0, blocks)

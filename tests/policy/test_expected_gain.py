@@ -176,6 +176,9 @@ def test_a_burst_holds_the_budget_and_its_limits(target, course):
     means = shares.unfold(0, 100, 1).mean(dim=1)
     assert (means - target).abs().max() < 0.03
     assert abs(shares.sum() - target * len(shares)) <= 1 + block
+    # From the start on, also in a clip of 20 frames.
+    frames = torch.arange(1, len(shares) + 1)
+    assert ((shares.cumsum(0) - target * frames).abs() <= 0.02 * frames + block).all()
 
 
 def test_busy_frames_take_more_than_quiet_ones():
