@@ -122,8 +122,8 @@ class ExpectedGain(Policy):
     The number of blocks is exact: over any frames in a row it is tau of all their blocks, up to
     one. With a ``burst`` above 1, frames in which more changes execute more blocks, and quiet ones
     fewer, see :func:`pace`; over any frames in a row it is tau of all their blocks, up to the
-    blocks of two frames, and from the start on up to 0.02. Taught by :class:`GainLearner`; before it has learned anything it uses
-    weights that fit any model.
+    blocks of two frames, and from the start on up to 0.02. Taught by :class:`GainLearner`; before
+    it has learned anything it uses weights that fit any model.
     """
 
     learns = True
@@ -261,8 +261,8 @@ def pace(score, level, account, target, index, burst):
     Finds the number of blocks of a frame by a price: blocks run that are worth more. It is at most
     ``burst`` times the target and at least the target over ``burst``, and never is more than a
     share of MOST_SAVED of the blocks of all frames saved or owed, counted since the start of the
-    stream and over at most SAVING_FRAMES: the blocks of one frame. The first frame of a stream executes its target, and its price
-    is that of its last block.
+    stream and over at most SAVING_FRAMES: the blocks of one frame. The first frame of a stream
+    executes its target, and its price is that of its last block.
 
     Args:
         score (Tensor): float (N, GH, GW), logarithms of the worth of blocks; infinite for those
