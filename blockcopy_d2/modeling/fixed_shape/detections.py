@@ -69,7 +69,8 @@ class StaticDetections:
             paste = None
             if self.masks is not None:
                 paste = functools.partial(self._paste_one, image, n)
-            instances.append(self.instances_of(image, n, slots, paste_later=paste))
+            of_image = [x[image] for x in slots]
+            instances.append(self.instances_of(image, n, of_image, paste_later=paste))
             # Computes what is left until it is read.
             dict(instances[-1].get_fields())
         return instances
@@ -91,8 +92,8 @@ class StaticDetections:
         Args:
             image (int):
             n (int): its count.
-            slots (tuple): boxes, scores and classes from :meth:`copy_slots`, in whose memory the
-                Instances lie.
+            slots (sequence[Tensor]): boxes, scores and classes of its slots, in whose memory the
+                Instances lie: (D, 4), (D,) and (D,).
             paste_later (callable or None): a function without arguments that returns the masks,
                 called when they are first read. None: there are no masks.
 
@@ -101,7 +102,7 @@ class StaticDetections:
             ``paste_later`` "pred_masks", bool (n, H, W); and the fields of keypoints, if there are
             any, computed when they are read.
         """
-        boxes, scores, classes = (x[image, :n] for x in slots)
+        boxes, scores, classes = (x[:n] for x in slots)
         instances = Instances(
             self.output_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
         )
@@ -129,13 +130,12 @@ class StaticDetections:
         size = (len(images), most, *self.output_size)
         pasted = torch.zeros(size, dtype=torch.bool, device=self.masks.device)
         if most:
-            parts = (self.masks[:, :most], self.boxes[:, :most], self.count)
+            parts = (self.masks, self.boxes, self.count)
             if len(images) == 1:
                 parts = (x[images[0] : images[0] + 1] for x in parts)
             elif images != list(range(len(self.count))):
                 parts = (torch.stack([x[image] for image in images]) for x in parts)
-            masks, boxes, count = (x.contiguous() for x in parts)
-            paste_masks(masks, boxes, count, pasted)
+            paste_masks(*parts, pasted)
         return [one[:n] for one, n in zip(pasted, counts, strict=True)]
 
     def of_policy(self, image=0):

@@ -29,8 +29,8 @@ def paste_masks(masks, boxes, count, out):
         masks (Tensor): probabilities, float32 (N, D, M, M).
         boxes (Tensor): float32 (N, D, 4) in pixels of the output, not empty.
         count (Tensor): int32 (N,), detections of each image.
-        out (Tensor): bool (N, D, H, W), at the size of the output, False in the masks of the first
-            ``count`` detections, which are written. The others stay.
+        out (Tensor): bool (N, d, H, W), at the size of the output, of the first d detections. It is
+            False in the masks of the first ``count`` of them, which are written. The others stay.
     """
     if triton_runs_on(masks.device):
         from .triton_ops.paste import paste_masks_triton
@@ -42,7 +42,7 @@ def paste_masks(masks, boxes, count, out):
 
 def paste_masks_reference(masks, boxes, count, out):
     """:func:`paste_masks` by Detectron2's own function, one image at a time."""
-    for image, filled in enumerate(count.tolist()):
+    for image, filled in enumerate(count.clamp(max=out.shape[1]).tolist()):
         out[image, :filled] = paste_masks_in_image(
             masks[image, :filled], boxes[image, :filled], out.shape[2:], THRESHOLD
         )

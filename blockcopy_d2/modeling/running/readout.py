@@ -29,9 +29,13 @@ class SentCounts:
 
     def __getitem__(self, image):
         """int: detections of an image."""
+        return self._numbers[image]
+
+    @functools.cached_property
+    def _numbers(self):
         if self._arrived is not None:
             self._arrived.synchronize()
-        return int(self._counts[image])
+        return self._counts.tolist()
 
 
 class Readout:
@@ -102,8 +106,10 @@ class Readout:
                 slots[0].record_stream(current)
         if self._detections.masks is not None:
             paste = functools.partial(self._masks, image, timer)
+        # All that needs no count comes before waiting for it.
+        of_image = [x[image] for x in slots]
         count = self._counts[image]
-        return self._detections.instances_of(image, count, slots, paste_later=paste)
+        return self._detections.instances_of(image, count, of_image, paste_later=paste)
 
     def _masks(self, image, timer):
         if image not in self._pasted:

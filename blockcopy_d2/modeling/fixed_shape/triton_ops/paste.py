@@ -45,13 +45,14 @@ def _reach(low, high, size, M):
 
 
 # do_not_specialize: the number of detections must not make a new variant of a kernel.
-@triton.jit(do_not_specialize=["D"])
+@triton.jit(do_not_specialize=["D", "most"])
 def paste_kernel(
     masks_ptr,
     boxes_ptr,
     count_ptr,
     out_ptr,
     D,
+    most,
     H,
     W,
     M,
@@ -63,8 +64,10 @@ def paste_kernel(
     Writes the pixels of masks around their boxes, of an output that is all False. The programs of a
     mask share its tiles of BY x BX pixels, so that small boxes cost little.
     """
-    slot = tl.program_id(1)
-    if slot % D < tl.load(count_ptr + slot // D):
+    place = tl.program_id(1)
+    image, detection = place // most, place % most
+    if detection < tl.load(count_ptr + image):
+        slot = image * D + detection
         x0, y0 = tl.load(boxes_ptr + slot * 4), tl.load(boxes_ptr + slot * 4 + 1)
         x1, y1 = tl.load(boxes_ptr + slot * 4 + 2), tl.load(boxes_ptr + slot * 4 + 3)
         first_y, end_y = _reach(y0, y1, H, M)
@@ -79,7 +82,7 @@ def paste_kernel(
             my, mx = mask_coordinate(y, y0, y1, M), mask_coordinate(x, x0, x1, M)
             inside = ((my > -1.0) & (my < M))[:, None] & ((mx > -1.0) & (mx < M))[None, :]
             value = _sample(masks_ptr + slot * M * M, my, mx, inside, M, BY, BX)
-            target = out_ptr + slot.to(tl.int64) * H * W + y[:, None] * W + x[None, :]
+            target = out_ptr + place.to(tl.int64) * H * W + y[:, None] * W + x[None, :]
             exists = (y < end_y)[:, None] & (x < W)[None, :]
             tl.store(target, (inside & (value >= threshold)).to(tl.uint8), mask=exists)
 
@@ -126,10 +129,10 @@ def sample_kernel(
 
 def paste_masks_triton(masks, boxes, count, out):
     """Runs :func:`paste_masks` on a GPU."""
-    images, detections, height, width = out.shape
-    grid = (_PROGRAMS_PER_MASK, images * detections)
+    images, most, height, width = out.shape
+    grid = (_PROGRAMS_PER_MASK, images * most)
     tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
-    sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
+    sizes = (masks.shape[1], most, height, width, masks.shape[-1], THRESHOLD)
     paste_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
 
 
