@@ -21,6 +21,9 @@ from blockcopy_d2.sparse import num_blocks
 
 __all__ = ["Region"]
 
+# Of coordinates, far beyond any picture. Products of larger ones could overflow.
+_LARGEST = 1e9
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Region:
@@ -136,8 +139,16 @@ def _checked_polygon(name, polygon):
             f"A polygon in {name} of a region is {polygon!r}; expected x and y of three corners or"
             " more, such as [(0, 0), (640, 0), (640, 360)]."
         )
-    if not np.isfinite(corners).all():
-        raise ValueError(f"A polygon in {name} of a region has a corner that is not finite.")
+    if not (np.abs(corners) <= _LARGEST).all():
+        raise ValueError(
+            f"A polygon in {name} of a region has a corner that is not finite, or further away than"
+            f" {_LARGEST:g} pixels."
+        )
+    if 0 <= corners.min() and corners.max() <= 1:
+        raise ValueError(
+            f"A polygon in {name} of a region lies within one pixel: {corners.tolist()}. Corners are"
+            " in pixels of the picture; multiply shares of it by its width and height."
+        )
     # On one line. The parts of a polygon that crosses itself may cancel in a sum, and count.
     if np.linalg.matrix_rank(corners - corners[0]) < 2:
         raise ValueError(f"A polygon in {name} of a region has no area: {corners.tolist()}.")

@@ -78,6 +78,8 @@ def test_always_counts_more_than_the_area():
         ([(0, 0, 1), (1, 1, 1), (0, 1, 1)], "x and y of three corners"),
         ([LEFT, []], "x and y of three corners"),
         ([(0, 0), (1, float("nan")), (1, 1)], "not finite"),
+        ([(-1e308, 0), (1e308, 0), (0, 9)], "further away than 1e\\+09"),
+        ([(0.2, 0.2), (0.8, 0.2), (0.8, 0.8)], "within one pixel.*multiply shares of it by its"),
         ([(0, 0), (5, 5), (9, 9)], "no area"),
     ],
 )
