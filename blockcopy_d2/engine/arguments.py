@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+from fractions import Fraction
 
 from blockcopy_d2.data import FrameReadError, redact_words
 from blockcopy_d2.data.torchcodec_video import DECODERS
@@ -148,48 +149,39 @@ def drawn_cell_size(args, model):
 
 def fraction(text):
     """float: within [0, 1]. Raises an error for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within [0, 1]")
-    return value
+    return _number(text, float, lambda value: 0 <= value <= 1, "within [0, 1]")
 
 
 def points(text):
     """float: finite and at least 0. Raises an error for argparse."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return value
+    return _number(text, float, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 
 
 def count(text):
     """int: at least 0. Raises an error for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
 
 
 def positive(text):
     """int: at least 1. Raises an error for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
 
 
 def _rate(text):
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return value
+    # As FFmpeg writes rates, too: 30000/1001.
+    return float(_number(text, Fraction, lambda value: value > 0, "a finite number above 0"))
 
 
 def _patience(text):
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value
+    return _number(text, float, lambda value: value >= 0, "a number of at least 0")
+
+
+def _number(text, parse, fits, wanted):
+    """Raises an error for argparse that says what is wanted, not the name of a function."""
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        if fits(value := parse(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
 
 
 def _metrics_address(text):
@@ -197,7 +189,8 @@ def _metrics_address(text):
     host, colon, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535 or (colon and not host):
         raise argparse.ArgumentTypeError(f"{text} is neither a port, 0 to 65535, nor HOST:PORT")
-    return (int(port), host) if host else (int(port),)
+    # The brackets are those of an address of IPv6.
+    return (int(port), host.strip("[]")) if host else (int(port),)
 
 
 @contextlib.contextmanager

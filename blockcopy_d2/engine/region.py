@@ -146,8 +146,8 @@ def _checked_polygon(name, polygon):
         )
     if 0 <= corners.min() and corners.max() <= 1:
         raise ValueError(
-            f"A polygon in {name} of a region lies within one pixel: {corners.tolist()}. Corners are"
-            " in pixels of the picture; multiply shares of it by its width and height."
+            f"A polygon in {name} of a region lies within one pixel: {corners.tolist()}. Corners"
+            " are in pixels of the picture; multiply shares of it by its width and height."
         )
     # On one line. The parts of a polygon that crosses itself may cancel in a sum, and count.
     if np.linalg.matrix_rank(corners - corners[0]) < 2:

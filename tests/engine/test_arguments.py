@@ -1,5 +1,6 @@
 """Arguments as people pass them: numbers of any library are accepted, errors name all others."""
 
+import argparse
 import copy
 import math
 import pickle
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from blockcopy_d2.data import VideoFrames, open_frames, read_ahead
-from blockcopy_d2.engine import VideoPredictor
+from blockcopy_d2.engine import VideoPredictor, arguments
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import BlockCopyVideoModel, StreamBatch
 from blockcopy_d2.policy import (
@@ -271,3 +272,24 @@ def test_an_unknown_name_is_answered_with_near_ones(key):
     near = {"POLICY": "RandomBlocks", "MOTION": "DISFlow"}[key]
     with pytest.raises(ValueError, match=rf"{key}.NAME is .*one of .*\. Did you mean {near}\?"):
         load_config(opts=opts)
+
+
+def parsed(*command):
+    parser = argparse.ArgumentParser()
+    arguments.add_live_arguments(parser)
+    parser.add_argument("--frames", type=arguments.positive)
+    parser.add_argument("--target", type=arguments.fraction)
+    return parser.parse_args(command)
+
+
+@pytest.mark.parametrize("text", ["many", "", "1/0", "nan", "-1", "0x10"])
+@pytest.mark.parametrize("option", ["--fps", "--reconnect", "--frames", "--target"])
+def test_what_is_no_number_says_what_is_wanted(option, text, capsys):
+    with pytest.raises(SystemExit):
+        parsed(f"{option}={text}")
+    assert f"argument {option}: {text} is not " in capsys.readouterr().err
+
+
+def test_rates_and_addresses_are_read_as_people_write_them():
+    assert parsed("--fps", "30000/1001").fps == pytest.approx(29.97, abs=1e-3)
+    assert parsed("--metrics-port", "[::1]:9000").metrics_port == (9000, "::1")
