@@ -112,13 +112,15 @@ def plan(args):
     if args.benchmark:
         with open(args.benchmark, encoding="utf-8") as f:
             figures = Figures.of_benchmark(json.load(f), args.share)
-    elif args.frame_ms:
+    elif args.frame_ms is not None:
         figures = Figures(args.frame_ms, args.stream_mb)
     else:
         raise ValueError("Give --frame-ms, or --benchmark FILE.")
-    positive = (args.fps, args.minutes, args.gpus, args.load, args.gpu_gb, args.cameras or 1)
-    if min(*positive, figures.frame_ms, figures.stream_mb) <= 0 or args.load > 1:
-        raise ValueError("All numbers must be above 0, and --load at most 1.")
+    numbers = [args.fps, args.minutes, args.gpus, args.load, args.gpu_gb]
+    numbers += [figures.frame_ms, figures.stream_mb]
+    numbers += [x for x in (args.cameras, args.files, args.decode_ms) if x is not None]
+    if not all(0 < x < math.inf for x in numbers) or args.load > 1:
+        raise ValueError("All numbers must be above 0 and finite, and --load at most 1.")
     lines = [f"{figures.frame_ms:g} ms per frame, {figures.stream_mb:.0f} MB per stream"]
     if figures.streams > 1:
         lines[0] += f", in batches of {figures.streams}"

@@ -21,7 +21,7 @@ from blockcopy_d2.sparse import num_blocks
 
 __all__ = ["Region"]
 
-# Of coordinates, far beyond any picture. Products of larger ones could overflow.
+# The largest coordinate in pixels: products of larger ones could overflow.
 _LARGEST = 1e9
 
 

@@ -23,6 +23,15 @@ def run(command):
     return capacity.plan(capacity.get_parser().parse_args(shlex.split(command)))
 
 
+@pytest.mark.parametrize(
+    "wrong", ["cameras 0", "load nan", "decode-ms -1", "frame-ms 0", "fps inf"]
+)
+def test_plans_are_made_of_positive_numbers(wrong):
+    command = f"--cameras 10 --frame-ms 3 --{wrong}"
+    with pytest.raises(ValueError, match="above 0 and finite"):
+        run(command)
+
+
 def program(start):
     """Returns the Python block of the page that begins with a text."""
     (code,) = [
