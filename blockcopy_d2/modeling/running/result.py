@@ -229,6 +229,12 @@ class CapturedFrameResult(FrameResult):
         for name, value in fields.items():
             setattr(self, name, value)
 
+    def __copy__(self):
+        # The copy reads the same memory.
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __getstate__(self):
         raise TypeError(
             "The result of a frame belongs to the GPU's memory of its stream: copy or pickle its"
