@@ -22,14 +22,15 @@ __all__ = ["FEATURES", "block_features", "block_means"]
 EDGE_FLOOR = 0.02
 
 # Name: (initial weight, floor of the logarithm in multiples of the mean over blocks, deviation over
-# blocks); values below the floor are noise. The weights predict the gains of all blocks best,
-# executed or not: of StreetClips, at 0.08 of the blocks; see docs/policy.md. Smaller floors predict
-# no better, and keep quiet blocks waiting for longer. Deviations are those of the same recordings.
+# blocks); values below the floor are noise. The weights predict the gains of all blocks, executed or
+# not, of StreetClips at 0.08 of the blocks nearly as well as the best fit, and lean on the
+# difference, which static cameras need; see docs/policy.md. Smaller floors predict no better, and
+# keep quiet blocks waiting for longer. Deviations are those of the same recordings.
 FEATURES = {
     # Mean of the difference to the picture last executed, times the edges of the output, where a
     # difference moves a border. Elsewhere it counts EDGE_FLOOR, for objects that enter an empty
     # picture.
-    "edge_difference": (0.9, 0.5, 0.67),
+    "edge_difference": (1.1, 0.5, 0.67),
     # Means of the difference, of its maximum over 4 x 4 pixels, of the edges of the output and of
     # the picture, and of the output's uncertainty.
     "difference": (0.0, 0.1, 0.55),
@@ -39,7 +40,7 @@ FEATURES = {
     "doubt": (0.0, 0.1, 0.62),
     # Information gain when the block was last executed, and the largest among its 3 x 3 neighbours.
     "gain": (0.1, 0.1, 0.88),
-    "gain_nearby": (0.8, 0.3, 0.50),
+    "gain_nearby": (0.6, 0.3, 0.50),
 }
 
 
