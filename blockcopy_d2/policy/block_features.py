@@ -22,8 +22,8 @@ __all__ = ["FEATURES", "block_features", "block_means"]
 EDGE_FLOOR = 0.02
 
 # Name: (initial weight, floor of the logarithm in multiples of the mean over blocks, deviation over
-# blocks); values below the floor are noise. The weights predict the gains of all blocks, executed or
-# not, of StreetClips at 0.08 of the blocks nearly as well as the best fit, and lean on the
+# blocks); values below the floor are noise. The weights predict the gains of all blocks, executed
+# or not, of StreetClips at 0.08 of the blocks nearly as well as the best fit, and lean on the
 # difference, which static cameras need; see docs/policy.md. Smaller floors predict no better, and
 # keep quiet blocks waiting for longer. Deviations are those of the same recordings.
 FEATURES = {
