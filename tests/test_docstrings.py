@@ -41,15 +41,17 @@ PAGES = [
 ]
 
 
-def docstrings(tree):
-    for node in ast.walk(tree):
+def docstrings(nodes):
+    for node in nodes:
         if isinstance(node, DEFINITIONS) and (text := ast.get_docstring(node, clean=False)):
             yield node.body[0].lineno, text
 
 
 def faults(source):
     """Yields the number of a line and the words at fault."""
-    for line, text in docstrings(ast.parse(source)):
+    kinds = (*DEFINITIONS, ast.Constant)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    for line, text in docstrings(nodes):
         if match := SUMMARY.match(text.strip()):
             yield line, text.strip().splitlines()[0]
         section = None
@@ -61,7 +63,7 @@ def faults(source):
         words = " ".join(text.split())
         if match := PHRASES.search(words) or FREE_RELATIVE.search(words):
             yield line, match.group(0)
-    for node in ast.walk(ast.parse(source)):  # messages and help texts, docstrings once more
+    for node in nodes:  # messages and help texts, docstrings once more
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if match := PHRASES.search(" ".join(node.value.split())):
                 yield node.lineno, match.group(0)
@@ -88,7 +90,7 @@ def test_docstrings_are_plain():
 
 def vague_helps(source):
     """Yields the number of a line and the help text of an argument that is missing or no noun."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)) if "add_argument" in source else ():
         if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") != "add_argument":
             continue
         texts = [keyword.value for keyword in node.keywords if keyword.arg == "help"]

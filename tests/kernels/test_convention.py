@@ -58,6 +58,7 @@ MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py")) if kerne
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 
+@functools.cache
 def imports_of(tree, package=""):
     """Name -> where it is imported from, dotted, relative imports resolved."""
     found = {}
@@ -73,8 +74,10 @@ def names_in(node):
     return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
 
 
+@functools.cache
 def names_of_tests(tree):
     """For each test, the names that it and the helpers of its file use."""
+    found = []
     functions = {node.name: names_in(node) for node in tree.body if hasattr(node, "name")}
     for name in functions:
         if name.startswith("test_"):
@@ -83,7 +86,8 @@ def names_of_tests(tree):
                 new = functions[waiting.pop()] - used
                 used |= new
                 waiting += new & functions.keys()
-            yield used
+            found.append(used)
+    return found
 
 
 def compares(path, module):
@@ -98,6 +102,8 @@ def compares(path, module):
         for name, origin in imports.items()
         if origin == module or origin.startswith(f"{module}.") or origin in own
     }
+    if not launchers:
+        return False
     plain = {name for name in imports if "reference" in imports[name]}
     plain |= REFERENCES.get(module, set()) & imports.keys()
     return any(used & launchers and used & plain for used in names_of_tests(tree))
@@ -117,16 +123,21 @@ def test_a_test_compares_each_kernel_with_its_reference(module):
     )
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_each_kernel_is_compiled_by_a_test(module):
-    compiled = {
+@functools.cache
+def compiled_names():
+    """The texts in tests that compile kernels for a GPU."""
+    return {
         node.value
         for path in TESTS
         if "compiled_by" in imports_of(tree_of(path))
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    missing = kernels_of(MODULES[module]) - compiled
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_each_kernel_is_compiled_by_a_test(module):
+    missing = kernels_of(MODULES[module]) - compiled_names()
     assert not missing, f"No test that compiles kernels for a GPU expects {sorted(missing)}."
 
 
