@@ -1,14 +1,11 @@
 """Compiles a module's launches in another process, which does not interpret kernels."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+
+from tests.forked import run_forked
 
 __all__ = ["SHARED_MEMORY", "compiled_by"]
 
-ROOT = Path(__file__).resolve().parents[2]
 # Bytes that a program may use, by compute capability.
 SHARED_MEMORY = {90: 227 << 10, 80: 163 << 10}
 
@@ -22,9 +19,7 @@ def compiled_by(module, *arguments):
     Returns:
         list[dict]: one for each variant of a kernel, "name" and what there is to know of it.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_forked(module, *map(str, arguments))
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = json.loads(done.stdout.strip().splitlines()[-1])
     for kernel in kernels:
