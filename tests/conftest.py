@@ -8,6 +8,7 @@ import torch
 from detectron2.utils import logger
 
 from blockcopy_d2.kernels import has_triton
+from tests.shared_traces import share_traces
 
 if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels then run on the CPU, slowly.
@@ -16,6 +17,8 @@ if not torch.cuda.is_available():
         from tests.interpreter import make_faster
 
         make_faster()
+
+share_traces()
 
 # torch.export notes for every operator where it was called, an eighth of the time of a capture.
 torch.fx.config.do_not_emit_stack_traces = True
