@@ -3,8 +3,8 @@ Lets tests share the traces of networks: torch.export takes longer than most of 
 
 A trace depends on a module's structure and on its arguments, not on values of parameters. So it is
 kept by a description of both, in which nothing is left out: modules with all their attributes,
-objects by theirs, functions and the contents of classes by identity. Whatever cannot be described
-is traced as ever.
+objects by theirs, functions and the contents of classes by identity. A module that cannot be
+described is traced each time.
 """
 
 import enum

@@ -133,10 +133,16 @@ def test_an_override_without_value_is_refused():
 def test_a_file_of_another_kind_is_named(tmp_path):
     with pytest.raises(ValueError, match="is a LazyConfig"):
         load_config(config_path("COCO-Detection/fcos_R_50_FPN_1x.py"))
-    for content in ("only a text", "a: [1", "- a\n- list"):
+    kinds = {
+        "only a text": "keys",
+        "a: [1": "",
+        "- a\n- list": "Expected keys",
+        "": "keys",
+    }
+    for content, expected in kinds.items():
         file = tmp_path / "config.yaml"
         file.write_text(content)
-        with pytest.raises(ValueError, match="config.yaml is not a yaml config"):
+        with pytest.raises(ValueError, match=f"config.yaml is not a yaml config.*{expected}"):
             load_config(str(file))
 
 

@@ -40,7 +40,12 @@ def merge_file(cfg, path):
         ) from error
     except RecursionError as error:
         raise ValueError(f"{path} is based on itself, or a value of it holds itself.") from error
-    except (AssertionError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a yaml config of Detectron2: {error}. Expected keys and values, such as"
+            " 'VERSION: 2'."
+        ) from error
+    except (AssertionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not a yaml config of Detectron2: {error}") from error
     # Earlier versions have other names for some keys.
     merged = downgrade_config(cfg, to_version=version)

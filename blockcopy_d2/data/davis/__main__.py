@@ -60,7 +60,9 @@ def write_davis(source, output, *, quality=90):
     for split in SPLITS:
         folder = os.path.join(source, split)
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"The folder {folder} is missing; {source} needs {SPLITS}.")
+            raise FileNotFoundError(
+                f"The folder {folder} is missing; {source} needs the folders {', '.join(SPLITS)}."
+            )
         names = sorted(x for x in os.listdir(folder) if os.path.isdir(os.path.join(folder, x)))
         if not names:
             raise FileNotFoundError(f"{folder} holds no sequence.")
