@@ -237,7 +237,7 @@ class CapturedFrameResult(FrameResult):
 
     def __getstate__(self):
         raise TypeError(
-            "The result of a frame belongs to the GPU's memory of its stream: copy or pickle its"
+            "The result of a frame belongs to the GPU's memory of its stream: pickle its"
             " output, dict(result)."
         )
 
