@@ -114,7 +114,7 @@ def _model_keys():
     _C.POLICY.PHASE = whole(0, least=0)
     # MovedDifference weighs the difference of a block by 1 + AGE_WEIGHT x frames since it was
     # executed
-    _C.POLICY.AGE_WEIGHT = number(0.5, most=100)
+    _C.POLICY.AGE_WEIGHT = number(0.05, most=100)
     # ExpectedGain: a frame in which more changes than in others may execute up to so many times
     # TARGET, which quiet frames have saved. 1: every frame executes the same number
     _C.POLICY.BURST = number(1.0, least=1, most=10)

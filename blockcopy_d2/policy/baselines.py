@@ -27,9 +27,6 @@ __all__ = [
     "RandomBlocks",
 ]
 
-# How much a change without edges counts in MovedDifference.
-SMOOTH = 0.2
-
 
 @POLICY_REGISTRY.register()
 class AllBlocks(Policy):
@@ -136,13 +133,11 @@ class FrameDifference(Policy):
 class MovedDifference(FrameDifference):
     """
     :class:`FrameDifference` for models with motion. Their frame state moves with the picture, so
-    the difference is what motion does not explain. It counts where it has edges, as what a network
-    reads from a picture does: shadows, flicker and exposure change pixels alone. Blocks gain weight
-    with their age.
+    the difference is what motion does not explain. Blocks gain weight with their age.
     """
 
     @configurable
-    def __init__(self, *, target, age_weight=0.5):
+    def __init__(self, *, target, age_weight=0.05):
         """
         Args:
             target (float): tau, the fraction of the blocks of every frame, rounded.
@@ -159,7 +154,7 @@ class MovedDifference(FrameDifference):
         return {"target": options.TARGET, "age_weight": options.POLICY.AGE_WEIGHT}
 
     def score(self, observation):
-        difference = _edges_in_blocks(observation.frame - observation.frame_state, observation.grid)
+        difference = super().score(observation)
         if not self.age_weight:
             return difference
         return difference * (1 + self.age_weight * (observation.age + 1))
@@ -195,25 +190,6 @@ class EveryKthFrame(Policy):
         index = torch.as_tensor(observation.frame_index, device=grid.device)
         executed = (index - self.phase) % self.period == 0
         return Decision(active=executed.view(-1, 1, 1).expand(grid.shape))
-
-
-def _edges_in_blocks(difference, grid):
-    """
-    Args:
-        difference (Tensor): float (N, 3, h, w).
-        grid (Tensor): (N, 1, GH, GW).
-
-    Returns:
-        Tensor: float (N, GH, GW), root mean square over the pixels of a block of their steps to the
-        pixels on the right and below in the same block, plus SMOOTH times themselves. Steps from
-        block to block are not of the picture: its blocks date from different frames.
-    """
-    rows, columns = grid.shape[2:]
-    blocks = difference.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
-    across = F.pad(blocks.diff(dim=5).abs(), (0, 1))
-    down = F.pad(blocks.diff(dim=3).abs(), (0, 0, 0, 0, 0, 1))
-    changes = (across + down + SMOOTH * blocks.abs()).mean(dim=1)
-    return changes.square().mean(dim=(2, 4)).sqrt()
 
 
 def _probability_at_will(target, region):
