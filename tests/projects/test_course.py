@@ -91,6 +91,8 @@ def test_runs_are_drawn_side_by_side(tmp_path, monkeypatch):
     panels = drawn[0].axes
     assert [axes.get_title() for axes in panels] == ["Street", "CamVid", "", ""]
     assert [axes.lines[0].get_ydata()[0] for axes in panels] == [0.5, 0.5, 0.1, 0.2]
+    # A colour is a target: here the columns have one each.
+    assert panels[0].lines[0].get_color() != panels[1].lines[0].get_color()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ WINDOW = 20
 _MOST_POINTS = 60
 # Colours of Okabe and Ito.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#000000")
+_STYLES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 class Course:
@@ -73,8 +74,8 @@ def plot_course(results, path):
 def plot_courses(runs, path):
     """
     Draw gain share and executed share over frames, a column per run and a curve per method that
-    follows a target. If a run measured them while policies were warmed, its curves begin there, and
-    a line shows the end of it.
+    follows a target. A colour is a target and a style a method, in all columns. If a run measured
+    them while policies were warmed, its curves begin there, and a line shows the end of it.
 
     Args:
         runs (dict[str, dict]): title of a run -> content of its results.json. Rows without a target
@@ -83,8 +84,13 @@ def plot_courses(runs, path):
     """
     figure = Figure(figsize=(2.2 + 4.2 * len(runs), 5.4), dpi=150, layout="constrained")
     columns = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False).T
+    drawn = [_drawn_rows(results) for results in runs.values()]
+    targets = sorted({row["target"] for rows in drawn for row in rows})
+    others = sorted({row["method"] for rows in drawn for row in rows} - {"blockcopy"})
+    colors = {target: _COLORS[i % len(_COLORS)] for i, target in enumerate(targets)}
+    styles = {method: _STYLES[i % len(_STYLES)] for i, method in enumerate(others)}
     for panels, (title, results) in zip(columns, runs.items()):
-        _draw(panels, results)
+        _draw(panels, results, colors, styles)
         panels[0].set_title(title)
     for axes, label in zip(columns[0], ("share of the information gain", "executed share")):
         axes.set_ylabel(label)
@@ -92,21 +98,26 @@ def plot_courses(runs, path):
         figure.savefig(temporary)
 
 
-def _draw(panels, results):
+def _drawn_rows(results):
+    return [row for row in results["rows"] if row["target"] is not None and row.get("course")]
+
+
+def _draw(panels, results, colors, styles):
     """Draws gain share and executed share of a run on two axes."""
-    rows = [row for row in results["rows"] if row["target"] is not None and row.get("course")]
+    rows = _drawn_rows(results)
     warmed = max(
         (row["warm_course"][-1]["frames"] for row in rows if row.get("warm_course")), default=0
     )
     for axes, key in zip(panels, ("gain_share", "executed")):
-        for index, row in enumerate(rows):
+        for row in rows:
             points = [(point["frames"], point[key]) for point in row.get("warm_course", ())]
             points += [(warmed + point["frames"], point[key]) for point in row["course"]]
             title = f"{title_of(row['method'])}, $\\tau$ = {row['target']:g}"
             axes.plot(
                 *zip(*((frame, value) for frame, value in points if value is not None)),
                 label=title,
-                color=_COLORS[index % len(_COLORS)],
+                color=colors[row["target"]],
+                linestyle=styles.get(row["method"], "-"),
                 linewidth=2.2 if row["method"] == "blockcopy" else 1.2,
             )
         if warmed:
