@@ -91,6 +91,11 @@ def main(args):
         return results
     if cfg.MODEL.BLOCKCOPY.ENABLED:
         return warm_policy(cfg, resume=args.resume)
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            "DATASETS.TRAIN is empty: there is nothing to train on. Give a --config-file, or "
+            "DATASETS.TRAIN \"('coco_2017_train',)\" at the end of the command."
+        )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -146,7 +146,8 @@ def summary_table(summary, record):
             [[summary["executed_fraction"], summary["target"], *policy.values()]],
             ["executed", "target", *(name.replace("_", " ") for name in policy)],
         ),
-        f"{summary['frames']} frames of {summary['clips']} clips, first frames included",
+        f"{summary['frames']} frames of {summary['clips']} "
+        f"{'clip' if summary['clips'] == 1 else 'clips'}, first frames included",
     ]
     failures = summary.get("failed_clips")
     if failures:

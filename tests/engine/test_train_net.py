@@ -113,6 +113,11 @@ def test_weights_that_do_not_fit_stop_an_evaluation(run):
         run(*ON, "MODEL.WEIGHTS", "", flags=["--eval-only"])
 
 
+def test_without_a_data_set_nothing_is_trained(run):
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty.*--config-file"):
+        run("DATASETS.TRAIN", "()")
+
+
 def test_the_config_of_a_job_outlives_a_full_disk(tmp_path, monkeypatch):
     """A resumed job reads its config from the same file that Detectron2 then writes."""
     file = tmp_path / "output" / "config.yaml"
