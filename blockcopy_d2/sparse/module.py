@@ -178,9 +178,11 @@ class BlockSparseModule(ModuleProxy):
         """
         Number of times that the weights have changed. Programs of earlier weights are dropped.
         """
-        if self._weights.changed():
-            self._programs.clear()
-        return self._weights.version
+        # One thread at a time, so that none drops what another has compiled for the same weights.
+        with self._weights.lock:
+            if self._weights.changed():
+                self._programs.clear()
+            return self._weights.version
 
 
 def counts_itself():

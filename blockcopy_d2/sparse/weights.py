@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import threading
 
 import torch
 from torch import nn
@@ -35,6 +36,8 @@ class WeightsWatch:
                 version counter: they are replaced by equal ones that have.
         """
         self.version = 0
+        # For threads that ask at the same time.
+        self.lock = threading.Lock()
         self._module = module
         self._dicts = self._views = self._values = self._sizes = self._tensors = self._samples = ()
         self._seen = None

@@ -460,3 +460,14 @@ def test_programs_are_compiled_once(sparse, monkeypatch):
     (image,) = images(1)
     in_threads(*(lambda: frame_of(sparse, StreamState(), image, full()) for _ in range(4)))
     assert len(compiled) == 1
+
+
+def test_threads_find_new_weights_once(sparse, monkeypatch):
+    """Else a slow one would drop what another has compiled meanwhile."""
+    looked = []
+    monkeypatch.setattr(
+        "blockcopy_d2.sparse.weights.make_writable",
+        lambda module: (looked.append(module), time.sleep(0.05)),
+    )
+    in_threads(*(sparse.weights_version for _ in range(4)))
+    assert len(looked) == 1
