@@ -22,27 +22,17 @@ from blockcopy_d2.data import (
     FrameFeed,
     FrameMapper,
     OwnFrames,
-    SentPicture,
-    Uploader,
     as_picture,
-    close_all,
-    next_of_each,
     open_frames,
-    read_ahead,
 )
-from blockcopy_d2.data.read_ahead import ENDED
-from blockcopy_d2.modeling import (
-    BlockCopyVideoModel,
-    FrameResult,
-    StreamBatch,
-    read_whole,
-)
+from blockcopy_d2.modeling import BlockCopyVideoModel, FrameResult, StreamBatch, read_whole
 from blockcopy_d2.motion import FrameVectors
 
 from .acceleration import accelerate, video_config
 from .budget import FrameBudget
-from .region import Region
-from .stream_counts import StreamCounts
+from .frame_inputs import FrameInputs
+from .region import Region, VideoRegions
+from .ticks import run_feeds
 
 __all__ = ["FrameMapper", "VideoPredictor"]
 
@@ -65,7 +55,6 @@ class VideoPredictor:
     Attributes:
         model (BlockCopyVideoModel):
         learner (OnlineLearner or None): None if the policy does not learn.
-        mapper (FrameMapper):
 
     Examples:
     ::
@@ -108,7 +97,7 @@ class VideoPredictor:
             )
         self.model = model
         self.learner = model.learner
-        self.mapper = FrameMapper() if mapper is None else mapper
+        self._inputs = FrameInputs(model, FrameMapper() if mapper is None else mapper)
         self._clock = clock
         self._budget = None
         # Every policy with its learner: first the model's, then those of open streams.
@@ -116,14 +105,11 @@ class VideoPredictor:
         self._stream = model.init_state()
         # States of streams that have ended: their memory and graphs serve the next ones.
         self._unused = []
-        self._uploader = None
-        # Number of a video -> its region, and the region's blocks. None: videos without one of
-        # their own.
-        self._regions, self._blocks = {}, {}
+        self._regions = VideoRegions()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Videos in progress, and memory on a GPU, stay in this process.
-        return {**vars(self), "_stream": self.model.init_state(), "_unused": [], "_uploader": None}
+        # Videos in progress stay in this process.
+        return {**vars(self), "_stream": self.model.init_state(), "_unused": []}
 
     @classmethod
     def from_config(cls, cfg: CfgNode | DictConfig) -> dict[str, Any]:
@@ -138,6 +124,15 @@ class VideoPredictor:
         if isinstance(cfg, CfgNode):
             cfg = video_config(cfg)
         return {"model": accelerate(cfg), "mapper": FrameMapper(cfg)}
+
+    @property
+    def mapper(self) -> FrameMapper:
+        """FrameMapper: maps frames to the model's input; may be set."""
+        return self._inputs.mapper
+
+    @mapper.setter
+    def mapper(self, mapper: FrameMapper) -> None:
+        self._inputs.mapper = mapper
 
     @property
     def scale(self) -> float:
@@ -232,13 +227,12 @@ class VideoPredictor:
         """
         if video is not None:
             video = whole(0, least=0).check("video", video)
-        self._regions[video] = Region(area=area, always=always, never=never)
-        self._blocks.clear()
+        self._regions.set(Region(area=area, always=always, never=never), video)
 
     @property
     def reads_vectors(self) -> bool:
         """bool: whether motion comes from the video's codec, see :meth:`VideoFrames.read`."""
-        return self.model.motion is not None and self.model.motion.reads_vectors
+        return self._inputs.reads_vectors
 
     def __call__(self, image: Picture, vectors: FrameVectors | None = None) -> FrameResult:
         """
@@ -256,7 +250,7 @@ class VideoPredictor:
         """
         picture = as_picture(image)
         if isinstance(picture, np.ndarray):
-            picture = self._send(picture)
+            picture = self._inputs.send(picture)
         return self._tick([picture], [vectors], self._stream, self._policies[:1])[0]
 
     def stream(
@@ -347,11 +341,7 @@ class VideoPredictor:
         rates = list(fps) if isinstance(fps, Iterable) else [fps] * len(sources)
         if len(rates) != len(sources):
             raise ValueError(f"fps has {len(rates)} rates for {len(sources)} videos.")
-        for video in self._regions:
-            if video is not None and video >= len(sources):
-                raise ValueError(
-                    f"Video {video} has a region, but there are {len(sources)} videos, from 0 on."
-                )
+        self._regions.check(len(sources))
         policies = self._policies[:1]
         if flag(False).check("own_policies", own_policies):
             # Copied together, so that each learner teaches its policy's copy.
@@ -370,124 +360,42 @@ class VideoPredictor:
         """Yields the reader of each source, on a thread of its own."""
         for source, fps in zip(sources, rates, strict=True):
             frames = open_frames(source, decoder=decoder, device=self.model.device)
-            if isinstance(frames, OwnFrames) and self._sends:
-                frames.copy = self._uploader_now().copy
+            if isinstance(frames, OwnFrames) and self._inputs.sends:
+                frames.copy = self._inputs.uploader.copy
             yield FrameFeed(
                 frames,
                 vectors=self.reads_vectors,
                 fps=fps,
                 reconnect=reconnect,
-                send=functools.partial(self._send, stays=True),
+                send=functools.partial(self._inputs.send, stays=True),
             )
 
     def _run(self, feeds, batch, policies):
-        """Yields the results of :meth:`streams` for every tick of several feeds."""
-        readers = []
-        try:
-            for feed in feeds:
-                readers.append(read_ahead(feed, latest=feed.live))
-            counts = [StreamCounts() for _ in readers]
-            while True:
-                frames = next_of_each(readers)
-                if all(frame is ENDED for frame in frames):
-                    return
-                frames = [None if frame is ENDED else frame for frame in frames]
-                present = [slot for slot, frame in enumerate(frames) if frame is not None]
-                if not present:
-                    continue
-                for slot in present:
-                    counts[slot].advance(frames[slot], readers[slot].dropped)
-                    if counts[slot].reconnects:
-                        # The camera was lost: nothing is known of that time.
-                        with self.model.lock:
-                            batch.reset(slot)
-                pictures = [None if frame is None else frame.picture for frame in frames]
-                # Vectors lead to the frame before, which must not have been dropped.
-                vectors = [
-                    None if frame is None or count.dropped else frame.vectors
-                    for frame, count in zip(frames, counts, strict=True)
-                ]
-                results = self._tick(pictures, vectors, batch, policies)
-                for slot in present:
-                    if isinstance(pictures[slot], SentPicture):
-                        # The caller may draw on the image.
-                        pictures[slot].wait()
-                    counts[slot].stamp(results[slot], frames[slot])
-                del pictures, vectors
-                yield [
-                    None if frame is None else (frame.image, result)
-                    for frame, result in zip(frames, results, strict=True)
-                ]
-                del frames, results
-        finally:
-            close_all(readers)
+        """Returns an iterator over the results of :meth:`streams` for several feeds."""
+        return run_feeds(
+            feeds,
+            run=lambda pictures, vectors: self._tick(pictures, vectors, batch, policies),
+            reset=functools.partial(self._reset_slot, batch),
+        )
 
-    def _send(self, image, *, stays=False):
-        """Returns a frame in the form that :meth:`_map` takes; see :meth:`Uploader.send`."""
-        if isinstance(image, torch.Tensor):
-            return SentPicture(image)
-        return self._uploader_now().send(image, stays=stays) if self._sends else image
-
-    @property
-    def _sends(self):
-        """bool: whether frames go to a GPU before they are mapped."""
-        return self._maps_tensors and self.model.device.type == "cuda"
-
-    def _uploader_now(self):
-        uploader, device = self._uploader, self.model.device
-        if uploader is None or uploader.device != device:
-            uploader = self._uploader = Uploader(device)
-        return uploader
-
-    @property
-    def _maps_tensors(self):
-        # A user's own mapper may not take tensors.
-        return getattr(self.mapper, "takes_tensors", False)
+    def _reset_slot(self, batch, slot):
+        with self.model.lock:
+            batch.reset(slot)
 
     def _tick(self, pictures, vectors, batch, policies):
         # Frames of other threads must not come between a decision and learning from it.
         with self.model.lock:
             return self._run_tick(pictures, vectors, batch, policies)
 
-    def _map(self, picture, vectors):
-        """Returns the model's input for a frame; None for no frame."""
-        if picture is None:
-            return None
-        if isinstance(picture, SentPicture):
-            picture = picture.take()
-        if isinstance(picture, torch.Tensor) and not self._maps_tensors:
-            picture = picture.cpu().numpy()
-        inputs = self.mapper(picture)
-        if vectors is not None and self.reads_vectors:
-            size = tuple(picture.shape[:2])
-            if vectors.size != size:
-                raise ValueError(
-                    f"Vectors of a frame of {vectors.size} pixels for one of {size}:"
-                    " expected those of the frame as VideoFrames.read() gave it."
-                )
-            inputs["motion_vectors"] = vectors.field(
-                inputs["image"].shape[-2:], self.model.motion.cell_size, self.mapper.transforms
-            )
-        return inputs
-
-    def _blocks_of(self, slot, inputs):
-        """BlockRegion or None: of a mapped picture."""
-        key = slot if slot in self._regions else None
-        region = self._regions.get(key)
-        if not region:
-            return None
-        sizes = (inputs["height"], inputs["width"]), tuple(inputs["image"].shape[-2:])
-        known = key, sizes, self.model.block_size
-        if known not in self._blocks:
-            self._blocks[known] = region.blocks(*sizes, self.model.block_size)
-        return self._blocks[known]
-
     def _run_tick(self, pictures, vectors, batch, policies):
         start = self._clock()
-        inputs = [self._map(*frame) for frame in zip(pictures, vectors, strict=True)]
-        for slot, mapped in enumerate(inputs):
-            if mapped is not None and (region := self._blocks_of(slot, mapped)) is not None:
-                mapped["region"] = region
+        inputs = [
+            None if picture is None else self._inputs.map(picture, motion)
+            for picture, motion in zip(pictures, vectors, strict=True)
+        ]
+        for video, mapped in enumerate(inputs):
+            if mapped is not None:
+                self._regions.place(mapped, video, self.model.block_size)
         learners = [learner for _, learner in policies]
         results = self.model.step_batch(inputs, batch, learner=learners)
         for mapped, result in zip(inputs, results, strict=True):

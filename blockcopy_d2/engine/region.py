@@ -19,7 +19,7 @@ import torch
 from blockcopy_d2.modeling import BlockRegion
 from blockcopy_d2.sparse import num_blocks
 
-__all__ = ["Region"]
+__all__ = ["Region", "VideoRegions"]
 
 # The largest coordinate in pixels: products of larger ones could overflow.
 _LARGEST = 1e9
@@ -100,6 +100,62 @@ class Region:
         if masks["always"] is not None:
             always |= count(masks["always"]) > 0
         return BlockRegion(always=torch.from_numpy(always), never=torch.from_numpy(never & ~always))
+
+
+class VideoRegions:
+    """The regions of videos: one for all, and instead of it those of single videos."""
+
+    def __init__(self):
+        # Number of a video, or None for all others -> region.
+        self._regions = {}
+        self._blocks = {}
+
+    def set(self, region, video=None):
+        """
+        Args:
+            region (Region): one without parts leaves the decision to the policy everywhere.
+            video (int or None): number of the video, from 0; None: all without a region of their
+                own.
+        """
+        self._regions[video] = region
+        self._blocks.clear()
+
+    def check(self, num_videos):
+        """
+        Args:
+            num_videos (int): number of videos that run.
+
+        Raises:
+            ValueError: another video has a region.
+        """
+        for video in list(self._regions):
+            if video is not None and video >= num_videos:
+                raise ValueError(
+                    f"Video {video} has a region, but there are {num_videos} videos, from 0 on."
+                )
+
+    def place(self, inputs, video, block_size):
+        """
+        Write the blocks of a video's region into its frame, as "region". Without a region there is
+        no such key.
+
+        Args:
+            inputs (dict): one of Detectron2's input dicts, with "image", "height" and "width".
+            video (int): number of the video.
+            block_size (int): see :meth:`Region.blocks`.
+
+        Raises:
+            ValueError: see :meth:`Region.blocks`.
+        """
+        key = video if video in self._regions else None
+        region = self._regions.get(key)
+        if not region:
+            return
+        sizes = (inputs["height"], inputs["width"]), tuple(inputs["image"].shape[-2:])
+        known = key, sizes, block_size
+        if known not in self._blocks:
+            self._blocks[known] = region.blocks(*sizes, block_size)
+        inputs["region"] = self._blocks[known]
 
 
 def _checked(name, part):

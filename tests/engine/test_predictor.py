@@ -11,8 +11,9 @@ from PIL import Image
 import blockcopy_d2
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import FrameReadError, Uploader, VideoFrames, pictures
-from blockcopy_d2.engine import predictor as predictor_module
+from blockcopy_d2.engine import ticks
 from blockcopy_d2.engine.defaults import load_config
+from blockcopy_d2.engine.frame_inputs import FrameInputs
 from blockcopy_d2.engine.predictor import FrameMapper, VideoPredictor
 from blockcopy_d2.resources import config_path
 from tests.motion.videos import encode, pan
@@ -448,6 +449,18 @@ def test_other_motion_reads_no_vectors(folder, panned_video, name, monkeypatch):
     assert asked == [{"vectors": False}]
 
 
+def vectors_of_frames(predictor):
+    """Returns a list that gets the vectors of all videos in every tick."""
+    given, tick = [], predictor._tick
+
+    def noted(pictures, vectors, *others):
+        given.extend(vectors)
+        return tick(pictures, vectors, *others)
+
+    predictor._tick = noted
+    return given
+
+
 def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, monkeypatch):
     """Vectors lead to a frame that was left out."""
 
@@ -461,11 +474,10 @@ def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, m
                 item, self.dropped = next(self._items), 1
             return item
 
-    monkeypatch.setattr(predictor_module, "read_ahead", Dropping)
-    monkeypatch.setattr(predictor_module, "close_all", lambda readers: None)
+    monkeypatch.setattr(ticks, "read_ahead", Dropping)
+    monkeypatch.setattr(ticks, "close_all", lambda readers: None)
     predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
-    given, mapped = [], predictor._map
-    predictor._map = lambda image, vectors: given.append(vectors) or mapped(image, vectors)
+    given = vectors_of_frames(predictor)
     dropped = [result.dropped for _, result in predictor.stream(panned_video)]
     assert dropped == [0, 1, 0, 0, 0]
     assert [x is None for x in given] == [True, True, False, True, False]
@@ -474,13 +486,12 @@ def test_vectors_behind_a_dropped_frame_are_not_believed(folder, panned_video, m
 def test_streams_have_vectors_of_their_own(folder, panned_video):
     """Two videos in one batch, one a file and one arrays; vectors must fit the frame."""
     predictor = build(folder, "MODEL.BLOCKCOPY.MOTION.NAME", "CodecVectors")
-    given, mapped = [], predictor._map
-    predictor._map = lambda image, vectors: given.append(vectors) or mapped(image, vectors)
+    given = vectors_of_frames(predictor)
     still = frames(4, (192, 256))
-    ticks = list(predictor.streams([panned_video, still]))
+    results = list(predictor.streams([panned_video, still]))
     with_vectors = [x is not None for x in given[::2]]
     assert with_vectors == [False, True, True, True, False, True]
-    assert all(x is None for x in given[1::2]) and ticks[-1][1] is None
+    assert all(x is None for x in given[1::2]) and results[-1][1] is None
     vectors = given[2]
     with pytest.raises(ValueError, match="Vectors of a frame of"):
         predictor(next(frames(1, (96, 160))), vectors)
@@ -547,7 +558,7 @@ def test_pictures_sent_ahead_are_those_of_the_host(folder, monkeypatch):
         return send(self, *args, **options)
 
     monkeypatch.setattr(Uploader, "send", noted)
-    monkeypatch.setattr(VideoPredictor, "_sends", True)
+    monkeypatch.setattr(FrameInputs, "sends", True)
     pairs = list(predictor.stream(frames(4)))
     assert threads == {"read-ahead"}
     assert all(np.array_equal(x, y) for (x, _), y in zip(pairs, frames(4), strict=True))
