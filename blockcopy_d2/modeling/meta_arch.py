@@ -23,7 +23,7 @@ from blockcopy_d2.config import check_arguments, check_blockcopy_config
 from blockcopy_d2.config_key import flag, whole
 from blockcopy_d2.motion import CacheMover, build_motion
 from blockcopy_d2.policy import AllBlocks, build_policy
-from blockcopy_d2.sparse import MissingFeatures, WeightsWatch, make_writable
+from blockcopy_d2.sparse import WeightsWatch, make_writable
 from blockcopy_d2.sparse.grid import check_stride
 from blockcopy_d2.sparse.proxy import ModuleProxy
 
@@ -35,24 +35,13 @@ from .running import (
     StreamPool,
     VideoOptions,
     VideoStream,
-    explain_shortage,
     inference_autocast,
-    learn,
-    run_frame,
+    run_and_learn,
+    run_next_frame,
     run_videos,
     stream_bytes,
 )
-from .running.graph import WeightsChanged
-from .running.inputs import (
-    check_first_frames,
-    check_inputs,
-    check_list,
-    check_precision,
-    given_blocks,
-    warn_of_range,
-)
-from .running.region import place_regions
-from .running.steps import fit_to_size
+from .running.inputs import check_list
 from .tasks import build_task
 
 __all__ = ["BlockCopyVideoModel"]
@@ -364,92 +353,8 @@ class BlockCopyVideoModel(ModuleProxy):
         for wanted in learning if isinstance(learning, list) else (learning,):
             flag(False).check("learning", wanted)
         if learner is None:
-            return self._step_batch(inputs, streams, learning=learning, grid=grid)
-        shared = streams.policies is None
-        learners = learner if isinstance(learner, list) else [learner]
-        if len(learners) != (1 if shared else streams.num_streams):
-            raise ValueError(
-                f"{len(learners)} learners for {streams.num_streams} streams that"
-                f" {'share a policy' if shared else 'have a policy each'}; expected one for every"
-                " policy."
-            )
-        # No other frame must come between a decision and learning from it.
-        with self.lock:
-            learning = [one is not None and one.wants_graph() for one in learners]
-            learning = learning[0] if shared else learning
-            results = self._step_batch(inputs, streams, learning=learning, grid=grid)
-            for one, group in zip(learners, [results] if shared else zip(results), strict=True):
-                if one is not None:
-                    learn(one, self, [result for result in group if result is not None])
-        return results
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _step_batch(self, inputs, streams, *, learning, grid):
-        present = [x is not None for x in inputs]
-        image_size = check_inputs(inputs, streams, self.channels)
-        with self.lock:
-            if streams.image_size is None:
-                warn_of_range(inputs)
-            fit_to_size(self, streams, image_size)
-            # A replayed frame looks at the weights while the device works.
-            verify = None
-            if streams.graph is not None and grid is None:
-                verify = functools.partial(self._verify_weights, streams)
-            changed = verify is None and self._weights_changed(streams)
-            if streams.lost or changed:
-                streams.lose()
-            started = streams.started
-            if grid is not None and not streams.lost:
-                check_first_frames(grid, streams, present)
-            options = {"present": present, "learning": learning, "verify": verify}
-            try:
-                results = self._run(inputs, streams, grid=grid, **options)
-            except MissingFeatures:
-                streams.lose()
-                if not started:
-                    raise
-                # For example, features of another precision, which was set since the last frame.
-                results = self._run(inputs, streams, grid=grid, **options)
-            except BaseException as error:
-                # Features may belong to two frames, and the memory of graphs may be gone.
-                streams.lose()
-                if streams.num_streams > 1 and _is_shortage(error):
-                    message = explain_shortage(self, inputs, streams)
-                    raise torch.OutOfMemoryError(message) from error
-                raise
-            # A module that could not be traced now may be traced later, in a whole frame.
-            streams.lost = any(x.work.may_improve for x in results if x is not None)
-            return results
-
-    def _weights_changed(self, streams):
-        """bool: whether the task network has other weights than in the last frame of streams."""
-        before, streams.weights_version = streams.weights_version, self.weights_version
-        return before not in (None, streams.weights_version)
-
-    def _verify_weights(self, streams):
-        if self._weights_changed(streams):
-            raise WeightsChanged
-
-    def _run(self, inputs, streams, **options):
-        try:
-            return self._run_once(inputs, streams, **options)
-        except WeightsChanged:
-            streams.lose()
-            return self._run_once(inputs, streams, **options)
-
-    def _run_once(self, inputs, streams, *, present, learning, grid, verify):
-        place_regions(self, inputs, streams)
-        if grid is not None:
-            grid = given_blocks(self, grid, streams, present)
-        options = {"present": present, "learning": learning, "grid": grid}
-        graph = FrameGraph.of(self, streams, inputs)
-        if graph is not None:
-            return graph.step(self, inputs, streams, verify=verify, **options)
-        if verify is not None:
-            verify()
-        check_precision(self)
-        return run_frame(self, inputs, streams, **options)
+            return run_next_frame(self, inputs, streams, learning=learning, grid=grid)
+        return run_and_learn(self, inputs, streams, learner, grid=grid)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -493,13 +398,6 @@ def _frames_of_streams(inference, args, kwargs):
         isinstance(x, dict) and "video_id" in x for x in inputs
     )
     return inputs if in_video else None
-
-
-def _is_shortage(error):
-    """Returns whether an error was caused by too little memory."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__context__
-    return error is not None
 
 
 def _without_init(cls):

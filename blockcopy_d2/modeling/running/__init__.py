@@ -1,12 +1,13 @@
 """Runs frames of streams: operator by operator, or as CUDA graphs."""
 
 from .eager import run_frame
-from .footprint import explain_shortage, stream_bytes
+from .footprint import stream_bytes
 from .frame_lock import FrameLock
 from .graph import FrameGraph
 from .history import StreamHistory
 from .learning import learn
 from .mac_counter import MacCounter
+from .next_frame import run_and_learn, run_next_frame
 from .options import VideoOptions
 from .precision import inference_autocast
 from .readout import read_whole
