@@ -10,40 +10,18 @@ import torch
 
 from blockcopy_d2.networks.csp.meta_arch import CSP
 
-from .base import StaticHeads
-from .box_inference import NO_SCORE, fill_slots
+from .box_inference import NO_SCORE
+from .dense_detector import StaticDenseDetector
 from .detections import StaticDetections
-from .geometry import PolicyPixels
 from .nms import nms
 
 __all__ = ["StaticCSP"]
 
 
-class StaticCSP(StaticHeads):
-    """
-    Computes the results of CSP. The first call with a FrameSizes puts tables on the device: make it
-    before a CUDA graph is captured.
-    """
+class StaticCSP(StaticDenseDetector):
+    """Computes the results of CSP."""
 
     meta_architecture = CSP
-    output_name = "instances"
-
-    def __init__(self, model):
-        """
-        Args:
-            model (CSP):
-        """
-        self._model = model
-        self._pixels = {}
-
-    @staticmethod
-    def sparse_modules(model):
-        return model.backbone, model.head
-
-    def network(self, images):
-        model = self._model
-        features = model.backbone(images)
-        return tuple(model.head([features[name] for name in model.head_in_features]))
 
     def __call__(self, logits, log_height, offset, sizes):
         """
@@ -59,24 +37,9 @@ class StaticCSP(StaticHeads):
         scores, boxes, valid = (x.contiguous() for x in candidates(logits, log_height, offset))
         scores = torch.where(valid, scores, NO_SCORE)
         keep = nms(model.suppressed_boxes(boxes), valid, model.nms_thresh)
-        _, output_boxes, scores, classes, count = fill_slots(
-            keep,
-            boxes,
-            scores,
-            torch.zeros_like(scores, dtype=torch.int64),
-            sizes.output_scale,
-            sizes.output_size,
-            model.max_detections,
-        )
-        if sizes not in self._pixels:
-            self._pixels[sizes] = PolicyPixels.of(sizes, logits.device)
-        return StaticDetections(
-            count=count,
-            boxes=output_boxes,
-            scores=scores,
-            classes=classes,
-            masks=None,
-            policy_masks=self._pixels[sizes].inside(output_boxes),
-            output_size=sizes.output_size,
-            pixels_per_block=sizes.pixels_per_block,
+        return StaticDetections.of_boxes(
+            *(keep, boxes, scores, torch.zeros_like(scores, dtype=torch.int64)),
+            sizes=sizes,
+            pixels=self._pixels[sizes, boxes.device],
+            num_slots=model.max_detections,
         )

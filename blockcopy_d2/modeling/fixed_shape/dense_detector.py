@@ -1,5 +1,5 @@
 """
-The detections of RetinaNet and FCOS in fixed shapes.
+The detections of one-stage detectors in fixed shapes: RetinaNet and FCOS.
 
 Shape shorthand in this module:
 
@@ -14,32 +14,52 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 
 from .base import StaticHeads
-from .box_inference import NO_SCORE, fill_slots, select_boxes
+from .box_inference import NO_SCORE, select_boxes
 from .dense_candidates import find_candidates
 from .detections import StaticDetections
-from .geometry import PolicyPixels
+from .geometry import PixelTables
 from .nms import nms
 from .ranking import best_values
 
-__all__ = ["StaticFCOS", "StaticRetinaNet"]
+__all__ = ["StaticDenseDetector", "StaticFCOS", "StaticRetinaNet"]
 
 
-class StaticRetinaNet(StaticHeads):
+class StaticDenseDetector(StaticHeads):
     """
-    Computes the results of a RetinaNet. The first call with a FrameSizes puts tables on the device:
-    make it before a CUDA graph is captured.
+    The parts that Detectron2's one-stage detectors share: their network, backbone and head, runs in
+    blocks as a whole. The first call with a FrameSizes puts tables on the device: make it before a
+    CUDA graph is captured.
     """
 
-    meta_architecture = RetinaNet
     output_name = "instances"
 
     def __init__(self, model):
         """
         Args:
-            model (RetinaNet): one that :meth:`supports` is true for.
+            model (DenseDetector): one that :meth:`supports` is true for.
         """
         self._model = model
-        self._tables = {}
+        self._pixels = PixelTables()
+
+    @staticmethod
+    def sparse_modules(model):
+        return model.backbone, model.head
+
+    def network(self, images):
+        model = self._model
+        features = model.backbone(images)
+        return tuple(model.head([features[name] for name in model.head_in_features]))
+
+
+class StaticRetinaNet(StaticDenseDetector):
+    """Computes the results of a RetinaNet."""
+
+    meta_architecture = RetinaNet
+
+    def __init__(self, model):
+        """See :class:`StaticDenseDetector`."""
+        super().__init__(model)
+        self._anchors = {}
 
     @classmethod
     def supports(cls, model):
@@ -50,15 +70,6 @@ class StaticRetinaNet(StaticHeads):
             and model.test_topk_candidates > 0
             and model.max_detections_per_image > 0
         )
-
-    @staticmethod
-    def sparse_modules(model):
-        return model.backbone, model.head
-
-    def network(self, images):
-        model = self._model
-        features = model.backbone(images)
-        return tuple(model.head([features[name] for name in model.head_in_features]))
 
     @torch.no_grad()
     def __call__(self, logits, deltas, *others):
@@ -74,12 +85,11 @@ class StaticRetinaNet(StaticHeads):
         """
         *centerness, sizes = others
         model = self._model
-        anchors, pixels = self._tables_for(sizes, logits)
         scores, boxes, classes = find_candidates(
             logits,
             deltas,
             centerness[0] if centerness else None,
-            anchors,
+            self._anchors_for(logits),
             transform=model.box2box_transform,
             threshold=model.test_score_thresh,
             topk=model.test_topk_candidates,
@@ -87,28 +97,19 @@ class StaticRetinaNet(StaticHeads):
         scores, order = best_values(scores, scores.shape[1], NO_SCORE)
         boxes, classes = select_boxes(boxes, order), classes.gather(1, order)
         keep = nms(boxes, scores > NO_SCORE, model.test_nms_thresh, labels=classes)
-        most, scale, size = model.max_detections_per_image, sizes.output_scale, sizes.output_size
-        _, output_boxes, scores, classes, count = fill_slots(
-            keep, boxes, scores, classes, scale, size, most
-        )
-        return StaticDetections(
-            count=count,
-            boxes=output_boxes,
-            scores=scores,
-            classes=classes,
-            masks=None,
-            policy_masks=pixels.inside(output_boxes),
-            output_size=sizes.output_size,
-            pixels_per_block=sizes.pixels_per_block,
+        return StaticDetections.of_boxes(
+            *(keep, boxes, scores, classes),
+            sizes=sizes,
+            pixels=self._pixels[sizes, boxes.device],
+            num_slots=model.max_detections_per_image,
         )
 
-    def _tables_for(self, sizes, logits):
-        """Returns the anchors of every level, float32 (H W A, 4), and the PolicyPixels."""
-        key = (sizes, tuple(x.shape[2:] for x in logits), logits[0].device)
-        if key not in self._tables:
-            anchors = [x.tensor for x in self._model.anchor_generator(logits)]
-            self._tables[key] = anchors, PolicyPixels.of(sizes, logits[0].device)
-        return self._tables[key]
+    def _anchors_for(self, logits):
+        """list[Tensor]: the anchors of every level, float32 (H W A, 4)."""
+        key = (tuple(x.shape[2:] for x in logits), logits[0].device)
+        if key not in self._anchors:
+            self._anchors[key] = [x.tensor for x in self._model.anchor_generator(logits)]
+        return self._anchors[key]
 
 
 class StaticFCOS(StaticRetinaNet):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from blockcopy_d2.policy import DetectionMasks
 
+from .box_inference import fill_slots
 from .keypoints import StaticKeypoints
 from .lazy_fields import LazyFields
 from .paste import paste_masks
@@ -55,6 +56,34 @@ class StaticDetections:
     output_size: tuple[int, int]
     pixels_per_block: int
     keypoints: StaticKeypoints | None = None
+
+    @classmethod
+    def of_boxes(cls, keep, boxes, scores, classes, *, sizes, pixels, num_slots):
+        """
+        Args:
+            keep (Tensor): bool (N, T), the candidates that suppression left.
+            boxes (Tensor): float32 (N, T, 4), in pixels of the network's input.
+            scores, classes (Tensor): float32 (N, T), in descending order, and int64 (N, T).
+            sizes (FrameSizes): sizes of the frames.
+            pixels (PolicyPixels): those of these sizes.
+            num_slots (int): D.
+
+        Returns:
+            StaticDetections: detections without masks.
+        """
+        _, boxes, scores, classes, count = fill_slots(
+            *(keep, boxes, scores, classes, sizes.output_scale, sizes.output_size, num_slots)
+        )
+        return cls(
+            count=count,
+            boxes=boxes,
+            scores=scores,
+            classes=classes,
+            masks=None,
+            policy_masks=pixels.inside(boxes),
+            output_size=sizes.output_size,
+            pixels_per_block=sizes.pixels_per_block,
+        )
 
     def to_instances(self):
         """

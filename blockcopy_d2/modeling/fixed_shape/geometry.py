@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.policy.observation import policy_centres
 
-__all__ = ["FrameSizes", "PolicyPixels"]
+__all__ = ["FrameSizes", "PixelTables", "PolicyPixels"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,14 @@ class PolicyPixels:
         in_rows = (rows >= y0) & (rows < y1)
         in_columns = (columns >= x0) & (columns < x1)
         return torch.logical_and(in_rows[..., :, None], in_columns[..., None, :])
+
+
+class PixelTables(dict):
+    """
+    Holds the PolicyPixels of every pair of FrameSizes and device that was asked for. The first time
+    puts tables on the device: it must be before a CUDA graph is captured.
+    """
+
+    def __missing__(self, key):
+        self[key] = PolicyPixels.of(*key)
+        return self[key]

@@ -11,9 +11,8 @@ from detectron2.modeling import ProposalNetwork
 from detectron2.structures import Instances
 
 from .base import StaticHeads
-from .box_inference import fill_slots
 from .detections import StaticDetections
-from .geometry import PolicyPixels
+from .geometry import PixelTables
 from .rpn import StaticRPN
 
 __all__ = ["StaticProposalNetwork", "StaticProposals"]
@@ -57,7 +56,7 @@ class StaticProposalNetwork(StaticHeads):
             model (ProposalNetwork): one that :meth:`supports` is true for.
         """
         self._backbone, self._rpn = model.backbone, StaticRPN(model.proposal_generator)
-        self._pixels = {}
+        self._pixels = PixelTables()
 
     @classmethod
     def supports(cls, model):
@@ -80,24 +79,10 @@ class StaticProposalNetwork(StaticHeads):
             StaticProposals: those of N images.
         """
         proposals, objectness = self._rpn(logits, deltas, sizes)
-        if sizes not in self._pixels:
-            self._pixels[sizes] = PolicyPixels.of(sizes, proposals.device)
-        _, boxes, objectness, classes, count = fill_slots(
-            objectness > -torch.inf,
-            proposals,
-            objectness,
-            torch.zeros_like(objectness, dtype=torch.int64),
-            sizes.output_scale,
-            sizes.output_size,
-            proposals.shape[1],
-        )
-        return StaticProposals(
-            count=count,
-            boxes=boxes,
-            scores=objectness,
-            classes=classes,
-            masks=None,
-            policy_masks=self._pixels[sizes].inside(boxes),
-            output_size=sizes.output_size,
-            pixels_per_block=sizes.pixels_per_block,
+        classes = torch.zeros_like(objectness, dtype=torch.int64)
+        return StaticProposals.of_boxes(
+            *(objectness > -torch.inf, proposals, objectness, classes),
+            sizes=sizes,
+            pixels=self._pixels[sizes, proposals.device],
+            num_slots=proposals.shape[1],
         )

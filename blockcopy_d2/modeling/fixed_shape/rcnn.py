@@ -33,7 +33,7 @@ from .base import StaticHeads
 from .box_inference import candidate_scores, select_detections
 from .boxes import decode_boxes
 from .detections import StaticDetections
-from .geometry import PolicyPixels
+from .geometry import PixelTables
 from .keypoints import StaticKeypoints
 from .networks import BoxNetwork, KeypointNetwork, MaskNetwork, Res5BoxNetwork
 from .paste import sample_masks
@@ -156,7 +156,7 @@ class StaticRCNN(StaticHeads):
         self.max_candidates = max_candidates
         self._backbone, self._rpn = model.backbone, StaticRPN(model.proposal_generator)
         self._heads = model.roi_heads
-        self._networks, self._pixels = {}, {}
+        self._networks, self._pixels = {}, PixelTables()
 
     @classmethod
     def supports(cls, model):
@@ -223,9 +223,7 @@ class StaticRCNN(StaticHeads):
         heads, masks, keypoints = self._heads, None, None
         dtype = features[_box_inputs(heads)[0][0]].dtype
         _, mask_network, keypoint_network = self._networks_for(dtype)
-        if sizes not in self._pixels:
-            self._pixels[sizes] = PolicyPixels.of(sizes, boxes.device)
-        pixels = self._pixels[sizes]
+        pixels = self._pixels[sizes, boxes.device]
         if heads.mask_on:
             names, pooler = _mask_inputs(heads)
             pooled = pool_regions(pooler, [features[name] for name in names], boxes)

@@ -56,6 +56,7 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import (  # noqa: E402
     best_values_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton  # noqa: E402
+from tests.kernels.far_memory import far_memory  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -298,6 +299,17 @@ def test_pool_regions_of_one_level_in_half_precision():
     assert got.dtype == torch.float16
     want = pool_regions_reference(pooler, [x.half().float()], boxes)
     torch.testing.assert_close(got.float(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_pool_regions_of_large_batches(tmp_path):
+    """The third image begins 2^31 elements behind the first."""
+    pooler = ROIPooler(2, (1 / 4,), 0, "ROIAlignV2")
+    maps = far_memory(tmp_path, (3, 1024, 1024, 1024), torch.float16, DEVICE)
+    maps = maps.permute(0, 3, 1, 2)
+    maps[0, :, :2, :3] = maps[2, :, :2, :3] = torch.randn(1024, 2, 3)
+    boxes = torch.tensor([0.0, 0, 8, 6]).expand(3, 1, 4)
+    near, empty, far = pool_regions_triton(pooler, [maps], boxes)
+    assert near.any() and not empty.any() and near.equal(far)
 
 
 def test_pool_regions_never_reads_what_a_bin_does_not_touch():

@@ -25,7 +25,7 @@ def score_kernel(
     """
     A program scores a proposal: a softmax over its classes, background last; the mean over S.
     """
-    proposal = tl.program_id(0)
+    proposal = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     exists = column <= num_classes
     score = tl.zeros((BLOCK,), tl.float32)

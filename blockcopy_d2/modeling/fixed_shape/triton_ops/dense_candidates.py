@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .levels import of_level
 from .proposals import map_strides, pixel_rows
 
 
@@ -32,14 +33,10 @@ def dense_score_kernel(
     candidate.
     """
     row = tl.program_id(1)
-    image, level = row // L, row % L
+    image, level = (row // L).to(tl.int64), row % L
+    source, size = of_level(logits, level, L), of_level(sizes, level, L)
     pixels, images = logit_strides
-    source, size, pixel, stride = logits[0], sizes[0], pixels[0], images[0]
-    for other in tl.static_range(1, L):
-        source = tl.where(level == other, logits[other], source)
-        size = tl.where(level == other, sizes[other], size)
-        pixel = tl.where(level == other, pixels[other], pixel)
-        stride = tl.where(level == other, images[other], stride)
+    pixel, stride = of_level(pixels, level, L), of_level(images, level, L)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     anchor = column
     if not PEAKS:
@@ -47,18 +44,14 @@ def dense_score_kernel(
         anchor = anchor.to(tl.int32)
     exists = (column < width) & (anchor < size)
     k = tl.arange(0, BK)
-    source += image.to(tl.int64) * stride
+    source += image * stride
     source += (anchor // A * pixel + anchor % A * K)[:, None] + k[None, :]
     seen = exists[:, None] & (k < K)[None, :]
     score = sigmoid(tl.load(source, mask=seen, other=float("-inf")))
     if CENTERNESS:
         pixels, images = centre_strides
-        source, pixel, stride = centerness[0], pixels[0], images[0]
-        for other in tl.static_range(1, L):
-            source = tl.where(level == other, centerness[other], source)
-            pixel = tl.where(level == other, pixels[other], pixel)
-            stride = tl.where(level == other, images[other], stride)
-        source += image.to(tl.int64) * stride + anchor // A * pixel + anchor % A
+        source, pixel = of_level(centerness, level, L), of_level(pixels, level, L)
+        source += image * of_level(images, level, L) + anchor // A * pixel + anchor % A
         centre = sigmoid(tl.load(source, mask=exists, other=0.0))
         score = tl.sqrt_rn(score * centre[:, None])
     # NaN is not above the threshold.

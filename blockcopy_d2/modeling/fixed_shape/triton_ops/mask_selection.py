@@ -10,8 +10,8 @@ import triton.language as tl
 @triton.jit
 def mask_kernel(logits_ptr, classes_ptr, out_ptr, P, K, BLOCK: tl.constexpr):
     """A program writes BLOCK pixels of the mask of a region."""
-    region, M = tl.program_id(1).to(tl.int64), 2 * P
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    region, M = tl.program_id(0).to(tl.int64), 2 * P
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     exists, y, x = pixel < M * M, pixel // M, pixel % M
     label = 0
     if K > 1:
@@ -28,8 +28,7 @@ def select_masks_triton(logits, classes):
     regions, pixels, num_classes = logits.shape
     side = math.isqrt(pixels // 4)
     out = torch.empty(regions, 2 * side, 2 * side, dtype=torch.float32, device=logits.device)
-    grid = (triton.cdiv(pixels, 1024), regions)
+    grid = (regions, triton.cdiv(pixels, 1024))
     tensors = (logits.contiguous(), classes.contiguous(), out)
-    if regions:
-        mask_kernel[grid](*tensors, side, num_classes, BLOCK=1024, num_warps=4)
+    mask_kernel[grid](*tensors, side, num_classes, BLOCK=1024, num_warps=4)
     return out

@@ -23,7 +23,7 @@ def overlap_kernel(
     bits[g, j, w]: the boxes of word w that come before j and overlap it by more than threshold. A
     program compares BJ boxes with those of one word.
     """
-    group, word = tl.program_id(2), tl.program_id(1)
+    group, word = tl.program_id(2).to(tl.int64), tl.program_id(1)
     boxes_ptr += group * M * 4
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
     exists = j < M
@@ -66,7 +66,7 @@ def keep_kernel(valid_ptr, bits_ptr, keep_ptr, M, W, BLOCK: tl.constexpr):
     One program per group. BLOCK boxes at a time reach their fixed point in registers, given the
     earlier boxes that are kept.
     """
-    group = tl.program_id(0)
+    group = tl.program_id(0).to(tl.int64)
     valid_ptr += group * M
     keep_ptr += group * M
     bits_ptr += group * W * 32 * W

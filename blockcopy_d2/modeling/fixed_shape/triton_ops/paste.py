@@ -64,7 +64,7 @@ def paste_kernel(
     Writes the pixels of masks around their boxes, of an output that is all False. The programs of a
     mask share its tiles of BY x BX pixels, so that small boxes cost little.
     """
-    place = tl.program_id(1)
+    place = tl.program_id(0)
     image, detection = place // most, place % most
     if detection < tl.load(count_ptr + image):
         slot = image * D + detection
@@ -76,7 +76,7 @@ def paste_kernel(
         first_x = first_x // BX * BX
         columns = tl.cdiv(end_x - first_x, BX)
         tiles = tl.maximum(columns, 0) * tl.maximum(tl.cdiv(end_y - first_y, BY), 0)
-        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
             y = first_y + tile // columns * BY + tl.arange(0, BY)
             x = first_x + tile % columns * BX + tl.arange(0, BX)
             my, mx = mask_coordinate(y, y0, y1, M), mask_coordinate(x, x0, x1, M)
@@ -107,11 +107,11 @@ def sample_kernel(
     A program writes BY x BX pixels of a mask, those of the output that rows and columns name, -1
     for one beyond it. All are False already, and most programs write nothing.
     """
-    slot = tl.program_id(2)
+    slot = tl.program_id(0)
     if slot % D >= tl.load(count_ptr + slot // D):
         return
     i = tl.program_id(1) * BY + tl.arange(0, BY)
-    j = tl.program_id(0) * BX + tl.arange(0, BX)
+    j = tl.program_id(2) * BX + tl.arange(0, BX)
     y = tl.load(rows_ptr + i, mask=i < H, other=-1)
     x = tl.load(columns_ptr + j, mask=j < W, other=-1)
     x0, y0 = tl.load(boxes_ptr + slot * 4), tl.load(boxes_ptr + slot * 4 + 1)
@@ -130,7 +130,8 @@ def sample_kernel(
 def paste_masks_triton(masks, boxes, count, out):
     """Runs :func:`paste_masks` on a GPU."""
     images, most, height, width = out.shape
-    grid = (_PROGRAMS_PER_MASK, images * most)
+    # The first axis takes more than 65,535 programs.
+    grid = (images * most, _PROGRAMS_PER_MASK)
     tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
     sizes = (masks.shape[1], most, height, width, masks.shape[-1], THRESHOLD)
     paste_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
@@ -140,7 +141,7 @@ def sample_masks_triton(masks, boxes, count, rows, columns):
     """Runs :func:`sample_masks` on a GPU."""
     size = images, detections, height, width = (*masks.shape[:2], len(rows), len(columns))
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)
-    grid = (triton.cdiv(width, 128), triton.cdiv(height, 8), images * detections)
+    grid = (images * detections, triton.cdiv(height, 8), triton.cdiv(width, 128))
     tensors = (masks.contiguous(), boxes.contiguous(), count, rows, columns, out.view(torch.uint8))
     sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
     sample_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)

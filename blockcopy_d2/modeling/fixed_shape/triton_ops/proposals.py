@@ -14,6 +14,7 @@ from .boxes import (
     store_boxes,
     transform_numbers,
 )
+from .levels import of_level
 
 
 @triton.jit
@@ -31,16 +32,12 @@ def align_levels_kernel(
     """out[n, l] = logits of level l, then -inf."""
     row = tl.program_id(1)
     level = row % L
-    source, size, pixel, image = logits[0], sizes[0], pixel_strides[0], image_strides[0]
-    for other in tl.static_range(1, L):
-        source = tl.where(level == other, logits[other], source)
-        size = tl.where(level == other, sizes[other], size)
-        pixel = tl.where(level == other, pixel_strides[other], pixel)
-        image = tl.where(level == other, image_strides[other], image)
+    source, size = of_level(logits, level, L), of_level(sizes, level, L)
+    pixel, image = of_level(pixel_strides, level, L), of_level(image_strides, level, L)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    source += row // L * image + column // A * pixel + column % A
+    source += (row // L).to(tl.int64) * image + column // A * pixel + column % A
     value = tl.load(source, mask=column < size, other=float("-inf"))
-    tl.store(out_ptr + row * width + column, value, mask=column < width)
+    tl.store(out_ptr + row.to(tl.int64) * width + column, value, mask=column < width)
 
 
 @triton.jit
@@ -66,20 +63,15 @@ def decode_proposals_kernel(
     """A program decodes BLOCK of the k candidates of a level of an image."""
     row = tl.program_id(1)
     level = row % L
-    delta, anchor, size = deltas[0], anchors[0], sizes[0]
-    pixel, image = pixel_strides[0], image_strides[0]
-    for other in tl.static_range(1, L):
-        delta = tl.where(level == other, deltas[other], delta)
-        anchor = tl.where(level == other, anchors[other], anchor)
-        size = tl.where(level == other, sizes[other], size)
-        pixel = tl.where(level == other, pixel_strides[other], pixel)
-        image = tl.where(level == other, image_strides[other], image)
+    delta, anchor = of_level(deltas, level, L), of_level(anchors, level, L)
+    pixel, image = of_level(pixel_strides, level, L), of_level(image_strides, level, L)
+    size = of_level(sizes, level, L)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = column < k
     candidate = row * k + column
     index = tl.load(index_ptr + candidate, mask=mask, other=0).to(tl.int32)
     exists = mask & (index < size)
-    delta += row // L * image + index // A * pixel + index % A * 4
+    delta += (row // L).to(tl.int64) * image + index // A * pixel + index % A * 4
     anchor += index * 4
     found, anchor = load_boxes(delta, exists), load_boxes(anchor, exists)
     if LINEAR:

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .levels import of_level
+
 
 @triton.jit
 def taps_kernel(
@@ -37,18 +39,14 @@ def taps_kernel(
     """
     first_ptr, count_ptr, weights_ptr = taps
     min_level, canonical_level, canonical_size = pyramid
-    region = tl.program_id(0)
+    region = tl.program_id(0).to(tl.int64)
     axis = tl.program_id(1)
     x0, y0 = tl.load(boxes_ptr + region * 4), tl.load(boxes_ptr + region * 4 + 1)
     x1, y1 = tl.load(boxes_ptr + region * 4 + 2), tl.load(boxes_ptr + region * 4 + 3)
     size = tl.sqrt_rn((x1 - x0) * (y1 - y0))
     rank = tl.floor(canonical_level + tl.log2(tl.math.div_rn(size, canonical_size) + 1e-8))
     level = tl.minimum(tl.maximum(rank - min_level, 0.0), L - 1.0).to(tl.int32)
-    height, width = heights[0], widths[0]
-    for other in tl.static_range(1, L):
-        height = tl.where(level == other, heights[other], height)
-        width = tl.where(level == other, widths[other], width)
-    length = tl.where(axis == 0, height, width)
+    length = tl.where(axis == 0, of_level(heights, level, L), of_level(widths, level, L))
     scale = tl.exp2(-(min_level + level.to(tl.float32)))
     offset = 0.5 if ALIGNED else 0.0
     start = tl.where(axis == 0, y0, x0) * scale - offset
@@ -103,15 +101,12 @@ def roi_align_kernel(
 ):
     """A program computes a row of bins of a region, BC channels."""
     first_ptr, count_ptr, weights_ptr = taps
-    region = tl.program_id(0) // P
+    region = (tl.program_id(0) // P).to(tl.int64)
     row = tl.program_id(0) % P
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     level = tl.load(levels_ptr + region)
-    source, height, width = maps[0], heights[0], widths[0]
-    for other in tl.static_range(1, L):
-        source = tl.where(level == other, maps[other], source)
-        height = tl.where(level == other, heights[other], height)
-        width = tl.where(level == other, widths[other], width)
+    source = of_level(maps, level, L)
+    height, width = of_level(heights, level, L), of_level(widths, level, L)
     bins = tl.arange(0, BP)
     y = tl.load(first_ptr + region * 2 * P + row)
     x = tl.load(first_ptr + (region * 2 + 1) * P + bins, mask=bins < P, other=0)
