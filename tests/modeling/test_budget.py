@@ -48,3 +48,15 @@ def test_the_budget_holds_for_every_task(name):
             )
             measured += float(result.learned["gain"])
     assert measured > 0 and model.policy.network.correction.any()
+
+
+@pytest.mark.parametrize("policy", ["ExpectedGain", "MovedDifference"])
+def test_refreshes_are_part_of_the_budget(policy):
+    """A fifth of the blocks, where each block has to run in every fifth frame."""
+    opts = ["MODEL.BLOCKCOPY.POLICY.NAME", policy, "MODEL.BLOCKCOPY.TARGET", "0.2"]
+    model, _ = build_pair("retinanet", *OPTS, *opts, "MODEL.BLOCKCOPY.REFRESH_EVERY", "5")
+    stream, inputs = model.init_state(), moving_frames(13)
+    model.step(next(inputs), stream)
+    results = [model.step(frame, stream) for frame in inputs]
+    assert [int(result.grid.active.sum()) for result in results] == [3] * 12
+    assert max(int(result.age.max()) for result in results) <= 4

@@ -160,7 +160,8 @@ def choose_blocks(model, arrival, streams, *, learning=False, present=None):
     active = torch.cat(drawn) if len(drawn) > 1 else drawn[0]
     active = regions.confine(active)
     if options.refresh_every:
-        # Blocks that never run must not take the turns of others.
+        # Policies that look at regions have taken these. Blocks that never run must not take the
+        # turns of others.
         settled = active | regions.never
         active = active | due_for_refresh(settled, history.age, options.refresh_every)
     if options.dense_above < 1:
@@ -171,6 +172,19 @@ def choose_blocks(model, arrival, streams, *, learning=False, present=None):
         active = active & flags(present, active)
     grid = BlockGrid(active, block_size=options.block_size, image_size=streams.canvas_size)
     return observation, decisions, grid
+
+
+def _bias(model, streams):
+    """
+    Returns:
+        Tensor: float (N, GH, GW), see :class:`Observation`: blocks that are due for a refresh run,
+        too, so that a policy counts them as part of its budget.
+    """
+    regions, period = streams.regions, model.options.refresh_every
+    if not period:
+        return regions.bias
+    due = due_for_refresh(regions.always | regions.never, streams.history.age, period)
+    return regions.bias.masked_fill(due, torch.inf)
 
 
 def _ask(model, picture, streams, learning):
@@ -184,7 +198,7 @@ def _ask(model, picture, streams, learning):
         age=history.age,
         previous_frame=history.frame,
         gain=history.gain,
-        region=streams.regions.bias,
+        region=_bias(model, streams),
         account=history.account,
     )
     if not isinstance(learning, list):
