@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from blockcopy_d2.kernels import triton_runs_on
+from blockcopy_d2.kernels.device import on_device
 
 __all__ = ["only_resize", "resize_picture", "resize_transforms"]
 
@@ -103,7 +104,8 @@ def resample(picture, extent, dim):
     if triton_runs_on(picture.device):
         from .triton_resize import resample_triton
 
-        return resample_triton(picture, index, weights, dim)
+        with on_device(picture.device):
+            return resample_triton(picture, index, weights, dim)
     return resample_reference(picture, index, weights, dim)
 
 

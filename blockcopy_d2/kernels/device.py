@@ -1,10 +1,11 @@
 """Properties of a GPU that launches depend on."""
 
+import contextlib
 import functools
 
 import torch
 
-__all__ = ["Device", "current_stream", "device_of"]
+__all__ = ["Device", "current_stream", "device_of", "on_device"]
 
 # Programs per multiprocessor that share the pixels of a memory-bound launch. A launch sized for
 # every pixel of a map would start thousands of programs with nothing to do.
@@ -51,6 +52,19 @@ class Device:
 def device_of(device):
     """The Device of a torch.device, looked up once."""
     return Device(device)
+
+
+def on_device(device):
+    """
+    Args:
+        device (torch.device): where tensors lie.
+
+    Returns:
+        context manager: makes a GPU the current one, on which Triton launches its kernels and
+        PyTorch makes streams and graphs. PyTorch's own operators need none. Elsewhere nothing
+        changes.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def current_stream(device):

@@ -21,6 +21,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from blockcopy_d2.config import check_arguments, check_blockcopy_config
 from blockcopy_d2.config_key import flag, whole
+from blockcopy_d2.kernels.device import on_device
 from blockcopy_d2.motion import CacheMover, build_motion
 from blockcopy_d2.policy import AllBlocks, build_policy
 from blockcopy_d2.sparse import WeightsWatch, make_writable
@@ -367,9 +368,10 @@ class BlockCopyVideoModel(ModuleProxy):
             Tensor: float (1, GH, GW), eq. 1. NaN where the frame was not finite or follows a cut,
             so that the learner leaves it out.
         """
-        gain = self.task.block_gain(
-            result.detections, result.previous_detections, result.grid.shape
-        )
+        with on_device(self.device):
+            gain = self.task.block_gain(
+                result.detections, result.previous_detections, result.grid.shape
+            )
         return gain[None].masked_fill(result.broken | result.cut, torch.nan)
 
 

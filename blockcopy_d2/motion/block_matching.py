@@ -4,6 +4,7 @@ import torch
 from detectron2.config import configurable
 
 from blockcopy_d2.kernels import triton_runs_on
+from blockcopy_d2.kernels.device import on_device
 
 from .build import MOTION_REGISTRY, MotionEstimator
 from .field import field_size
@@ -50,8 +51,9 @@ class BlockMatching(MotionEstimator):
             from .triton_search import search_launch
 
             *vectors, costs = self.workspace(current) if workspace is None else workspace
-            search_launch(current.levels, previous.levels, cell, vectors)
-            field_launch(current.levels[0], previous.levels[0], cell, vectors[0], costs, out)
+            with on_device(out.device):
+                search_launch(current.levels, previous.levels, cell, vectors)
+                field_launch(current.levels[0], previous.levels[0], cell, vectors[0], costs, out)
             return out
         field = match(current.levels, previous.levels, cell)
         # A pixel of the finest level is two of the input.

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from blockcopy_d2.kernels.device import on_device
 from blockcopy_d2.sparse.lowering import lower
 from blockcopy_d2.sparse.tracing import Ref
 
@@ -110,8 +111,9 @@ class CacheMover:
         """
         self._check(grid, field)
         try:
-            for move in self.bind(state, grid):
-                move(field, grid)
+            with on_device(field.device):
+                for move in self.bind(state, grid):
+                    move(field, grid)
         except BaseException:
             # Some maps have moved and others have not: no basis for the next frame.
             state.reset()

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from blockcopy_d2.kernels import triton_runs_on
+from blockcopy_d2.kernels.device import on_device
 
 __all__ = ["NOT_FINITE", "NUM_LEVELS", "OUTSIDE", "MotionFeatures", "luma_pyramid"]
 
@@ -115,7 +116,8 @@ def luma_pyramid(images, image_sizes=None, *, out=None):
     if triton_runs_on(images.device):
         from .triton_pyramid import pyramid_launch
 
-        pyramid_launch(images, image_sizes, out.levels)
+        with on_device(images.device):
+            pyramid_launch(images, image_sizes, out.levels)
     elif images.dtype == torch.uint8:
         _pyramid_of_bytes(images, image_sizes, out.levels)
     else:

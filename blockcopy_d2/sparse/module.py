@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from blockcopy_d2.kernels import has_triton, triton_runs_on
+from blockcopy_d2.kernels.device import on_device
 
 from . import torch_ops
 from .grid import BlockGrid
@@ -113,7 +114,8 @@ class BlockSparseModule(ModuleProxy):
         if program is None:
             return self._run_densely(frame, args, kwargs)
         tensors = _tensors(args, kwargs)
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        device = tensors[0].device
+        with on_device(device), torch.autocast(device.type, enabled=False):
             run = execution(self.backend, tensors[0])
             outputs = run(program, frame.state, frame.grid).run(tensors)
         frame.programs.append(program)

@@ -1,5 +1,6 @@
 """The video model on small versions of Detectron2's networks."""
 
+import contextlib
 import copy
 import logging
 
@@ -9,7 +10,8 @@ from detectron2.modeling import build_model
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
-from blockcopy_d2.modeling import BlockCopyVideoModel, VideoStream
+from blockcopy_d2.modeling import BlockCopyVideoModel, VideoStream, meta_arch
+from blockcopy_d2.modeling.running import learning, next_frame
 from blockcopy_d2.policy import OnlineLearner
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid, BlockSparseModule
@@ -346,3 +348,35 @@ def test_a_policy_of_other_inputs_sees_and_learns():
     assert model.policy.network.backbone[0].weight.shape[1] == 3 + 3 + 4
     after = model.policy.network.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_gpu_of_the_model_is_the_current_one(mask_rcnn, monkeypatch):
+    """Triton launches on the current GPU, wherever its tensors lie."""
+    current, seen = [], {}
+
+    @contextlib.contextmanager
+    def on_device(device):
+        current.append(device.type)
+        yield
+        current.pop()
+
+    def note(name, function):
+        def noted(*args, **options):
+            seen[name] = current[-1:]
+            return function(*args, **options)
+
+        return noted
+
+    for module in (next_frame, learning, meta_arch):
+        monkeypatch.setattr(module, "on_device", on_device)
+    learner = OnlineLearner(mask_rcnn.policy, target=0.3)
+    monkeypatch.setattr(learner, "learn", note("learning", learner.learn))
+    monkeypatch.setattr(mask_rcnn.policy, "forward", note("policy", mask_rcnn.policy.forward))
+    monkeypatch.setattr(mask_rcnn.backbone, "forward", note("network", mask_rcnn.backbone.forward))
+    monkeypatch.setattr(mask_rcnn.task, "block_gain", note("gain", mask_rcnn.task.block_gain))
+    stream = VideoStream()
+    first, second = (mask_rcnn.step(x, stream, learner=learner) for x in frames(2))
+    assert set(seen) == {"learning", "policy", "network", "gain"}
+    seen.pop("gain")
+    mask_rcnn.information_gain(second)
+    assert all(devices == ["cpu"] for devices in seen.values()) and not current

@@ -2,6 +2,7 @@
 
 import torch
 
+from blockcopy_d2.kernels.device import on_device
 from blockcopy_d2.policy import Decision
 
 from .result import CapturedFrameResult
@@ -28,7 +29,7 @@ def learn(learner, model, results):
     """
     any_first = any(result.is_first for result in results)
     results = [result for result in results if not result.is_first and result.was_drawn]
-    with model.lock:
+    with model.lock, on_device(model.device):
         if any_first:
             learner.see_first_frame()
         if not results:

@@ -9,6 +9,7 @@ import functools
 
 import torch
 
+from blockcopy_d2.kernels.device import on_device
 from blockcopy_d2.sparse import MissingFeatures
 
 from .eager import run_frame
@@ -77,7 +78,7 @@ def run_next_frame(model, inputs, streams, *, learning=False, grid=None):
     """
     present = [x is not None for x in inputs]
     image_size = check_inputs(inputs, streams, model.channels)
-    with model.lock:
+    with model.lock, on_device(model.device):
         if streams.image_size is None:
             warn_of_range(inputs)
         fit_to_size(model, streams, image_size)

@@ -222,3 +222,18 @@ def test_an_image_of_the_host_may_be_written_to_at_once(folder, built, pinned):
         assert not behind.query(), "the host waited for the device"
         given.zero_()
         assert torch.equal(graph.stream.graph._latest.image[0].cpu(), image)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_model_runs_on_another_gpu_than_the_current_one(folder, built, graph):
+    motion = ("MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
+    sides = [Side(folder, built, device, *motion, graph=graph) for device in ("cuda:0", "cuda:1")]
+    for images in zip(*(clip(side.model.device, 5) for side in sides)):
+        (one, told), (other, also_told) = (side.frame(image) for side, image in zip(sides, images))
+        assert torch.cuda.current_device() == 0 and other.age.device.index == 1
+        assert torch.equal(one.grid.active.cpu(), other.grid.active.cpu())
+        for key in ("scores", "pred_masks"):
+            found, wanted = (x["instances"].get(key).cpu() for x in (other, one))
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+        assert told.keys() == also_told.keys()
