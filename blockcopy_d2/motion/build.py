@@ -48,7 +48,7 @@ class MotionEstimator:
     def features(self, images, image_sizes=None, *, codec=None, out=None):
         """
         Args:
-            images (Tensor): uint8 or float (N, 3, H, W), the pixels of the network's input before
+            images (Tensor): uint8 or float (N, C, H, W), the pixels of the network's input before
                 normalization, from 0 to 255. Pixels beyond an image are ignored.
             image_sizes (Tensor): int32 (N, 2) on the device of the images, height and width of each
                 image on its canvas; None where images fill it.

@@ -2,13 +2,15 @@
 Luma pyramids, the only thing that estimators keep of a frame.
 
 Level 0 has half of the input's resolution, and each level after it half of the last one's. Luma is
-(first + 2 second + third channel) / 4, the same for BGR and RGB, averaged over the pixels that lie
-in the image, rounded, as uint8. Two values are reserved: :data:`OUTSIDE` for pixels of a padded
-canvas beyond the image, and :data:`NOT_FINITE` for pixels that cover one that is not finite.
+(first + 2 second + third channel) / 4, the same for BGR and RGB. Of another number of channels it
+is their mean. It is averaged over the pixels that lie in the image, rounded, as uint8. Two values
+are reserved: :data:`OUTSIDE` for pixels of a padded canvas beyond the image, and :data:`NOT_FINITE`
+for pixels that cover one that is not finite.
 
 Shape shorthand in this module:
 
     N: streams
+    C: channels of an image
     H, W: height and width of the canvas, in pixels of the network's input
     h, w: height and width of a level
 """
@@ -94,7 +96,7 @@ class MotionFeatures:
 def luma_pyramid(images, image_sizes=None, *, out=None):
     """
     Args:
-        images (Tensor): uint8 or float (N, 3, H, W), from 0 to 255, before normalization.
+        images (Tensor): uint8 or float (N, C, H, W), from 0 to 255, before normalization.
         image_sizes (Tensor): int32 (N, 2), height and width of the image in the upper left of each
             canvas; None where images fill their canvas.
         out (MotionFeatures): overwritten, if given.
@@ -103,8 +105,11 @@ def luma_pyramid(images, image_sizes=None, *, out=None):
         MotionFeatures:
     """
     size = tuple(images.shape[-2:])
-    if images.dim() != 4 or images.shape[1] != 3 or min(size) < 1:
-        raise ValueError(f"images have shape {tuple(images.shape)}: expected (N, 3, H, W)")
+    if images.dim() != 4 or min(images.shape[1:]) < 1:
+        raise ValueError(f"images have shape {tuple(images.shape)}: expected (N, C, H, W)")
+    if images.shape[1] != 3:
+        grey = images if images.shape[1] == 1 else images.float().mean(dim=1, keepdim=True)
+        images = grey.expand(-1, 3, -1, -1)
     if out is None:
         out = MotionFeatures.empty(size, streams=len(images), device=images.device)
     elif out.size != size or len(out.levels[0]) != len(images):

@@ -41,6 +41,7 @@ def block_means_kernel(
     K,
     rows,
     columns,
+    CHANNELS: tl.constexpr,  # of a frame
     P: tl.constexpr,
     EDGE_FLOOR: tl.constexpr,
 ):
@@ -56,19 +57,20 @@ def block_means_kernel(
     grey = tl.zeros((P, P), tl.float32)
     right = tl.zeros((P, P), tl.float32)
     below = tl.zeros((P, P), tl.float32)
-    for channel in tl.static_range(3):
+    for channel in tl.static_range(CHANNELS):
         scale = tl.load(scale_ptr + channel)
-        pixel = frame_ptr + (stream * 3 + channel) * pixels + here
+        plane = (stream * CHANNELS + channel) * pixels
+        pixel = frame_ptr + plane + here
         value = tl.load(pixel)
-        state = tl.load(state_ptr + (stream * 3 + channel) * pixels + here)
+        state = tl.load(state_ptr + plane + here)
         difference += tl.abs(value - state) * scale
         grey += value * scale
         right += tl.load(pixel + 1, mask=exists & has_right, other=0.0) * scale
         below += tl.load(pixel + width, mask=exists & has_below, other=0.0) * scale
-    difference = difference / 3
+    difference = difference / CHANNELS
     across = tl.where(has_right, tl.abs(right - grey), 0.0)
     down = tl.where(has_below, tl.abs(below - grey), 0.0)
-    texture = tl.maximum(across, down) / 3
+    texture = tl.maximum(across, down) / CHANNELS
     edge = tl.zeros((P, P), tl.float32)
     sure = tl.zeros((P, P), tl.float32)
     for k in range(0, K):
@@ -100,5 +102,6 @@ def block_means_triton(frame, frame_state, output, pixel_scale, grid_shape):
     maps = (x.float().contiguous() for x in (frame, frame_state, output, pixel_scale))
     launch = block_means_kernel[(columns, rows, streams)]
     constants = {"P": frame.shape[-2] // rows, "EDGE_FLOOR": EDGE_FLOOR}
+    constants["CHANNELS"] = frame.shape[1]
     launch(*maps, out, classes, rows, columns, **constants, num_warps=4)
     return out

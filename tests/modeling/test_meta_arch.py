@@ -380,3 +380,18 @@ def test_the_gpu_of_the_model_is_the_current_one(mask_rcnn, monkeypatch):
     seen.pop("gain")
     mask_rcnn.information_gain(second)
     assert all(devices == ["cpu"] for devices in seen.values()) and not current
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_numbers_of_channels(channels):
+    """Such as those of thermal cameras."""
+    numbers = [f"[{', '.join([x] * channels)}]" for x in ("110.0", "1.0")]
+    opts = ("MODEL.PIXEL_MEAN", numbers[0], "MODEL.PIXEL_STD", numbers[1])
+    model, stock = build_pair("retinanet", *opts, "MODEL.BLOCKCOPY.MOTION.NAME", "BlockMatching")
+    stream, results = model.init_state(), []
+    for inputs in frames(3):
+        inputs["image"] = inputs["image"][:1].expand(channels, -1, -1)
+        results.append(model.step(inputs, stream))
+        if len(results) == 1:
+            assert_same(stock([inputs])[0], results[0], exact=False)
+    assert results[2].executed < 1 and results[2].field.isfinite().all()

@@ -98,6 +98,16 @@ def test_bytes_and_real_numbers_give_the_same_luma(size):
             assert torch.equal(level, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_luma_of_other_numbers_of_channels_is_their_mean(dtype):
+    images = torch.randint(256, (2, 4, 37, 50)).to(dtype)
+    for given in (images[:, :1], images):
+        mean = given.float().mean(dim=1, keepdim=True)
+        expected = luma_pyramid(mean.expand(-1, 3, -1, -1))
+        for level, other in zip(luma_pyramid(given).levels, expected.levels, strict=True):
+            assert torch.equal(level, other)
+
+
 def test_noise_of_a_still_camera_gives_zeros(estimator):
     for grain in (6, 40, 400):  # down to no texture at all
         picture = texture(256, 256, grain=grain)
@@ -222,7 +232,7 @@ def test_shapes_that_do_not_fit_are_refused(estimator):
         estimator.estimate(large, small)
     with pytest.raises(ValueError, match="expected contiguous"):
         estimator.estimate(large, large, out=torch.zeros(1, 2, 1, 1))
-    with pytest.raises(ValueError, match=r"expected \(N, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(N, C, H, W\)"):
         estimator.features(torch.zeros(3, 40, 40))
     with pytest.raises(ValueError, match="do not fit"):
         estimator.features(texture(40, 40), out=large)

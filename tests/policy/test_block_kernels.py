@@ -23,9 +23,18 @@ def poisoned():
 @pytest.mark.parametrize("side", [8, 16, 32])
 @pytest.mark.parametrize("streams, grid_shape, classes", [(1, (1, 1), 1), (2, (2, 3), 5)])
 def test_means_of_blocks(side, streams, grid_shape, classes):
+    assert_alike(side, streams, grid_shape, classes)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_frames_of_other_numbers_of_channels(channels):
+    assert_alike(8, 2, (1, 2), 2, channels)
+
+
+def assert_alike(side, streams, grid_shape, classes, channels=3):
     size = (side * grid_shape[0], side * grid_shape[1])
-    frame, state = torch.randn(2, streams, 3, *size)
-    output, scale = torch.rand(streams, classes, *size), torch.rand(3)
+    frame, state = torch.randn(2, streams, channels, *size)
+    output, scale = torch.rand(streams, classes, *size), torch.rand(channels)
     maps = frame, state, output, scale
     want = block_means_reference(*maps, grid_shape)
     found = block_means_triton(*(x.to(DEVICE) for x in maps), grid_shape)

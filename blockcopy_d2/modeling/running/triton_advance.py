@@ -26,6 +26,7 @@ def advance_kernel(
     size,
     K,
     HAS_GAIN: tl.constexpr,
+    CHANNELS: tl.constexpr,  # of a picture
     P: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
@@ -43,8 +44,8 @@ def advance_kernel(
     source = state_ptr
     if active:
         source = picture_ptr
-    for channel in tl.static_range(3):
-        pixel = (stream * 3 + channel) * pixels + here
+    for channel in tl.static_range(CHANNELS):
+        pixel = (stream * CHANNELS + channel) * pixels + here
         tl.store(new_state_ptr + pixel, tl.load(source + pixel))
     broken = tl.zeros((P, P), tl.int32)
     for k in range(0, K):
@@ -93,6 +94,7 @@ def advance_triton(history, arrival, painted, active, gain=None):
         torch.uint8
     )
     constants = {"HAS_GAIN": gain is not None, "P": painted.shape[-1] // columns}
+    constants["CHANNELS"] = arrival.picture.shape[1]
     blocks = triton.next_power_of_2(rows * columns)
     advance_kernel[(rows * columns, streams)](
         *(active.contiguous().view(torch.uint8), maps, tuple(x.contiguous() for x in values)),

@@ -24,6 +24,7 @@ def look_kernel(
     picture_ptr,
     tiles_ptr,
     size,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     CELLS: tl.constexpr,
     LEAST: tl.constexpr,
@@ -37,8 +38,8 @@ def look_kernel(
     SIDE: tl.constexpr = P // CELLS
     change = tl.zeros((CELLS, CELLS), tl.float32)
     broken = tl.zeros((P, P), tl.int32)
-    for channel in tl.static_range(3):
-        here = (stream * 3 + channel) * pixels + y * width + x
+    for channel in tl.static_range(CHANNELS):
+        here = (stream * CHANNELS + channel) * pixels + y * width + x
         value = tl.load(frame_ptr + here)
         broken += (~(tl.abs(value) < float("inf"))).to(tl.int32)
         tl.store(picture_ptr + here, finite_numbers(value))
@@ -46,7 +47,7 @@ def look_kernel(
         difference *= tl.load(std_ptr + channel) / 255
         cells = tl.reshape(difference, (CELLS, SIDE, CELLS, SIDE))
         change += tl.abs(tl.sum(tl.sum(cells, 3), 1) / (SIDE * SIDE))
-    count = tl.sum(tl.sum((change / 3 > LEAST).to(tl.int32), 1), 0)
+    count = tl.sum(tl.sum((change / CHANNELS > LEAST).to(tl.int32), 1), 0)
     count += tl.where(tl.max(tl.max(broken, 1), 0) > 0, BROKEN, 0)
     tile = (stream * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0)
     tl.store(tiles_ptr + tile + tl.program_id(0), count)
@@ -85,13 +86,14 @@ def compare_frames_triton(
     frame, previous, index, broken, *, share, pixels_per_block, pixel_std, coverage
 ):
     """:func:`.arrival.compare_frames` by Triton."""
-    streams, _, height, width = frame.shape
+    streams, channels, height, width = frame.shape
     picture, device = torch.empty(frame.shape, device=frame.device), frame.device
     columns, rows = width // pixels_per_block, height // pixels_per_block
     tiles = torch.empty(streams, rows * columns, dtype=torch.int32, device=device)
     flags = torch.empty(3, streams, dtype=torch.bool, device=device)
     maps = (frame.contiguous(), previous.contiguous(), pixel_std.float().contiguous(), picture)
     constants = {"P": pixels_per_block, "CELLS": _CELLS, "LEAST": LEAST_CHANGE}
+    constants["CHANNELS"] = channels
     look_kernel[(columns, rows, streams)](
         *maps, tiles, (height, width), **constants, BROKEN=_BROKEN, num_warps=4
     )

@@ -1,8 +1,8 @@
 """
 The kernel of :mod:`.preparation`, whose shape shorthand is used here.
 
-Further shorthand: P, pixels of the input along the side of a policy pixel; BX, policy pixels of a
-program.
+Further shorthand: C, channels; P, pixels of the input along the side of a policy pixel; BX, policy
+pixels of a program.
 """
 
 import torch
@@ -24,6 +24,7 @@ def prepare_kernel(
     image_size,
     canvas_size,
     policy_size,
+    C,
     P: tl.constexpr,
     BX: tl.constexpr,
 ):
@@ -38,8 +39,8 @@ def prepare_kernel(
     H, W = canvas_size
     h, w = policy_size
     plane = tl.program_id(2).to(tl.int64)
-    mean = tl.load(mean_ptr + plane % 3).to(tl.float32)
-    std = tl.load(std_ptr + plane % 3).to(tl.float32)
+    mean = tl.load(mean_ptr + plane % C).to(tl.float32)
+    std = tl.load(std_ptr + plane % C).to(tl.float32)
     row = tl.program_id(1)
     y = row * P + tl.arange(0, P)
     x = tl.program_id(0) * BX * P + tl.arange(0, BX * P)
@@ -58,8 +59,8 @@ def prepare_kernel(
 def prepare_triton(images, mean, std, canvas_size, policy_size, window, dtype):
     """
     Args:
-        images (Tensor): uint8 or float32 (N, 3, height, width).
-        mean, std (Tensor): float, of 3 channels.
+        images (Tensor): uint8 or float32 (N, C, height, width).
+        mean, std (Tensor): float, of C channels.
         canvas_size, policy_size (tuple[int, int]): H, W and h, w.
         window (int): P, a power of two.
         dtype (torch.dtype): type of the network's input.
@@ -75,5 +76,5 @@ def prepare_triton(images, mean, std, canvas_size, policy_size, window, dtype):
     grid = triton.cdiv(policy_size[1], columns), policy_size[0], streams * channels
     tensors = (images, mean.contiguous(), std.contiguous(), out, seen)
     sizes = (tuple(images.shape[2:]), tuple(canvas_size), tuple(policy_size))
-    prepare_kernel[grid](*tensors, *sizes, P=window, BX=columns, num_warps=4)
+    prepare_kernel[grid](*tensors, *sizes, channels, P=window, BX=columns, num_warps=4)
     return out, seen

@@ -14,7 +14,7 @@ from blockcopy_d2.modeling.running.triton_advance import advance_triton  # noqa:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def some_frames(streams=3, grid_shape=(2, 3), side=8, classes=2):
+def some_frames(streams=3, grid_shape=(2, 3), side=8, classes=2, channels=3):
     generator = torch.Generator().manual_seed(0)
     size = (side * grid_shape[0], side * grid_shape[1])
 
@@ -23,12 +23,12 @@ def some_frames(streams=3, grid_shape=(2, 3), side=8, classes=2):
 
     flags = torch.zeros(streams, dtype=torch.bool)
     history = types.SimpleNamespace(
-        frame_state=draw(3, *size),
+        frame_state=draw(channels, *size),
         age=(9 * draw(*grid_shape)).int(),
         gain=draw(*grid_shape) - 0.5,
         frame_index=torch.arange(streams),
     )
-    arrival = Arrival(draw(3, *size), ~flags, cut=flags.clone(), new=flags.clone())
+    arrival = Arrival(draw(channels, *size), ~flags, cut=flags.clone(), new=flags.clone())
     return history, arrival, draw(classes, *size), draw(*grid_shape) < 0.5, draw(*grid_shape)
 
 
@@ -51,6 +51,11 @@ def test_every_part(grid_shape, side, classes, wants_gain):
     *frames, gain = some_frames(3, grid_shape, side, classes)
     after = assert_alike(*frames, gain if wants_gain else None)
     assert not after["broken"].any() and after["frame_index"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels):
+    assert_alike(*some_frames(channels=channels))
 
 
 def test_frames_that_follow_nothing_have_no_gain():

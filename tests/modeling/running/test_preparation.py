@@ -14,9 +14,9 @@ from tests.kernels.compiled import compiled_by  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def a_model(block_size, pixels_per_block, divisibility, resize="mean"):
-    mean = torch.tensor([103.5, 116.25, 123.7], device=DEVICE).view(3, 1, 1)
-    std = torch.tensor([57.4, 57.1, 58.4], device=DEVICE).view(3, 1, 1)
+def a_model(block_size, pixels_per_block, divisibility, resize="mean", channels=3):
+    mean = torch.tensor([103.5, 116.25, 123.7, 8.0], device=DEVICE)[:channels].view(-1, 1, 1)
+    std = torch.tensor([57.4, 57.1, 58.4, 3.0], device=DEVICE)[:channels].view(-1, 1, 1)
     backbone = types.SimpleNamespace(size_divisibility=divisibility, padding_constraints={})
     base = types.SimpleNamespace(pixel_mean=mean, pixel_std=std, backbone=backbone)
     task = types.SimpleNamespace(pixels_per_block=pixels_per_block)
@@ -58,6 +58,18 @@ def test_preparation(block_size, pixels_per_block, size, canvas, dtype):
         prepare_reference(model, broken, canvas, dtype),
     )
     assert seen.isnan().sum() == 1 and torch.equal(seen.isnan(), want_seen.isnan())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels):
+    model = a_model(64, 32, 32, channels=channels)
+    images = torch.randint(0, 256, (3, channels, 30, 60), device=DEVICE).to(torch.uint8)
+    want, want_seen = prepare_reference(model, images, (32, 64), torch.float32)
+    mean, std = model.base.pixel_mean, model.base.pixel_std
+    size = want_seen.shape[-2:]
+    got, got_seen = prepare_triton(images, mean, std, (32, 64), size, 2, torch.float32)
+    assert torch.equal(got, want)
+    torch.testing.assert_close(got_seen, want_seen, atol=1e-5, rtol=1e-5)
 
 
 def test_where_it_runs(monkeypatch):
