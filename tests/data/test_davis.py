@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -117,6 +120,62 @@ def test_a_mask_that_is_missing_broken_or_of_another_size(root, tmp_path):
     Image.fromarray(np.zeros((3, 5), np.uint8)).save(target)
     with pytest.raises(ValueError, match="5x3 pixels.*48x36"):
         load_davis(str(tmp_path), "val")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_a_mask_is_all_that_is_not_background(root, tmp_path, mode):
+    """However dark its colour is."""
+    for name in ("ImageSets", "JPEGImages"):
+        (tmp_path / name).symlink_to(root / name)
+    shutil.copytree(root / "Annotations", tmp_path / "Annotations")
+    mask, opaque = mask_of(0).astype(np.uint8), np.full((HEIGHT, WIDTH), 255, np.uint8)
+    if mode == "P":
+        image = Image.fromarray(mask, "P")
+        image.putpalette([0, 0, 0, 0, 0, 1])
+    elif len(mode) > 1 and mode != "I;16":
+        bands = {"RGB": 3, "RGBA": 3, "LA": 1}[mode]
+        colour = [0 * mask] * (bands - 1) + [mask]
+        image = Image.fromarray(np.stack([*colour, opaque][: len(mode)], axis=2), mode)
+    else:
+        image = Image.fromarray({"1": mask > 0, "L": mask, "I;16": mask.astype(np.uint16)}[mode])
+    image.save(mask_file(str(tmp_path), "bear", 0))
+    (annotation,) = load_davis(str(tmp_path), "val")[0]["annotations"]
+    assert annotation["bbox"] == [5, 4, 10, 8]
+
+
+def test_other_files_beside_the_frames(root, tmp_path):
+    for name in ("Annotations", "ImageSets"):
+        (tmp_path / name).symlink_to(root / name)
+    shutil.copytree(root / "JPEGImages", tmp_path / "JPEGImages")
+    frame = image_file(str(tmp_path), "bear", 0)
+    shutil.copyfile(frame, os.path.join(os.path.dirname(frame), "cover.jpg"))
+    with pytest.raises(ValueError, match="cover.jpg is no frame of DAVIS.*numbers"):
+        load_davis(str(tmp_path), "val")
+
+
+def test_a_list_of_sequences_from_another_editor(root, tmp_path):
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name).symlink_to(root / name)
+    path = tmp_path / "ImageSets" / "2016" / "val.txt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xef\xbb\xbfbear\r\n\r\n")
+    assert {d["video_id"] for d in load_davis(str(tmp_path), "val")} == {"bear"}
+    path.write_bytes(b"\xff\xfeb")
+    with pytest.raises(ValueError, match="val.txt, the list of the sequences, is no text"):
+        load_davis(str(tmp_path), "val")
+
+
+def test_masks_are_taken_by_their_numbers(tmp_path):
+    """mask_10.png comes after mask_9.png."""
+    source, output = tmp_path / "source", tmp_path / "DAVIS"
+    write_source(source, ("bear",))
+    for split in ("train", "val"):
+        folder = source / split / "bear"
+        for number in range(NUM_FRAMES):
+            os.rename(folder / f"mask_{number:05d}.png", folder / f"mask_{number + 8}.png")
+    command.main(["--source", str(source), "--output", str(output)])
+    boxes = [d["annotations"][0]["bbox"] for d in load_davis(str(output), "val")[:3]]
+    assert boxes == [[5 + number, 4, 10, 8] for number in range(3)]
 
 
 def test_a_video_without_a_mask_for_every_frame_is_refused(tmp_path, capsys):

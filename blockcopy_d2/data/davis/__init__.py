@@ -65,7 +65,8 @@ def load_davis(root, split, origin="", *, video=True):
 
     Raises:
         FileNotFoundError: names the missing file or folder, and where the data set comes from.
-        ValueError: a mask is not an image of the size of its frame.
+        ValueError: a mask is not an image of the size of its frame, or the name of a frame is no
+            number.
     """
     dataset = []
     for sequence in _read_split(root, split, origin):
@@ -74,7 +75,7 @@ def load_davis(root, split, origin="", *, video=True):
         files = find_files(folder, "*.jpg", root, origin)
         width, height = image_size(files[0])
         for frame_index, file in enumerate(files):
-            number = int(os.path.splitext(os.path.basename(file))[0])
+            number = _number_of(file, root)
             path = mask_file(root, sequence, number)
             require_file(path, f"the mask of {file}", root, origin)
             frame = {
@@ -116,8 +117,11 @@ def _read_split(root, split, origin):
     if not os.path.isfile(path):
         path = split_file(root, split, _RESOLUTION)
     require_file(path, "the list of the sequences", root, origin)
-    with open(path) as f:
-        firsts = [line.split()[0] for line in f if line.strip()]
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            firsts = [line.split()[0] for line in f if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, the list of the sequences, is no text: {error}") from error
     # A line names a sequence, or a frame as /JPEGImages/480p/<sequence>/<number>.jpg.
     names = [os.path.basename(os.path.dirname(x)) if "/" in x else x for x in firsts]
     if not names:
@@ -125,15 +129,29 @@ def _read_split(root, split, origin):
     return list(dict.fromkeys(names))
 
 
+def _number_of(file, root):
+    name = os.path.splitext(os.path.basename(file))[0]
+    if not (name.isascii() and name.isdigit()):
+        raise ValueError(
+            f"{file} is no frame of DAVIS: the frames in {root} have numbers for names, such as"
+            " 00000.jpg. Remove it."
+        )
+    return int(name)
+
+
 def _read_mask(path, size, frame):
     """list[dict]: the annotation of the pixels that are not background, if there are any."""
     try:
         with Image.open(path) as image:
-            mask = np.asarray(image.convert("L")) > 0
+            mask = np.asarray(image)
     except OSError as error:
         raise ValueError(
             f"{path}, the mask of {frame}, is not a readable image: {error}"
         ) from error
+    if mask.ndim == 3:
+        # Colours of objects; the last channel of two or four is opacity.
+        mask = mask[..., : 1 if mask.shape[2] < 3 else 3].any(axis=2)
+    mask = mask > 0
     if mask.shape != size:
         raise ValueError(
             f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels, its frame {frame} has"

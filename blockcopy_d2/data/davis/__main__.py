@@ -75,7 +75,9 @@ def write_davis(source, output, *, quality=90):
 
 
 def _write_sequence(folder, output, name, quality):
-    masks = sorted(x for x in os.listdir(folder) if re.fullmatch(r"mask_\d+\.png", x))
+    masks = [x for x in os.listdir(folder) if re.fullmatch(r"mask_\d+\.png", x)]
+    # By number: names may have no leading zeros.
+    masks.sort(key=_number_of)
     for file in (image_file(output, name, 0), mask_file(output, name, 0)):
         os.makedirs(os.path.dirname(file), exist_ok=True)
     video = os.path.join(folder, "video.mp4")
@@ -88,6 +90,10 @@ def _write_sequence(folder, output, name, quality):
     for number, mask in enumerate(masks):
         with atomic_write(mask_file(output, name, number)) as temporary:
             shutil.copyfile(os.path.join(folder, mask), temporary)
+
+
+def _number_of(mask):
+    return int(mask.removeprefix("mask_").removesuffix(".png"))
 
 
 def main(arguments=None):
