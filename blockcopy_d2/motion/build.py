@@ -121,9 +121,20 @@ def build_motion(cfg):
         cfg.defrost()
         own = cfg.MODEL.BLOCKCOPY.MOTION
         own.CELL_SIZE = min(own.CELL_SIZE, options.BLOCK_SIZE)
-        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-        name = "DISFlow" if _has_opencv() and not on_gpu else "BlockMatching"
+        name = best_estimator(cfg.MODEL.DEVICE)
     return MOTION_REGISTRY.get(name)(cfg)
+
+
+def best_estimator(device):
+    """
+    Args:
+        device (torch.device or str): where frames lie.
+
+    Returns:
+        str: name of the best estimator from pixels that this machine has.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    return "DISFlow" if _has_opencv() and not on_gpu else "BlockMatching"
 
 
 def _has_opencv():

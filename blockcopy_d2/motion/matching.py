@@ -139,7 +139,8 @@ def keep_still(field, current, previous, cell, radius=STILL_RADIUS):
     quarter of a grey level per pixel. A smooth cell shows nothing by itself and moves with its
     surroundings. The noise of a still camera saves less than that. A cell also stays if that costs
     nothing, or if moving costs over two grey levels per pixel more, as beside an object; and if one
-    of its pixels is not finite in either frame.
+    of its pixels is not finite in either frame. Pixels that would come from beyond the image save
+    nothing: where the light changes, all of them would.
 
     Args:
         field (Tensor): float32 (N, 2, GH, GW), dx and dy in pixels of the level.
@@ -155,7 +156,7 @@ def keep_still(field, current, previous, cell, radius=STILL_RADIUS):
     y = torch.arange(rows, device=field.device).view(1, rows, 1) * cell
     x = torch.arange(columns, device=field.device).view(1, 1, columns) * cell
     pixels = _cells(current, cell, NO_CURRENT)
-    staying = _cost(pixels, _cells(previous, cell, NO_PREVIOUS))
+    staying = _differences(pixels, _cells(previous, cell, NO_PREVIOUS))
     # Infinite and undefined vectors become zero, too.
     finite = field.isfinite().all(1)
     steps = (field.nan_to_num(0, 0, 0) * STEPS + 0.5).floor().long()
@@ -163,7 +164,9 @@ def keep_still(field, current, previous, cell, radius=STILL_RADIUS):
     windows = _Pixels(previous, cell + 1, NO_PREVIOUS).windows(
         y + whole[:, 1], x + whole[:, 0], cell + 1
     )
-    moving = _cost(pixels, _bilinear(windows, part[:, 0].flatten(), part[:, 1].flatten()))
+    blend = _bilinear(windows, part[:, 0].flatten(), part[:, 1].flatten())
+    moving = _differences(pixels, blend, beyond=staying.clamp_min(BEYOND))
+    staying, moving = _sum(staying), _sum(moving)
     broken = _highest(torch.maximum(current, previous), cell) == NOT_FINITE
     counts = _exists(current, cell) & finite & ~broken
     staying, moving = staying.view(shape), moving.view(shape)
@@ -249,7 +252,7 @@ class _Pixels:
 
 def _cost(pixels, windows):
     """int32 (K,)."""
-    return _sum((pixels - windows).abs_())
+    return _sum(_differences(pixels, windows))
 
 
 def _costs_of_row(pixels, windows, cell, row):
@@ -261,12 +264,20 @@ def _costs_of_row(pixels, windows, cell, row):
         (width, height, width, along),
         windows.storage_offset() + row * height,
     )
-    return _sum((shifted - pixels).abs_())
+    return _sum(_differences(shifted, pixels))
+
+
+def _differences(pixels, others, beyond=BEYOND):
+    """int16 (..., C, C, K), that of a pixel which one of the two lacks being ``beyond``."""
+    difference = (pixels - others).abs_()
+    lacking = difference > BRIGHTEST
+    if isinstance(beyond, int):
+        return difference.masked_fill_(lacking, beyond)
+    return torch.where(lacking, beyond, difference)
 
 
 def _sum(difference):
     """Returns int32 (..., K), the sums of (..., C, C, K)."""
-    difference.masked_fill_(difference > BRIGHTEST, BEYOND)
     pixels = difference.flatten(-3, -2)
     # 16-bit sums are much faster, and hold 8 x 8 pixels.
     dtype = torch.int16 if pixels.shape[-2] <= 64 else torch.int32

@@ -23,7 +23,7 @@ STEPS = tl.constexpr(matching.STEPS)
 NOWHERE = tl.constexpr(matching.NOWHERE)
 NO_CURRENT = tl.constexpr(matching.NO_CURRENT)
 NO_PREVIOUS = tl.constexpr(matching.NO_PREVIOUS)
-_BEYOND = tl.constexpr(matching.BEYOND)
+BEYOND = tl.constexpr(matching.BEYOND)
 
 # Pixels of cells that a program of one warp compares at a time.
 PIXELS = 256
@@ -86,6 +86,6 @@ def pixels_at(level_ptr, y, x, h, w, valid, missing):
 
 @triton.jit
 def differences(cell, source):
-    """int32 (cells,): the cost of comparing (cells, P) pixels."""
+    """int32 (cells, P): the costs of comparing pixels."""
     difference = tl.abs(cell - source)
-    return tl.sum(tl.where(difference > BRIGHTEST, _BEYOND, difference), 1)
+    return tl.where(difference > BRIGHTEST, BEYOND, difference)

@@ -19,6 +19,7 @@ from blockcopy_d2.kernels.device import device_of
 
 from . import matching, pyramid
 from .triton_cells import (
+    BEYOND,
     BRIGHTEST,
     NO_CURRENT,
     NO_PREVIOUS,
@@ -97,7 +98,10 @@ def field_kernel(
     below += pixels_at(previous_ptr, there_y, there_x + 1, h, w, exist, NO_PREVIOUS) * part_x
     blend = above * (STEPS - part_y) + below * part_y
     blend = (blend + STEPS * STEPS // 2) // (STEPS * STEPS)
-    moving = differences(pixels, tl.where(blend > BRIGHTEST, NO_PREVIOUS, blend))
+    # What comes from beyond the image saves nothing.
+    moving = tl.abs(pixels - tl.where(blend > BRIGHTEST, NO_PREVIOUS, blend))
+    moving = tl.where(moving > BRIGHTEST, tl.maximum(staying, BEYOND), moving)
+    staying, moving = tl.sum(staying, 1), tl.sum(moving, 1)
     plane = stream * (2 * GH * GW) + row * GW + column
     tl.store(costs_ptr + plane, tl.where(counts, staying, -1), mask=valid)
     tl.store(costs_ptr + plane + GH * GW, moving, mask=valid)

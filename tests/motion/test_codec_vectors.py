@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from blockcopy_d2.data import VideoFrames
 from blockcopy_d2.motion import BlockMatching, CodecReader, CodecVectors, FrameVectors
 from tests.motion.pictures import inner, texture
 from tests.motion.videos import encode, pan
@@ -183,7 +184,35 @@ def test_vectors_that_are_not_finite_count_as_none():
     """Still cells stay, even if the picture changed so much that any vector would fit better."""
     estimator = CodecVectors(fallback=BlockMatching())
     before = estimator.features(torch.zeros(1, 3, 64, 64))
-    codec = np.full((2, 4, 4), np.inf, np.float32)
-    codec[1, :2] = -np.inf
+    codec = np.zeros((2, 4, 4), np.float32)
+    codec[0, :, :2] = np.inf
+    codec[1, :2, :2] = -np.inf
     now = estimator.features(torch.full((1, 3, 64, 64), 255.0), codec=[codec])
     assert (estimator.estimate(now, before) == 0).all()
+
+
+@pytest.mark.parametrize("known, by_pixels", [(0, True), (7, True), (8, False), (12, False)])
+def test_frames_of_which_little_is_known_fall_back(known, by_pixels):
+    """In the others, cells without vectors stay."""
+    world = texture(192, 256)
+    current, previous = world.roll(-6, 3), world
+    fallback = BlockMatching(cell_size=16)
+    estimator = CodecVectors(cell_size=16, fallback=fallback)
+    codec = np.full((2, 12, 16), np.nan, np.float32)
+    codec[:, :, :known] = np.array([6, 0], np.float32).reshape(2, 1, 1)
+    now, before = estimator.features(current, codec=[codec]), estimator.features(previous)
+    field = estimator.estimate(now, before)
+    assert torch.equal(field, fallback.estimate(now, before)) == by_pixels
+    assert by_pixels or (field[0, :, :, known:] == 0).all()
+
+
+def test_zeros_of_mpeg4_are_not_believed(tmp_path):
+    """FFmpeg exports no vectors of its bidirectional frames, but zeros."""
+    torch.manual_seed(0)
+    encode(tmp_path / "pan.avi", pan(8, 4, -2), codec="mpeg4", bf="2")
+    frames = VideoFrames(tmp_path / "pan.avi").read(vectors=True)
+    fields = [None if x is None else x.field((192, 256), 16) for _, _, x in frames]
+    known = [x for x in fields if x is not None]
+    assert len(fields) == 8 and 1 <= len(known) <= 4
+    for field in known:
+        assert np.abs(np.nanmedian(field.reshape(2, -1), 1) - [4, -2]).max() <= 0.5

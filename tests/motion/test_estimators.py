@@ -116,6 +116,16 @@ def test_noise_of_a_still_camera_gives_zeros(estimator):
         assert moved <= 0.01, f"grain {grain}: {moved:.3f} of the cells moved"
 
 
+@pytest.mark.parametrize("change", [-50, 20, 60, 150])
+def test_light_that_changes_moves_nothing(estimator, change):
+    """A lamp over a smooth wall, or a screen at the border: nothing comes from beyond the image."""
+    before = torch.full((2, 3, 256, 320), 80.0) + 2 * torch.randn(2, 3, 256, 320)
+    after = before.clone()
+    after[0] += change
+    after[1, :, :128, 200:] += change
+    assert (field_of(estimator, after, before) == 0).all()
+
+
 def test_only_what_moved_moves(estimator):
     """An object moves over a still background."""
     background, moving = texture(320, 384), texture(128, 128)
@@ -260,6 +270,9 @@ def test_built_by_name(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "cv2", None)
         assert type(build_motion(cfg)) is BlockMatching, "without OpenCV"
+        codec = configured(NAME="CodecVectors")
+        codec.MODEL.DEVICE = "cpu"
+        assert type(build_motion(codec).fallback) is BlockMatching, "auto's"
         with pytest.raises(
             ImportError, match="DISFlow is OpenCV's .*: pip install opencv-python-h"
         ):

@@ -114,8 +114,9 @@ def test_field_of_noise(cell_size, monkeypatch):
     if cell_size == 8:
         monkeypatch.setattr(triton_search, "LEAST_WARPS", 0)
     compare(256 * torch.rand(1, 3, 65, 58), 256 * torch.rand(1, 3, 65, 58), cell_size)
-    flat = torch.full((1, 3, 65, 58), 100.0)
-    compare(flat, flat + 3 * torch.rand(1, 3, 65, 58), cell_size)
+    # The second is brighter by more than what comes from beyond the image costs.
+    flat, brighter = torch.full((2, 3, 65, 58), 100.0), torch.tensor([3, 40]).view(2, 1, 1, 1)
+    compare(flat + brighter * torch.rand(2, 3, 65, 58), flat, cell_size)
 
 
 def compare(current, previous, cell_size, sizes=None):

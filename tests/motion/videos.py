@@ -7,9 +7,11 @@ import torch
 from tests.motion.pictures import texture
 
 
-def encode(path, frames, **options):
+def encode(path, frames, *, codec="libx264", **options):
+    if codec == "libx264":
+        options = {"crf": "10", **options}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "10", **options})
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
