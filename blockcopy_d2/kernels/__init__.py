@@ -1,7 +1,8 @@
 """
 Code that all kernels share: the check for Triton (availability), the GPU (device), the start of a
-kernel (dependent_launch), launches bound to their operands (launch), CUDA graphs (graph), time in a
-graph (clock) and float32 values for tensor cores (tf32). It imports without Triton.
+kernel (dependent_launch), launches bound to their operands (launch), tables that kernels read
+(table), CUDA graphs (graph), time in a graph (clock), copies of many tensors (copying, packing) and
+float32 values for tensor cores (tf32). It imports without Triton.
 
 Every kernel follows one convention, which tests/kernels/test_convention.py checks:
 

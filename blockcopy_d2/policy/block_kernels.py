@@ -44,6 +44,7 @@ def block_means_kernel(
     CHANNELS: tl.constexpr,  # of a frame
     P: tl.constexpr,
     EDGE_FLOOR: tl.constexpr,
+    NUM_MEANS: tl.constexpr,
 ):
     """A program takes the pixels of one block of one stream."""
     column, row, stream = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -83,7 +84,7 @@ def block_means_kernel(
     cells = tl.sum(tl.sum(cells, 3), 1) / 16
     peak = tl.max(tl.max(cells, 1), 0)
     blocks = rows * columns
-    out = out_ptr + stream * 6 * blocks + row * columns + column
+    out = out_ptr + stream * NUM_MEANS * blocks + row * columns + column
     at_edges = (edge + EDGE_FLOOR) * difference
     tl.store(out, tl.sum(tl.sum(at_edges, 1), 0) / (P * P))
     tl.store(out + blocks, tl.sum(tl.sum(difference, 1), 0) / (P * P))
@@ -102,6 +103,6 @@ def block_means_triton(frame, frame_state, output, pixel_scale, grid_shape):
     maps = (x.float().contiguous() for x in (frame, frame_state, output, pixel_scale))
     launch = block_means_kernel[(columns, rows, streams)]
     constants = {"P": frame.shape[-2] // rows, "EDGE_FLOOR": EDGE_FLOOR}
-    constants["CHANNELS"] = frame.shape[1]
+    constants |= {"CHANNELS": frame.shape[1], "NUM_MEANS": _NUM_MEANS}
     launch(*maps, out, classes, rows, columns, **constants, num_warps=4)
     return out

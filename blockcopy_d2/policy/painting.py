@@ -15,6 +15,9 @@ import triton.language as tl
 
 __all__ = ["paint_maximum_triton"]
 
+# Pixels that a program paints.
+_PIXELS = 1024
+
 
 # do_not_specialize: the number of masks must not make a new variant of the kernel.
 @triton.jit(do_not_specialize=["n"])
@@ -47,6 +50,6 @@ def paint_maximum_triton(masks, values, channels, num_channels):
     size, pixels = (*streams, num_channels, height, width), height * width
     out = torch.empty(size, dtype=torch.float32, device=masks.device)
     tensors = (masks.view(torch.uint8), values.float().contiguous(), channels.contiguous(), out)
-    grid = (triton.cdiv(pixels, 1024), num_channels, *(streams or [1]))
-    paint_kernel[grid](*tensors, number, pixels, BLOCK=1024, num_warps=4)
+    grid = (triton.cdiv(pixels, _PIXELS), num_channels, *(streams or [1]))
+    paint_kernel[grid](*tensors, number, pixels, BLOCK=_PIXELS, num_warps=4)
     return out

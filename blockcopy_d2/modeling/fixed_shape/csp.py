@@ -23,6 +23,10 @@ class StaticCSP(StaticDenseDetector):
 
     meta_architecture = CSP
 
+    @classmethod
+    def supports(cls, model):
+        return super().supports(model) and model.topk_candidates > 0 and model.max_detections > 0
+
     def __call__(self, logits, log_height, offset, sizes):
         """
         Args:

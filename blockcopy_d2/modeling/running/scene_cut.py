@@ -6,8 +6,10 @@ Shape shorthand: N streams, h x w policy resolution, P policy pixels per side of
 
 from torch.nn import functional as F
 
-__all__ = ["LEAST_CHANGE", "LEAST_UNEXPLAINED", "scene_cuts"]
+__all__ = ["CELLS", "LEAST_CHANGE", "LEAST_UNEXPLAINED", "scene_cuts"]
 
+# Cells along the side of a block.
+CELLS = 4
 # A cell has changed if its mean colour did by more than this share of the range of pixel values.
 LEAST_CHANGE = 0.06
 
@@ -39,6 +41,6 @@ def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage)
     Returns:
         Tensor: bool (N,). False where a frame is not finite.
     """
-    change = F.avg_pool2d((frame - previous) * (pixel_std / 255), pixels_per_block // 4)
+    change = F.avg_pool2d((frame - previous) * (pixel_std / 255), pixels_per_block // CELLS)
     change = change.abs().mean(dim=1)
     return (change > LEAST_CHANGE).float().mean(dim=(1, 2)) > share * coverage

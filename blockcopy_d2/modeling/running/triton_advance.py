@@ -6,11 +6,13 @@ import triton.language as tl
 
 __all__ = ["advance_triton"]
 
+_LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
+
 
 @triton.jit
 def finite_numbers(value):
-    """Like ``nan_to_num``."""
-    limit = tl.where(value > 0, 3.4028234663852886e38, -3.4028234663852886e38)
+    """Like ``nan_to_num`` of float32."""
+    limit = tl.where(value > 0, _LARGEST, -_LARGEST)
     limit = tl.where(value == value, limit, 0.0)
     return tl.where(tl.abs(value) < float("inf"), value, limit)
 

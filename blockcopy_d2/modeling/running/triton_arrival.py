@@ -5,15 +5,15 @@ import triton
 import triton.language as tl
 
 from .arrival import Arrival
-from .scene_cut import LEAST_CHANGE
+from .scene_cut import CELLS, LEAST_CHANGE
 from .triton_advance import finite_numbers
 
 __all__ = ["compare_frames_triton"]
 
-# Cells along the side of a block.
-_CELLS = 4
-# A tile that is not finite adds this to its number of changed cells.
+# A tile that is not finite adds this to its number of changed cells, which is far smaller.
 _BROKEN = 1 << 16
+# Tiles whose numbers a program adds up at a time.
+_TILES = 256
 
 
 @triton.jit
@@ -92,16 +92,16 @@ def compare_frames_triton(
     tiles = torch.empty(streams, rows * columns, dtype=torch.int32, device=device)
     flags = torch.empty(3, streams, dtype=torch.bool, device=device)
     maps = (frame.contiguous(), previous.contiguous(), pixel_std.float().contiguous(), picture)
-    constants = {"P": pixels_per_block, "CELLS": _CELLS, "LEAST": LEAST_CHANGE}
+    constants = {"P": pixels_per_block, "CELLS": CELLS, "LEAST": LEAST_CHANGE}
     constants["CHANNELS"] = channels
     look_kernel[(columns, rows, streams)](
         *maps, tiles, (height, width), **constants, BROKEN=_BROKEN, num_warps=4
     )
-    most = share * coverage * rows * columns * _CELLS**2
+    most = share * coverage * rows * columns * CELLS**2
     judge_kernel[(streams,)](
         *(tiles, index.contiguous(), broken.contiguous().view(torch.uint8)),
         *(tuple(flags.view(torch.uint8)), rows * columns, most),
-        **{"HAS_CUTS": share > 0, "BROKEN": _BROKEN, "BLOCK": 256, "num_warps": 4},
+        **{"HAS_CUTS": share > 0, "BROKEN": _BROKEN, "BLOCK": _TILES, "num_warps": 4},
     )
     finite, cut, new = flags
     return Arrival(picture, finite, cut, new)

@@ -11,6 +11,7 @@ import triton.language as tl
 
 __all__ = ["prepare_triton"]
 
+# Pixels of the input that a program reads, or those of one policy pixel.
 _PIXELS = 512
 
 

@@ -51,6 +51,6 @@ def draw(logits, uniform):
     """
     active = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
     blocks, options = logits[0].numel(), device_of(logits.device).launch_options
-    arguments = (logits.contiguous(), uniform, active.view(torch.uint8), blocks)
+    arguments = (logits.contiguous(), uniform.contiguous(), active.view(torch.uint8), blocks)
     draw_kernel[(len(logits),)](*arguments, BLOCK=1024, num_warps=4, **options)
     return active

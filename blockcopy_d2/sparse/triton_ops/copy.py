@@ -44,10 +44,12 @@ def copy_kernel(
         valid = valid & (y < H) & (x < W)
         channel = tl.program_id(1) * BC + tl.arange(0, BC)
         mask = valid[:, None] & (channel < C)[None, :]
+        plane = channel
         if WIDE:
             stream, y, x = stream.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
+            plane = plane.to(tl.int64)
         source = x_ptr + (stream * stride_n + y * stride_y + x * stride_x)[:, None]
-        value = tl.load(source + (channel * stride_c)[None, :], mask=mask, other=0).to(tl.float32)
+        value = tl.load(source + (plane * stride_c)[None, :], mask=mask, other=0).to(tl.float32)
         if AFFINE:
             factor = (stream * affine_row)[:, None] + channel[None, :]
             value = value * tl.load(scale_ptr + factor, mask=mask, other=0.0)

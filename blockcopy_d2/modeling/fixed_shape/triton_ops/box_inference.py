@@ -4,7 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import box_inference
 from .boxes import load_boxes, store_boxes
+
+_NO_SCORE = tl.constexpr(box_inference.NO_SCORE)
 
 
 @triton.jit
@@ -42,7 +45,7 @@ def score_kernel(
     finite = tl.load(finite_ptr + proposal * num_boxes + column, mask=column < num_boxes, other=1)
     broken += tl.sum((finite == 0).to(tl.int32), 0)
     usable = (broken == 0) & (tl.load(usable_ptr + proposal) != 0)
-    score = tl.where(usable & (score > threshold), score, -1.0)
+    score = tl.where(usable & (score > threshold), score, _NO_SCORE)
     tl.store(scores_ptr + proposal * num_classes + column, score, mask=column < num_classes)
 
 
@@ -117,7 +120,8 @@ def fill_slots_triton(keep, boxes, scores, classes, scale, size, num_slots):
     count = torch.empty(images, dtype=torch.int32, device=device)
     out = (out_boxes, out_scaled, out_scores, out_classes, count)
     scale, size = (tuple(map(float, pair)) for pair in (scale, size))
-    kept = (keep.view(torch.uint8), boxes, scores, classes)
+    kept = [x.contiguous() for x in (keep, boxes, scores, classes)]
+    kept = (kept[0].view(torch.uint8), *kept[1:])
     blocks = dict(BLOCK=triton.next_power_of_2(candidates), BD=triton.next_power_of_2(num_slots))
     fill_kernel[(images,)](kept, out, candidates, num_slots, scale, size, **blocks, num_warps=8)
     return out

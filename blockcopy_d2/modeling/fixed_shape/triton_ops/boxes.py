@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 
+# Sets of deltas that a program decodes.
+_SETS = 128
+
 
 @triton.jit
 def load_boxes(boxes_ptr, mask):
@@ -100,7 +103,7 @@ def decode_kernel(
     BLOCK: tl.constexpr,
 ):
     """A program decodes BLOCK of the `total` sets of deltas of all boxes."""
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < total
     box = index // num_sets
     delta = deltas_ptr + box * deltas_row + index % num_sets * 4
@@ -140,5 +143,5 @@ def decode_boxes_triton(deltas, boxes, transform, image_size):
     total = num_boxes * num_sets
     arguments = (deltas, boxes, out, finite, total, num_sets, deltas.stride(0))
     numbers = transform_numbers(transform), clip_limits(image_size)
-    decode_kernel[(triton.cdiv(total, 128),)](*arguments, *numbers, BLOCK=128, num_warps=4)
+    decode_kernel[(triton.cdiv(total, _SETS),)](*arguments, *numbers, BLOCK=_SETS, num_warps=4)
     return out, finite.view(torch.bool)

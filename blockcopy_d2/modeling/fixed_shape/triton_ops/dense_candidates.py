@@ -4,8 +4,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import box_inference
 from .levels import of_level
 from .proposals import map_strides, pixel_rows
+
+_NO_SCORE = tl.constexpr(box_inference.NO_SCORE)
+# Scores that a program holds, and anchors at most.
+_SCORES, _ANCHORS = 4096, 128
 
 
 @triton.jit
@@ -55,7 +60,7 @@ def dense_score_kernel(
         centre = sigmoid(tl.load(source, mask=exists, other=0.0))
         score = tl.sqrt_rn(score * centre[:, None])
     # NaN is not above the threshold.
-    score = tl.where(seen & (score > threshold), score, -1.0)
+    score = tl.where(seen & (score > threshold), score, _NO_SCORE)
     out_ptr += row.to(tl.int64) * width * (1 if PEAKS else K)
     if PEAKS:
         tl.store(out_ptr + column, tl.max(score, 1), mask=column < width)
@@ -91,7 +96,7 @@ def _launch(logits, centerness, index, out, num_classes, width, threshold):
     sizes = tuple(x[0].numel() // num_classes for x in logits)
     num_anchors, images, levels = logits[0].shape[1] // num_classes, len(logits[0]), len(logits)
     block_k = triton.next_power_of_2(num_classes)
-    block = max(min(4096 // block_k, 128), 1)
+    block = max(min(_SCORES // block_k, _ANCHORS), 1)
     maps = (tuple(logits), tuple(centres), sizes, map_strides(logits), map_strides(centres))
     tensors = (out if index is None else index, out)
     numbers = (num_anchors, num_classes, width, float(threshold))

@@ -6,6 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+# Pixels of a mask that a program writes.
+_PIXELS = 1024
+
 
 @triton.jit
 def mask_kernel(logits_ptr, classes_ptr, out_ptr, P, K, BLOCK: tl.constexpr):
@@ -28,7 +31,7 @@ def select_masks_triton(logits, classes):
     regions, pixels, num_classes = logits.shape
     side = math.isqrt(pixels // 4)
     out = torch.empty(regions, 2 * side, 2 * side, dtype=torch.float32, device=logits.device)
-    grid = (regions, triton.cdiv(pixels, 1024))
+    grid = (regions, triton.cdiv(pixels, _PIXELS))
     tensors = (logits.contiguous(), classes.contiguous(), out)
-    mask_kernel[grid](*tensors, side, num_classes, BLOCK=1024, num_warps=4)
+    mask_kernel[grid](*tensors, side, num_classes, BLOCK=_PIXELS, num_warps=4)
     return out

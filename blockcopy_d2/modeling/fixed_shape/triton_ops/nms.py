@@ -6,6 +6,9 @@ import triton.language as tl
 
 from .boxes import load_boxes
 
+# Boxes that a program compares with those of a word.
+_BOXES = 64
+
 
 @triton.jit
 def overlap_kernel(
@@ -108,8 +111,8 @@ def nms_triton(boxes, valid, threshold, labels=None, *, largest_block=512):
     keep = torch.empty(groups, size, dtype=torch.uint8, device=boxes.device)
     labelled = labels is not None
     tensors = (boxes, valid, labels if labelled else valid, bits)
-    overlap_kernel[triton.cdiv(words * 32, 64), words, groups](
-        *tensors, size, words, threshold, LABELS=labelled, BJ=64, num_warps=4
+    overlap_kernel[triton.cdiv(words * 32, _BOXES), words, groups](
+        *tensors, size, words, threshold, LABELS=labelled, BJ=_BOXES, num_warps=4
     )
     keep_kernel[(groups,)](
         valid, bits, keep, size, words, BLOCK=block, num_warps=max(block // 32, 1)

@@ -6,7 +6,10 @@ import triton.language as tl
 
 from ..paste import THRESHOLD
 
+# Programs that share the tiles of a mask: enough for one that covers the picture.
 _PROGRAMS_PER_MASK = 32
+# Rows and columns of a tile: whole lines of 128 bytes of the output.
+_TILE = {"BY": 8, "BX": 128}
 
 
 @triton.jit
@@ -134,15 +137,16 @@ def paste_masks_triton(masks, boxes, count, out):
     grid = (images * most, _PROGRAMS_PER_MASK)
     tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
     sizes = (masks.shape[1], most, height, width, masks.shape[-1], THRESHOLD)
-    paste_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
+    paste_kernel[grid](*tensors, *sizes, **_TILE, num_warps=4)
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
     """Runs :func:`sample_masks` on a GPU."""
     size = images, detections, height, width = (*masks.shape[:2], len(rows), len(columns))
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)
-    grid = (images * detections, triton.cdiv(height, 8), triton.cdiv(width, 128))
+    rows_of_tiles, tiles_of_row = triton.cdiv(height, _TILE["BY"]), triton.cdiv(width, _TILE["BX"])
+    grid = (images * detections, rows_of_tiles, tiles_of_row)
     tensors = (masks.contiguous(), boxes.contiguous(), count, rows, columns, out.view(torch.uint8))
     sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
-    sample_kernel[grid](*tensors, *sizes, BY=8, BX=128, num_warps=4)
+    sample_kernel[grid](*tensors, *sizes, **_TILE, num_warps=4)
     return out

@@ -16,6 +16,9 @@ from .boxes import (
 )
 from .levels import of_level
 
+# Columns that a program aligns, and candidates that it decodes.
+_COLUMNS, _CANDIDATES = 2048, 128
+
 
 @triton.jit
 def align_levels_kernel(
@@ -108,8 +111,8 @@ def align_levels_triton(logits):
     sizes = tuple(x[0].numel() for x in logits)
     (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
     out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
-    maps, constants = (tuple(logits), sizes, *map_strides(logits)), dict(L=levels, BLOCK=2048)
-    grid = (triton.cdiv(width, 2048), images * levels)
+    maps, constants = (tuple(logits), sizes, *map_strides(logits)), dict(L=levels, BLOCK=_COLUMNS)
+    grid = (triton.cdiv(width, _COLUMNS), images * levels)
     align_levels_kernel[grid](*maps, out, num_anchors, width, **constants, num_warps=4)
     return out
 
@@ -124,7 +127,7 @@ def decode_candidates_triton(deltas, anchors, index, logits, transform, image_si
     maps = (tuple(deltas), tuple(anchors), sizes, *map_strides(deltas))
     tensors, num_anchors = (index, logits, boxes, valid), deltas[0].shape[1] // 4
     numbers = transform_numbers(transform), clip_limits(image_size), float(least_side)
-    constants = dict(LINEAR=is_linear(transform), L=levels, BLOCK=128, num_warps=4)
-    grid = triton.cdiv(k, 128), images * levels
+    constants = dict(LINEAR=is_linear(transform), L=levels, BLOCK=_CANDIDATES, num_warps=4)
+    grid = triton.cdiv(k, _CANDIDATES), images * levels
     decode_proposals_kernel[grid](*maps, *tensors, num_anchors, k, *numbers, **constants)
     return boxes, valid.view(torch.bool)
