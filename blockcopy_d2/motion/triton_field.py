@@ -98,7 +98,7 @@ def field_kernel(
     below += pixels_at(previous_ptr, there_y, there_x + 1, h, w, exist, NO_PREVIOUS) * part_x
     blend = above * (STEPS - part_y) + below * part_y
     blend = (blend + STEPS * STEPS // 2) // (STEPS * STEPS)
-    # What comes from beyond the image saves nothing.
+    # Pixels from beyond the image save nothing.
     moving = tl.abs(pixels - tl.where(blend > BRIGHTEST, NO_PREVIOUS, blend))
     moving = tl.where(moving > BRIGHTEST, tl.maximum(staying, BEYOND), moving)
     staying, moving = tl.sum(staying, 1), tl.sum(moving, 1)

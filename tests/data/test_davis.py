@@ -149,7 +149,7 @@ def test_other_files_beside_the_frames(root, tmp_path):
     shutil.copytree(root / "JPEGImages", tmp_path / "JPEGImages")
     frame = image_file(str(tmp_path), "bear", 0)
     shutil.copyfile(frame, os.path.join(os.path.dirname(frame), "cover.jpg"))
-    with pytest.raises(ValueError, match="cover.jpg is no frame of DAVIS.*numbers"):
+    with pytest.raises(ValueError, match="cover.jpg is not a frame of DAVIS.*numbers"):
         load_davis(str(tmp_path), "val")
 
 
@@ -161,7 +161,7 @@ def test_a_list_of_sequences_from_another_editor(root, tmp_path):
     path.write_bytes(b"\xef\xbb\xbfbear\r\n\r\n")
     assert {d["video_id"] for d in load_davis(str(tmp_path), "val")} == {"bear"}
     path.write_bytes(b"\xff\xfeb")
-    with pytest.raises(ValueError, match="val.txt, the list of the sequences, is no text"):
+    with pytest.raises(ValueError, match="val.txt, the list of the sequences, is not a text file"):
         load_davis(str(tmp_path), "val")
 
 

@@ -65,7 +65,7 @@ def load_davis(root, split, origin="", *, video=True):
 
     Raises:
         FileNotFoundError: names the missing file or folder, and where the data set comes from.
-        ValueError: a mask is not an image of the size of its frame, or the name of a frame is no
+        ValueError: a mask is not an image of the size of its frame, or a frame is not named by a
             number.
     """
     dataset = []
@@ -121,7 +121,9 @@ def _read_split(root, split, origin):
         with open(path, encoding="utf-8-sig") as f:
             firsts = [line.split()[0] for line in f if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, the list of the sequences, is no text: {error}") from error
+        raise ValueError(
+            f"{path}, the list of the sequences, is not a text file: {error}"
+        ) from error
     # A line names a sequence, or a frame as /JPEGImages/480p/<sequence>/<number>.jpg.
     names = [os.path.basename(os.path.dirname(x)) if "/" in x else x for x in firsts]
     if not names:
@@ -133,7 +135,7 @@ def _number_of(file, root):
     name = os.path.splitext(os.path.basename(file))[0]
     if not (name.isascii() and name.isdigit()):
         raise ValueError(
-            f"{file} is no frame of DAVIS: the frames in {root} have numbers for names, such as"
+            f"{file} is not a frame of DAVIS: the frames in {root} have numbers for names, such as"
             " 00000.jpg. Remove it."
         )
     return int(name)
