@@ -3,7 +3,7 @@ Times motion: estimating it, and moving the state of a stream: frame state and o
 resolution, and the feature maps of blocks that are not executed.
 
     python -m benchmarks.motion --size 512 1024
-    python -m benchmarks.motion --device cuda --size 1024 2048 --dtype fp16 --opts \
+    python -m benchmarks.motion --device cuda --size 1024 2048 --dtype fp16 --opts \\
         MODEL.BLOCKCOPY.BLOCK_SIZE 128 MODEL.BLOCKCOPY.POLICY.PIXELS_PER_BLOCK 32
 
 All variants run interleaved, on two frames of a StreetClips clip or of --frames; each is the median

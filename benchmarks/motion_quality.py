@@ -142,7 +142,7 @@ def _parser():
         nargs="+",
         default=list(ESTIMATORS),
         metavar="NAME",
-        help="values of MODEL.BLOCKCOPY.MOTION.NAME (%(default)s)",
+        help=f"values of MODEL.BLOCKCOPY.MOTION.NAME ({' '.join(ESTIMATORS)})",
     )
     parser.add_argument(
         "--cell-sizes",
@@ -150,7 +150,7 @@ def _parser():
         type=int,
         choices=CELL_SIZES,
         default=list(CELL_SIZES),
-        help="side in pixels (%(default)s)",
+        help=f"sides in pixels ({' '.join(map(str, CELL_SIZES))})",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device to run on (%(default)s)"

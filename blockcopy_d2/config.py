@@ -93,6 +93,7 @@ def _model_keys():
         ["frame", "frame_state", "output", "grid"],
         choice("frame", "previous_frame", "frame_state", "output", "grid"),
         least=1,
+        distinct=True,
     )
     # Layers of LearnedPolicy's ResNet. 20.3 GMACs with 20 and 34.1 with 32, at 1024 x 2048 in clips
     # of 20; the paper's "ResNet-20" has the 34.1

@@ -118,8 +118,11 @@ def channels(default):
     return whole(default, least=1, most=2**16)
 
 
-def list_of(default, element, *, length=None, least=0):
-    """A list of at least ``least`` elements; ``element`` is a key that describes each of them."""
+def list_of(default, element, *, length=None, least=0, distinct=False):
+    """
+    A list of at least ``least`` elements, with ``distinct`` of different ones; ``element`` is a key
+    that describes each of them.
+    """
 
     def cast(value):
         if not isinstance(value, list | tuple):
@@ -129,10 +132,12 @@ def list_of(default, element, *, length=None, least=0):
 
     def holds(value):
         fits = len(value) >= least and length in (None, len(value))
+        fits = fits and not (distinct and len(set(value)) < len(value))
         return fits and all(map(element.holds, value))
 
-    count = f"at least {least} elements, " if least else ""
+    count = f"at least {least} element{'s' * (least > 1)}, " if least else ""
     count = count if length is None else f"{length} elements, "
+    count += "each at most once, " if distinct else ""
     return Key(default, f"a list, {count}each of it {element.allowed}", cast, holds)
 
 

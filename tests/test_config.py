@@ -100,6 +100,7 @@ def test_enabling_moves_names_once_and_base_config_puts_them_back():
         ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", "0"),
         ("INPUT.CLIP.NUM_FRAMES", "0"),
         ("TEST.BLOCKCOPY.COMPARE", "['dens']"),
+        ("MODEL.BLOCKCOPY.POLICY.INPUTS", "['frame', 'frame']"),
     ],
 )
 def test_a_value_out_of_range_is_named(key, value):

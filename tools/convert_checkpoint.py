@@ -10,6 +10,7 @@ names. Files are read as plain tensors; no code in them is run.
 
 import argparse
 import contextlib
+import functools
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ def main(args):
         config_path(args.config_file or mapping.config_file),
         ["MODEL.DEVICE", "cpu", *settings, *args.opts],
     )
+    _check_settings(mapping, cfg)
     model = build_model(base_config(cfg))
     source = load_public_state_dict(args.input)
     try:
@@ -86,6 +88,17 @@ def main(args):
     with atomic_write(args.output) as temporary:
         torch.save({"model": converted, "settings": weight_settings(model)}, temporary)
     return len(converted)
+
+
+def _check_settings(mapping, cfg):
+    """Refuses overrides that contradict the source, which shapes and names would not tell."""
+    for key, value in mapping.settings:
+        found = functools.reduce(getattr, key.split("."), cfg)
+        if found != value:
+            raise ValueError(
+                f"{key} is {found} in --opts, but weights of {mapping.source} need {value}: leave"
+                " it out."
+            )
 
 
 def _others_that_fit(network, source, model):

@@ -92,9 +92,9 @@ def convert_state_dict(mapping, source, target):
 
     Raises:
         ConversionError: names every key of ``target`` that ``source`` lacks, every key of
-            ``source`` that is unknown, and every tensor whose shape does not fit.
+            ``source`` that is unknown, and every tensor whose shape or numbers do not fit.
     """
-    converted, used, missing, misshapen = {}, set(), [], []
+    converted, used, missing, misshapen, unfit = {}, set(), [], [], []
     for name, own in target.items():
         theirs = mapping.their_name(name)
         if theirs not in source:
@@ -109,6 +109,10 @@ def convert_state_dict(mapping, source, target):
             found, expected = tuple(tensor.shape), tuple(own.shape)
             misshapen.append(f"{theirs} (for {name}): {found}, expected {expected}")
             continue
+        fault = _fault(tensor, own.dtype)
+        if fault:
+            unfit.append(f"{theirs} (for {name}): {fault}")
+            continue
         converted[name] = tensor.to(own.dtype).clone()
     unknown = [
         name
@@ -121,6 +125,7 @@ def convert_state_dict(mapping, source, target):
             ("Missing keys", missing),
             ("Unknown keys", unknown),
             ("Tensors of another shape", misshapen),
+            ("Tensors of other numbers", unfit),
         )
         if names
     ]
@@ -130,6 +135,15 @@ def convert_state_dict(mapping, source, target):
             + "\n".join(problems)
         )
     return converted
+
+
+def _fault(tensor, dtype):
+    """str: why the numbers of a tensor are none of a type; empty if they are."""
+    if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex():
+        found, expected = (str(x).removeprefix("torch.") for x in (tensor.dtype, dtype))
+        return f"{found}, expected {expected}"
+    bad = tensor.numel() - int(torch.isfinite(tensor.to(dtype)).sum())
+    return f"{bad} of {tensor.numel()} not finite" if bad else ""
 
 
 def check_normalization(mapping, source, model):
@@ -198,8 +212,9 @@ def load_public_state_dict(path):
         raise
     except Exception as error:
         raise ConversionError(
-            f"{path} cannot be read as plain tensors ({error}). If it holds other Python objects"
-            " and you trust it, save its state dict alone with torch.save first."
+            f"{path} cannot be read as plain tensors ({type(error).__name__}: {error}). Is it"
+            " whole, and a file of torch.save? If it holds other Python objects and you trust it,"
+            " save its state dict alone with torch.save first."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):

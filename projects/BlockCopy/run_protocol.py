@@ -125,8 +125,11 @@ def get_parser():
     )
     parser.add_argument(
         "--resume",
-        action="store_true",
-        help="take the policies from DIR, where an earlier run warmed them",
+        nargs="?",
+        const="",
+        metavar="FROM",
+        help="take the policies that an earlier run warmed, from the folder FROM; without one, from"
+        " DIR",
     )
     return parser
 
@@ -182,11 +185,11 @@ def warm_policies(cfg, model, methods, loader, passes, courses):
             saver.save(f"{method.file_name}{suffix}")
 
 
-def load_policies(cfg, methods):
-    """Take the policies that an earlier run warmed."""
+def load_policies(folder, methods):
+    """Take the policies that an earlier run left in a folder."""
     for method in methods:
         if method.learns:
-            path = os.path.join(cfg.OUTPUT_DIR, f"{method.file_name}.pth")
+            path = os.path.join(folder, f"{method.file_name}.pth")
             PolicyCheckpointer(method.policy, learner=method.learner).load(path)
 
 
@@ -211,7 +214,7 @@ def run_methods(cfg, model, methods, loader, description, warm_courses):
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    warm = args.warm_clips > 0 and not args.resume
+    warm = args.warm_clips > 0 and args.resume is None
     with errors_end_the_program():
         cfg = build_config(args)
         test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
@@ -226,8 +229,8 @@ def main(argv=None):
             policies=dict(args.policies),
             seeds=args.seeds,
         )
-        if args.resume:
-            load_policies(cfg, methods)
+        if args.resume is not None:
+            load_policies(args.resume or cfg.OUTPUT_DIR, methods)
     courses = {}
     if args.warm_course:
         courses = {method.name: Course() for method in methods if method.learner is not None}

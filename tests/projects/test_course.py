@@ -64,6 +64,8 @@ def test_curves_begin_with_the_warming(tmp_path, monkeypatch):
     learned, random, end = (line.get_xydata().tolist() for line in executed.lines)
     assert learned == [[20, 0.9], [40, 0.6], [60, 0.3]] and random == [[60, 0.4]]
     assert {x for x, _ in end} == {40}
+    # A line of one point would not be seen.
+    assert [line.get_marker() for line in executed.lines[:2]] == ["None", "o"]
     assert [y for _, y in gained.lines[0].get_xydata()] == [0.45, 0.3, 0.15]
     (updates,) = gained.child_axes
     assert updates.get_xlabel() == "updates of a policy"

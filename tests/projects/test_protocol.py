@@ -64,7 +64,7 @@ def test_a_whole_run(run, read, tmp_path):
     assert not torch.equal(*weights)
 
 
-def test_resumed_run_takes_the_policies_that_were_warmed(run, monkeypatch):
+def test_resumed_run_takes_the_policies_that_were_warmed(run, tmp_path, monkeypatch):
     import run_protocol
 
     methods = []
@@ -80,10 +80,13 @@ def test_resumed_run_takes_the_policies_that_were_warmed(run, monkeypatch):
         assert all(torch.equal(found[key], expected[key]) for key in found)
         if method.learner is not None:
             assert method.learner.state_dict()["frames"] == 2
-    # Offline, as in Table 2: policies learn on the training clips alone.
+    # Offline, as in Table 2: policies learn on the training clips alone. The other run's results
+    # stay.
     methods.clear()
     offline = ["MODEL.BLOCKCOPY.LEARNER.ENABLED", "False"]
-    run("--resume", "--warm-clips", 0, "--targets", 0.4, 0.6, opts=offline)
+    folders = ["--resume", tmp_path / "output", "--output", tmp_path / "offline"]
+    run(*folders, "--warm-clips", 0, "--targets", 0.4, 0.6, opts=offline)
+    assert (tmp_path / "offline").is_dir()
     assert not any(method.learner for method in methods)
     for name in ("blockcopy 0.4", "blockcopy 0.6"):
         (found,) = (method.policy.state_dict() for method in methods if method.name == name)

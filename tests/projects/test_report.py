@@ -84,6 +84,15 @@ def test_published_points_stand_in_figure_7(results_file, tmp_path, monkeypatch)
     others = ["DVSNet, its most accurate", "DVSNet, its fastest", "Accel-18, a key frame in 5"]
     assert names == ["$\\tau$ = 0.3", *others] and len(own.texts) == 1
     assert published.get_xscale() == "log" and own.get_xscale() == "linear"
+    # Names of neighbours and numbers of ticks do not lie on each other.
+    drawn[0].draw_without_rendering()
+    ticks = [text for text in published.get_xticklabels(which="both") if text.get_text()]
+    assert {"20", "50", "100"} <= {text.get_text() for text in ticks}
+    for texts in (published.texts, ticks):
+        boxes = [text.get_window_extent() for text in texts]
+        for index, box in enumerate(boxes):
+            assert box.count_overlaps(boxes) == 1, texts[index]
+    assert all(box.x1 <= drawn[0].bbox.x1 for box in boxes)
 
 
 def test_readme_shows_the_latest_run(results_file, tmp_path):

@@ -71,48 +71,58 @@ def check_inputs(inputs, streams, channels):
         tuple[int, int]: height and width of the images.
 
     Raises:
-        ValueError: the number of inputs does not fit, or see :func:`check_images`.
+        TypeError, ValueError: the number of inputs does not fit, or see :func:`check_images`.
     """
-    frames = [x for x in inputs if x is not None]
+    frames = sum(x is not None for x in inputs)
     if len(inputs) != streams.num_streams or not frames:
         raise ValueError(
-            f"{len(inputs)} inputs for {streams.num_streams} streams, {len(frames)} of them with a"
+            f"{len(inputs)} inputs for {streams.num_streams} streams, {frames} of them with a"
             " frame; expected an input or None for every stream, and one frame at least."
         )
-    return check_images(frames, channels)
+    return check_images(inputs, channels)
 
 
 def check_images(frames, channels):
     """
     Args:
-        frames (list[dict]): Detectron2's input dicts.
+        frames (list[dict or None]): Detectron2's input dicts, one at least.
         channels (int): C.
 
     Returns:
         tuple[int, int]: height and width of the images.
 
     Raises:
+        TypeError: an input is no dict.
         ValueError: an input has no image of numbers (C, H, W), the sizes of the images differ, or
             the size of an output is not a whole number.
     """
-    images = [x.get("image") for x in frames]
-    for image in images:
+    frames = {n: x for n, x in enumerate(frames) if x is not None}
+    for one in frames.values():
+        if not isinstance(one, Mapping):
+            raise TypeError(
+                f"The input of a frame is {_describe(one)}; expected a dict, such as"
+                f" {{'image': tensor ({channels}, height, width)}}."
+            )
+        image = one.get("image")
         if not _is_image(image, channels):
             raise ValueError(
                 f"The 'image' of an input is {_describe(image)}; expected a tensor of shape"
                 f" ({channels}, height, width), uint8 or float32, with values from 0 to 255."
             )
-    for one in frames:
         for name in ("height", "width"):
             if name in one:
                 _SIDE.check(f"The '{name}' of an input, of the output to make,", one[name])
-    sizes = sorted({tuple(image.shape[-2:]) for image in images})
-    if len(sizes) != 1:
-        raise ValueError(
-            f"{len(frames)} frames of a batch have images of the sizes {sizes}; expected images of"
-            " one size. Run streams of another size as a batch of their own."
-        )
-    return sizes[0]
+    sizes = {n: tuple(one["image"].shape[-2:]) for n, one in frames.items()}
+    first, size = next(iter(sizes.items()))
+    for n, other in sizes.items():
+        if other != size:
+            raise ValueError(
+                f"{len(frames)} frames of a batch have images of the sizes"
+                f" {sorted(set(sizes.values()))}; expected images of one size, but {n} of the batch"
+                f" has {other} and {first} has {size}. Run streams of another size as a batch of"
+                " their own."
+            )
+    return size
 
 
 def _is_image(image, channels):

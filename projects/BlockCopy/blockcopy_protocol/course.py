@@ -112,9 +112,11 @@ def _draw(panels, results, colors, styles):
         for row in rows:
             points = [(point["frames"], point[key]) for point in row.get("warm_course", ())]
             points += [(warmed + point["frames"], point[key]) for point in row["course"]]
+            points = [(frame, value) for frame, value in points if value is not None]
             title = f"{title_of(row['method'])}, $\\tau$ = {row['target']:g}"
             axes.plot(
-                *zip(*((frame, value) for frame, value in points if value is not None)),
+                *zip(*points),
+                marker="o" if len(points) == 1 else None,  # A line of one point is not seen.
                 label=title,
                 color=colors[row["target"]],
                 linestyle=styles.get(row["method"], "-"),

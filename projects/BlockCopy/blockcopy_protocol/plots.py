@@ -5,7 +5,7 @@ import statistics
 
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from blockcopy_d2.atomic import atomic_write
 
@@ -61,6 +61,7 @@ _STYLES = {
     "moved difference, no age": {"color": "#E69F00", "marker": "x", "markersize": 6},
     "lower frame rate, moved": {"color": "#56B4E9", "marker": "d", "markersize": 6},
 }
+_PUBLISHED = {"color": "#666666", "marker": "o", "fillstyle": "none", "linestyle": "none"}
 # Style of a policy beside the config's.
 _OTHER = {"marker": "o", "markersize": 6, "linestyle": "--"}
 _OTHER_COLORS = ("#882255", "#332288", "#117733")
@@ -131,12 +132,17 @@ def plot_trade_off(results, metric, cost, label, path):
             )
     published = published_points(results["dataset"], metric, cost)
     timed = cost == "ms_median"
-    _draw_published(axes, published, "as published, own GPU" if timed else "as published")
+    origin = "as published, own GPU" if timed else "as published"
+    for index, (x, y, _) in enumerate(published):
+        axes.plot(x, y, label=None if index else origin, zorder=1, **_PUBLISHED)
     axes.set_xlabel(label)
     axes.set_ylabel(metric)
     if published and timed:
         # Machines of several years lie far apart.
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(7))
@@ -146,19 +152,25 @@ def plot_trade_off(results, metric, cost, label, path):
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
         axes.legend(frameon=False, loc="best" if published else "lower right")
+    _name_points(axes, published)
     title = f"{results['dataset']}, {quantity(results['clips'], 'clip')}"
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
 
-def _draw_published(axes, points, label):
-    """Open markers with their names; ``points`` are those of :func:`published_points`."""
-    style = {"color": "#666666", "marker": "o", "fillstyle": "none", "linestyle": "none"}
-    for index, (x, y, name) in enumerate(points):
-        axes.plot(x, y, label=label if index == 0 else None, zorder=1, **style)
-        offset = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(name, (x, y), **offset, color=style["color"], fontsize=6, zorder=1)
+def _name_points(axes, points):
+    """Writes the names of points below or above them, where no other name is."""
+    style = {"color": _PUBLISHED["color"], "fontsize": 6, "ha": "center", "va": "center"}
+    boxes = []
+    for x, y, name in points:
+        text = axes.annotate(name, (x, y), textcoords="offset points", zorder=1, **style)
+        for height in (-9, 9, -17, 17):
+            text.xyann = (0, height)
+            box = text.get_window_extent()
+            if not box.count_overlaps(boxes):
+                break
+        boxes.append(box)
 
 
 def _curves(results):

@@ -141,6 +141,15 @@ def test_inputs_that_do_not_fit_a_batch_are_named(semantic):
     other = {"image": frame["image"][:, :96]}
     with pytest.raises(ValueError, match=r"\(96, 192\), \(128, 192\).*images of one size"):
         model.step_batch([frame, other], model.init_state(2))
+    with pytest.raises(ValueError, match=r"but 3 of the batch has \(96, 192\) and 1 has \(128"):
+        model.step_batch([None, frame, frame, other], model.init_state(4))
+    for call in (
+        lambda: model.step(frame["image"], model.init_state()),
+        lambda: model.step_batch([frame, [frame]], model.init_state(2)),
+        lambda: model.memory_per_stream(frame["image"].numpy()),
+    ):
+        with pytest.raises(TypeError, match="input of a frame is .*; expected a dict"):
+            call()
     with pytest.raises(ValueError, match="1 inputs for 2 streams"):
         model.step_batch([frame], model.init_state(2))
     with pytest.raises(ValueError, match="batch of 2 streams with 1 policies"):

@@ -74,6 +74,35 @@ def test_missing_unknown_and_misshapen_keys_are_listed_together(source, target):
     assert "a network" in message
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: x.to(torch.complex64), "complex64, expected float32"),
+        (lambda x: x.int(), "int32, expected float32"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), torch.nan), "1 of 3 not finite"),
+        (lambda x: x.double() * 1e300, "3 of 3 not finite"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_listed(source, target, change, message):
+    source["conv.bias"] = change(torch.ones(3))
+    with pytest.raises(ConversionError, match=rf"conv.bias \(for first.bias\): {message}"):
+        convert_state_dict(MAPPING, source, target)
+
+
+def test_an_override_that_contradicts_the_source_is_refused(tool, tmp_path):
+    key = "MODEL.BLOCKCOPY.MGAN.ATTENDED"
+    arguments = ["mgan", str(tmp_path / "public.pth"), str(tmp_path / "ours.pth")]
+    with pytest.raises(ValueError, match=f"{key} is regions in --opts, .*need convolved"):
+        tool.main(tool.argument_parser().parse_args([*arguments, "--opts", key, "regions"]))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(ConversionError, match=r"model.pth cannot be read .*\(\w+Error: .*whole"):
+        load_public_state_dict(tmp_path / "model.pth")
+
+
 def test_what_a_table_ignores_is_not_unknown(source, target):
     source["classifier.weight"] = torch.zeros(1)
     assert convert_state_dict(MAPPING, source, target).keys() == target.keys()
