@@ -91,7 +91,7 @@ def main(args):
 
 
 def _check_settings(mapping, cfg):
-    """Refuses overrides that contradict the source, which shapes and names would not tell."""
+    """Refuses overrides that contradict the source, though names and shapes fit."""
     for key, value in mapping.settings:
         found = functools.reduce(getattr, key.split("."), cfg)
         if found != value:

@@ -92,7 +92,7 @@ def check_images(frames, channels):
         tuple[int, int]: height and width of the images.
 
     Raises:
-        TypeError: an input is no dict.
+        TypeError: an input has another type.
         ValueError: an input has no image of numbers (C, H, W), the sizes of the images differ, or
             the size of an output is not a whole number.
     """

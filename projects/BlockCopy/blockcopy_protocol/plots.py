@@ -161,10 +161,16 @@ def plot_trade_off(results, metric, cost, label, path):
 
 def _name_points(axes, points):
     """Writes the names of points below or above them, where no other name is."""
-    style = {"color": _PUBLISHED["color"], "fontsize": 6, "ha": "center", "va": "center"}
+    style = {
+        "color": _PUBLISHED["color"],
+        "fontsize": 6,
+        "ha": "center",
+        "va": "center",
+        "zorder": 1,
+    }
     boxes = []
     for x, y, name in points:
-        text = axes.annotate(name, (x, y), textcoords="offset points", zorder=1, **style)
+        text = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", **style)
         for height in (-9, 9, -17, 17):
             text.xyann = (0, height)
             box = text.get_window_extent()
