@@ -69,7 +69,7 @@ def on_device(device):
 
 def current_stream(device):
     """
-    Returns the current CUDA stream of a torch.device. PyTorch takes several times as long to find
-    out which device is current, as it does without an index.
+    Returns the current CUDA stream of a torch.device. It is found by the index of the device:
+    without one PyTorch asks first which device is current, which takes several times as long.
     """
     return torch.cuda.current_stream(device.index)

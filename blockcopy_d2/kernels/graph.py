@@ -8,8 +8,8 @@ __all__ = ["CapturedFunction"]
 class CapturedFunction:
     """
     The launches of a function, repeated by one call of the driver. The function must work on
-    tensors that stay where they are, and never wait for the device. It is not kept but passed to
-    every call, so that the owner of the graph may also own what the function needs.
+    tensors that stay where they are, and never wait for the device. It is passed to every call and
+    not kept, so that an owner of both is freed without the garbage collector.
     """
 
     def __init__(self, *, generators=(), pool=None):
@@ -17,7 +17,7 @@ class CapturedFunction:
         Args:
             generators (sequence[torch.Generator]): generators that the function draws from.
             pool (tuple or None): a handle from ``torch.cuda.graph_pool_handle()``. Functions of one
-                pool share memory: results of one of them last until the next call of one that was
+                pool share memory: the results of one last until another is called that was
                 captured before it. None: on a device without graphs, never captured.
         """
         self.calls = 0

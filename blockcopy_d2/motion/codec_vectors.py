@@ -34,7 +34,7 @@ _SLICES = (1, 2, 5)
 _FURTHEST = 16
 # Blocks of a codec have sides of multiples of this, in pixels of the video.
 _PIECE = 4
-# FFmpeg exports zeros for the bidirectional frames of MPEG-4, whatever they hold.
+# FFmpeg exports zeros for the bidirectional frames of MPEG-4, even where something moves.
 _ONLY_PREDICTED = ("mpeg4",)
 # A frame of which less is known is estimated from its pixels. In DAVIS, encoded by H.264, pictures
 # moved by such vectors are off by 20 grey levels; by DISFlow, 6.

@@ -1,8 +1,8 @@
 """
 Moves the rows of feature maps in plain PyTorch, for CPUs.
 
-Bilinear interpolation is a weighted sum of four rows of C channels, which is what an embedding bag
-computes. Pixels must be read before they are overwritten. They move in chunks, from the top of the
+Bilinear interpolation is a weighted sum of four rows of C channels, and an embedding bag computes
+such sums. Pixels must be read before they are overwritten. They move in chunks, from the top of the
 map to its bottom, and a chunk is written back once no later one reads the rows it goes to. So
 pixels wait in a few megabytes, which stay in the processor's cache. That takes a fifth of the time
 of moving all of a large map at once.

@@ -250,8 +250,8 @@ def _move_tile(
         listed = position < entering
         entry = tl.load(entries + position, mask=listed, other=0).to(tl.int32)
         entered = sources_of(entry, tile, level, field, active, CELL, BLOCK, TILE)
-        what = (listed, position, entered[2], W, memory, table)
-        _move_listed(*what, CHUNK, COLLECT, WIDE, BM, BC)
+        part = (listed, position, entered[2], W, memory, table)
+        _move_listed(*part, CHUNK, COLLECT, WIDE, BM, BC)
 
 
 @triton.jit
@@ -277,13 +277,14 @@ def move_kernel(
     PDL: tl.constexpr,
 ):
     """
-    COLLECT: staging = what moves into a tile from outside of it. Otherwise: moves what stays in a
-    tile, which is read before it is written, and takes the rest from staging. Programs share the
-    tiles that move, CHUNKS of their chunks at a time.
+    COLLECT: copies the pixels that move into a tile from outside of it to the staging memory.
+    Otherwise: moves the pixels that come from within a tile, which is read before it is written,
+    and takes the others from the staging memory. Programs share the tiles that move, CHUNKS of
+    their chunks at a time.
 
-    With all cells moving, maps are read and written once, and what enters tiles twice. All maps of
-    R50-FPN at 1024x2048 in fp16, 358 MB, by a pixel of tiles of 16 x 32: 0.85 GB, 0.2 ms at the
-    4.1 TB/s of a copy, plus three launches.
+    With all cells moving, maps are read and written once, and pixels that enter tiles twice. All
+    maps of R50-FPN at 1024x2048 in fp16, 358 MB, by a pixel of tiles of 16 x 32: 0.85 GB, 0.2 ms at
+    the 4.1 TB/s of a copy, plus three launches.
     """
     begin(PDL)
     # Each program takes one in num_programs of all items, over all levels.
@@ -299,12 +300,12 @@ def move_kernel(
             tile_number = tl.load(tiles[0] + first_tile + this % moving)
             start = first_row + this // moving * CHUNKS
             rows = (start, tl.minimum(start + CHUNKS, end_row))
-            what = (tile_number, level_ptr, maps, rows, field, active, tiles)
+            work = (tile_number, level_ptr, maps, rows, field, active, tiles)
             if wide:
-                _move_tile(*what, LEVEL, CHUNK, CELL, BLOCK, COLLECT, True, TILE, BC, PART)
+                _move_tile(*work, LEVEL, CHUNK, CELL, BLOCK, COLLECT, True, TILE, BC, PART)
             else:
                 _move_tile(
-                    *what, LEVEL, CHUNK, CELL, BLOCK, COLLECT, False, NARROW_TILE, NARROW_BC, PART
+                    *work, LEVEL, CHUNK, CELL, BLOCK, COLLECT, False, NARROW_TILE, NARROW_BC, PART
                 )
         taken = tl.maximum(tl.cdiv(items - item, tl.num_programs(0)), 0)
         item += taken * tl.num_programs(0) - items

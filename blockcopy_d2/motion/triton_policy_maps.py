@@ -26,11 +26,23 @@ _BM, _BC = 256, 16
 
 
 @triton.jit
-def _sources(pixel, valid, w, field, scale, PIXELS: tl.constexpr, CELLS: tl.constexpr):
-    """(y, x, dy, dx) of pixels (BM,), in pixels of the map: the vector of the cell, of PIXELS x
-    PIXELS pixels, that a pixel lies in, or the mean of the CELLS x CELLS cells that it covers.
-    Pixels that the field does not cover stand still."""
+def _sources(
+    stream,
+    size,
+    field,
+    scale,
+    PIXELS: tl.constexpr,
+    CELLS: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """(pixel, valid, (y, x, dy, dx)) of the pixels (BM,) of a program, in pixels of the map: the
+    vector of the cell, of PIXELS x PIXELS pixels, that a pixel lies in, or the mean of the CELLS x
+    CELLS cells that it covers. Pixels that the field does not cover stand still."""
+    h, w = size
     field_ptr, FH, FW = field
+    field_ptr += stream * 2 * FH * FW
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
+    valid = pixel < h * w
     y, x = pixel // w, pixel % w
     dy = tl.zeros(pixel.shape, tl.float32)
     dx = tl.zeros(pixel.shape, tl.float32)
@@ -43,7 +55,7 @@ def _sources(pixel, valid, w, field, scale, PIXELS: tl.constexpr, CELLS: tl.cons
         # Comparisons with NaN are false.
         dx += tl.where(tl.abs(cell_dx) < float("inf"), cell_dx, 0.0)
         dy += tl.where(tl.abs(cell_dy) < float("inf"), cell_dy, 0.0)
-    return y, x, dy * scale, dx * scale
+    return pixel, valid, (y, x, dy * scale, dx * scale)
 
 
 @triton.jit
@@ -67,12 +79,9 @@ def move_maps_kernel(
     """
     begin(PDL)
     h, w = size
-    field_ptr, FH, FW = field
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
     stream = tl.program_id(1).to(tl.int64)
-    valid = pixel < h * w
-    own = (field_ptr + stream * 2 * FH * FW, FH, FW)
-    y, x, dy, dx = _sources(pixel, valid, w, own, scale, PIXELS, CELLS)
+    pixel, valid, sources = _sources(stream, size, field, scale, PIXELS, CELLS, BM)
+    y, x, dy, dx = sources
     position_y = tl.minimum(tl.maximum(y + dy, 0.0), (h - 1).to(tl.float32))
     position_x = tl.minimum(tl.maximum(x + dx, 0.0), (w - 1).to(tl.float32))
     top, left = position_y.to(tl.int32), position_x.to(tl.int32)
@@ -112,12 +121,9 @@ def move_masks_kernel(
     """
     begin(PDL)
     h, w = size
-    field_ptr, FH, FW = field
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
     stream = tl.program_id(2).to(tl.int64)
-    valid = pixel < h * w
-    own = (field_ptr + stream * 2 * FH * FW, FH, FW)
-    y, x, dy, dx = _sources(pixel, valid, w, own, scale, PIXELS, CELLS)
+    pixel, valid, sources = _sources(stream, size, field, scale, PIXELS, CELLS, BM)
+    y, x, dy, dx = sources
     # Floats, since a vector may lead beyond the range of integers.
     row = tl.minimum(tl.maximum(y + tl.floor(dy + 0.5), 0.0), (h - 1).to(tl.float32))
     column = tl.minimum(tl.maximum(x + tl.floor(dx + 0.5), 0.0), (w - 1).to(tl.float32))

@@ -6,9 +6,9 @@ __all__ = ["StaticHeads"]
 class StaticHeads:
     """
     A meta-architecture between its normalized input and its output, in two steps of fixed shapes:
-    the modules that run in blocks, and what follows them. The host never waits, so that both can
-    be part of a CUDA graph. There is a subclass for every supported meta-architecture. A batch of N
-    images takes as many launches as one.
+    the modules that run in blocks, and the layers after them. The host never waits, so that both
+    can be part of a CUDA graph. There is a subclass for every supported meta-architecture. A batch
+    of N images takes as many launches as one.
 
     Attributes:
         meta_architecture (type): class whose results are reproduced.
@@ -72,7 +72,7 @@ class StaticHeads:
 
         Returns:
             tuple: int32 (N,), detections of each image, or None if they are not known before the
-            end; and what else :meth:`finish` takes.
+            end; and the other arguments of :meth:`finish`.
         """
         return None, *inputs
 

@@ -100,7 +100,7 @@ class StaticDetections:
                 paste = functools.partial(self._paste_one, image, n)
             of_image = [x[image] for x in slots]
             instances.append(self.instances_of(image, n, of_image, paste_later=paste))
-            # Computes what is left until it is read.
+            # Reading the fields computes those that are left until then.
             dict(instances[-1].get_fields())
         return instances
 

@@ -65,7 +65,7 @@ class StreamMemory:
                 others stays as it is. None: all.
             observation, decisions: see :func:`choose_blocks`; None where no policy was asked.
         """
-        # They belong to the history that ends here.
+        # Copied first: the next copies overwrite the history that they belong to.
         targets, sources = (
             [self.cut, *tensors_of(self._last_seen)],
             [cut, *tensors_of(before.outputs)],

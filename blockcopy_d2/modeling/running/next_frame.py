@@ -1,6 +1,6 @@
 """
-Runs the next frame of streams, whatever happened since their last one: other weights, features that
-were lost, too little memory.
+Runs the next frame of streams. Streams whose features are lost, or belong to other weights, go on
+with a whole frame.
 
 Shape shorthand: N streams of a batch.
 """

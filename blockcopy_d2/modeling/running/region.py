@@ -105,7 +105,7 @@ class StreamRegions:
         Returns:
             Tensor: bool (N, GH, GW), with the blocks that always run, without those that never do.
         """
-        # A flag is greater than another if it alone is set, in one launch.
+        # In one launch: True is greater than False.
         return (active | self.always) > self.never
 
     def _fill(self, slot, region):

@@ -57,8 +57,9 @@ def packing(conv):
 
 def _pixels(channels, stride):
     """
-    Two pixels of few channels fill tensor cores. They read two thirds of what two single ones
-    would, unless their stride keeps them apart. More pixels save little more, and multiply zeros.
+    Two pixels of few channels fill tensor cores. They read two thirds of the values that two single
+    ones would, unless their stride keeps them apart. More pixels save little more, and multiply
+    zeros.
     """
     return 2 if stride == 1 and channels <= 32 else 1
 

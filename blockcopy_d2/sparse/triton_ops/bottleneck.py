@@ -30,7 +30,7 @@ def bottleneck_kernel(
     x_map,
     out_map,
     residual,  # and elements from one of its pixels to the next
-    following,  # the same for what the next block opens with
+    following,  # the same of the map that the third convolution writes
     weights,  # weight and bias of the three convolutions
     SHAPE: tl.constexpr,
     PRECISION: tl.constexpr,

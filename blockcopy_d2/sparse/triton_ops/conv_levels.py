@@ -15,7 +15,7 @@ from .geometry import Tiling
 class LevelRow(NamedTuple):
     """
     A row of the table of levels: the start of operands, in elements from those of the first level,
-    and whatever differs between levels. An `x_row` is the elements from a pixel to the next.
+    and the sizes and strides of the level. An `x_row` is the elements from a pixel to the next.
     """
 
     x_offset: int

@@ -37,7 +37,7 @@ class ConvolutionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConvolutionShape:
-    """Common to the programs of a convolution, whichever maps it runs on.
+    """Common to the programs of a convolution, on maps of any size.
 
     Attributes:
         in_channels, out_channels, groups, kernel (y, x), stride, dilation (y, x): as in conv2d.
