@@ -99,7 +99,7 @@ def sample(x, shift, mode):
     Args:
         x (Tensor): float (N, C, H, W).
         shift (Tensor): float32 (N, 2, H, W), see :func:`displacements`.
-        mode (str): of ``grid_sample``.
+        mode (str): interpolation, see ``grid_sample``.
 
     Returns:
         Tensor: like ``x``.
@@ -126,7 +126,7 @@ def distances(frames, features, estimator):
     """
     Args:
         frames (list[Tensor]): uint8 (3, H, W), frames in a row; the first is executed.
-        features (callable): of a frame, returns dict[str, Tensor], each float (1, C, H, W).
+        features (callable): returns the maps of a frame, dict[str, Tensor], float (1, C, H, W).
         estimator (MotionEstimator):
 
     Returns:

@@ -21,7 +21,7 @@ def test_whole_pixels_cost_nothing_away_from_the_border_and_staying_does():
     after = found["3"]["p2"]
     assert set(after) == set(COPIES)
     for kind in set(COPIES) - {"in place"}:
-        # What is left has come in over the border: 3 of 32 columns.
+        # 3 of 32 columns have come in over the border.
         assert after[kind] < 0.5 * after["in place"], kind
 
 
