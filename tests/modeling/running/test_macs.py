@@ -3,10 +3,19 @@
 import threading
 
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+)
 from torch import nn
 
 from blockcopy_d2.modeling import MacCounter
+from blockcopy_d2.modeling.fixed_shape.networks import BoxNetwork, MaskNetwork
 from blockcopy_d2.policy import LearnedPolicy, NoBlocks, Observation
+from blockcopy_d2.sparse.macs import count_macs
 from tests.modeling.running.sides import clip, sides
 
 
@@ -32,6 +41,23 @@ def test_a_recorded_frame_counts_the_same(folder, built, device):
         assert {**one, "heads": 0} == {**other, "heads": 0}
         # Fixed numbers of proposals and detections are the most there can be.
         assert other["heads"] >= one["heads"] > 0
+
+
+def test_layers_that_end_with_a_relu_in_their_launch_are_counted(device):
+    x = torch.randn(5, 16, 7, 7, device=device)
+    box_head = FastRCNNConvFCHead(ShapeSpec(16, 7, 7), conv_dims=[8], fc_dims=[12, 10])
+    options = {"num_classes": 3, "box2box_transform": Box2BoxTransform((1.0,) * 4)}
+    predictor = FastRCNNOutputLayers(ShapeSpec(10), test_score_thresh=0.0, **options)
+    boxes = nn.Sequential(box_head, predictor).to(device).requires_grad_(False)
+    masks = MaskRCNNConvUpsampleHead(ShapeSpec(16, 7, 7), num_classes=3, conv_dims=[8, 16])
+    masks.to(device).requires_grad_(False)
+    with MacCounter(nn.ModuleList([boxes, masks])) as counter:
+        boxes(x)
+        masks.layers(x)
+    box_network = BoxNetwork(box_head, predictor, 7, torch.float32)
+    mask_network = MaskNetwork(masks, torch.float32)
+    classes = torch.zeros(5, dtype=torch.int64, device=device)
+    assert count_macs(lambda: (box_network(x), mask_network(x, classes))) == counter.macs
 
 
 def test_policies_without_a_network_cost_nothing(folder, built, device):
