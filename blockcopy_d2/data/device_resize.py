@@ -14,10 +14,9 @@ from PIL import Image
 from blockcopy_d2.kernels import triton_runs_on
 from blockcopy_d2.kernels.device import on_device
 
-__all__ = ["only_resize", "resize_picture", "resize_transforms"]
+from .resize_filter import BITS, taps
 
-# Pillow's weights of 8-bit pictures are whole numbers of so many bits.
-BITS = 22
+__all__ = ["only_resize", "resize_picture", "resize_transforms"]
 
 
 def only_resize(augmentations):
@@ -117,27 +116,3 @@ def resample_reference(picture, index, weights, dim):
     for places, weight in zip(index, weights):
         total = picture.index_select(dim, places) * weight.view(shape) + total
     return (total >> BITS).byte()
-
-
-@functools.lru_cache(maxsize=64)
-def taps(before, after, device):
-    """
-    Computes Pillow's ``precompute_coeffs`` and ``normalize_coeffs_8bpc``, in the same order of
-    sums.
-
-    Returns:
-        tuple[Tensor, Tensor]: int32 (K, after) on the device, pixels and their weights.
-    """
-    scale = before / after
-    support = max(scale, 1.0)
-    centres = (np.arange(after) + 0.5) * scale
-    first = np.maximum((centres - support + 0.5).astype(np.int64), 0)
-    last = np.minimum((centres + support + 0.5).astype(np.int64), before)
-    pixels = first + np.arange(int(np.ceil(support)) * 2 + 1)[:, None]
-    weights = np.maximum(1 - np.abs((pixels - centres + 0.5) * (1 / support)), 0)
-    weights[pixels >= last] = 0
-    weights /= functools.reduce(np.add, weights)
-    weights = (weights * (1 << BITS) + 0.5).astype(np.int32)
-    used = weights.any(1)
-    pixels = np.minimum(pixels, before - 1).astype(np.int32)
-    return tuple(torch.from_numpy(x[used]).to(device) for x in (pixels, weights))

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device_resize import BITS
+from .resize_filter import BITS
 
 
 # Sizes differ by video: one variant serves all.

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from .build import MOTION_REGISTRY, MotionEstimator
 from .field import field_size
+from .luma import OUTSIDE
 from .matching import keep_still
-from .pyramid import OUTSIDE
 
 __all__ = ["DIS_PRESETS", "DISFlow"]
 

@@ -25,7 +25,7 @@ Shape shorthand in this module:
 import torch
 from torch.nn import functional as F
 
-from .pyramid import BRIGHTEST, NOT_FINITE, OUTSIDE
+from .luma import BRIGHTEST, NOT_FINITE, OUTSIDE
 
 __all__ = ["keep_still", "match"]
 

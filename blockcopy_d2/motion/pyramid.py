@@ -3,9 +3,7 @@ Luma pyramids, the only thing that estimators keep of a frame.
 
 Level 0 has half of the input's resolution, and each level after it half of the last one's. Luma is
 (first + 2 second + third channel) / 4, the same for BGR and RGB. Of another number of channels it
-is their mean. It is averaged over the pixels that lie in the image, rounded, as uint8. Two values
-are reserved: :data:`OUTSIDE` for pixels of a padded canvas beyond the image, and :data:`NOT_FINITE`
-for pixels that cover one that is not finite.
+is their mean. It is averaged over the pixels that lie in the image, rounded, as uint8, see luma.py.
 
 Shape shorthand in this module:
 
@@ -23,12 +21,11 @@ from torch.nn import functional as F
 from blockcopy_d2.kernels import triton_runs_on
 from blockcopy_d2.kernels.device import on_device
 
-__all__ = ["NOT_FINITE", "NUM_LEVELS", "OUTSIDE", "MotionFeatures", "luma_pyramid"]
+from .luma import BRIGHTEST, NOT_FINITE, OUTSIDE
+
+__all__ = ["NUM_LEVELS", "MotionFeatures", "luma_pyramid"]
 
 NUM_LEVELS = 4
-OUTSIDE = 254
-NOT_FINITE = 255
-BRIGHTEST = 253
 
 
 @dataclasses.dataclass

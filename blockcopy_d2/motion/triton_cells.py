@@ -13,12 +13,12 @@ Shape shorthand in this module:
 import triton
 import triton.language as tl
 
-from . import matching, pyramid
+from . import luma, matching
 
 __all__ = ["cells_per_program", "differences", "median_at", "pixels_at", "vector_at"]
 
-OUTSIDE = tl.constexpr(pyramid.OUTSIDE)
-BRIGHTEST = tl.constexpr(pyramid.BRIGHTEST)
+OUTSIDE = tl.constexpr(luma.OUTSIDE)
+BRIGHTEST = tl.constexpr(luma.BRIGHTEST)
 STEPS = tl.constexpr(matching.STEPS)
 NOWHERE = tl.constexpr(matching.NOWHERE)
 NO_CURRENT = tl.constexpr(matching.NO_CURRENT)

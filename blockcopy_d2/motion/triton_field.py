@@ -17,7 +17,7 @@ import triton.language as tl
 from blockcopy_d2.kernels.dependent_launch import begin
 from blockcopy_d2.kernels.device import device_of
 
-from . import matching, pyramid
+from . import luma, matching
 from .triton_cells import (
     BEYOND,
     BRIGHTEST,
@@ -34,7 +34,7 @@ from .triton_cells import (
 
 __all__ = ["field_launch"]
 
-_NOT_FINITE = tl.constexpr(pyramid.NOT_FINITE)
+_NOT_FINITE = tl.constexpr(luma.NOT_FINITE)
 _SHIFT = tl.constexpr(matching.STEPS.bit_length() - 1)
 
 # Cells of a program that keeps still ones.

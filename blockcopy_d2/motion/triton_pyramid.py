@@ -13,13 +13,13 @@ import triton.language as tl
 from blockcopy_d2.kernels.dependent_launch import begin
 from blockcopy_d2.kernels.device import device_of
 
-from . import pyramid
+from . import luma
 
 __all__ = ["pyramid_launch"]
 
-_OUTSIDE = tl.constexpr(pyramid.OUTSIDE)
-_NOT_FINITE = tl.constexpr(pyramid.NOT_FINITE)
-_BRIGHTEST = tl.constexpr(pyramid.BRIGHTEST)
+_OUTSIDE = tl.constexpr(luma.OUTSIDE)
+_NOT_FINITE = tl.constexpr(luma.NOT_FINITE)
+_BRIGHTEST = tl.constexpr(luma.BRIGHTEST)
 
 # Side of the tile of level 0 that a program makes. At the last level it still has a pixel or more.
 _TILE = 32

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from blockcopy_d2.data.device_resize import taps
+from blockcopy_d2.data.resize_filter import taps
 from blockcopy_d2.data.triton_resize import resample_triton
 from tests.kernels.compiling import compiling, report
 

@@ -5,7 +5,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from blockcopy_d2.data.device_resize import resample_reference, taps  # noqa: E402
+from blockcopy_d2.data.device_resize import resample_reference  # noqa: E402
+from blockcopy_d2.data.resize_filter import taps  # noqa: E402
 from blockcopy_d2.data.triton_resize import resample_triton  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 

@@ -16,13 +16,11 @@ import torch
 
 from blockcopy_d2.kernels import triton_runs_on
 
+from .constants import NO_SCORE
 from .nms import nms
 from .ranking import best_values
 
-__all__ = ["NO_SCORE", "candidate_scores", "fill_slots", "select_boxes", "select_detections"]
-
-# The score of a pair that is not a candidate.
-NO_SCORE = -1.0
+__all__ = ["candidate_scores", "fill_slots", "select_boxes", "select_detections"]
 
 
 def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):

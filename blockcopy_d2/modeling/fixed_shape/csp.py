@@ -10,7 +10,7 @@ import torch
 
 from blockcopy_d2.networks.csp.meta_arch import CSP
 
-from .box_inference import NO_SCORE
+from .constants import NO_SCORE
 from .dense_detector import StaticDenseDetector
 from .detections import StaticDetections
 from .nms import nms

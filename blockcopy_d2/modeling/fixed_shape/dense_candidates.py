@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from blockcopy_d2.kernels import triton_runs_on
 
-from .box_inference import NO_SCORE
+from .constants import NO_SCORE
 from .proposals import decode_candidates, per_anchor
 
 __all__ = ["find_candidates", "pair_scores", "peak_scores"]

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from blockcopy_d2.kernels import triton_runs_on
 
-__all__ = ["paste_masks", "sample_masks"]
+from .constants import MASK_THRESHOLD
 
-THRESHOLD = 0.5
+__all__ = ["paste_masks", "sample_masks"]
 
 
 def paste_masks(masks, boxes, count, out):
@@ -44,7 +44,7 @@ def paste_masks_reference(masks, boxes, count, out):
     """:func:`paste_masks` by Detectron2's own function, one image at a time."""
     for image, filled in enumerate(count.clamp(max=out.shape[1]).tolist()):
         out[image, :filled] = paste_masks_in_image(
-            masks[image, :filled], boxes[image, :filled], out.shape[2:], THRESHOLD
+            masks[image, :filled], boxes[image, :filled], out.shape[2:], MASK_THRESHOLD
         )
 
 
@@ -79,5 +79,5 @@ def sample_masks_reference(masks, boxes, count, rows, columns):
             x = (columns.float() + 0.5 - x0) / (x1 - x0) * 2 - 1
             grid = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=2)
             value = F.grid_sample(masks[None, image, slot, None], grid[None], align_corners=False)
-            out[image, slot] = exists & (value[0, 0] >= THRESHOLD)
+            out[image, slot] = exists & (value[0, 0] >= MASK_THRESHOLD)
     return out

@@ -122,7 +122,7 @@ def compare_frames(frame, previous, index, broken, **settings):
     if triton_runs_on(frame.device):
         from .triton_arrival import compare_frames_triton
 
-        return compare_frames_triton(frame, previous, index, broken, **settings)
+        return Arrival(*compare_frames_triton(frame, previous, index, broken, **settings))
     return compare_frames_reference(frame, previous, index, broken, **settings)
 
 

@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from .arrival import Arrival
 from .scene_cut import CELLS, LEAST_CHANGE
 from .triton_advance import finite_numbers
 
@@ -85,7 +84,12 @@ def judge_kernel(
 def compare_frames_triton(
     frame, previous, index, broken, *, share, pixels_per_block, pixel_std, coverage
 ):
-    """:func:`.arrival.compare_frames` by Triton."""
+    """
+    :func:`.arrival.compare_frames` by Triton.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor, Tensor]: the parts of an Arrival, in its order.
+    """
     streams, channels, height, width = frame.shape
     picture, device = torch.empty(frame.shape, device=frame.device), frame.device
     columns, rows = width // pixels_per_block, height // pixels_per_block
@@ -103,5 +107,4 @@ def compare_frames_triton(
         *(tuple(flags.view(torch.uint8)), rows * columns, most),
         **{"HAS_CUTS": share > 0, "BROKEN": _BROKEN, "BLOCK": _TILES, "num_warps": 4},
     )
-    finite, cut, new = flags
-    return Arrival(picture, finite, cut, new)
+    return picture, *flags

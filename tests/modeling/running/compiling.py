@@ -6,6 +6,7 @@ import types
 
 import torch
 
+from blockcopy_d2.modeling.running.arrival import Arrival
 from blockcopy_d2.modeling.running.triton_advance import advance_triton
 from blockcopy_d2.modeling.running.triton_arrival import compare_frames_triton
 from blockcopy_d2.modeling.running.triton_preparation import prepare_triton
@@ -20,7 +21,7 @@ def launch_all():
         prepare_triton(images[..., :801, :1333], mean, mean, (832, 1344), (224, 352), 4, dtype)
     frames, index = torch.zeros(2, 1, 3, 256, 512), torch.zeros(1, dtype=torch.int64)
     settings = {"share": 0.3, "pixels_per_block": 32, "pixel_std": mean, "coverage": 1.0}
-    arrival = compare_frames_triton(*frames, index, index.bool(), **settings)
+    arrival = Arrival(*compare_frames_triton(*frames, index, index.bool(), **settings))
     blocks = torch.zeros(1, 8, 16)
     parts = {"frame_state": frames[1], "age": blocks.int(), "gain": blocks, "frame_index": index}
     history = types.SimpleNamespace(**parts)

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from blockcopy_d2.modeling.running.arrival import compare_frames_reference  # noqa: E402
+from blockcopy_d2.modeling.running.arrival import Arrival, compare_frames_reference  # noqa: E402
 from blockcopy_d2.modeling.running.triton_arrival import compare_frames_triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,7 +17,7 @@ def assert_alike(frame, previous, index, broken, **settings):
     tensors, std = (frame, previous, index, broken), STD[: frame.shape[1]]
     want = compare_frames_reference(*tensors, pixel_std=std, **settings)
     on_device = [x.to(DEVICE) for x in tensors]
-    found = compare_frames_triton(*on_device, pixel_std=std.to(DEVICE), **settings)
+    found = Arrival(*compare_frames_triton(*on_device, pixel_std=std.to(DEVICE), **settings))
     for name, value in vars(want).items():
         assert torch.equal(getattr(found, name).cpu(), value), name
     return want

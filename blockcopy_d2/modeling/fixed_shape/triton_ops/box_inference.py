@@ -4,10 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import box_inference
+from .. import constants
 from .boxes import load_boxes, store_boxes
 
-_NO_SCORE = tl.constexpr(box_inference.NO_SCORE)
+_NO_SCORE = tl.constexpr(constants.NO_SCORE)
 
 
 @triton.jit

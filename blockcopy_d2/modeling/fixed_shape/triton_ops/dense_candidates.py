@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import box_inference
+from .. import constants
 from .levels import of_level
 from .proposals import map_strides, pixel_rows
 
-_NO_SCORE = tl.constexpr(box_inference.NO_SCORE)
+_NO_SCORE = tl.constexpr(constants.NO_SCORE)
 # Scores that a program holds, and anchors at most.
 _SCORES, _ANCHORS = 4096, 128
 

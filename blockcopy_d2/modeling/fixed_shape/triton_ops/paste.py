@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..paste import THRESHOLD
+from ..constants import MASK_THRESHOLD
 
 # Programs that share the tiles of a mask: enough for one that covers the picture.
 _PROGRAMS_PER_MASK = 32
@@ -136,7 +136,7 @@ def paste_masks_triton(masks, boxes, count, out):
     # The first axis takes more than 65,535 programs.
     grid = (images * most, _PROGRAMS_PER_MASK)
     tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
-    sizes = (masks.shape[1], most, height, width, masks.shape[-1], THRESHOLD)
+    sizes = (masks.shape[1], most, height, width, masks.shape[-1], MASK_THRESHOLD)
     paste_kernel[grid](*tensors, *sizes, **_TILE, num_warps=4)
 
 
@@ -147,6 +147,6 @@ def sample_masks_triton(masks, boxes, count, rows, columns):
     rows_of_tiles, tiles_of_row = triton.cdiv(height, _TILE["BY"]), triton.cdiv(width, _TILE["BX"])
     grid = (images * detections, rows_of_tiles, tiles_of_row)
     tensors = (masks.contiguous(), boxes.contiguous(), count, rows, columns, out.view(torch.uint8))
-    sizes = (detections, height, width, masks.shape[-1], THRESHOLD)
+    sizes = (detections, height, width, masks.shape[-1], MASK_THRESHOLD)
     sample_kernel[grid](*tensors, *sizes, **_TILE, num_warps=4)
     return out
