@@ -1,11 +1,13 @@
 """
 Time of whole frames on a CPU: BlockCopy in fp32 and bf16 next to Detectron2 in fp32 and under bf16
-autocast.
+autocast, as it is and compiled.
 
     python -m benchmarks.cpu --clips 2
 
-Runs the clips of a config, all models interleaved frame by frame, and writes
-benchmarks/results/cpu_CONFIG.json. Nothing else should run meanwhile.
+The compiled model is the dense rival: backbone and RPN head with their batch norm folded, channels
+last, by torch.compile, which needs a C++ compiler. Runs the clips of a config, all models
+interleaved frame by frame, and writes benchmarks/results/cpu_CONFIG.json. Nothing else should run
+meanwhile.
 """
 
 import argparse
@@ -31,6 +33,8 @@ from blockcopy_d2.modeling.running.precision import cpu_has_bf16
 from blockcopy_d2.resources import config_path
 from blockcopy_d2.sparse import BlockGrid
 
+from .dense import fold_batch_norm
+
 _RESULTS = pathlib.Path(__file__).parent / "results"
 
 
@@ -45,6 +49,8 @@ def main():
     models = {
         "stock": Stock(cfg),
         "stock_bf16": Stock(cfg, amp=True),
+        "compiled": Compiled(cfg),
+        "compiled_bf16": Compiled(cfg, amp=True),
         "dense": Video(cfg, dense=True),
         "dense_bf16": Video(cfg, dense=True, amp=True),
         "blockcopy": Video(cfg),
@@ -88,8 +94,8 @@ def main():
         },
         "speedup": {
             name: {
-                f"against_{stock}": round(means[stock] / means[name], 2)
-                for stock in ("stock", "stock_bf16")
+                f"against_{other}": round(means[other] / means[name], 2)
+                for other in ("stock", "stock_bf16", "compiled", "compiled_bf16")
             }
             for name in ("blockcopy", "blockcopy_bf16")
         },
@@ -118,6 +124,18 @@ class Stock:
     def warm_up(self, inputs):
         for _ in range(2):
             self(inputs)
+
+
+class Compiled(Stock):
+    """Detectron2's own R-CNN, the part that BlockCopy runs in blocks compiled."""
+
+    def __init__(self, cfg, amp=False):
+        super().__init__(cfg, amp)
+        model = fold_batch_norm(self._model).to(memory_format=torch.channels_last)
+        model.backbone = torch.compile(model.backbone, dynamic=False)
+        generator = model.proposal_generator
+        generator.rpn_head = torch.compile(generator.rpn_head, dynamic=False)
+        self._model = model
 
 
 class Video:

@@ -168,6 +168,12 @@ def open_frames(source, *, decoder="pyav", device="cpu"):
             f"A video is a path, an address, the number of a camera, or an iterable of frames; not"
             f" {type(source).__name__}."
         )
+    shape = getattr(source, "shape", ())
+    if len(shape) == 3 and shape[-1] == 3:
+        raise TypeError(
+            f"An array of shape {tuple(shape)} is one frame, not a video: call the predictor with"
+            " it, or give a list of frames."
+        )
     return OwnFrames(source)
 
 

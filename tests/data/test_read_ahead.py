@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from blockcopy_d2.data import VideoFrames, close_all, open_frames, read_ahead
@@ -120,6 +121,9 @@ def test_sources(tmp_path):
         assert [frame[0, 0, 0] for frame in open_frames(source)] == [0, 1]
     with pytest.raises(FileNotFoundError, match="/dev/video63 does not exist"):
         open_frames(63)
+    for one in (arrays[0], torch.from_numpy(arrays[0])):
+        with pytest.raises(TypeError, match=r"\(4, 4, 3\) is one frame, not a video"):
+            open_frames(one)
     with pytest.raises(TypeError, match="A video is a path, .*; not NoneType"):
         open_frames(None)
 
