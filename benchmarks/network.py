@@ -109,7 +109,8 @@ def main():
     }
     path = results_path(args.name, args.dtype)
     write_results(path, "network", results)
-    plot_shares(path.with_suffix(".png"), medians, best_dense, title=f"{args.name}, {args.dtype}")
+    rival = {f"best dense: {best.how}": best_dense}
+    plot_shares(path.with_suffix(".png"), medians, rival, title=f"{args.name}, {args.dtype}")
     for name, time in times.items():
         speedup = best_dense / time["median"]
         print(f"{name:>34} {time['median']:8.3f} ms   {speedup:5.2f} x against the best dense")

@@ -15,14 +15,19 @@ def plot_shares(path, medians, dense, *, title):
     Args:
         path (Path): path of the PNG.
         medians (dict[str, float]): milliseconds by executed share.
-        dense (float): milliseconds of the best dense network.
+        dense (dict[str, float]): milliseconds of dense networks by their names, which the legend
+            has.
         title (str):
     """
     shares = sorted(map(float, medians))
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     axes.plot(shares, [medians[str(s)] for s in shares], "o-", label="BlockCopy, with policy")
-    axes.axhline(dense, color="black", linestyle="--", label="best dense")
-    axes.plot([0, 1], [0, dense], color="gray", linestyle=":", label="dense time x share")
+    best = min(dense, key=dense.get)
+    for name, ms in dense.items():
+        color = "black" if name == best else "gray"
+        axes.axhline(ms, color=color, linestyle="--", label=name)
+    label = "best dense time x share"
+    axes.plot([0, 1], [0, dense[best]], color="gray", linestyle=":", label=label)
     axes.set(xlabel="executed share", ylabel="ms per frame", title=title, xlim=(0, 1.02))
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -44,7 +49,8 @@ def plot_streams(path, results, *, title):
             label = "BlockCopy, its policy" if share == "policy" else f"BlockCopy, {share} executed"
             lines.setdefault(label, {})[int(number)] = times["frame_ms"]
     dense = results.get("best_dense", {})
-    lines["best dense"] = {int(number): times["frame_ms"] for number, times in dense.items()}
+    if dense:
+        lines["best dense"] = {int(number): times["frame_ms"] for number, times in dense.items()}
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for label, points in lines.items():
         style = "k--o" if label == "best dense" else "o-"
@@ -54,7 +60,8 @@ def plot_streams(path, results, *, title):
     axes.set_xticks(numbers, numbers)
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    axes.legend()
+    # Times fall from left to right.
+    axes.legend(loc="upper right")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)

@@ -2,6 +2,9 @@
 The dense rival computes the same as Detectron2, and is the fastest of the ways that were tried.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -9,12 +12,14 @@ from torch import nn
 
 from benchmarks import dense as dense_module
 from benchmarks.dense import BestDense
+from benchmarks.plots import plot_shares, plot_streams
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.resources import config_path
 from tests.small_model import CONFIG, small_model_opts
 
+RESULTS = sorted((Path(dense_module.__file__).parent / "results").glob("h[12]00_*R50*.json"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -86,3 +91,31 @@ def test_a_network_that_was_compiled_wrongly_is_refused(model, images, monkeypat
 def test_a_model_without_static_heads_is_named(images):
     with pytest.raises(ValueError, match="Linear does not run as one CUDA graph"):
         BestDense(nn.Linear(1, 1), images[:1], torch.float32)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_published_ratios_are_against_the_best_dense_model(path):
+    """And never against cuDNN's alone, which a compiled network beats."""
+    found = json.loads(path.read_text())
+    assert "best_dense_ms" not in path.read_text()
+    for section in (found.get("network", {}), found.get("frame", {})):
+        ratios = section.get("speedup_against_best_dense", {})
+        if ratios:
+            dense = section["best_dense"]
+            assert dense["how"].startswith("torch.compile")
+            ms = dense.get("frame_ms", dense["network_ms"])
+            for share, ratio in ratios.items():
+                assert ratio == pytest.approx(ms / section["blockcopy_ms"][share], abs=0.011)
+
+
+def test_the_fastest_dense_network_is_the_one_that_a_share_is_compared_with(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    dense = {"dense, cuDNN": 4.0, "dense, torch.compile": 2.0}
+    plot_shares(tmp_path / "plot.png", {"0.5": 1.2, "1.0": 2.1}, dense, title="")
+    lines = {line.get_label(): line.get_ydata()[-1] for line in drawn[0].axes[0].lines}
+    assert lines == {**dense, "BlockCopy, with policy": 2.1, "best dense time x share": 2.0}
+    plot_streams(tmp_path / "plot.png", {"blockcopy": {"1": {"0.3": {"frame_ms": 1.0}}}}, title="")
+    assert [line.get_label() for line in drawn[1].axes[0].lines] == ["BlockCopy, 0.3 executed"]
