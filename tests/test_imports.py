@@ -4,6 +4,7 @@ Imports point one way: kernels <- sparse <- motion <- policy <- modeling
 """
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,20 @@ def test_kernels_of_the_engine_are_its_own(path):
     """Others find the plumbing of kernels in blockcopy_d2.kernels; tuning alone searches there."""
     if part(path) != "sparse" and path.name != "tune_kernels.py":
         assert not [name for name in imports_of(path) if ".sparse.triton_ops" in name]
+
+
+def test_no_modules_import_each_other():
+    """Not in a circle of any length, nor within functions."""
+    names = {}
+    for path in modules():
+        *parents, name = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parents if name == "__init__" else [*parents, name])] = path
+    graph = {}
+    for module, path in names.items():
+        # ``from a import b`` needs module a.b, or module a where b is a name in it.
+        found = (x if x in names else x.rpartition(".")[0] for x in imports_of(path))
+        graph[module] = {x for x in found if x in names and x != module}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_training_and_scoring_need_no_pyav():

@@ -1,20 +1,12 @@
 """
-Means over the pixels of blocks in one launch on a GPU. Needs Triton.
-
-Shape shorthand in this module:
-
-    N: streams
-    GH, GW: rows and columns of the block grid
-    P: side of a block in policy pixels
-    h, w: policy resolution, P GH x P GW
-    K: classes of the task network's output
+The kernel of :mod:`.block_means`, whose shape shorthand is used here. Needs Triton.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .block_features import EDGE_FLOOR
+from .gain_constants import EDGE_FLOOR
 
 __all__ = ["block_means_triton"]
 
@@ -96,7 +88,7 @@ def block_means_kernel(
 
 
 def block_means_triton(frame, frame_state, output, pixel_scale, grid_shape):
-    """:func:`blockcopy_d2.policy.block_features.block_means`, by Triton."""
+    """:func:`blockcopy_d2.policy.block_means.block_means`, by Triton."""
     rows, columns = grid_shape
     streams, classes = len(frame), output.shape[1]
     out = torch.empty(streams, _NUM_MEANS, rows, columns, device=frame.device)

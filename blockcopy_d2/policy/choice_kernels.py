@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .block_features import block_means
+from . import gain_constants
+from .block_means import block_means
 
 __all__ = ["MOST_BLOCKS", "block_features_triton", "choose_triton"]
 
@@ -218,8 +219,6 @@ def pick_kernel(
 
 def choose_triton(observation, network, target, burst=1.0):
     """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
-    from . import expected_gain
-
     seen, device = observation, observation.frame.device
     streams, rows, columns = seen.gain.shape
     index = torch.as_tensor(seen.frame_index, device=device).view(-1).expand(streams)
@@ -235,7 +234,7 @@ def choose_triton(observation, network, target, burst=1.0):
     tensors += (account, next_account, levels)
     blocks = rows * columns
     names = ("PRICE_RATE", "PRICE_PULL", "MOST_SAVED", "SAVING_FRAMES")
-    constants = {name: getattr(expected_gain, name) for name in names}
+    constants = {name: getattr(gain_constants, name) for name in names}
     constants |= {"BURST": burst, "BI": 32, "BJ": 128, "num_warps": 4}
     pick_kernel[triton.cdiv(blocks, 32), streams](*tensors, blocks, **constants)
     return logits, active, None if burst == 1 else next_account
@@ -250,8 +249,6 @@ def block_features_triton(observation, pixel_scale, floors):
 
 
 def _expect(seen, pixel_scale, weights, target, outputs=None, features=None):
-    from . import expected_gain
-
     streams, rows, columns = seen.gain.shape
     maps = (seen.frame, seen.frame_state, seen.output)
     means, gain = block_means(*maps, pixel_scale, (rows, columns)), seen.gain.contiguous()
@@ -259,7 +256,7 @@ def _expect(seen, pixel_scale, weights, target, outputs=None, features=None):
     age = gain if seen.age is None else seen.age.contiguous()
     region = gain if seen.region is None else seen.region.contiguous()
     names = ("AGE_POWER", "LONG_WAIT", "OVERDUE_POWER", "VARIANCE_FLOOR", "LEVEL_FLOOR")
-    constants = {name: getattr(expected_gain, name) for name in names}
+    constants = {name: getattr(gain_constants, name) for name in names}
     constants |= {"HAS_REGION": seen.region is not None, "FEATURES": features is not None}
     constants |= {"F": means.shape[1] + 2, "BLOCK": triton.next_power_of_2(max(rows * columns, 16))}
     inputs = (means, gain, age, region, weights, target)

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from blockcopy_d2.policy import DetectionMasks, GainNetwork, Observation, block_features
+from blockcopy_d2.policy import DetectionMasks, GainNetwork, Observation, block_means
 from blockcopy_d2.policy.choice_kernels import block_features_triton, choose_triton
 from blockcopy_d2.policy.gain_kernels import mask_block_gain_triton
 from blockcopy_d2.policy.gain_report_kernels import report_triton
@@ -16,7 +16,7 @@ from tests.kernels.compiling import compiling, report
 @torch.no_grad()
 def main(capability):
     """Reports what was compiled for frames of 8 x 16 and of 32 x 64 blocks."""
-    on_gpu = mock.patch.object(block_features, "triton_runs_on", lambda device: True)
+    on_gpu = mock.patch.object(block_means, "triton_runs_on", lambda device: True)
     with on_gpu, compiling(capability) as compiled:
         for rows, columns in ((8, 16), (32, 64)):
             maps = [torch.zeros(1, channels, 32 * rows, 32 * columns) for channels in (3, 3, 8)]

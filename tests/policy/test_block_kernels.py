@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from blockcopy_d2.policy.block_features import block_means_reference  # noqa: E402
 from blockcopy_d2.policy.block_kernels import block_means_triton  # noqa: E402
+from blockcopy_d2.policy.block_means import block_means_reference  # noqa: E402
 from tests.kernels.compiled import compiled_by  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
