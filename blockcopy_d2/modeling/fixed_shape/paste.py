@@ -29,8 +29,9 @@ def paste_masks(masks, boxes, count, out):
         masks (Tensor): probabilities, float32 (N, D, M, M).
         boxes (Tensor): float32 (N, D, 4) in pixels of the output, not empty.
         count (Tensor): int32 (N,), detections of each image.
-        out (Tensor): bool (N, d, H, W), at the size of the output, of the first d detections. It is
-            False in the masks of the first ``count`` of them, which are written. The others stay.
+        out (Tensor): bool (N, d, H, W), contiguous, at the size of the output, of the first d
+            detections. It is False in the masks of the first ``count`` of them, which are written.
+            The others stay.
     """
     if triton_runs_on(masks.device):
         from .triton_ops.paste import paste_masks_triton

@@ -107,7 +107,8 @@ def advance_triton(history, arrival, painted, active, gain=None):
     after["frame_index"] = torch.empty_like(history.frame_index)
     counted = (after["broken"].view(torch.uint8), after["frame_index"])
     finite = arrival.finite.contiguous().view(torch.uint8)
+    index = history.frame_index.contiguous()
     count_kernel[(streams,)](
-        broken, finite, history.frame_index, counted, rows * columns, BLOCKS=blocks, num_warps=4
+        broken, finite, index, counted, rows * columns, BLOCKS=blocks, num_warps=4
     )
     return after

@@ -367,3 +367,54 @@ def test_select_masks(regions, side, num_classes):
     found, want = (f(logits, classes) for f in (select_masks_triton, select_masks_reference))
     assert found.shape == (regions, 2 * side, 2 * side)
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
+
+
+def spread(tensors):
+    """The same values with others in between."""
+    return [
+        torch.stack([x, ~x if x.dtype == torch.bool else x + 1], dim=-1)[..., 0] for x in tensors
+    ]
+
+
+def detections_and_places():
+    masks, boxes = torch.rand(2, 6, 14, 14), random_boxes(2, 6)
+    count = torch.tensor([6, 3], dtype=torch.int32)
+    return masks, boxes, count, torch.arange(0, 70, 3), torch.arange(0, 80, 3)
+
+
+def slots():
+    scores = torch.rand(2, 40).sort(descending=True).values
+    return torch.rand(2, 40) > 0.3, random_boxes(2, 40), scores, torch.randint(5, (2, 40))
+
+
+def candidates_of_levels():
+    maps = [torch.randn(2, 12, side, side + 1) for side in (5, 3)]
+    anchors = [random_boxes(3 * x.shape[2] * x.shape[3]) for x in maps]
+    return *maps, *anchors, torch.randint(36, (2, 2, 8)), torch.randn(2, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "launch, inputs",
+    [
+        (sample_masks_triton, detections_and_places),
+        (lambda *x: fill_slots_triton(*x, (1.0, 1.0), (200, 300), 10), slots),
+        (lambda keep, boxes, *_: nms_triton(boxes, keep, 0.5), slots),
+        (lambda keep, boxes, scores, _: best_boxes_triton(scores, boxes, keep, 7), slots),
+        (
+            lambda a, b, c, d, *x: decode_candidates_triton(
+                [a, b], [c.contiguous(), d.contiguous()], *x, TRANSFORM, (200, 300), 0.0
+            ),
+            candidates_of_levels,
+        ),
+        (
+            lambda a, b, c, d, index, _: pair_scores_triton([a, b], None, index, 4, 0.05),
+            candidates_of_levels,
+        ),
+    ],
+    ids=["sample", "fill", "nms", "best", "decode", "pairs"],
+)
+def test_inputs_of_any_strides(launch, inputs):
+    tensors = inputs()
+    wanted, found = launch(*tensors), launch(*spread(tensors))
+    for want, got in zip(*(x if isinstance(x, tuple) else (x,) for x in (wanted, found))):
+        assert torch.equal(got, want)

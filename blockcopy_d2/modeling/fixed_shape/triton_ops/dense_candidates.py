@@ -98,7 +98,7 @@ def _launch(logits, centerness, index, out, num_classes, width, threshold):
     block_k = triton.next_power_of_2(num_classes)
     block = max(min(_SCORES // block_k, _ANCHORS), 1)
     maps = (tuple(logits), tuple(centres), sizes, map_strides(logits), map_strides(centres))
-    tensors = (out if index is None else index, out)
+    tensors = (out if index is None else index.contiguous(), out)
     numbers = (num_anchors, num_classes, width, float(threshold))
     kind = dict(CENTERNESS=centerness is not None, PEAKS=index is None)
     constants = dict(L=levels, BLOCK=block, BK=block_k, num_warps=4)

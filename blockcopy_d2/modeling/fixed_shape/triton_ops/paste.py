@@ -135,9 +135,9 @@ def paste_masks_triton(masks, boxes, count, out):
     images, most, height, width = out.shape
     # The first axis takes more than 65,535 programs.
     grid = (images * most, _PROGRAMS_PER_MASK)
-    tensors = (masks.contiguous(), boxes.contiguous(), count, out.view(torch.uint8))
+    tensors = [x.contiguous() for x in (masks, boxes, count)]
     sizes = (masks.shape[1], most, height, width, masks.shape[-1], MASK_THRESHOLD)
-    paste_kernel[grid](*tensors, *sizes, **_TILE, num_warps=4)
+    paste_kernel[grid](*tensors, out.view(torch.uint8), *sizes, **_TILE, num_warps=4)
 
 
 def sample_masks_triton(masks, boxes, count, rows, columns):
@@ -146,7 +146,7 @@ def sample_masks_triton(masks, boxes, count, rows, columns):
     out = torch.zeros(size, dtype=torch.bool, device=masks.device)
     rows_of_tiles, tiles_of_row = triton.cdiv(height, _TILE["BY"]), triton.cdiv(width, _TILE["BX"])
     grid = (images * detections, rows_of_tiles, tiles_of_row)
-    tensors = (masks.contiguous(), boxes.contiguous(), count, rows, columns, out.view(torch.uint8))
+    tensors = [x.contiguous() for x in (masks, boxes, count, rows, columns)]
     sizes = (detections, height, width, masks.shape[-1], MASK_THRESHOLD)
-    sample_kernel[grid](*tensors, *sizes, **_TILE, num_warps=4)
+    sample_kernel[grid](*tensors, out.view(torch.uint8), *sizes, **_TILE, num_warps=4)
     return out

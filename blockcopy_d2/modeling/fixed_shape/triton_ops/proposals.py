@@ -125,7 +125,8 @@ def decode_candidates_triton(deltas, anchors, index, logits, transform, image_si
     boxes = torch.empty(images, levels, k, 4, dtype=torch.float32, device=index.device)
     valid = torch.empty(images, levels, k, dtype=torch.uint8, device=index.device)
     maps = (tuple(deltas), tuple(anchors), sizes, *map_strides(deltas))
-    tensors, num_anchors = (index, logits, boxes, valid), deltas[0].shape[1] // 4
+    tensors = (index.contiguous(), logits.contiguous(), boxes, valid)
+    num_anchors = deltas[0].shape[1] // 4
     numbers = transform_numbers(transform), clip_limits(image_size), float(least_side)
     constants = dict(LINEAR=is_linear(transform), L=levels, BLOCK=_CANDIDATES, num_warps=4)
     grid = triton.cdiv(k, _CANDIDATES), images * levels
