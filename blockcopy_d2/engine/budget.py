@@ -17,7 +17,8 @@ class FrameBudget:
     Around the fixed point, where a + b * f is the budget, a step multiplies the distance by
     a / budget, which is at least 0 and below 1 wherever the budget can be met at all: the target
     approaches its value from one side and does not oscillate. The law reads the executed fraction,
-    not the target, so a policy that follows slowly does not wind it up.
+    not the target, so a policy that follows slowly does not wind it up. Where the median frame
+    executes nothing, as few blocks do at a low target, the mean fraction takes its place.
     """
 
     def __init__(self, seconds, *, window=16, least=0.02):
@@ -46,6 +47,7 @@ class FrameBudget:
         self._frames.append((seconds, executed))
         if 2 * len(self._frames) < self._frames.maxlen:
             return None
-        median_seconds, median_executed = map(statistics.median, zip(*self._frames))
-        target = median_executed * self.seconds / median_seconds
+        seconds, executed = zip(*self._frames)
+        typical = statistics.median(executed) or statistics.fmean(executed)
+        target = typical * self.seconds / statistics.median(seconds)
         return min(max(target, self.least), 1.0)

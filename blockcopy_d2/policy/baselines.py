@@ -17,6 +17,7 @@ from blockcopy_d2.config import check_arguments
 
 from .base import Decision, Policy, SeededUniform
 from .build import POLICY_REGISTRY
+from .expected_gain import largest_blocks
 
 __all__ = [
     "AllBlocks",
@@ -101,7 +102,8 @@ class FrameDifference(Policy):
     def __init__(self, *, target):
         """
         Args:
-            target (float): tau, the fraction of the blocks of every frame, rounded.
+            target (float): tau, the fraction of the blocks. Their numbers are rounded so that it is
+                right over any frames in a row.
         """
         super().__init__()
         check_arguments(target=target)
@@ -121,12 +123,10 @@ class FrameDifference(Policy):
 
     def forward(self, observation):
         score = self.score(observation)
-        if observation.region is not None:
-            score = score + observation.region
-        count = round(self.target * score[0].numel())
-        active = torch.zeros_like(score, dtype=torch.bool).flatten(1)
-        active.scatter_(1, score.flatten(1).topk(count, dim=1).indices, True)
-        return Decision(active=active.view(score.shape))
+        index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
+        # Filled on the device: a CUDA graph cannot copy it from the host.
+        target = torch.full((), self.target, dtype=torch.float64, device=score.device)
+        return Decision(active=largest_blocks(score, target, index, observation.region))
 
 
 @POLICY_REGISTRY.register()
@@ -140,7 +140,7 @@ class MovedDifference(FrameDifference):
     def __init__(self, *, target, age_weight=0.05):
         """
         Args:
-            target (float): tau, the fraction of the blocks of every frame, rounded.
+            target (float): see :class:`FrameDifference`.
             age_weight (float): the difference counts 1 + ``age_weight`` times the frames since a
                 block was executed.
         """

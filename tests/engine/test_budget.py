@@ -1,4 +1,5 @@
 import itertools
+import math
 import statistics
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_budget_out_of_reach_ends_at_the_bounds():
     assert targets[-1] == 0.05
     targets, _ = simulate(FrameBudget(1.0), fixed=0.02, slope=0.08, start=0.1)
     assert targets[-1] == 1.0
+
+
+def test_a_few_blocks_leave_the_lowest_target_again():
+    """Of six blocks, most frames of a low target execute none."""
+    budget, target, counts = FrameBudget(0.05), 0.02, []
+    for index in range(200):
+        count = math.floor(6 * target * (index + 1)) - math.floor(6 * target * index)
+        update = budget.update(0.02 + 0.04 * count / 6, count / 6)
+        target = target if update is None else update
+        counts.append(count)
+    assert statistics.median(counts[:16]) == 0
+    assert statistics.fmean(counts[100:]) == pytest.approx(0.75 * 6, abs=0.5)
 
 
 def test_it_waits_until_there_is_enough_to_tell():

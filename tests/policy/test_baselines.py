@@ -57,6 +57,19 @@ def test_frame_difference_picks_what_changed_most(target, count):
         assert count in (0, 32) or picked.min() > left.max()
 
 
+@pytest.mark.parametrize("target", [0.05, 0.29, 0.7])
+def test_differences_of_a_few_blocks_meet_the_target(target):
+    """Of six blocks, a twentieth is one in some frames."""
+    policy, counts = MovedDifference(target=target), []
+    for index in range(1, 121):
+        seen = observation((2, 3), streams=2, frame_index=torch.tensor([index, 1000 + index]))
+        seen.age = torch.zeros(2, 2, 3, dtype=torch.int32)
+        counts.append(policy(seen).active.sum(dim=(1, 2)))
+    counts = torch.stack(counts)
+    assert counts.max() - counts.min() == 1
+    assert ((counts.sum(dim=0) - target * 6 * 120).abs() < 1 + 1e-4).all()
+
+
 def test_every_kth_frame():
     policy = EveryKthFrame(period=3)
     ran = [policy(observation(frame_index=i)).active.all().item() for i in range(7)]
