@@ -14,9 +14,10 @@ from detectron2.config import get_cfg
 from PIL import Image, ImageDraw, ImageFont
 
 from blockcopy_d2 import add_blockcopy_config
+from blockcopy_d2.config_key import check_registered
 from blockcopy_d2.data import VideoFrames
 from blockcopy_d2.engine.arguments import errors_end_the_program, positive
-from blockcopy_d2.motion import CELL_SIZES, MOTION_REGISTRY, moved_cells
+from blockcopy_d2.motion import CELL_SIZES, MOTION_REGISTRY, build_motion, moved_cells
 from blockcopy_d2.visualization import draw_motion
 
 
@@ -73,7 +74,9 @@ def draw_field(name, pair, cell_size):
     add_blockcopy_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BLOCKCOPY.MOTION.CELL_SIZE = cell_size
-    estimator = MOTION_REGISTRY.get(name)(cfg)
+    check_registered("--estimators", name, MOTION_REGISTRY, also=("auto",))
+    cfg.MODEL.BLOCKCOPY.MOTION.NAME = name
+    estimator = build_motion(cfg)
     features = []
     for image, _, vectors in pair:
         codec = None

@@ -139,10 +139,12 @@ def drawn_cell_size(args, model):
     """
     if not args.draw_motion:
         return None
-    if model is None or model.motion is None:
+    if model is None:
+        raise ValueError("--draw-motion has no motion to draw: leave --dense out.")
+    if model.motion is None:
         raise ValueError(
             "--draw-motion has no motion to draw: choose an estimator with --opts"
-            " MODEL.BLOCKCOPY.MOTION.NAME auto, and leave --dense out."
+            " MODEL.BLOCKCOPY.MOTION.NAME auto."
         )
     return model.motion.cell_size
 

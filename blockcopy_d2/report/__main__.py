@@ -13,6 +13,7 @@ page of the frames so far.
 
 import argparse
 import logging
+import math
 import os
 import platform
 import shlex
@@ -129,17 +130,21 @@ def main():
             with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as f:
                 f.write(page)
     headers = ("stage", "dense GMACs", "executed GMACs")
+    metric = recording.metrics[0]
+    score = recording.main.scores[metric]
+    agreement = f"{score:.1f} {metric} against dense"
+    if math.isnan(score):
+        agreement = "nothing above the confidence threshold to measure agreement by"
     logging.getLogger("blockcopy_d2.report").info(
         "Multiply-accumulates per frame:\n%s\n"
-        "%s: %.2fx as fast as dense over %d frames, %.1f%% of the blocks executed, %.1f %s against"
-        " dense. Wrote %s (%.1f MB).",
+        "%s: %.2fx as fast as dense over %d frames, %.1f%% of the blocks executed, %s. Wrote %s"
+        " (%.1f MB).",
         tabulate(mac_table(recording), headers=headers, tablefmt="pipe", floatfmt=".2f"),
         video.name,
         recording.speed_up,
         recording.frames,
         100 * recording.executed,
-        recording.main.scores[recording.metrics[0]],
-        recording.metrics[0],
+        agreement,
         args.output,
         len(page) / 1e6,
     )

@@ -48,6 +48,7 @@ def render_page(recording, *, title, environment, clip=None, poster=None, clip_f
         run=recording.main,
         scores=recording.main.scores,
         metric=metric,
+        is_measured=not math.isnan(recording.main.scores[metric]),
         points=points,
         recommended=recommended,
         is_within=is_within,

@@ -1,6 +1,8 @@
+import copy
 import functools
 import http.server
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -129,6 +131,15 @@ def test_numbers_are_those_recorded(recorded, page):
         assert cells[stage][2] == f"{macs / 1e9:.2f}"
     assert page.data["by_frame"]["executed"] == pytest.approx(recording.main.executed)
     assert page.data["speed_up"] == pytest.approx(recording.speed_up, rel=1e-4)
+
+
+def test_nothing_is_recommended_where_dense_has_no_output(recorded):
+    recording = copy.deepcopy(recorded[0])
+    for run in recording.runs:
+        run.scores = dict.fromkeys(run.scores, math.nan)
+    text = " ".join(Page(render_page(recording, title="A", environment={})).text.split())
+    assert "nothing above the confidence threshold" in text and "no target to recommend" in text
+    assert "run this model densely" not in text and "agrees with the dense" not in text
 
 
 def test_plots_follow_the_colours_of_the_page(recorded):
