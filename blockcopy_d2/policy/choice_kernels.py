@@ -190,9 +190,10 @@ def pick_kernel(
     if BURST > 1:
         even, number, wanted = count, tl.sum(worthy, 0).to(tl.float32), wanted.to(tl.float32)
         reach = MOST_SAVED * blocks * tl.minimum(index, SAVING_FRAMES).to(tl.float32)
-        least = tl.maximum(wanted / BURST, wanted + saved - reach)
-        most = tl.minimum(wanted * BURST, wanted + saved + reach)
-        paced = tl.floor(tl.minimum(tl.maximum(number, least), most) + 0.5)
+        reach = tl.maximum(reach, 0.5)
+        least = tl.maximum(tl.floor(wanted / BURST), tl.ceil(wanted + saved - reach))
+        most = tl.minimum(tl.ceil(wanted * BURST), tl.floor(wanted + saved + reach))
+        paced = tl.minimum(tl.maximum(number, least), most)
         count = tl.where(is_new, even.to(tl.float32), paced)
         count = tl.minimum(tl.maximum(count, 0.0), blocks)
         after = saved + wanted - count

@@ -253,10 +253,11 @@ def largest_blocks(score, target, index, region=None):
 def pace(score, level, account, target, index, burst):
     """
     Finds the number of blocks of a frame by a price: blocks run that are worth more. It is at most
-    ``burst`` times the target and at least the target over ``burst``, and never is more than a
-    share of MOST_SAVED of the blocks of all frames saved or owed, counted since the start of the
-    stream and over at most SAVING_FRAMES: the blocks of one frame. The first frame of a stream
-    executes its target, and its price is that of its last block.
+    ``burst`` times the target and at least the target over ``burst``, rounded to whole blocks, and
+    never is more than a share of MOST_SAVED of the blocks of all frames saved or owed, counted
+    since the start of the stream and over at most SAVING_FRAMES: the blocks of one frame; or half a
+    block, if that is more. The first frame of a stream executes its target, and its price is that
+    of its last block.
 
     Args:
         score (Tensor): float (N, GH, GW), logarithms of the worth of blocks; infinite for those
@@ -275,10 +276,10 @@ def pace(score, level, account, target, index, burst):
     wanted = (target * blocks).float()
     saved, price = torch.where(is_new[:, None], 0.0, account).unbind(1)
     worthy = (worth > price[:, None]).sum(dim=1).float()
-    reach = MOST_SAVED * blocks * index.clamp(max=SAVING_FRAMES).float()
-    least = torch.maximum(wanted / burst, wanted + saved - reach)
-    most = torch.minimum(wanted * burst, wanted + saved + reach)
-    counts = (worthy.clamp(least, most) + 0.5).floor()
+    reach = (MOST_SAVED * blocks * index.clamp(max=SAVING_FRAMES).float()).clamp_min(0.5)
+    least = torch.maximum((wanted / burst).floor(), (wanted + saved - reach).ceil())
+    most = torch.minimum((wanted * burst).ceil(), (wanted + saved + reach).floor())
+    counts = worthy.clamp(least, most)
     even = _even_counts(target, blocks, index).float()
     counts = torch.where(is_new, even, counts).clamp(0, blocks)
     last = (even.long() - 1).clamp_min(0).expand(len(score))[:, None]

@@ -58,7 +58,7 @@ def test_a_budget_out_of_reach_ends_at_the_bounds():
 
 
 def test_a_few_blocks_leave_the_lowest_target_again():
-    """Of six blocks, most frames of a low target execute none."""
+    """Most frames of a low target execute none of six blocks."""
     budget, target, counts = FrameBudget(0.05), 0.02, []
     for index in range(200):
         count = math.floor(6 * target * (index + 1)) - math.floor(6 * target * index)

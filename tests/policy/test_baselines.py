@@ -59,7 +59,7 @@ def test_frame_difference_picks_what_changed_most(target, count):
 
 @pytest.mark.parametrize("target", [0.05, 0.29, 0.7])
 def test_differences_of_a_few_blocks_meet_the_target(target):
-    """Of six blocks, a twentieth is one in some frames."""
+    """A twentieth of six blocks is one in some frames, and none in most."""
     policy, counts = MovedDifference(target=target), []
     for index in range(1, 121):
         seen = observation((2, 3), streams=2, frame_index=torch.tensor([index, 1000 + index]))

@@ -181,6 +181,17 @@ def test_a_burst_holds_the_budget_and_its_limits(target, course):
     assert ((shares.cumsum(0) - target * frames).abs() <= 0.02 * frames + block).all()
 
 
+@pytest.mark.parametrize(
+    "target, burst, grid_shape", [(0.05, 1.5, (2, 3)), (0.15, 2.0, (1, 1)), (0.7, 1.05, (1, 2))]
+)
+def test_a_burst_holds_the_budget_of_a_few_blocks(target, burst, grid_shape):
+    """Whole blocks are taken, though the target and its burst are less than one."""
+    policy = ExpectedGain(target=target, burst=burst)
+    shares = run(policy, COURSES["by turns"], grid_shape=grid_shape, targets=[(130, 0.3)])[:, 0]
+    for part, wanted in ((shares[20:129], target), (shares[149:], 0.3)):
+        assert (part.unfold(0, 100, 1).mean(dim=1) - wanted).abs().max() < 0.03
+
+
 def test_busy_frames_take_more_than_quiet_ones():
     changes = COURSES["by turns"]
     shares = run(ExpectedGain(target=0.15, burst=2.0), changes)[20:, 0]
