@@ -23,7 +23,7 @@ from tqdm import tqdm
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data import build_clip_loader
-from blockcopy_d2.engine.arguments import add_config_arguments
+from blockcopy_d2.engine.arguments import add_config_arguments, errors_end_the_program, positive
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.machine import processor_name
@@ -177,9 +177,10 @@ def _parser():
     parser.add_argument(
         "--name", default="maskrcnn_R18_FPN", help="part of the name of the results"
     )
-    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips to run")
+    parser.add_argument("--clips", type=positive, default=2, metavar="N", help="clips to run")
     return parser
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

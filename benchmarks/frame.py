@@ -23,6 +23,7 @@ from detectron2.modeling import build_model
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.data.streetclips.writer import write_split
+from blockcopy_d2.engine.arguments import errors_end_the_program
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import read_whole
@@ -316,4 +317,5 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

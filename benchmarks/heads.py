@@ -34,7 +34,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 import blockcopy_d2
 from blockcopy_d2.config import base_config
-from blockcopy_d2.engine.arguments import positive
+from blockcopy_d2.engine.arguments import errors_end_the_program, positive
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.resources import config_path
@@ -71,6 +71,8 @@ def main():
     args = _parser().parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("Found no NVIDIA GPU. On a CPU: --device cpu --dtype fp32")
+    if args.device == "cpu" and args.dtype != "fp32":
+        raise SystemExit(f"--dtype {args.dtype} is for GPUs. On a CPU: --dtype fp32")
     torch.backends.cudnn.benchmark = True
     tf32 = args.dtype != "fp32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -334,4 +336,5 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

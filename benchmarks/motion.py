@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 
-from blockcopy_d2.engine.arguments import add_config_arguments, positive
+from blockcopy_d2.engine.arguments import add_config_arguments, errors_end_the_program, positive
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.engine.runs import build_video_model
 from blockcopy_d2.modeling import VideoStream
@@ -255,4 +255,5 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

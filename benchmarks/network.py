@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 
 import blockcopy_d2.modeling  # noqa: F401  registers the model
 from blockcopy_d2.config import base_config
+from blockcopy_d2.engine.arguments import errors_end_the_program
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling.fixed_shape import find_static_heads
 from blockcopy_d2.policy import Observation
@@ -261,4 +262,5 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

@@ -31,7 +31,7 @@ from detectron2.engine import DefaultPredictor
 
 from blockcopy_d2 import VideoPredictor
 from blockcopy_d2.config import base_config
-from blockcopy_d2.engine.arguments import add_config_arguments, positive
+from blockcopy_d2.engine.arguments import add_config_arguments, errors_end_the_program, positive
 from blockcopy_d2.engine.checkpoint import WeightsCheckpointer
 from blockcopy_d2.engine.defaults import load_config
 from blockcopy_d2.modeling import read_whole
@@ -50,6 +50,8 @@ def main():
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("Found no NVIDIA GPU. On a CPU: --device cpu --dtype fp32")
+    if args.device == "cpu" and args.dtype != "fp32":
+        raise SystemExit(f"--dtype {args.dtype} is for GPUs. On a CPU: --dtype fp32")
     torch.backends.cudnn.benchmark = True
     tf32 = args.dtype != "fp32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -232,4 +234,5 @@ def _parser():
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

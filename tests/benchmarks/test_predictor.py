@@ -1,6 +1,7 @@
 """The end-to-end benchmark runs wherever Detectron2 does, and writes the keys that it promises."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
@@ -39,3 +40,23 @@ def test_it_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
         assert results[f"{name}_ms"] == results["quartiles_ms"][name]["median"] > 0
     assert results["scale"] == pytest.approx(128 / 96) and results["detections"]["stream"] == 5
     assert "default_predictor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--device", "cpu"], "--dtype fp16 is for GPUs. On a CPU: --dtype fp32"),
+        (
+            ["--device", "cpu", "--dtype", "fp32", "--weights", "no.pth"],
+            "error: The weights no.pth",
+        ),
+    ],
+)
+def test_errors_are_a_line(tmp_path, monkeypatch, arguments, message):
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    Image.new("RGB", (128, 64)).save(clip / "0.png")
+    command = ["predictor", *arguments, "--frames", str(clip), "--size", "64", "128"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_module("benchmarks.predictor", run_name="__main__")
