@@ -11,7 +11,15 @@ from omegaconf import OmegaConf
 from blockcopy_d2.data import redact
 from blockcopy_d2.data.addresses import is_address
 
-__all__ = ["check_output", "refuse_overwriting", "refuse_shared_outputs", "weight_files"]
+__all__ = [
+    "check_output",
+    "check_plot",
+    "refuse_overwriting",
+    "refuse_shared_outputs",
+    "weight_files",
+]
+
+_PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp")
 
 
 def check_output(path, expected="a file"):
@@ -40,6 +48,22 @@ def check_output(path, expected="a file"):
     for place in places:
         if not os.access(place, os.W_OK):
             raise PermissionError(f"{path} cannot be written: {place} is write-protected.")
+
+
+def check_plot(path):
+    """
+    :func:`check_output` of a plot.
+
+    Args:
+        path (str or PathLike): path of a picture to draw at the end of a long run.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it is an address, or its ending is none of a picture.
+    """
+    check_output(path, "a picture")
+    if os.path.splitext(os.fsdecode(path))[1].lower() not in _PICTURES:
+        raise ValueError(f"{os.fsdecode(path)} must end in one of {', '.join(_PICTURES)}.")
 
 
 def refuse_overwriting(output, inputs):

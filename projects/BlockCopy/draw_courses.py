@@ -13,7 +13,7 @@ from blockcopy_protocol.course import plot_courses
 from blockcopy_protocol.results import read_results
 
 from blockcopy_d2.engine.arguments import errors_end_the_program
-from blockcopy_d2.engine.outputs import check_output, refuse_overwriting
+from blockcopy_d2.engine.outputs import check_plot, refuse_overwriting
 
 
 def get_parser():
@@ -40,7 +40,7 @@ def main(argv=None):
             parser.error(f"two runs have the title {title!r}: expected one for each")
     with errors_end_the_program():
         refuse_overwriting(args.output, [path for _, _, path in parts])
-        check_output(args.output)
+        check_plot(args.output)
         plot_courses({title: read_results(path) for title, _, path in parts}, args.output)
 
 

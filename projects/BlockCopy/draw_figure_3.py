@@ -25,7 +25,7 @@ from blockcopy_d2.engine.arguments import (
     fraction,
     positive,
 )
-from blockcopy_d2.engine.outputs import check_output, refuse_overwriting
+from blockcopy_d2.engine.outputs import check_plot, refuse_overwriting
 from blockcopy_d2.visualization import draw_frame, found_instances, pixel_classes
 
 _ROWS = ("frame", "execution grid", "frame state", "output", "information gain")
@@ -75,9 +75,13 @@ def columns(predictor, path, args, metadata):
         dict: for every frame that is wanted, its number, its executed share, and by the names of
         the rows pictures (H, W, 3), uint8, RGB, and the gain of the blocks, float (GH, GW), whose
         side is given in pixels of the picture.
+
+    Raises:
+        ValueError: the video has fewer frames.
     """
+    end, number = args.first + args.frames, -1
     for number, (image, result) in enumerate(predictor.stream(VideoFrames(path))):
-        if number >= args.first + args.frames:
+        if number >= end:
             return
         if number < args.first:
             continue
@@ -101,6 +105,11 @@ def columns(predictor, path, args, metadata):
             "information gain": gain.numpy(),
             "side": result.grid.block_size / result.scale,
         }
+    if number + 1 < end:
+        raise ValueError(
+            f"{path} has {number + 1} frames; --first {args.first} --frames {args.frames} asks for"
+            f" {end}."
+        )
 
 
 def frame_state(predictor, result, size):
@@ -160,15 +169,10 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     with errors_end_the_program():
         refuse_overwriting(args.output, [args.video_input, args.config_file])
-        check_output(args.output)
+        check_plot(args.output)
         cfg = load_video_config(args.config_file, args.opts)
         predictor = VideoPredictor(cfg)
         frames = list(columns(predictor, args.video_input, args, metadata_of(cfg)))
-        if len(frames) < args.frames:
-            raise ValueError(
-                f"{args.video_input} has {args.first + len(frames)} frames; --first {args.first}"
-                f" --frames {args.frames} asks for {args.first + args.frames}."
-            )
         draw(frames, args.output)
 
 

@@ -104,6 +104,7 @@ def test_runs_are_drawn_side_by_side(tmp_path, monkeypatch):
         (["a={path}", "a={path}"], "two runs have the title 'a'"),
         (["a=nowhere.json"], "nowhere.json"),
         (["a={path}", "--output", "{path}"], "would be lost"),
+        (["a={path}", "--output", "{path}.xyz"], "must end in one of .png"),
     ],
 )
 def test_runs_that_cannot_be_drawn(runs, message, tmp_path, capsys):

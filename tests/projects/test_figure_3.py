@@ -48,6 +48,11 @@ def test_the_picture_is_written(script, video, opts, tmp_path):
     assert width == round(6.6 * 150) and height > width
     with pytest.raises(SystemExit, match="has 5 frames; --first 4 --frames 2 asks for 6"):
         script.main([*args, "--first", "4", "--output", str(output), "--opts", *opts])
+    with pytest.raises(SystemExit, match="has 5 frames; --first 9 --frames 2 asks for 11"):
+        script.main([*args, "--first", "9", "--output", str(output), "--opts", *opts])
+    for name in ("figure", "figure.xyz"):  # Before the video is run.
+        with pytest.raises(SystemExit, match="must end in one of .png"):
+            script.main([*args, "--first", "9", "--output", str(tmp_path / name), "--opts", *opts])
 
 
 def test_rows_are_those_of_the_model(script, video, opts):
