@@ -99,13 +99,7 @@ def convolution_kernel(
         tile = work % tiles
         split = work // tiles
         if LEVELS > 1:
-            level, first, start = 0, 0, 0
-            for i in tl.static_range(LEVELS):
-                side = read_int(levels_ptr + i * len(LEVEL) + LEVEL.tile)
-                level = tl.where(tile >= start, i, level)
-                first = tl.where(tile >= start, start, first)
-                start += tl.cdiv(count * side * side, BM) * N_TILES
-            row = levels_ptr + level * len(LEVEL)
+            row, first = _level_of(tile, count, levels_ptr, N_TILES, LEVEL, LEVELS, BM)
             x_offset, out_offset = tl.load(row + LEVEL.x_offset), tl.load(row + LEVEL.out_offset)
             weight_offset = tl.load(row + LEVEL.weight_offset)
             bias_offset = tl.load(row + LEVEL.bias_offset)
@@ -158,39 +152,17 @@ def convolution_kernel(
         else:
             acc = tl.zeros((BM, BN), tl.float32)
         for step in range(split * STEPS // splits, (split + 1) * STEPS // splits):
-            tap = step // STEPS_PER_TAP
+            tap, start = step // STEPS_PER_TAP, step % STEPS_PER_TAP * BK
+            source = (x_tile, x_step, image, h, w)
             if ROW_PACK > 0:
-                e = (step % STEPS_PER_TAP) * BK + k
-                tap_x = e // ROW_PACK
-                c = e % ROW_PACK
-                iy = iy0 + tap * SHAPE.dilation[0]
-                ix = ix0[:, None] + (tap_x * SHAPE.dilation[1])[None, :]
-                row_inside = valid & (iy >= 0) & (iy < h)
-                mask = row_inside[:, None] & (ix >= 0) & (ix < w) & (tap_x < KW)[None, :]
-                pixel = (image + iy) * w + ix0
-                if EPILOGUE.wide:
-                    pixel = pixel.to(tl.int64)
-                if ROW_CONTIGUOUS:
-                    a_ptr = x_tile + (pixel * ROW_PACK)[:, None] + e[None, :]
-                else:
-                    mask = mask & (c < UNIT_IN)[None, :]
-                    a_ptr = x_tile + (pixel * x_step)[:, None]
-                    a_ptr += (tap_x * SHAPE.dilation[1] * x_step + c)[None, :]
+                places, mask = _of_kernel_row(
+                    tap, start + k, source, iy0, ix0, valid, SHAPE, ROW_CONTIGUOUS, EPILOGUE.wide
+                )
             else:
-                c = (step % STEPS_PER_TAP) * BK + k
-                iy = iy0 + tap // KW * SHAPE.dilation[0]
-                ix = ix0 + tap % KW * SHAPE.dilation[1]
-                inside = valid
-                if SHAPE.reads_beyond_border:
-                    inside = valid & (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w)
-                pixel = (image + iy) * w + ix
-                if EPILOGUE.wide:
-                    pixel = pixel.to(tl.int64)
-                a_ptr = x_tile + (pixel * x_step)[:, None] + c[None, :]
-                mask = inside[:, None]
-                if UNIT_IN % BK != 0:
-                    mask = mask & (c < UNIT_IN)[None, :]
-            a = tl.load(a_ptr, mask=mask, other=0.0)
+                places, mask = _of_tap(
+                    tap, start + k, source, iy0, ix0, valid, SHAPE, EPILOGUE.wide, BK
+                )
+            a = tl.load(places, mask=mask, other=0.0)
             b = tl.load(weight_tile + step * BK)
             if SWAP:
                 acc = tl.dot(b, a.T, acc, input_precision=PRECISION)
@@ -216,6 +188,86 @@ def convolution_kernel(
                 EPILOGUE,
                 BN,
             )
+
+
+@triton.jit
+def _level_of(
+    tile,
+    count,
+    levels_ptr,
+    N_TILES: tl.constexpr,
+    LEVEL: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """(row of the table, first tile) of the level that a tile belongs to."""
+    level, first, start = 0, 0, 0
+    for i in tl.static_range(LEVELS):
+        side = read_int(levels_ptr + i * len(LEVEL) + LEVEL.tile)
+        level = tl.where(tile >= start, i, level)
+        first = tl.where(tile >= start, start, first)
+        start += tl.cdiv(count * side * side, BM) * N_TILES
+    return levels_ptr + level * len(LEVEL), first
+
+
+@triton.jit
+def _of_tap(
+    tap, c, source, iy0, ix0, valid, SHAPE: tl.constexpr, WIDE: tl.constexpr, BK: tl.constexpr
+):
+    """
+    Pointers (BM, BK) to channels c of the pixels that a tap of the kernel reads, and a mask of
+    those that exist. `source` is (channels of the unit, elements from a pixel to the next, first
+    row of the stream, height, width); the first tap reads pixels (iy0, ix0).
+    """
+    x_ptr, x_row, image, h, w = source
+    KW: tl.constexpr = SHAPE.kernel[1]
+    UNIT_IN: tl.constexpr = SHAPE.units[1]
+    iy = iy0 + tap // KW * SHAPE.dilation[0]
+    ix = ix0 + tap % KW * SHAPE.dilation[1]
+    inside = valid
+    if SHAPE.reads_beyond_border:
+        inside = valid & (iy >= 0) & (iy < h) & (ix >= 0) & (ix < w)
+    pixel = (image + iy) * w + ix
+    if WIDE:
+        pixel = pixel.to(tl.int64)
+    places = x_ptr + (pixel * x_row)[:, None] + c[None, :]
+    mask = inside[:, None]
+    if UNIT_IN % BK != 0:
+        mask = mask & (c < UNIT_IN)[None, :]
+    return places, mask
+
+
+@triton.jit
+def _of_kernel_row(
+    row,
+    e,
+    source,
+    iy0,
+    ix0,
+    valid,
+    SHAPE: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The same for values e of a row of the kernel: row_pack channels of each of its taps."""
+    x_ptr, x_row, image, h, w = source
+    KW: tl.constexpr = SHAPE.kernel[1]
+    PACK: tl.constexpr = SHAPE.row_pack
+    tap_x, c = e // PACK, e % PACK
+    iy = iy0 + row * SHAPE.dilation[0]
+    ix = ix0[:, None] + (tap_x * SHAPE.dilation[1])[None, :]
+    row_inside = valid & (iy >= 0) & (iy < h)
+    mask = row_inside[:, None] & (ix >= 0) & (ix < w) & (tap_x < KW)[None, :]
+    pixel = (image + iy) * w + ix0
+    if WIDE:
+        pixel = pixel.to(tl.int64)
+    if CONTIGUOUS:
+        places = x_ptr + (pixel * PACK)[:, None] + e[None, :]
+    else:
+        mask = mask & (c < SHAPE.units[1])[None, :]
+        places = x_ptr + (pixel * x_row)[:, None]
+        places += (tap_x * SHAPE.dilation[1] * x_row + c)[None, :]
+    return places, mask
 
 
 class ConvolutionLaunch(BlockLaunch):
