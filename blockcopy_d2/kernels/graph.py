@@ -1,5 +1,7 @@
 """Functions that are captured once as a CUDA graph, and replayed."""
 
+import functools
+
 import torch
 
 __all__ = ["CapturedFunction"]
@@ -36,8 +38,10 @@ class CapturedFunction:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
+        stream = _capture_stream(torch.cuda.current_device())
         # Other threads may allocate meanwhile, such as those that load data.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
             function()
         self._graph = graph
 
@@ -60,3 +64,9 @@ class CapturedFunction:
             with torch.cuda.stream(side):
                 function()
             torch.cuda.current_stream().wait_stream(side)
+
+
+@functools.cache
+def _capture_stream(device):
+    """torch.cuda.Stream: the one of a GPU. PyTorch's own is that of the GPU that captured first."""
+    return torch.cuda.Stream(device)
