@@ -16,6 +16,7 @@ def test_spread_is_the_standard_deviation(results_file):
     results = json.loads(results_file.read_text())
     results["rows"][1]["seeds"] = [{"AP": 44.0, "AP50": 69.0}, {"AP": 45.0, "AP50": 69.0}]
     assert "deviation of 2 seeds." in _provenance(results)
+    assert _provenance({**results, "clips": 0}).startswith("a part of a clip (")
     results["rows"][2] |= {"seeds": [{"AP": None, "AP50": None}] * 3}
     assert "deviation of 2 or 3 seeds." in _provenance(results)
     assert "44.5 ± 0.7" in markdown_table(results) and "69.0 ± 0.0" in markdown_table(results)

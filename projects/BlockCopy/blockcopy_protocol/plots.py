@@ -11,7 +11,7 @@ from blockcopy_d2.atomic import atomic_write
 
 from .published import published_points
 
-__all__ = ["plot_trade_off", "quantity", "spread_of", "title_of"]
+__all__ = ["extent_of", "plot_trade_off", "quantity", "spread_of", "title_of"]
 
 # Titles of kinds of methods. A further policy has its own name.
 _TITLES = {
@@ -73,6 +73,17 @@ def quantity(number, noun):
         str: such as "1 clip" or "2 clips".
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def extent_of(results):
+    """
+    Args:
+        results (dict): content of results.json.
+
+    Returns:
+        str: the clips that were run whole, such as "20 clips".
+    """
+    return quantity(results["clips"], "clip") if results["clips"] else "a part of a clip"
 
 
 def title_of(kind):
@@ -153,7 +164,7 @@ def plot_trade_off(results, metric, cost, label, path):
     if axes.lines:
         axes.legend(frameon=False, loc="best" if published else "lower right")
     _name_points(axes, published)
-    title = f"{results['dataset']}, {quantity(results['clips'], 'clip')}"
+    title = f"{results['dataset']}, {extent_of(results)}"
     axes.set_title(title, fontsize=10, loc="left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)

@@ -7,7 +7,7 @@ from tabulate import tabulate
 from blockcopy_d2.atomic import atomic_write
 
 from .course import plot_course
-from .plots import plot_trade_off, quantity, spread_of, title_of
+from .plots import extent_of, plot_trade_off, quantity, spread_of, title_of
 from .published import published_table
 from .stages import plot_stages, stage_table
 
@@ -168,7 +168,7 @@ def _provenance(results):
     # Results of older versions do not name the policy: it was the paper's.
     policy = f" ({results['policy']})" if "policy" in results else ""
     return (
-        f"{quantity(results['clips'], 'clip')} ({results['frames']} frames) of"
+        f"{extent_of(results)} ({results['frames']} frames) of"
         f" {results['dataset']}, `{results['config_file']}`, policies{policy} warmed on"
         f" {quantity(results['warm_clips'], 'clip')} of"
         f" {results['train_dataset']}{often} per target.{seeds} {device}, torch"
