@@ -212,6 +212,26 @@ def test_moved_baselines(run, read):
     assert third["gmacs"] < difference["gmacs"] < dense["gmacs"]
 
 
+def test_the_gain_is_what_motion_does_not_explain(run, monkeypatch):
+    """Also that of dense outputs, by which blocks are scored. Its motion costs dense no time."""
+    import run_protocol
+
+    chosen = []
+    monkeypatch.setattr(run_protocol, "run_methods", lambda *args: chosen.append(args[1:3]))
+    image = torch.rand(3, 128, 256, generator=torch.Generator().manual_seed(0)) * 255
+    moved = {}
+    for name in ("none", "BlockMatching"):
+        run("--warm-clips", 0, "--targets", 0.4, opts=["MODEL.BLOCKCOPY.MOTION.NAME", name])
+        model, (dense, *_) = chosen.pop()
+        for index, shift in enumerate((0, 8)):
+            inputs = {"image": image.roll(shift, 2), "height": 128, "width": 256}
+            shown = dense.run(model, {**inputs, "video_id": "a", "frame_index": index})
+        moved[name] = shown.result.field
+        assert shown.result.executed == 1 and shown.seconds().keys() == {"network", "heads"}
+    assert moved["none"] is None
+    assert (moved["BlockMatching"][:, 0] == -8).float().mean() > 0.5
+
+
 @pytest.mark.slow
 def test_frames_as_graphs_have_the_same_rows(run, read, monkeypatch):
     """Every method has graphs of its own on the network that all share, as on a GPU."""

@@ -305,6 +305,9 @@ def _fixed_method(kind, baseline, cfg, model, phase=0):
     stages = ("network", "heads")
     if motion is not None:
         stages = ("motion", "move_caches", *stages)
+    if kind == "dense":
+        # Its gain counts for all methods: like the policy's, it is what motion does not explain.
+        motion = model.motion
     return Method(kind, policy, stages=stages, scale=baseline.scale, motion=motion, **rate)
 
 
