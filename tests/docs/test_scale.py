@@ -76,6 +76,9 @@ def test_figures_of_a_benchmark(tmp_path):
         "memory_mb": {"1": 1600, "8": 8000},
     }
     assert capacity.Figures.of_benchmark(results, "0.2") == capacity.Figures(1.0, 1000.0, 8)
+    for other in ({"keypoints": {}}, []):
+        with pytest.raises(ValueError, match="no file of `python -m benchmarks.streams`"):
+            capacity.Figures.of_benchmark(other, "0.2")
     (tmp_path / "a.json").write_text(json.dumps(results))
     lines = run(f"--cameras 100 --benchmark {tmp_path / 'a.json'} --share 0.2")
     assert lines[0].endswith("in batches of 8") and lines[1:] == [
