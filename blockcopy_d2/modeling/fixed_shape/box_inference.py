@@ -18,7 +18,7 @@ from blockcopy_d2.kernels import triton_runs_on
 
 from .constants import NO_SCORE
 from .nms import nms
-from .ranking import best_values
+from .ranking import best_candidates
 
 __all__ = ["candidate_scores", "fill_slots", "select_boxes", "select_detections"]
 
@@ -80,12 +80,8 @@ def select_detections(
         boxes, float32 (N, D, 4); the same in pixels of the output; scores, float32 (N, D);
         classes, int64 (N, D); and the number of detections, int32 (N,).
     """
-    num_classes = scores.shape[1] // boxes.shape[1]
-    scores, pair = best_values(scores, max_candidates, NO_SCORE)
-    classes = pair % num_classes
-    box = pair if boxes.shape[2] == num_classes else pair // num_classes
-    boxes = select_boxes(boxes.flatten(1, 2), box)
-    keep = nms(boxes, scores > NO_SCORE, nms_threshold, labels=classes)
+    scores, boxes, classes, valid = best_candidates(scores, boxes, max_candidates, NO_SCORE)
+    keep = nms(boxes, valid, nms_threshold, labels=classes)
     return fill_slots(keep, boxes, scores, classes, output_scale, output_size, max_detections)
 
 

@@ -84,19 +84,27 @@ class Res5BoxNetwork(nn.Module):
         return self.outputs(self.res5(x).mean(dim=(2, 3)))
 
 
+# Outputs of a matrix product are padded to a multiple of these: cuBLAS has its fast kernels, which
+# write 16 bytes at a time, for such alone.
+_OUTPUTS_TOGETHER = 8
+
+
 class _OutputLayers(nn.Module):
     """FastRCNNOutputLayers as one matrix product."""
 
     def __init__(self, predictor, dtype):
         super().__init__()
         outputs = _copy(nn.ModuleList([predictor.cls_score, predictor.bbox_pred]), dtype)
-        self.weight = nn.Parameter(torch.cat([x.weight for x in outputs]), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([x.bias for x in outputs]), requires_grad=False)
-        self.num_scores = predictor.cls_score.out_features
+        weight = torch.cat([x.weight for x in outputs])
+        bias = torch.cat([x.bias for x in outputs])
+        missing = -len(weight) % _OUTPUTS_TOGETHER
+        self.weight = nn.Parameter(F.pad(weight, (0, 0, 0, missing)), requires_grad=False)
+        self.bias = nn.Parameter(F.pad(bias, (0, missing)), requires_grad=False)
+        self.ends = predictor.cls_score.out_features, len(weight)
 
     def forward(self, x):
-        x = F.linear(x, self.weight, self.bias)
-        return x[:, : self.num_scores], x[:, self.num_scores :]
+        scores, deltas, _ = F.linear(x, self.weight, self.bias).tensor_split(self.ends, dim=1)
+        return scores, deltas
 
 
 class AttentionNetwork(nn.Module):

@@ -52,8 +52,7 @@ def find_proposals(
         tuple[Tensor, Tensor]: boxes, float32 (N, R, 4), in descending order of their logits,
         float32 (N, R). Slots without a proposal come last and hold zeros and a logit of -inf.
     """
-    aligned = align_levels(logits)
-    top_logits, index = aligned.topk(min(pre_nms_topk, aligned.shape[2]), dim=2)
+    top_logits, index = top_anchors(logits, pre_nms_topk)
     boxes, valid = decode_candidates(
         deltas, anchors, index, top_logits, transform, image_size, least_side
     )
@@ -73,23 +72,40 @@ def per_anchor(x, channels):
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, channels)
 
 
-def align_levels(logits):
+def top_anchors(logits, k):
     """
     Args:
         logits (list[Tensor]): (N, A, H_l, W_l), best channels-last.
+        k (int): number of anchors of each level, at most that of the largest level.
+
+    Returns:
+        tuple[Tensor, Tensor]: the k largest logits of every level in descending order, float32
+        (N, L, k), and the indices of their anchors, int64 (N, L, k). Levels with fewer anchors end
+        with logits of -inf and any index. NaN counts as the largest value; it may come first, or
+        be a logit of -inf at the end.
+    """
+    k = min(k, max(x[0].numel() for x in logits))
+    if triton_runs_on(logits[0].device):
+        from .triton_ops.top_anchors import top_anchors_triton
+
+        return top_anchors_triton(logits, k)
+    return top_anchors_reference(logits, k)
+
+
+def top_anchors_reference(logits, k):
+    """:func:`top_anchors` in plain PyTorch."""
+    top_logits, index = align_levels(logits).topk(k, dim=2)
+    return top_logits.float(), index
+
+
+def align_levels(logits):
+    """
+    Args:
+        logits (list[Tensor]): (N, A, H_l, W_l).
 
     Returns:
         Tensor: (N, L, max M_l), the shorter levels followed by -inf.
     """
-    if triton_runs_on(logits[0].device):
-        from .triton_ops.proposals import align_levels_triton
-
-        return align_levels_triton(logits)
-    return align_levels_reference(logits)
-
-
-def align_levels_reference(logits):
-    """:func:`align_levels` in plain PyTorch."""
     logits = [per_anchor(x, 1)[..., 0] for x in logits]
     width = max(x.shape[1] for x in logits)
     pad = torch.nn.functional.pad

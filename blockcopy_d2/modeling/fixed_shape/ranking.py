@@ -15,7 +15,7 @@ import torch
 
 from blockcopy_d2.kernels import triton_runs_on
 
-__all__ = ["best_boxes", "best_values"]
+__all__ = ["best_boxes", "best_candidates", "best_values"]
 
 # Counting is quadratic.
 MOST_COUNTED = 16384
@@ -62,6 +62,39 @@ def best_boxes(values, boxes, keep, k):
 
         return best_boxes_triton(values, boxes, keep, k)
     return best_boxes_reference(values, boxes, keep, k)
+
+
+def best_candidates(scores, boxes, k, nothing):
+    """
+    Args:
+        scores (Tensor): float32 (N, R C), of the pairs of R proposals and C classes, none of them
+            NaN.
+        boxes (Tensor): float32 (N, R, C, 4), or (N, R, 1, 4) if all classes share a box.
+        k (int): number of pairs; all of them if there are fewer.
+        nothing (float): the least possible score, of pairs that are no candidates.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor, Tensor]: the k largest scores in descending order, float32
+        (N, k); the boxes of these pairs, float32 (N, k, 4), and their classes, int64 (N, k), zeros
+        for pairs that are no candidates; and which of them are, bool (N, k).
+    """
+    k = min(k, scores.shape[1])
+    if scores.shape[1] <= MOST_COUNTED and triton_runs_on(scores.device):
+        from .triton_ops.ranking import best_candidates_triton
+
+        return best_candidates_triton(scores, boxes, k, nothing)
+    return best_candidates_reference(scores, boxes, k, nothing)
+
+
+def best_candidates_reference(scores, boxes, k, nothing):
+    """:func:`best_candidates` in plain PyTorch."""
+    num_classes = scores.shape[1] // boxes.shape[1]
+    scores, pair = best_values(scores, k, nothing)
+    valid = scores > nothing
+    box = pair if boxes.shape[2] == num_classes else pair // num_classes
+    boxes = boxes.flatten(1, 2).gather(1, box[..., None].expand(-1, -1, 4))
+    boxes = torch.where(valid[..., None], boxes, 0.0)
+    return scores, boxes, torch.where(valid, pair % num_classes, 0), valid
 
 
 def best_boxes_reference(values, boxes, keep, k):

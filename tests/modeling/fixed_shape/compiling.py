@@ -24,14 +24,15 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (
     sample_masks_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (
-    align_levels_triton,
     decode_candidates_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import (
     best_boxes_triton,
+    best_candidates_triton,
     best_values_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton
+from blockcopy_d2.modeling.fixed_shape.triton_ops.top_anchors import top_anchors_triton
 from blockcopy_d2.policy.painting import paint_maximum_triton
 from tests.kernels.compiling import compiling, report
 
@@ -47,7 +48,8 @@ def launch_all(dtype):
     nms_triton(boxes[:, :40], valid[:, :40], 0.5)
     sides = [64 >> i for i in range(5)]
     logits = [torch.randn(1, 3, side, side).to(dtype) for side in sides]
-    align_levels_triton(logits)
+    top_anchors_triton(logits, 1000)
+    top_anchors_triton([torch.cat([x, x]) for x in logits], 1000)
     deltas = [torch.randn(1, 12, side, side).to(dtype) for side in sides]
     anchors = [torch.rand(3 * side**2, 4) for side in sides]
     index = torch.zeros(1, 5, 1000, dtype=torch.int64)
@@ -65,6 +67,8 @@ def launch_all(dtype):
         scales = [2.0 ** -(2 + i) for i in range(levels)]
         pool_regions_triton(ROIPooler(side, scales, 0, "ROIAlignV2"), maps, boxes[:1, :50])
     best_values_triton(torch.rand(1, 8000), 2048, -1.0)
+    for sets in (1, 8):
+        best_candidates_triton(torch.rand(1, 8000), torch.rand(1, 1000, sets, 4), 2048, -1.0)
     best_boxes_triton(
         torch.rand(1, 5000).to(dtype), boxes.view(1, 5000, 4), valid.view(1, 5000), 1000
     )

@@ -7,8 +7,9 @@ from tests.kernels.compiled import compiled_by
 pytest.importorskip("triton")
 
 BOXES = {"decode_kernel", "decode_proposals_kernel", "keep_kernel", "overlap_kernel"}
-DETECTIONS = {"align_levels_kernel", "fill_kernel", "rank_kernel", "score_kernel"}
+DETECTIONS = {"fill_kernel", "rank_kernel", "score_kernel"}
 DETECTIONS |= {"dense_score_kernel"}
+DETECTIONS |= {"anchor_keys_kernel", "collect_anchors_kernel", "count_digit_kernel"}
 MASKS = {
     "mask_kernel",
     "paint_kernel",

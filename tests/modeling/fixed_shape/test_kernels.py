@@ -21,11 +21,11 @@ from blockcopy_d2.modeling.fixed_shape.mask_selection import select_masks_refere
 from blockcopy_d2.modeling.fixed_shape.nms import nms_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.paste import sample_masks_reference  # noqa: E402
 from blockcopy_d2.modeling.fixed_shape.proposals import (  # noqa: E402
-    align_levels_reference,
     decode_candidates_reference,
 )
 from blockcopy_d2.modeling.fixed_shape.ranking import (  # noqa: E402
     best_boxes_reference,
+    best_candidates_reference,
     best_values_reference,
 )
 from blockcopy_d2.modeling.fixed_shape.roi_pooler import pool_regions_reference  # noqa: E402
@@ -48,11 +48,11 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.paste import (  # noqa: E402
     sample_masks_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.proposals import (  # noqa: E402
-    align_levels_triton,
     decode_candidates_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import (  # noqa: E402
     best_boxes_triton,
+    best_candidates_triton,
     best_values_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton  # noqa: E402
@@ -149,6 +149,22 @@ def test_best_boxes(size, k):
     assert k < size or (want[1] == -torch.inf).any()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("sets", [1, 3])
+def test_best_candidates(sets, share):
+    scores, boxes = torch.randint(9, (2, 120)).float(), random_boxes(2, 40, sets)
+    none = torch.rand(2, 120) >= share
+    scores[none] = -1.0
+    if sets == 3:
+        boxes.view(2, 120, 4)[none] = torch.nan
+    got, want = (
+        function(scores, boxes, 50, -1.0)
+        for function in (best_candidates_triton, best_candidates_reference)
+    )
+    assert all(one.equal(other) for one, other in zip(got, want, strict=True))
+    assert want[3].sum() == (scores >= 0).sum(1).clamp(max=50).sum()
+
+
 @pytest.mark.parametrize("size", [1, 33, 300])
 def test_best_values(size):
     values = torch.randint(size, (2, size)).float()
@@ -195,12 +211,6 @@ def maps(channels, *, row=None):
     for size in ((6, 5), (2, 5), (2, 1)):
         x = torch.randn(2, *size, row or channels)
         yield x[..., :channels].permute(0, 3, 1, 2)
-
-
-@pytest.mark.parametrize("row", [None, 15])
-def test_align_levels(row):
-    logits = [x.half() for x in maps(3, row=row)]
-    assert align_levels_triton(logits).equal(align_levels_reference(logits))
 
 
 @pytest.mark.parametrize("row", [None, 15])

@@ -16,31 +16,8 @@ from .boxes import (
 )
 from .levels import of_level
 
-# Columns that a program aligns, and candidates that it decodes.
-_COLUMNS, _CANDIDATES = 2048, 128
-
-
-@triton.jit
-def align_levels_kernel(
-    logits,
-    sizes,
-    pixel_strides,
-    image_strides,
-    out_ptr,
-    A,
-    width,
-    L: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out[n, l] = logits of level l, then -inf."""
-    row = tl.program_id(1)
-    level = row % L
-    source, size = of_level(logits, level, L), of_level(sizes, level, L)
-    pixel, image = of_level(pixel_strides, level, L), of_level(image_strides, level, L)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    source += (row // L).to(tl.int64) * image + column // A * pixel + column % A
-    value = tl.load(source, mask=column < size, other=float("-inf"))
-    tl.store(out_ptr + row.to(tl.int64) * width + column, value, mask=column < width)
+# Candidates that a program decodes.
+_CANDIDATES = 128
 
 
 @triton.jit
@@ -103,18 +80,6 @@ def map_strides(maps):
     # The stride of a dimension of size 1 is meaningless.
     pixels = tuple(x.stride(3) if x.shape[3] > 1 else x.stride(2) for x in maps)
     return pixels, tuple(x.stride(0) for x in maps)
-
-
-def align_levels_triton(logits):
-    """Runs :func:`align_levels` on a GPU."""
-    logits = [pixel_rows(x) for x in logits]
-    sizes = tuple(x[0].numel() for x in logits)
-    (images, num_anchors), levels, width = logits[0].shape[:2], len(logits), max(sizes)
-    out = torch.empty(images, levels, width, dtype=logits[0].dtype, device=logits[0].device)
-    maps, constants = (tuple(logits), sizes, *map_strides(logits)), dict(L=levels, BLOCK=_COLUMNS)
-    grid = (triton.cdiv(width, _COLUMNS), images * levels)
-    align_levels_kernel[grid](*maps, out, num_anchors, width, **constants, num_warps=4)
-    return out
 
 
 def decode_candidates_triton(deltas, anchors, index, logits, transform, image_size, least_side):
