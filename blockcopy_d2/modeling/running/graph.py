@@ -22,7 +22,7 @@ from .captured_learning import CapturedLearning
 from .frame_capture import FrameCapture
 from .inputs import put_image
 from .memory import StreamMemory
-from .readout import Readout, SentCounts
+from .readout import CountForecast, Readout, SentCounts
 from .result import CapturedFrameResult
 from .steps import all_blocks, policies_of
 from .timing import StageTimer
@@ -77,6 +77,7 @@ class FrameGraph:
         self._present_now, self._present = [True] * num_streams, None
         self._heads = self._latest = self.memory = None
         self._pool = self._side = None
+        self._forecast = CountForecast(num_streams)
 
     @classmethod
     def of(cls, model, streams, inputs=()):
@@ -189,7 +190,8 @@ class FrameGraph:
             capture.run("infer", *on)
         counts = None if capture.count is None else SentCounts(capture.count)
         capture.run("finish", *on)
-        readout = Readout(self._heads, capture.take_result(timer), self._side, counts)
+        taken = capture.take_result(timer)
+        readout = Readout(self._heads, taken, self._side, counts, self._forecast)
         capture.run("observe", *on)
         if is_new:
             self.memory = StreamMemory(streams)

@@ -7,7 +7,7 @@ from detectron2.structures import Instances
 
 from blockcopy_d2.kernels.device import current_stream
 
-__all__ = ["Readout", "SentCounts", "read_whole"]
+__all__ = ["CountForecast", "Readout", "SentCounts", "read_whole"]
 
 
 class SentCounts:
@@ -38,6 +38,36 @@ class SentCounts:
         return self._counts.tolist()
 
 
+class CountForecast:
+    """
+    Tells how many detections a frame will hardly exceed, from the latest frames that were read.
+    With it, memory for masks is there before the host knows their number.
+    """
+
+    def __init__(self, num_images):
+        """
+        Args:
+            num_images (int): N.
+        """
+        self._latest = [None] * num_images
+
+    def note(self, image, count):
+        """Take note of the detections of an image (int each)."""
+        self._latest[image] = count
+
+    def most(self, images):
+        """
+        Args:
+            images (list[int]):
+
+        Returns:
+            int or None: detections of each image, with a few to spare; None if nothing was read of
+            one of them.
+        """
+        counts = [self._latest[image] for image in images]
+        return None if None in counts else max(count + max(count // 8, 2) for count in counts)
+
+
 class Readout:
     """
     The outputs of the frames of a batch, readable at any time. Reading detections makes Instances
@@ -45,17 +75,18 @@ class Readout:
     Neither waits for later launches, such as the learner's step.
     """
 
-    def __init__(self, heads, taken, side, counts=None):
+    def __init__(self, heads, taken, side, counts=None, forecast=None):
         """
         Args:
             heads (StaticHeads): heads of the model.
             taken (TakenResult): their result of all images, just launched on the current stream.
             side (torch.cuda.Stream or None): None on other devices.
             counts (SentCounts or None): numbers of detections, if they are on their way already.
+            forecast (CountForecast or None): shared by the frames of a batch.
         """
         self._complete, self._taken = heads.complete, taken
-        self._side, self._counts = side, counts
-        # Masks that were pasted together, until they are read.
+        self._side, self._counts, self._forecast = side, counts, forecast
+        # Masks that were pasted before they are read, of as many detections or more.
         self._pasted = {}
         if side is not None:
             self._launched_on = current_stream(side.device)
@@ -82,16 +113,27 @@ class Readout:
 
     def paste(self, images, timer):
         """
-        Paste the masks of several images together, which takes one launch and shares memory.
+        Paste the masks of several images together, which takes one launch and shares memory. The
+        host does not wait for their number if it can be told from earlier frames.
 
         Args:
             images (list[int]): indices of the images.
             timer (StageTimer): see :meth:`output`.
         """
-        if self._taken.has_detections and self._detections.masks is not None:
+        if not self._taken.has_detections or self._detections.masks is None:
+            return
+        most = None if self._forecast is None else self._forecast.most(images)
+        if most is not None:
+            counts = [min(most, self._detections.masks.shape[1])] * len(images)
+        elif len(images) > 1:
             counts = [self._counts[image] for image in images]
-            pasted = self._beside(timer, lambda: self._detections.paste(images, counts))
-            self._pasted.update(zip(images, pasted, strict=True))
+        else:
+            return
+        self._paste(images, counts, timer)
+
+    def _paste(self, images, counts, timer):
+        pasted = self._beside(timer, lambda: self._detections.paste(images, counts))
+        self._pasted.update(zip(images, pasted, strict=True))
 
     @functools.cached_property
     def _detections(self):
@@ -109,12 +151,15 @@ class Readout:
         # All that needs no count comes before waiting for it.
         of_image = [x[image] for x in slots]
         count = self._counts[image]
+        if self._forecast is not None:
+            self._forecast.note(image, count)
         return self._detections.instances_of(image, count, of_image, paste_later=paste)
 
     def _masks(self, image, timer):
-        if image not in self._pasted:
-            self.paste([image], timer)
-        return self._pasted.pop(image)
+        count = self._counts[image]
+        if image not in self._pasted or len(self._pasted[image]) < count:
+            self._paste([image], [count], timer)
+        return self._pasted.pop(image)[:count]
 
     def _beside(self, timer, function):
         """Calls a function on the other stream, for which the current one waits."""
@@ -149,8 +194,7 @@ def read_whole(*outputs):
         if readout is not None and "output" not in vars(output):
             unread.setdefault(readout, []).append(output)
     for readout, results in unread.items():
-        if len(results) > 1:
-            readout.paste([result._slot for result in results], results[0].timer)
+        readout.paste([result._slot for result in results], results[0].timer)
     for output in outputs:
         for value in output.values():
             if isinstance(value, Instances):

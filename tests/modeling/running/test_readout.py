@@ -5,6 +5,7 @@ import torch
 
 from blockcopy_d2.modeling import read_whole
 from blockcopy_d2.modeling.fixed_shape import detections
+from blockcopy_d2.modeling.running.readout import CountForecast, SentCounts
 from tests.modeling.running.sides import Side, clip
 
 
@@ -82,3 +83,40 @@ def test_masks_of_a_batch_are_pasted_together_where_all_are_asked_for(
     assert torch.equal(found[1].pred_boxes.tensor, before)
     read_whole(*results)
     assert len(pasted) == 1
+
+
+@pytest.mark.parametrize("expected", [0, 3, 100])
+def test_masks_are_pasted_before_their_number_is_known(
+    folder, built, device, pasted, monkeypatch, expected
+):
+    """However many are expected, each detection has its mask."""
+    opts = ("MODEL.BLOCKCOPY.POLICY.NAME", "AllBlocks")
+    graph = Side(folder, built, device, *opts, graph=True)
+    first, second = clip(device, 2)
+    read_whole(graph.frame(first)[0])
+    result = graph.frame(second)[0]
+    wanted = result["instances"].pred_masks.clone()
+    again = Side(folder, built, device, *opts, graph=True)
+    again.frame(first)
+    result = again.frame(second)[0]
+    again.stream.graph._forecast.note(0, expected)
+    waiting, wait = [], SentCounts.__getitem__
+    monkeypatch.setattr(
+        SentCounts, "__getitem__", lambda counts, n: waiting.append(len(pasted)) or wait(counts, n)
+    )
+    pasted.clear()
+    read_whole(result)
+    assert result["instances"].pred_masks.equal(wanted) and len(wanted) == 5
+    # What is expected is pasted first, and again if there are more.
+    assert waiting[0] == 1 and pasted == (
+        [(2, 128, 256), (5, 128, 256)] if expected == 0 else [(5, 128, 256)]
+    )
+
+
+def test_a_few_more_detections_are_expected_than_there_were():
+    forecast = CountForecast(2)
+    assert forecast.most([0]) is None
+    forecast.note(0, 40)
+    assert forecast.most([0]) == 45 and forecast.most([0, 1]) is None
+    forecast.note(1, 0)
+    assert forecast.most([1]) == 2 and forecast.most([0, 1]) == 45
