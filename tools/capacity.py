@@ -36,10 +36,10 @@ class Figures:
             share (str): executed share of the blocks, one of those measured.
 
         Raises:
-            ValueError: it was not measured, or this is the file of another benchmark.
+            ValueError: it was not measured, or another benchmark wrote the file.
         """
         if not isinstance(results, dict) or not {"blockcopy", "memory_mb"} <= results.keys():
-            raise ValueError("The --benchmark is no file of `python -m benchmarks.streams`.")
+            raise ValueError("The --benchmark was not written by `python -m benchmarks.streams`.")
         measured = {
             int(number): shares[share]["frame_ms"]
             for number, shares in results["blockcopy"].items()

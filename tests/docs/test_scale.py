@@ -77,7 +77,7 @@ def test_figures_of_a_benchmark(tmp_path):
     }
     assert capacity.Figures.of_benchmark(results, "0.2") == capacity.Figures(1.0, 1000.0, 8)
     for other in ({"keypoints": {}}, []):
-        with pytest.raises(ValueError, match="no file of `python -m benchmarks.streams`"):
+        with pytest.raises(ValueError, match="not written by `python -m benchmarks.streams`"):
             capacity.Figures.of_benchmark(other, "0.2")
     (tmp_path / "a.json").write_text(json.dumps(results))
     lines = run(f"--cameras 100 --benchmark {tmp_path / 'a.json'} --share 0.2")
