@@ -124,6 +124,79 @@ def _lucas_kanade(
 
 
 @triton.jit
+def _start(
+    pixels,
+    previous,
+    planes,  # x and y of the parents' vectors, rows and columns
+    up,
+    left,
+    y,
+    x,
+    valid,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):
+    """int32 (cells,), dy and dx: the best of the vectors that a cell takes from its parent at
+    (up, left), and from the neighbours of that."""
+    x_plane, y_plane, PH, PW = planes
+    exist = valid[:, None]
+    # The parent of a cell outside of the image may lie outside, too.
+    own_x = vector_at(x_plane, up, left, PH, PW, 0, valid)
+    own_y = vector_at(y_plane, up, left, PH, PW, 0, valid)
+    start_x = 2 * median_at(x_plane, up, left, PH, PW, own_x, valid)
+    start_y = 2 * median_at(y_plane, up, left, PH, PW, own_y, valid)
+    least = _cost(pixels, previous, y, x, start_y, start_x, exist, ROWS, WORDS, ASSEMBLY)
+    # The parent's own vector, none, and those above, below, to the left and to the right of it.
+    for other in range(6):
+        near_y = up + tl.where(other == 2, -1, tl.where(other == 3, 1, 0))
+        near_x = left + tl.where(other == 4, -1, tl.where(other == 5, 1, 0))
+        times = tl.where(other == 1, 0, 2)
+        dy = times * vector_at(y_plane, near_y, near_x, PH, PW, own_y, valid)
+        dx = times * vector_at(x_plane, near_y, near_x, PH, PW, own_x, valid)
+        total = _cost(pixels, previous, y, x, dy, dx, exist, ROWS, WORDS, ASSEMBLY)
+        start_y = tl.where(total < least, dy, start_y)
+        start_x = tl.where(total < least, dx, start_x)
+        least = tl.minimum(total, least)
+    return start_y, start_x
+
+
+@triton.jit
+def _best_nearby(
+    pixels,
+    previous,
+    window,  # first column, row in the middle, and which exist
+    S: tl.constexpr,
+    RADIUS: tl.constexpr,
+    CELLS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):
+    """int32 (CELLS,): the number of the best of SIDE x SIDE whole pixels, row by row."""
+    first_x, y, exist = window
+    SIDE: tl.constexpr = 2 * RADIUS + 1
+    best = tl.zeros((CELLS,), tl.int32)
+    least = tl.full((CELLS,), 2**30, tl.int32)
+    for dy in range(-RADIUS, RADIUS + 1):
+        there = y + dy
+        sources = ()
+        for number in tl.static_range(ROWS):
+            place = (there + number, first_x, exist)
+            sources += (row_of_words(previous, *place, WORDS + 2 * RADIUS // 4, ASSEMBLY),)
+        for dx in tl.static_range(SIDE):
+            total = tl.zeros(y.shape, tl.int32)
+            for number in tl.static_range(ROWS):
+                total = add_cost(pixels[number], sources[number], dx, total, WORDS, ASSEMBLY)
+            total = tl.sum(total, 1)
+            aside = dx - RADIUS if dx > RADIUS else RADIUS - dx
+            total += (tl.abs(dy) + aside) * (S * S // 8)
+            best = tl.where(total < least, (dy + RADIUS) * SIDE + dx, best)
+            least = tl.minimum(total, least)
+    return best
+
+
+@triton.jit
 def search_kernel(
     current_ptr,
     previous_ptr,
@@ -180,45 +253,13 @@ def search_kernel(
     start_x = tl.zeros((CELLS,), tl.int32)
     if not COARSEST:
         x_plane = parents_ptr + stream * (2 * PH * PW)
-        y_plane = x_plane + PH * PW
-        up, left = row // 2, column // 2
-        # The parent of a cell outside of the image may lie outside, too.
-        own_x = vector_at(x_plane, up, left, PH, PW, 0, valid)
-        own_y = vector_at(y_plane, up, left, PH, PW, 0, valid)
-        start_x = 2 * median_at(x_plane, up, left, PH, PW, own_x, valid)
-        start_y = 2 * median_at(y_plane, up, left, PH, PW, own_y, valid)
-        least = _cost(pixels, previous, y, x, start_y, start_x, exist, ROWS, WORDS, ASSEMBLY)
-        # The parent's own vector, none, and those above, below, to the left and to the right of it.
-        for other in range(6):
-            near_y = up + tl.where(other == 2, -1, tl.where(other == 3, 1, 0))
-            near_x = left + tl.where(other == 4, -1, tl.where(other == 5, 1, 0))
-            times = tl.where(other == 1, 0, 2)
-            dy = times * vector_at(y_plane, near_y, near_x, PH, PW, own_y, valid)
-            dx = times * vector_at(x_plane, near_y, near_x, PH, PW, own_x, valid)
-            total = _cost(pixels, previous, y, x, dy, dx, exist, ROWS, WORDS, ASSEMBLY)
-            start_y = tl.where(total < least, dy, start_y)
-            start_x = tl.where(total < least, dx, start_x)
-            least = tl.minimum(total, least)
-
+        planes = (x_plane, x_plane + PH * PW, PH, PW)
+        start_y, start_x = _start(
+            pixels, previous, planes, row // 2, column // 2, y, x, valid, ROWS, WORDS, ASSEMBLY
+        )
     SIDE: tl.constexpr = 2 * RADIUS + 1
-    best = tl.zeros((CELLS,), tl.int32)
-    least = tl.full((CELLS,), 2**30, tl.int32)
-    first_x = x + start_x[:, None] - RADIUS
-    for dy in range(-RADIUS, RADIUS + 1):
-        there = y + start_y[:, None] + dy
-        sources = ()
-        for number in tl.static_range(ROWS):
-            place = (there + number, first_x, exist)
-            sources += (row_of_words(previous, *place, WORDS + 2 * RADIUS // 4, ASSEMBLY),)
-        for dx in tl.static_range(SIDE):
-            total = tl.zeros(y.shape, tl.int32)
-            for number in tl.static_range(ROWS):
-                total = add_cost(pixels[number], sources[number], dx, total, WORDS, ASSEMBLY)
-            total = tl.sum(total, 1)
-            aside = dx - RADIUS if dx > RADIUS else RADIUS - dx
-            total += (tl.abs(dy) + aside) * (S * S // 8)
-            best = tl.where(total < least, (dy + RADIUS) * SIDE + dx, best)
-            least = tl.minimum(total, least)
+    window = (x + start_x[:, None] - RADIUS, y + start_y[:, None], exist)
+    best = _best_nearby(pixels, previous, window, S, RADIUS, CELLS, ROWS, WORDS, ASSEMBLY)
     vector_y, vector_x = start_y + best // SIDE - RADIUS, start_x + best % SIDE - RADIUS
     if FINEST:
         there_y, there_x = y + vector_y[:, None], x + vector_x[:, None]
