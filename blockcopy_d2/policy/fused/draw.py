@@ -16,6 +16,9 @@ from blockcopy_d2.kernels.device import device_of
 
 __all__ = ["draw"]
 
+# Blocks that a program draws at a time.
+_BLOCKS = 1024
+
 
 @triton.jit
 def draw_kernel(
@@ -52,5 +55,5 @@ def draw(logits, uniform):
     active = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
     blocks, options = logits[0].numel(), device_of(logits.device).launch_options
     arguments = (logits.contiguous(), uniform.contiguous(), active.view(torch.uint8), blocks)
-    draw_kernel[(len(logits),)](*arguments, BLOCK=1024, num_warps=4, **options)
+    draw_kernel[(len(logits),)](*arguments, BLOCK=_BLOCKS, num_warps=4, **options)
     return active

@@ -23,6 +23,11 @@ from .padded_map import PaddedMap, padded_pixels, place_of
 
 __all__ = ["Inputs"]
 
+# Pixels that a program stacks, and packed weights that one writes at a time.
+_PIXELS, _WEIGHTS = 128, 2048
+# Programs per multiprocessor that pack weights.
+_PACKERS_PER_SM = 4
+
 
 class WeightRow(NamedTuple):
     """
@@ -204,13 +209,13 @@ class Inputs:
         num_streams, num_classes, height, width = observation.output.shape
         channels = padded_channels(2 * scale.numel() + num_classes + 1)
         stacked = PaddedMap.empty(num_streams, (height, width), channels, like=packed)
-        packers = triton.cdiv(4 * device.num_sms, len(weights))
-        tiles = triton.cdiv(stacked.num_pixels, 128)
+        packers = triton.cdiv(_PACKERS_PER_SM * device.num_sms, len(weights))
+        tiles = triton.cdiv(stacked.num_pixels, _PIXELS)
         programs = packers * len(weights) + tiles * (channels // CHANNELS) * num_streams
         weights = (base, self._table, packed, packers, len(weights))
         maps = [(x, *x.stride()) for x in (*maps, grid)]
         sizes = ((height, width), num_classes, height // grid.shape[2], tiles)
-        constants = dict(FRAME=scale.numel(), C=channels, BM=128, BC=CHANNELS, BLOCK=2048)
+        constants = dict(FRAME=scale.numel(), C=channels, BM=_PIXELS, BC=CHANNELS, BLOCK=_WEIGHTS)
         options = dict(num_warps=4, **device.launch_options)
         inputs_kernel[(programs,)](
             *weights, *maps, scale, stacked.values, *sizes, COLUMN=_COLUMNS, **constants, **options
