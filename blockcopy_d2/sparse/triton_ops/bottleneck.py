@@ -46,15 +46,10 @@ def bottleneck_kernel(
     C_OUT: tl.constexpr = SHAPE.out_channels
     MIDDLE: tl.constexpr = SHAPE.middle
     NEXT: tl.constexpr = SHAPE.next_channels
-    KW: tl.constexpr = SHAPE.kernel[1]
-    STEPS_PER_TAP: tl.constexpr = SHAPE.in_channels // BK
-    STEPS: tl.constexpr = SHAPE.kernel[0] * KW * STEPS_PER_TAP
     T = tiling[0]
-    x_ptr, H, W, x_row = x_map
     out_ptr, OH, OW, out_row = out_map
     residual_ptr, residual_row = residual
     next_ptr, next_row = following
-    middle_weight_ptr, middle_bias_ptr = weights[0]
     weight_ptr, bias_ptr = weights[1]
     next_weight_ptr, next_bias_ptr = weights[2]
     num_pixels = count_blocks(count_ptr, SETTLED, PDL) * T * T
@@ -64,31 +59,11 @@ def bottleneck_kernel(
         first = tile * BM
         stream, oy, ox, valid = locate(first + tl.arange(0, BM), blocks_ptr, num_pixels, tiling)
         valid = valid & (oy < OH) & (ox < OW)
-        iy0 = oy * SHAPE.stride - SHAPE.padding[0]
-        ix0 = ox * SHAPE.stride - SHAPE.padding[1]
-        k = tl.arange(0, BK)
-        middle = tl.arange(0, MIDDLE)
         dtype: tl.constexpr = out_ptr.dtype.element_ty
-
-        acc = tl.zeros((BM, MIDDLE), tl.float32)
-        middle_weight = middle_weight_ptr + middle[:, None] * (STEPS * BK) + k[None, :]
-        for step in range(STEPS):
-            tap = step // STEPS_PER_TAP
-            iy = iy0 + tap // KW * SHAPE.dilation[0]
-            ix = ix0 + tap % KW * SHAPE.dilation[1]
-            inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-            pixel = (stream * H + iy) * W + ix
-            if WIDE:
-                pixel = pixel.to(tl.int64)
-            channel = (step % STEPS_PER_TAP) * BK + k
-            source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
-            a = tl.load(source, mask=inside[:, None], other=0.0)
-            b = tl.load(middle_weight + step * BK)
-            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
-        acc += tl.load(middle_bias_ptr + middle)[None, :]
-        if SHAPE.middle_relu:
-            acc = tl.where(acc < 0, 0.0, acc)
+        place = (stream, oy, ox, valid)
+        acc = _convolve(place, x_map, weights[0], SHAPE, PRECISION, WIDE, BM, BK)
         hidden = _stored(acc, dtype, PRECISION)
+        middle = tl.arange(0, MIDDLE)
 
         pixel = (stream * OH + oy) * OW + ox
         if WIDE:
@@ -121,6 +96,50 @@ def bottleneck_kernel(
 
 
 @triton.jit
+def _convolve(
+    place,
+    x_map,
+    weights,
+    SHAPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """float32 (BM, MIDDLE): the first convolution, of output pixels (stream, oy, ox, valid)."""
+    MIDDLE: tl.constexpr = SHAPE.middle
+    KW: tl.constexpr = SHAPE.kernel[1]
+    STEPS_PER_TAP: tl.constexpr = SHAPE.in_channels // BK
+    STEPS: tl.constexpr = SHAPE.kernel[0] * KW * STEPS_PER_TAP
+    stream, oy, ox, valid = place
+    x_ptr, H, W, x_row = x_map
+    weight_ptr, bias_ptr = weights
+    iy0 = oy * SHAPE.stride - SHAPE.padding[0]
+    ix0 = ox * SHAPE.stride - SHAPE.padding[1]
+    k = tl.arange(0, BK)
+    middle = tl.arange(0, MIDDLE)
+    acc = tl.zeros((BM, MIDDLE), tl.float32)
+    weight = weight_ptr + middle[:, None] * (STEPS * BK) + k[None, :]
+    for step in range(STEPS):
+        tap = step // STEPS_PER_TAP
+        iy = iy0 + tap // KW * SHAPE.dilation[0]
+        ix = ix0 + tap % KW * SHAPE.dilation[1]
+        inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
+        pixel = (stream * H + iy) * W + ix
+        if WIDE:
+            pixel = pixel.to(tl.int64)
+        channel = (step % STEPS_PER_TAP) * BK + k
+        source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
+        a = tl.load(source, mask=inside[:, None], other=0.0)
+        b = tl.load(weight + step * BK)
+        acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+    acc += tl.load(bias_ptr + middle)[None, :]
+    if SHAPE.middle_relu:
+        acc = tl.where(acc < 0, 0.0, acc)
+    return acc
+
+
+@triton.jit
 def _stored(y, dtype: tl.constexpr, PRECISION: tl.constexpr):
     if PRECISION == "tf32" and dtype == tl.float32:
         y = round_tf32(y)
@@ -133,8 +152,8 @@ class BottleneckConfig:
 
     Attributes:
         bm: pixels of a program.
-        bn: output channels at a time.
-        bk: channels of the reduction of the first convolution at a time.
+        bn: output channels at a time; divides those of the shape.
+        bk: channels of the reduction of the first convolution at a time; divides its inputs.
         num_warps, num_stages: warps and pipeline stages of a program.
         per_sm: programs per multiprocessor that share all tiles.
     """
@@ -151,9 +170,10 @@ class BottleneckConfig:
 class BottleneckShape:
     """
     Attributes:
-        in_channels, middle, out_channels: channels before, between and after the two convolutions;
-            powers of two, but the last a multiple of 16.
-        next_channels: channels of the opening convolution of the next block, 0 if it is not part.
+        in_channels, middle, out_channels: channels before, between and after the two convolutions:
+            a multiple of 16, a power of two from 16 on, and a multiple of 64.
+        next_channels: channels of the opening convolution of the next block, a power of two from 16
+            on; 0 if it is not part.
         kernel, padding, dilation (y, x), stride: of the first convolution.
         middle_relu, relu, next_relu: whether each of the three ends in one.
         residual: whether one is added.
