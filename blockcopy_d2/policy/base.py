@@ -33,11 +33,14 @@ class Decision:
         account (Tensor or None): float (N, 2), of a policy that executes more blocks in some frames
             than in others: the blocks that it has saved, and the price at which blocks run. It
             finds them in the next observation. None: the account stays as it is.
+        evidence (Tensor or None): float (N, GH, GW), not negative, how far the gain of each block
+            is evidence that something changed, see :class:`GainLearner`; None: all alike.
     """
 
     active: Tensor
     logits: Tensor | None = None
     account: Tensor | None = None
+    evidence: Tensor | None = None
 
     def split(self) -> list["Decision"]:
         """
@@ -47,7 +50,7 @@ class Decision:
         with torch.enable_grad():
             parts = (
                 [None] * len(self.active) if x is None else x.split(1)
-                for x in (self.active, self.logits, self.account)
+                for x in (self.active, self.logits, self.account, self.evidence)
             )
             return [Decision(*part) for part in zip(*parts, strict=True)]
 
@@ -105,6 +108,16 @@ class Policy(nn.Module, ABC):
         if shape not in known:
             known[shape] = count_macs(lambda: self.network(observation))
         return known[shape]
+
+    def evidence(self, observation: Observation) -> Tensor | None:
+        """
+        Args:
+            observation (Observation): observation of N streams.
+
+        Returns:
+            Tensor or None: see :class:`Decision`; None, unless a policy says otherwise.
+        """
+        return None
 
     @abstractmethod
     def forward(self, observation: Observation) -> Decision:

@@ -16,7 +16,7 @@ from blockcopy_d2.config import check_arguments
 from blockcopy_d2.kernels import triton_runs_on
 
 from .base import Decision, Policy
-from .block_features import FEATURES, block_features, block_values
+from .block_features import FEATURES, block_features, block_means, block_values
 from .build import POLICY_REGISTRY
 from .gain_constants import (
     AGE_POWER,
@@ -169,11 +169,25 @@ class ExpectedGain(Policy):
             observation (Observation): observation of N streams, with age and gain of blocks.
 
         Returns:
-            Decision: its logits are logarithms of expected gains.
+            Decision: its logits are logarithms of expected gains. With gradients enabled it has
+            evidence.
         """
         target = self._target_on_device
         logits, active, account = choose_blocks(observation, self.network, target, self.burst)
-        return Decision(active, logits, account)
+        evidence = self.evidence(observation) if torch.is_grad_enabled() else None
+        return Decision(active, logits, account, evidence)
+
+    @torch.no_grad()
+    def evidence(self, observation):
+        """
+        Returns:
+            Tensor: float (N, GH, GW), the mean difference to the picture last executed, in which a
+            detector's noise has no part.
+        """
+        grid_shape = observation.grid.shape[2:]
+        maps = (observation.frame, observation.frame_state, observation.output)
+        means = block_means(*maps, self.network.pixel_scale, grid_shape)
+        return means[:, list(FEATURES).index("difference")]
 
 
 def choose_blocks(observation, network, target, burst=1.0):

@@ -22,6 +22,12 @@ class GainLearner(OnlineLearner):
     blocks and those that the policy expected, a softmax of its logits over the same blocks. That is
     the likelihood of a Poisson regression of the gains, given their sum. It has no unit, so
     detectors and segmentation learn at one rate, and blocks that were not executed do not matter.
+
+    A gain counts times the decision's evidence, the difference of the picture: a detector's noise
+    has gain wherever there is an object, changed or not, and a policy that predicts it executes the
+    same objects again and again. In frames that change no weight there may be no evidence, and the
+    reported loss is that of the gains alone.
+
     The policy holds its budget by itself, so no reward depends on a price. The reported "reward"
     and "gain" are the gain of executed blocks.
     """
@@ -101,8 +107,8 @@ class GainLearner(OnlineLearner):
         self.frames += 1
         executed = decision.active if executed is None else executed
         costs = self._moving_cost, self.cost_momentum
-        logits = decision.logits.detach().float()
-        report, gradient, number = report_triton(logits, gain, executed, *costs)
+        logits, evidence = decision.logits.detach().float(), decision.evidence
+        report, gradient, number = report_triton(logits, gain, executed, *costs, evidence)
         if updates:
             leaves = self.updates.parameters if leaves is None else leaves
             gradient = (gradient / number.clamp_min(1)).to(decision.logits.dtype)
@@ -116,8 +122,9 @@ class GainLearner(OnlineLearner):
     def _teach(self, decision, gain, executed, usable):
         taught = executed & usable
         gain = torch.where(taught, gain.clamp_min(0), 0.0).flatten(1)
-        total = gain.sum(dim=1, keepdim=True)
-        share = gain / total.clamp_min(torch.finfo(gain.dtype).tiny)
+        lesson = gain if decision.evidence is None else gain * decision.evidence.flatten(1)
+        total = lesson.sum(dim=1, keepdim=True)
+        share = lesson / total.clamp_min(torch.finfo(gain.dtype).tiny)
         with torch.enable_grad():
             # The least finite value: with -inf a stream without an executed block would become NaN.
             logits = decision.logits.masked_fill(~taught, torch.finfo(gain.dtype).min)

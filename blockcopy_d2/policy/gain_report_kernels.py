@@ -20,9 +20,11 @@ def share_kernel(
     logits_ptr,
     gain_ptr,
     executed_ptr,
+    evidence_ptr,
     parts_ptr,
     gradient_ptr,
     blocks,
+    HAS_EVIDENCE: tl.constexpr,
     TINY: tl.constexpr,
     LEAST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -38,7 +40,10 @@ def share_kernel(
     executed = tl.load(executed_ptr + here, mask=exists, other=0) != 0
     taught = executed & usable
     gain = tl.where(taught, tl.maximum(gain, 0.0), 0.0)
-    share = gain / tl.maximum(tl.sum(gain, 0), TINY)
+    lesson = gain
+    if HAS_EVIDENCE:
+        lesson *= tl.load(evidence_ptr + here, mask=exists, other=0.0)
+    share = lesson / tl.maximum(tl.sum(lesson, 0), TINY)
     # The least finite value: with -inf a stream without an executed block would become NaN.
     logit = tl.load(logits_ptr + here, mask=exists, other=0.0)
     logit = tl.where(taught, logit, LEAST)
@@ -76,13 +81,14 @@ def report_kernel(parts_ptr, moving_cost_ptr, out_ptr, momentum, N, BLOCK: tl.co
     tl.store(out_ptr + 5, number)
 
 
-def report_triton(logits, gain, executed, moving_cost, momentum):
+def report_triton(logits, gain, executed, moving_cost, momentum, evidence=None):
     """
     Args:
         logits, gain (Tensor): float32 (N, GH, GW), see :meth:`.OnlineLearner.learn`.
         executed (Tensor): bool (N, GH, GW).
         moving_cost (Tensor): float32 scalar, which moves in place.
         momentum (float): its momentum.
+        evidence (Tensor or None): float32 (N, GH, GW), see :class:`.Decision`.
 
     Returns:
         tuple: dict[str, Tensor], float32 scalars, as :meth:`.OnlineLearner.learn` returns them;
@@ -94,8 +100,9 @@ def report_triton(logits, gain, executed, moving_cost, momentum):
     out = torch.empty(len(REPORTED) + 1, device=gain.device)
     gradient = torch.empty(gain.shape, device=gain.device)
     maps = (logits.contiguous(), gain.contiguous(), executed.contiguous().view(torch.uint8))
+    maps += (maps[1] if evidence is None else evidence.contiguous(),)
     limits = torch.finfo(torch.float32)
-    constants = {"TINY": limits.tiny, "LEAST": limits.min}
+    constants = {"HAS_EVIDENCE": evidence is not None, "TINY": limits.tiny, "LEAST": limits.min}
     constants |= {"BLOCK": triton.next_power_of_2(blocks), "num_warps": 4}
     share_kernel[(streams,)](*maps, parts, gradient, blocks, **constants)
     most = triton.next_power_of_2(streams)

@@ -32,7 +32,8 @@ def main(capability):
         seen = DetectionMasks(masks, scores, scores.long())
         mask_block_gain_triton(seen, seen)
         gain = torch.zeros(2, 8, 16)
-        report_triton(gain, gain, gain.bool(), torch.zeros(()), 0.9)
+        for evidence in (None, gain):
+            report_triton(gain, gain, gain.bool(), torch.zeros(()), 0.9, evidence)
     report(compiled)
 
 

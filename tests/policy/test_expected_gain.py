@@ -303,6 +303,57 @@ def test_the_loss_is_the_cross_entropy_of_shares_of_the_gain():
     assert told["cost"] == 0.5 and told["reward"].item() == pytest.approx(0.4 / 6)
 
 
+def test_a_gain_counts_times_the_evidence():
+    learner = GainLearner(ExpectedGain(target=0.5), target=0.5, update_every=100)
+    active, logits = torch.tensor([[[True, True, False]]]), torch.tensor([[[0.0, 1.0, 2.0]]])
+    gain, evidence = torch.tensor([[[0.2, 0.4, 0.9]]]), torch.tensor([[[0.6, 0.1, 7.0]]])
+    told = learner.learn(Decision(active, logits, evidence=evidence), gain)
+    expected = torch.tensor([0.0, 1.0]).log_softmax(0)
+    loss = -(0.75 * expected[0] + 0.25 * expected[1])
+    assert told["loss"].item() == pytest.approx(loss.item())
+    assert told["gain"].item() == pytest.approx(0.2)
+
+
+def test_the_evidence_is_the_difference_of_the_picture():
+    policy, seen = ExpectedGain(target=0.5, pixel_std=(1.0, 1.0, 1.0)), observation(streams=2)
+    evidence = policy(seen).evidence
+    blocks = (seen.frame - seen.frame_state).abs().mean(dim=1).unfold(1, 8, 8).unfold(2, 8, 8)
+    blocks = blocks.mean(dim=(3, 4))
+    torch.testing.assert_close(evidence / evidence.mean(), blocks / blocks.mean())
+    assert torch.equal(policy(seen).split()[1].evidence, evidence[1:])
+    assert not evidence.requires_grad
+    with torch.no_grad():
+        assert policy(seen).evidence is None
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_noise_of_a_detector_teaches_nothing(knows):
+    """
+    Objects jitter in the output, changed or not, which is most of the gain. A policy that knows
+    nothing of the difference learns to look at them all, and misses changes.
+    """
+    policy = ExpectedGain(target=0.25)
+    learner = GainLearner(policy, target=0.25, update_every=1, learning_rate=0.02)
+    found = []
+    for seed in range(150):
+        seen, generator = observation(seed), torch.Generator().manual_seed(seed)
+        draw = torch.rand(3, *GRID, generator=generator)
+        has_object = draw[0] < 0.6
+        changed = has_object & (draw[1] < 0.3)
+        wide = [x.repeat_interleave(8, 0).repeat_interleave(8, 1) for x in (has_object, changed)]
+        seen.output = torch.where(wide[0], seen.output, 0.0)
+        noise = 0.1 * (seen.frame - seen.frame_state)
+        seen.frame_state = seen.frame - torch.where(wide[1], 4 * noise, noise)
+        seen.gain = draw[2][None] * has_object
+        decision = policy(seen)
+        found.append((decision.active[0] & changed).sum() / changed.sum().clamp_min(1))
+        gain = 0.5 * draw[2] * has_object + 0.3 * changed
+        decision = decision if knows else dataclasses.replace(decision, evidence=None)
+        learner.learn(decision, gain[None])
+    before, after = sum(found[:30]) / 30, sum(found[-60:]) / 60
+    assert (after > before - 0.02) == knows
+
+
 def test_blocks_that_were_not_executed_say_nothing():
     losses = []
     for unseen in (0.0, 5.0):

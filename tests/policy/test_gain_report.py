@@ -17,20 +17,22 @@ def frame(streams=2, grid_shape=(3, 5), seed=0):
     return 4 * logits, gain - 0.1, drawn < 0.5, executed < 0.6
 
 
-def assert_alike(logits, gain, drawn, executed):
+def assert_alike(logits, gain, drawn, executed, evidence=None):
     learner = GainLearner(ExpectedGain(target=0.4), target=0.4, update_every=9)
     reference = OnlineLearner.learn
-    decision = Decision(drawn, logits)
+    decision = Decision(drawn, logits, evidence=evidence)
     wanted = [reference(learner, decision, gain, executed=executed) for _ in range(2)]
     moving_cost = torch.tensor(0.4, device=DEVICE)
     maps = [x.to(DEVICE) for x in (logits, gain, executed)]
     for want in wanted:
-        found, gradient, number = report_triton(*maps, moving_cost, 0.9)
+        known = None if evidence is None else evidence.to(DEVICE)
+        found, gradient, number = report_triton(*maps, moving_cost, 0.9, known)
         for name, value in found.items():
             expected = want[name].detach()
             torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-6, msg=name)
     logits = logits.clone().requires_grad_()
-    losses, _ = learner._teach(Decision(drawn, logits), *_usable(gain, executed))
+    decision = Decision(drawn, logits, evidence=evidence)
+    losses, _ = learner._teach(decision, *_usable(gain, executed))
     (expected,) = torch.autograd.grad(losses.sum(), logits)
     torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-4, atol=1e-6)
     assert number == gain.isfinite().flatten(1).all(1).sum()
@@ -46,6 +48,15 @@ def _usable(gain, executed):
 def test_the_report_is_that_of_the_reference(streams, grid_shape):
     found = assert_alike(*frame(streams, grid_shape))
     assert grid_shape == (1, 1) or (found["loss"] > 0 and found["moving_cost"] != 0.4)
+
+
+@pytest.mark.parametrize("still", [0, 1, 2])
+def test_evidence_counts_as_in_the_reference(still):
+    """Also of streams whose pictures stand still."""
+    evidence = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(3))
+    evidence[:still] = 0
+    found = assert_alike(*frame(), evidence)
+    assert found["gain"] > 0 and (found["loss"] > 0) == (still < 2)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -125,7 +125,7 @@ class CapturedLearning:
         self._gain = gain.masked_fill(flags(left_out[slots], gain), torch.nan)
 
     def _observe(self, memory, kind):
-        slots, leaves, (updates, _) = self._slots, None, kind
+        slots, leaves, evidence, (updates, _) = self._slots, None, None, kind
         logits, drawn, executed = memory.logits[slots], memory.drawn[slots], memory.history.active
         executed, later = executed[slots], updates and self._learner.delay > 0
         if updates:
@@ -134,7 +134,8 @@ class CapturedLearning:
                 self._keep(observation, (drawn, executed, self._gain))
             else:
                 logits, leaves = _logits_to_learn_from(self._policy.network, observation)
-        decision = Decision(active=drawn, logits=logits)
+                evidence = self._policy.evidence(observation)
+        decision = Decision(active=drawn, logits=logits, evidence=evidence)
         return self._learner.learn(
             decision, self._gain, executed=executed, leaves=leaves, later=later
         )
@@ -170,7 +171,8 @@ class CapturedLearning:
     def _update(self):
         observation, (drawn, executed, gain) = self._kept
         logits, leaves = _logits_to_learn_from(self._policy.network, observation)
-        decision = Decision(active=drawn, logits=logits)
+        evidence = self._policy.evidence(observation)
+        decision = Decision(active=drawn, logits=logits, evidence=evidence)
         self._learner.update(decision, gain, executed=executed, leaves=leaves)
 
 

@@ -50,13 +50,19 @@ def _learn(learner, model, results):
     with timer.stage("information_gain"):
         gain = torch.cat([_gain_of(model, result) for result in results])
     with timer.stage("policy_update"):
+        decisions = [result.decision for result in results]
         with torch.enable_grad():
             decision = Decision(
-                active=torch.cat([result.decision.active for result in results]),
-                logits=torch.cat([result.decision.logits for result in results]),
+                active=torch.cat([one.active for one in decisions]),
+                logits=torch.cat([one.logits for one in decisions]),
+                evidence=_joined([one.evidence for one in decisions]),
             )
         executed = torch.cat([result.grid.active for result in results])
         return learner.learn(decision, gain, executed=executed)
+
+
+def _joined(maps):
+    return None if any(x is None for x in maps) else torch.cat(maps)
 
 
 def _gain_of(model, result):

@@ -305,7 +305,9 @@ class CapturedFrameResult(FrameResult):
         if not self._learning:
             return Decision(active=active, logits=self._part("logits"))
         with torch.inference_mode(False), torch.enable_grad():
-            return Decision(active=active, logits=self.policy.network(self.observation))
+            evidence = self.policy.evidence(self.observation)
+            logits = self.policy.network(self.observation)
+            return Decision(active=active, logits=logits, evidence=evidence)
 
     def _part(self, name):
         part = self._kept[name]
