@@ -130,11 +130,11 @@ class CapturedLearning:
         executed, later = executed[slots], updates and self._learner.delay > 0
         if updates:
             observation = select_stream(memory.observation(), slots)
+            evidence = self._policy.evidence(observation)
             if later:
                 self._keep(observation, (drawn, executed, self._gain))
             else:
                 logits, leaves = _logits_to_learn_from(self._policy.network, observation)
-                evidence = self._policy.evidence(observation)
         decision = Decision(active=drawn, logits=logits, evidence=evidence)
         return self._learner.learn(
             decision, self._gain, executed=executed, leaves=leaves, later=later
