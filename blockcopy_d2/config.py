@@ -124,13 +124,13 @@ def _model_keys():
 
     _C.LEARNER = SimpleNamespace()
     # Learn online from the task network's own output: LearnedPolicy by REINFORCE, ExpectedGain from
-    # shares of the gain
+    # shares of the gain that came with a change of the picture
     _C.LEARNER.ENABLED = flag(True)
     # Learning rate and weight decay of RMSprop
     _C.LEARNER.LR = number(1e-4, most=1)
     _C.LEARNER.WEIGHT_DECAY = number(1e-3, most=1)
     # Learning rate of ExpectedGain, which has a few weights
-    _C.LEARNER.GAIN_LR = number(0.002, most=1)
+    _C.LEARNER.GAIN_LR = number(0.01, most=1)
     # Its weight decay: how strongly the weights are held that fit any model
     _C.LEARNER.GAIN_DECAY = number(0.3, most=1)
     # Frames from one update to the next

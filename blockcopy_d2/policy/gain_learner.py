@@ -40,7 +40,7 @@ class GainLearner(OnlineLearner):
         *,
         target,
         update_every=4,
-        learning_rate=0.002,
+        learning_rate=0.01,
         weight_decay=0.3,
         delay=0,
         sync=False,
