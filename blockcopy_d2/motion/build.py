@@ -3,6 +3,8 @@
 import torch
 from detectron2.utils.registry import Registry
 
+from blockcopy_d2.config import check_arguments
+
 from .field import field_size, zero_field
 from .pyramid import luma_pyramid
 
@@ -41,8 +43,7 @@ class MotionEstimator:
         Args:
             cell_size (int): side of a cell in pixels of the network's input, one of ``CELL_SIZES``.
         """
-        if cell_size not in CELL_SIZES:
-            raise ValueError(f"cell_size is {cell_size}: expected one of {CELL_SIZES}")
+        check_arguments("MODEL.BLOCKCOPY.MOTION", cell_size=cell_size)
         self.cell_size = cell_size
 
     def features(self, images, image_sizes=None, *, codec=None, out=None):

@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from blockcopy_d2.config import check_arguments
+from blockcopy_d2.config_key import power_of_two
 from blockcopy_d2.kernels.device import on_device
 from blockcopy_d2.sparse.lowering import lower
 from blockcopy_d2.sparse.tracing import Ref
@@ -83,12 +85,12 @@ class CacheMover:
             max_stride (int): maps of larger strides stay in place.
 
         Raises:
-            ValueError: ``maps`` is neither, or ``cell_size`` is not a power of two.
+            ValueError: ``maps`` is neither, or another argument is not a power of two.
         """
+        check_arguments("MODEL.BLOCKCOPY.MOTION", min_stride=min_stride, max_stride=max_stride)
         if maps not in MOVED_MAPS:
             raise ValueError(f"maps is {maps!r}: must be one of {', '.join(MOVED_MAPS)}.")
-        if cell_size < 1 or cell_size & (cell_size - 1):
-            raise ValueError(f"cell_size is {cell_size}: must be a power of two.")
+        power_of_two(8, least=1, most=4096).check("cell_size", cell_size)
         self.cell_size = cell_size
         self.maps = maps
         self.min_stride = min_stride

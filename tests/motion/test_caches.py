@@ -245,3 +245,12 @@ def test_what_reads_a_moved_map_elsewhere_reads_it_moved():
             moved = max(16 // stride, 0) if stride <= 16 else 0
             assert torch.equal(new[..., : new.shape[-1] - moved], old[..., moved:])
         before = after
+
+
+@pytest.mark.parametrize(
+    "options", [{"maps": "some"}, {"cell_size": 7}, {"min_stride": 0}, {"max_stride": "16"}]
+)
+def test_settings_that_make_no_sense_are_named(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is .* must be"):
+        CacheMover(**{"cell_size": 8, **options})

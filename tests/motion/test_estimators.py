@@ -289,7 +289,8 @@ def test_values_out_of_range_are_refused():
         check_blockcopy_config(configured(CELL_SIZE=12))
     with pytest.raises(ValueError, match="MOTION.DIS_PRESET"):
         check_blockcopy_config(configured(DIS_PRESET="slow"))
-    with pytest.raises(ValueError, match="cell_size is 12"):
-        BlockMatching(cell_size=12)
+    for cell_size in (12, 8.0, "8", None):
+        with pytest.raises(ValueError, match="cell_size is .*; it must be one of 8, 16, 32"):
+            BlockMatching(cell_size=cell_size)
     with pytest.raises(ValueError, match="preset is 'slow'"):
         DISFlow(preset="slow")
