@@ -69,8 +69,8 @@ def _model_keys():
     # Maps inside the modules stay in place below this stride, at 2 the picture itself: only a pixel
     # or two of them is read around a block
     _C.MOTION.MIN_STRIDE = power_of_two(2, least=1, most=128)
-    # Maps above this stride stay in place
-    _C.MOTION.MAX_STRIDE = power_of_two(16, least=1, most=128)
+    # Maps above this stride stay in place: their pixels are larger than most motion
+    _C.MOTION.MAX_STRIDE = power_of_two(64, least=1, most=128)
     # Presets of DISFlow, from fast to slow
     _C.MOTION.DIS_PRESET = choice("ultrafast", "fast", "medium")
 

@@ -74,7 +74,7 @@ class CacheMover:
     maps, including moved ones.
     """
 
-    def __init__(self, *, cell_size, maps="outputs", min_stride=2, max_stride=16):
+    def __init__(self, *, cell_size, maps="outputs", min_stride=2, max_stride=64):
         """
         Args:
             cell_size (int): c, a power of two.

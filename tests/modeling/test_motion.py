@@ -221,7 +221,7 @@ def test_models_built_from_a_config_follow_a_picture(name):
         "MODEL.BLOCKCOPY.MOTION.MAPS", "all",
         "MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks",
     )  # fmt: skip
-    assert model.cache_mover.maps == "all" and model.cache_mover.max_stride == 16
+    assert model.cache_mover.maps == "all" and model.cache_mover.max_stride == 64
     frames = clip([(8, 0)] * 3)
     stream = model.init_state()
     for inputs in frames:

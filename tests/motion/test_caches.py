@@ -104,7 +104,7 @@ def test_networks(name, maps, min_stride):
         assert_equal(outputs, oracle(image, grid, field), 1e-4)
 
 
-def test_fine_maps_inside_stay_in_place():
+def test_maps_inside_that_are_too_fine_and_maps_that_are_too_coarse_stay_in_place():
     model = build("R18-FPN")
     sparse, image = Network(model, wrap=BlockSparseModule), next(frames(model, (64, 64), 1))
     state = StreamState()
@@ -116,11 +116,13 @@ def test_fine_maps_inside_stay_in_place():
             "all": {"maps": "all"},
             "coarse": {"maps": "all", "min_stride": 8},
             "outputs": {"maps": "outputs"},
+            "fine": {"maps": "all", "max_stride": 16},
         }.items()
     }
-    assert strides["all"] == {2, 4, 8, 16}
-    assert strides["coarse"] == strides["outputs"] == {4, 8, 16}
-    sizes = [CacheMover(cell_size=16, maps="all", min_stride=s).nbytes(state) for s in (1, 8, 32)]
+    assert strides["all"] == {2, 4, 8, 16, 32, 64}
+    assert strides["coarse"] == strides["outputs"] == {4, 8, 16, 32, 64}
+    assert strides["fine"] == {2, 4, 8, 16}
+    sizes = [CacheMover(cell_size=16, maps="all", min_stride=s).nbytes(state) for s in (1, 8, 128)]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
     assert sizes[-1] == CacheMover(cell_size=16, maps="outputs").nbytes(state)
 

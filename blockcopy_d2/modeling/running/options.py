@@ -45,7 +45,7 @@ class VideoOptions:
     cuda_graph: bool = _option("MODEL.BLOCKCOPY.CUDA_GRAPH", True)
     moved_maps: str = _option("MODEL.BLOCKCOPY.MOTION.MAPS", "auto")
     min_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MIN_STRIDE", 2)
-    max_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MAX_STRIDE", 16)
+    max_moved_stride: int = _option("MODEL.BLOCKCOPY.MOTION.MAX_STRIDE", 64)
     policy_resize: str = _option("MODEL.BLOCKCOPY.POLICY.RESIZE", "mean")
 
     def __post_init__(self):
