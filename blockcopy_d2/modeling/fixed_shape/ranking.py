@@ -67,16 +67,15 @@ def best_boxes(values, boxes, keep, k):
 def best_candidates(scores, boxes, k, nothing):
     """
     Args:
-        scores (Tensor): float32 (N, R C), of the pairs of R proposals and C classes, none of them
-            NaN.
+        scores (Tensor): float32 (N, R C), of the pairs of R proposals and C classes, not NaN.
         boxes (Tensor): float32 (N, R, C, 4), or (N, R, 1, 4) if all classes share a box.
         k (int): number of pairs; all of them if there are fewer.
-        nothing (float): the least possible score, of pairs that are no candidates.
+        nothing (float): score of pairs that are not candidates, the least possible.
 
     Returns:
         tuple[Tensor, Tensor, Tensor, Tensor]: the k largest scores in descending order, float32
         (N, k); the boxes of these pairs, float32 (N, k, 4), and their classes, int64 (N, k), zeros
-        for pairs that are no candidates; and which of them are, bool (N, k).
+        where there is none; and where there is one, bool (N, k).
     """
     k = min(k, scores.shape[1])
     if scores.shape[1] <= MOST_COUNTED and triton_runs_on(scores.device):

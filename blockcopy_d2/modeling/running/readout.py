@@ -40,7 +40,7 @@ class SentCounts:
 
 class CountForecast:
     """
-    Tells how many detections a frame will hardly exceed, from the latest frames that were read.
+    Expects a number of detections that a frame will hardly exceed, from the latest frames read.
     With it, memory for masks is there before the host knows their number.
     """
 

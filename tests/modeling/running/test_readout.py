@@ -107,7 +107,7 @@ def test_masks_are_pasted_before_their_number_is_known(
     pasted.clear()
     read_whole(result)
     assert result["instances"].pred_masks.equal(wanted) and len(wanted) == 5
-    # What is expected is pasted first, and again if there are more.
+    # The expected masks are pasted first, and all of them again if there are more.
     assert waiting[0] == 1 and pasted == (
         [(2, 128, 256), (5, 128, 256)] if expected == 0 else [(5, 128, 256)]
     )

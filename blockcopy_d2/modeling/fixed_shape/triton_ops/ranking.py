@@ -10,8 +10,8 @@ from .boxes import load_boxes, store_boxes
 _BLOCKS = (8, 1024, 4)
 # Values, or places, that the last program looks at together.
 _COUNTED = 4096
-# What is written in the places of the values: their indices, numbers that come with them, boxes,
-# or boxes and classes of candidates, and whether there is one.
+# Kinds of results: indices of the values, numbers that come with them, boxes, or boxes and classes
+# of candidates, and whether there is one.
 _INDICES, _NUMBERS, _BOXES, _CANDIDATES = map(tl.constexpr, range(4))
 
 
