@@ -285,6 +285,7 @@ class CodecVectors(MotionEstimator):
         for slot, vectors in enumerate(codec):
             if vectors is None:
                 continue
+            vectors = _as_array(vectors)
             fits = len(vectors.shape) == 3 and vectors.shape[0] == 2
             if not fits or any(has > room for has, room in zip(vectors.shape, shape)):
                 raise ValueError(
@@ -313,3 +314,16 @@ class CodecVectors(MotionEstimator):
             missing = current.without_codec.view(-1, 1, 1, 1).to(out.device)
             return out.copy_(torch.where(missing, out, 2 * field))
         return torch.mul(field, 2, out=out)
+
+
+def _as_array(vectors):
+    """ndarray: of real numbers, on the CPU."""
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.detach().float().cpu()
+    array = np.asarray(vectors)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"vectors are {type(vectors).__name__} of {array.dtype}; expected an array of real"
+            " numbers (2, GH, GW), as FrameVectors.field() gives it"
+        )
+    return array

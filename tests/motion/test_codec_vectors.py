@@ -180,6 +180,18 @@ def test_vectors_of_another_size_are_refused():
         CodecVectors(cell_size=16, fallback=BlockMatching(cell_size=8))
 
 
+def test_vectors_are_real_numbers_of_any_type():
+    estimator, picture = CodecVectors(fallback=BlockMatching()), texture(16, 16)
+    given = [[[1.0, 2.0], [3.0, 4.0]], [[0.5, 0.0], [0.0, 0.0]]]
+    tensor = torch.tensor(given, requires_grad=True)
+    for vectors in (given, tensor, tensor.bfloat16(), np.array(given, np.float64)):
+        codec = estimator.features(picture, codec=[vectors]).codec
+        assert codec.dtype == torch.float32 and codec[0].tolist() == given
+    for vectors in ("vectors", [True], np.empty((2, 2, 2), object)):
+        with pytest.raises(ValueError, match="expected an array of real numbers"):
+            estimator.features(picture, codec=[vectors])
+
+
 def test_vectors_that_are_not_finite_count_as_none():
     """Still cells stay, even if the picture changed so much that any vector would fit better."""
     estimator = CodecVectors(fallback=BlockMatching())
