@@ -19,7 +19,7 @@ from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks
 from blockcopy_d2.kernels.tf32 import round_tf32
 
 from .block_launch import BlockLaunch
-from .geometry import locate
+from .geometry import locate, pixel_number
 
 
 @triton.jit
@@ -65,9 +65,7 @@ def bottleneck_kernel(
         hidden = _stored(acc, dtype, PRECISION)
         middle = tl.arange(0, MIDDLE)
 
-        pixel = (stream * OH + oy) * OW + ox
-        if WIDE:
-            pixel = pixel.to(tl.int64)
+        pixel = pixel_number(stream, oy, ox, OH, OW, WIDE)
         if NEXT > 0:
             next_channel = tl.arange(0, NEXT)
             next_acc = tl.zeros((BM, NEXT), tl.float32)
@@ -125,9 +123,7 @@ def _convolve(
         iy = iy0 + tap // KW * SHAPE.dilation[0]
         ix = ix0 + tap % KW * SHAPE.dilation[1]
         inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-        pixel = (stream * H + iy) * W + ix
-        if WIDE:
-            pixel = pixel.to(tl.int64)
+        pixel = pixel_number(stream, iy, ix, H, W, WIDE)
         channel = (step % STEPS_PER_TAP) * BK + k
         source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
         a = tl.load(source, mask=inside[:, None], other=0.0)

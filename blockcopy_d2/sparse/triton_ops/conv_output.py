@@ -11,6 +11,7 @@ import triton.language as tl
 from blockcopy_d2.kernels.tf32 import lift_tf32, round_tf32, unlift_tf32
 
 from .activation import activate
+from .geometry import pixel_number
 
 
 class Epilogue(NamedTuple):
@@ -74,16 +75,12 @@ def write_tile(
         mask = mask & (column < UNIT_OUT)[None, :]
     y = acc + tl.load(bias_ptrs)[None, :]
     if SCALE > 0:
-        pixel = stream * (oh // SCALE) + oy // SCALE
-        pixel = pixel * (ow // SCALE) + ox // SCALE
-        if EPILOGUE.wide:
-            pixel = pixel.to(tl.int64)
+        small = (oh // SCALE, ow // SCALE)
+        pixel = pixel_number(stream, oy // SCALE, ox // SCALE, *small, EPILOGUE.wide)
         residual = residual_ptr + (pixel * residual_row)[:, None] + channel[None, :]
         value = tl.load(residual, mask=mask, other=0.0).to(tl.float32)
         y += unlift_tf32(value) if EPILOGUE.residual_lifted else value
-    pixel = (stream * oh + oy) * ow + ox
-    if EPILOGUE.wide:
-        pixel = pixel.to(tl.int64)
+    pixel = pixel_number(stream, oy, ox, oh, ow, EPILOGUE.wide)
     place = (pixel, channel)
     out, second = (out_ptr, out_row), (second_ptr - FIRST_OUT, second_row)
     if FIRST_OUT == UNIT_OUT:

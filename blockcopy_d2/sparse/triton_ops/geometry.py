@@ -69,3 +69,13 @@ def locate(m, blocks_ptr, num_pixels, tiling):
     y = (row % GH) * T + inside // T
     x = (block % GW) * T + inside % T
     return row // GH, y, x, valid
+
+
+@triton.jit
+def pixel_number(stream, y, x, H, W, WIDE: tl.constexpr):
+    """Numbers of pixels among those of all streams, of 64 bits where offsets of their channels do
+    not fit into 32."""
+    pixel = (stream * H + y) * W + x
+    if WIDE:
+        pixel = pixel.to(tl.int64)
+    return pixel

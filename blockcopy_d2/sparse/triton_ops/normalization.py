@@ -15,7 +15,7 @@ from blockcopy_d2.kernels.dependent_launch import begin
 from blockcopy_d2.kernels.launch import Launch
 
 from .block_launch import BlockLaunch
-from .geometry import locate
+from .geometry import locate, pixel_number
 
 
 @triton.jit
@@ -74,9 +74,7 @@ def _block_pixels(
     m = place * T * T + first + tl.arange(0, BM)
     stream, y, x, valid = locate(m, blocks_ptr, (place + 1) * T * T, tiling)
     valid = valid & (y < H) & (x < W)
-    pixel = (stream * H + y) * W + x
-    if WIDE:
-        pixel = pixel.to(tl.int64)
+    pixel = pixel_number(stream, y, x, H, W, WIDE)
     source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
     value = tl.load(source, mask=valid[:, None] & within[None, :], other=0.0)
     return value.to(tl.float32), valid

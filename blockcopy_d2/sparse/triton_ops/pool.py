@@ -12,7 +12,7 @@ import triton.language as tl
 from blockcopy_d2.kernels.dependent_launch import begin_with, count_blocks
 
 from .block_launch import BlockLaunch
-from .geometry import locate
+from .geometry import locate, pixel_number
 
 # Values per program.
 _VALUES = 1024
@@ -69,9 +69,7 @@ def pool_kernel(
             iy = y * WINDOW.stride - padding[0] + tap // KW * WINDOW.dilation[0]
             ix = x * WINDOW.stride - padding[1] + tap % KW * WINDOW.dilation[1]
             inside = valid & (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
-            pixel = (stream * H + iy) * W + ix
-            if WIDE:
-                pixel = pixel.to(tl.int64)
+            pixel = pixel_number(stream, iy, ix, H, W, WIDE)
             source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
             if WINDOW.is_max:
                 value = tl.load(source, mask=inside[:, None] & within, other=float("-inf"))
@@ -81,9 +79,7 @@ def pool_kernel(
                 result += tl.load(source, mask=inside[:, None] & within, other=0.0).to(tl.float32)
         if not WINDOW.is_max:
             result = result * scale
-        pixel = (stream * OH + y) * OW + x
-        if WIDE:
-            pixel = pixel.to(tl.int64)
+        pixel = pixel_number(stream, y, x, OH, OW, WIDE)
         target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
         tl.store(target, result.to(out_ptr.dtype.element_ty), mask=valid[:, None] & within)
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from blockcopy_d2.kernels.dependent_launch import begin
 
 from .block_launch import BlockLaunch
-from .geometry import locate
+from .geometry import locate, pixel_number
 
 
 @triton.jit
@@ -49,23 +49,17 @@ def upsample_kernel(
             for corner in tl.static_range(4):
                 iy = tl.minimum(top + corner // 2, H - 1)
                 ix = tl.minimum(left + corner % 2, W - 1)
-                pixel = (stream * H + iy) * W + ix
-                if WIDE:
-                    pixel = pixel.to(tl.int64)
+                pixel = pixel_number(stream, iy, ix, H, W, WIDE)
                 source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
                 value = tl.load(source, mask=mask, other=0).to(tl.float32)
                 share_y = weight_y if corner // 2 == 1 else 1 - weight_y
                 share_x = weight_x if corner % 2 == 1 else 1 - weight_x
                 result += value * (share_y * share_x)[:, None]
         else:
-            pixel = (stream * H + y // SCALE) * W + x // SCALE
-            if WIDE:
-                pixel = pixel.to(tl.int64)
+            pixel = pixel_number(stream, y // SCALE, x // SCALE, H, W, WIDE)
             source = x_ptr + (pixel * x_row)[:, None] + channel[None, :]
             result = tl.load(source, mask=mask, other=0)
-        pixel = (stream * OH + y) * OW + x
-        if WIDE:
-            pixel = pixel.to(tl.int64)
+        pixel = pixel_number(stream, y, x, OH, OW, WIDE)
         target = out_ptr + (pixel * out_row)[:, None] + channel[None, :]
         tl.store(target, result.to(out_ptr.dtype.element_ty), mask=mask)
 
