@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -58,5 +59,6 @@ def test_errors_are_a_line(tmp_path, monkeypatch, arguments, message):
     Image.new("RGB", (128, 64)).save(clip / "0.png")
     command = ["predictor", *arguments, "--frames", str(clip), "--size", "64", "128"]
     monkeypatch.setattr("sys.argv", command)
+    monkeypatch.delitem(sys.modules, "benchmarks.predictor")
     with pytest.raises(SystemExit, match=message):
         runpy.run_module("benchmarks.predictor", run_name="__main__")
