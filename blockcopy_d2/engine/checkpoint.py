@@ -296,6 +296,15 @@ class PolicyCheckpointer(WeightsCheckpointer):
         """
         super().__init__(policy, save_dir, **({"learner": learner} if learner else {}))
 
+    def _load_file(self, filename):
+        loaded = super()._load_file(filename)
+        # A checkpoint of a whole video model has its policy under this prefix.
+        names = [name for name in loaded["model"] if name.startswith("policy.")]
+        if names:
+            own = {name.removeprefix("policy."): loaded["model"][name] for name in names}
+            loaded = {"model": own}
+        return loaded
+
 
 class _AtomicPathManager:
     """Detectron2's PathManager, except that local files are written completely or not at all."""

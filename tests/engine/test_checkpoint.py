@@ -375,6 +375,14 @@ def test_a_policy_that_expects_gains_fits_any_model(tmp_path):
     assert other.target == 0.1
 
 
+def test_a_whole_video_model_has_a_policy(tmp_path):
+    state = {"policy.network.correction": torch.arange(8.0), "backbone.conv.weight": torch.ones(2)}
+    torch.save({"model": state, "iteration": 3}, tmp_path / "model.pth")
+    policy = ExpectedGain(target=0.3)
+    PolicyCheckpointer(policy).load(str(tmp_path / "model.pth"))
+    assert policy.network.correction.tolist() == [*range(8)]
+
+
 def test_a_detector_is_no_policy(cfg):
     with pytest.raises(ValueError, match="parameters are missing"):
         PolicyCheckpointer(LearnedPolicy(num_classes=2)).load(cfg.MODEL.WEIGHTS)
