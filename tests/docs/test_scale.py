@@ -56,11 +56,11 @@ def test_the_table_of_cameras_follows_from_its_times():
         assert capacity.cameras_per_gpu(figures, 25, load=1.0)[0] == int(whole)
         assert capacity.cameras_per_gpu(figures, 25) == (int(planned), 86)
         assert run(f"--cameras 500 --frame-ms {milliseconds}")[-1] == f"GPUs: {gpus}"
-    assert capacity.cameras_per_gpu(capacity.Figures(0.622, 1604), 5) == (257, 86)
-    figures = capacity.Figures(2.02, 1604)
-    assert capacity.hours_of_files(figures, 15_000_000, 16) == pytest.approx(0.53, abs=0.005)
-    figures = capacity.Figures(3.77, 1604)
-    assert capacity.hours_of_files(figures, 15_000_000, 16) == pytest.approx(0.98, abs=0.005)
+    assert capacity.cameras_per_gpu(capacity.Figures(0.6241, 845), 5) == (256, 164)
+    figures = capacity.Figures(1.61, 1604)
+    assert capacity.hours_of_files(figures, 15_000_000, 16) == pytest.approx(0.42, abs=0.005)
+    figures = capacity.Figures(3.21, 1604)
+    assert capacity.hours_of_files(figures, 15_000_000, 16) == pytest.approx(0.84, abs=0.005)
 
 
 def test_figures_of_a_benchmark(tmp_path):
