@@ -131,7 +131,7 @@ def _model_keys():
     _C.LEARNER.WEIGHT_DECAY = number(1e-3, most=1)
     # Learning rate of ExpectedGain, which has a few weights
     _C.LEARNER.GAIN_LR = number(0.01, most=1)
-    # Its weight decay: how strongly the weights are held that fit any model
+    # Its weight decay, which holds the initial weights: those fit any model
     _C.LEARNER.GAIN_DECAY = number(0.3, most=1)
     # Frames from one update to the next
     _C.LEARNER.UPDATE_EVERY = whole(4, least=1)
