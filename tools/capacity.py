@@ -3,8 +3,8 @@
 Says how many GPUs a number of cameras or of files needs, from two measured figures: milliseconds
 per frame and megabytes per stream. docs/scale.md explains the arithmetic.
 
-    python tools/capacity.py --cameras 500 --fps 25 --frame-ms 2.08 --stream-mb 1604
-    python tools/capacity.py --files 10000 --minutes 1 --fps 25 --frame-ms 2.08 --gpus 16
+    python tools/capacity.py --cameras 500 --fps 25 --frame-ms 1.61 --stream-mb 1604
+    python tools/capacity.py --files 10000 --minutes 1 --fps 25 --frame-ms 1.61 --gpus 16
 
 --benchmark reads both figures from a file that `python -m benchmarks.streams` has written.
 """
