@@ -236,15 +236,14 @@ def test_what_reads_a_moved_map_elsewhere_reads_it_moved():
     with block_sparse(network, BlockGrid.full(**layout), state):
         before = [x.clone() for x in tensors(network(image)[0])]
     field = torch.zeros(1, 2, 8, 12)
-    field[:, 0] = 16
+    field[:, 0] = 64  # whole pixels of all maps
     for maps in ("outputs", "all"):
         mover = CacheMover(cell_size=16, maps=maps)
         mover(state, BlockGrid.empty(**layout), field)
         with block_sparse(network, BlockGrid.empty(**layout), state):
             after = [x.clone() for x in tensors(network(image)[0])]
         for old, new in zip(before, after, strict=True):
-            stride = size[0] // old.shape[-2]
-            moved = max(16 // stride, 0) if stride <= 16 else 0
+            moved = 64 * old.shape[-2] // size[0]
             assert torch.equal(new[..., : new.shape[-1] - moved], old[..., moved:])
         before = after
 
