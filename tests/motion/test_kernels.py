@@ -107,7 +107,7 @@ def test_field_of_tiny_pictures(size):
     compare(texture(*size), texture(*size), 16)
 
 
-@pytest.mark.parametrize("cell_size", [8, 16])
+@pytest.mark.parametrize("cell_size", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_field_of_noise(cell_size, monkeypatch):
     """Frames that have nothing in common, so that ties and far vectors are frequent. A thread
     compares one row of a small cell, or several."""

@@ -242,7 +242,11 @@ def test_grids_of_the_caller(folder, built, device):
 
 @pytest.mark.parametrize(
     "name",
-    ["swiftnet-18", "csp", pytest.param("retinanet", marks=pytest.mark.slow), "panoptic"],
+    [
+        "swiftnet-18",
+        "csp",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("retinanet", "panoptic")),
+    ],
 )
 def test_networks(folder, built, device, name):
     side = Side(folder, built, device, *MOVED, graph=True, network=NETWORKS[name])
@@ -397,7 +401,9 @@ def test_streams_know_their_own(folder, built, device):
         again.frame  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["mask-rcnn", "deeplab-global"])
+@pytest.mark.parametrize(
+    "name", ["mask-rcnn", pytest.param("deeplab-global", marks=pytest.mark.slow)]
+)
 def test_a_video_goes_on_in_another_batch(folder, built, device, name):
     options = {"graph": True, "learns": False, "network": NETWORKS.get(name)}
     side = Side(folder, built, device, *MOVED, **options)
