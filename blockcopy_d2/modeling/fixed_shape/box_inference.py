@@ -18,9 +18,9 @@ from blockcopy_d2.kernels import triton_runs_on
 
 from .constants import NO_SCORE
 from .nms import nms
-from .ranking import best_candidates
+from .ranking import best_candidates, select_boxes
 
-__all__ = ["candidate_scores", "fill_slots", "select_boxes", "select_detections"]
+__all__ = ["candidate_scores", "fill_slots", "select_detections"]
 
 
 def candidate_scores(logits, usable, finite, threshold, *, sigmoid=False):
@@ -126,15 +126,3 @@ def fill_slots_reference(keep, boxes, scores, classes, scale, size, num_slots):
         torch.where(filled, classes.gather(1, source), 0),
         count,
     )
-
-
-def select_boxes(boxes, index):
-    """
-    Args:
-        boxes (Tensor): (N, m, 4).
-        index (Tensor): int64 (N, n).
-
-    Returns:
-        Tensor: (N, n, 4), the boxes at these indices of their image.
-    """
-    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

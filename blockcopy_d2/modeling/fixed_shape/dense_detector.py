@@ -14,13 +14,12 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 
 from .base import StaticHeads
-from .box_inference import select_boxes
 from .constants import NO_SCORE
 from .dense_candidates import find_candidates
 from .detections import StaticDetections
 from .geometry import PixelTables
 from .nms import nms
-from .ranking import best_values
+from .ranking import best_values, select_boxes
 
 __all__ = ["StaticDenseDetector", "StaticFCOS", "StaticRetinaNet"]
 

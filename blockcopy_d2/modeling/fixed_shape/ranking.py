@@ -15,7 +15,7 @@ import torch
 
 from blockcopy_d2.kernels import triton_runs_on
 
-__all__ = ["best_boxes", "best_candidates", "best_values"]
+__all__ = ["best_boxes", "best_candidates", "best_values", "select_boxes"]
 
 # Counting is quadratic.
 MOST_COUNTED = 16384
@@ -91,8 +91,7 @@ def best_candidates_reference(scores, boxes, k, nothing):
     scores, pair = best_values(scores, k, nothing)
     valid = scores > nothing
     box = pair if boxes.shape[2] == num_classes else pair // num_classes
-    boxes = boxes.flatten(1, 2).gather(1, box[..., None].expand(-1, -1, 4))
-    boxes = torch.where(valid[..., None], boxes, 0.0)
+    boxes = torch.where(valid[..., None], select_boxes(boxes.flatten(1, 2), box), 0.0)
     return scores, boxes, torch.where(valid, pair % num_classes, 0), valid
 
 
@@ -100,7 +99,7 @@ def best_boxes_reference(values, boxes, keep, k):
     """:func:`best_boxes` in plain PyTorch."""
     best, order = best_values(torch.where(keep, values.float(), -torch.inf), k)
     found = (best > -torch.inf)[..., None]
-    return torch.where(found, boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0), best
+    return torch.where(found, select_boxes(boxes, order), 0.0), best
 
 
 def best_values_reference(values, k, nothing=-torch.inf):
@@ -108,3 +107,15 @@ def best_values_reference(values, k, nothing=-torch.inf):
     ranked, order = values.sort(dim=1, descending=True, stable=True)
     ranked, order = ranked[:, :k], order[:, :k]
     return ranked, torch.where(ranked > nothing, order, 0)
+
+
+def select_boxes(boxes, index):
+    """
+    Args:
+        boxes (Tensor): (N, m, 4).
+        index (Tensor): int64 (N, n).
+
+    Returns:
+        Tensor: (N, n, 4), the boxes at these indices of their image.
+    """
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
