@@ -2,14 +2,7 @@
 Features of a block that predict how much its output has changed, for any model: none of them
 depends on classes or on the unit of the information gain.
 
-Shape shorthand in this module:
-
-    N: streams
-    GH, GW: rows and columns of the block grid
-    P: side of a block in policy pixels
-    h, w: policy resolution, P GH x P GW
-    K: classes of the task network's output
-    F: features
+Shape shorthand as in block_means.py; F: features.
 """
 
 import torch

@@ -16,7 +16,8 @@ from blockcopy_d2.config import check_arguments
 from blockcopy_d2.kernels import triton_runs_on
 
 from .base import Decision, Policy
-from .block_features import FEATURES, block_features, block_means, block_values
+from .block_features import FEATURES, block_features, block_values
+from .block_means import block_means
 from .build import POLICY_REGISTRY
 from .gain_constants import (
     AGE_POWER,
