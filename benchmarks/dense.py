@@ -34,6 +34,7 @@ class BestDense:
         how (str): "cuDNN" or "torch.compile MODE", the fastest.
         network_ms (dict[str, float]): milliseconds of a batch, for every way that was tried.
         network, heads (callable): replay the network alone and the second stage alone.
+        detect (callable): replays the second stage until the number of detections is known.
 
     Examples:
     ::
@@ -71,6 +72,7 @@ class BestDense:
         self._frame = captured(lambda: heads(*run(self._preprocess()), sizes))
         inputs = run(example)
         self.heads = captured(lambda: heads(*inputs, sizes))
+        self.detect = captured(lambda: heads.begin(*inputs, sizes))
 
     @torch.no_grad()
     def __call__(self, images):

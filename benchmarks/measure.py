@@ -44,7 +44,7 @@ SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01)
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def argument_parser(module, description, *, config, name, rounds):
+def argument_parser(module, description, *, config, name, rounds, compiles=True):
     """
     Args:
         module (str): name of the program, without "benchmarks.".
@@ -52,6 +52,7 @@ def argument_parser(module, description, *, config, name, rounds):
         config (str): name of the default config.
         name (str): default part of the name of the results.
         rounds (int): default number of rounds.
+        compiles (bool): whether the program has a compiled rival.
 
     Returns:
         ArgumentParser: with the arguments that benchmarks on GPUs share.
@@ -72,15 +73,16 @@ def argument_parser(module, description, *, config, name, rounds):
     parser.add_argument(
         "--block-size", type=positive, default=128, metavar="B", help="side in pixels (%(default)s)"
     )
-    parser.add_argument(
-        "--compile-modes",
-        nargs="*",
-        choices=COMPILE_MODES,
-        default=list(COMPILE_MODES[:1]),
-        metavar="MODE",
-        help=f"modes of torch.compile to try for the dense network: {', '.join(COMPILE_MODES)}"
-        " (default); the second compiles for minutes, and none leaves cuDNN",
-    )
+    if compiles:
+        parser.add_argument(
+            "--compile-modes",
+            nargs="*",
+            choices=COMPILE_MODES,
+            default=list(COMPILE_MODES[:1]),
+            metavar="MODE",
+            help=f"modes of torch.compile to try for the dense network: {', '.join(COMPILE_MODES)}"
+            " (default); the second compiles for minutes, and none leaves cuDNN",
+        )
     parser.add_argument(
         "--rounds", type=positive, default=rounds, help="measurements of each (%(default)s)"
     )

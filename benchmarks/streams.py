@@ -54,6 +54,8 @@ from .plots import plot_streams
 
 # Executed shares of the blocks. The policy's own choice is measured beside them.
 SHARES = ("0.3", "0.15")
+# Estimators of motion that run within a graph.
+MOTIONS = ("none", "BlockMatching")
 RATE = 25  # frames per second of a camera
 
 
@@ -342,7 +344,7 @@ def _synchronize(device):
         torch.cuda.synchronize()
 
 
-def _share(text):
+def share_of_blocks(text):
     """str: the text, if it is a share."""
     try:
         fits = 0 < float(text) <= 1
@@ -375,12 +377,12 @@ def _parser():
     parser.add_argument(
         "--motion",
         default="none",
-        choices=("none", "BlockMatching"),
+        choices=MOTIONS,
         help="moves what is remembered (%(default)s)",
     )
     parser.add_argument(
         "--shares",
-        type=_share,
+        type=share_of_blocks,
         nargs="+",
         default=list(SHARES),
         metavar="SHARE",
