@@ -11,6 +11,8 @@ Ctrl-C ends the run early and leaves a playable video. The output gets its name 
 no input is ever overwritten.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 import contextlib
 import itertools

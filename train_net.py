@@ -7,6 +7,8 @@ weights of the detector stay as they are: training warms the policy on the clips
 ``DATASETS.TRAIN``, ``--eval-only`` runs the clips of ``DATASETS.TEST`` and scores them.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import os
 import weakref
 

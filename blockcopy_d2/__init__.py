@@ -8,6 +8,7 @@ who have a model and a video. Every name is imported when it is first used.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,3 +57,8 @@ def __dir__() -> list[str]:
 # Set up before any other import: Detectron2 imports that file, which may import from here.
 if os.environ.get("DETECTRON2_ENV_MODULE"):
     import detectron2  # noqa: F401
+
+# `python -m blockcopy_d2.report` imports this package and its sub-package, with Detectron2, before
+# the first line of the command. Until then the name of the program is "-m".
+if sys.argv[:1] == ["-m"]:
+    from . import quiet_imports  # noqa: F401

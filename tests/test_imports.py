@@ -37,8 +37,9 @@ ALLOWED = {
     "networks": {"config_key"},
     "config": {"config_key", "networks"},
     "config_key": set(),
+    "quiet_imports": set(),
     "resources": set(),
-    "__init__": FOUNDATION,
+    "__init__": FOUNDATION | {"quiet_imports"},
 }
 
 # The same within modeling. A task does not know how frames are run.

@@ -11,6 +11,8 @@ the modules that run in blocks, their operators that run densely, and heads that
 Exits with 1 if a model differs. Weights are random; nothing is downloaded.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 import collections
 import copy

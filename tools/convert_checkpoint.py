@@ -8,6 +8,8 @@ keys that are missing or unknown, and shapes that differ, end the conversion wit
 names. Files are read as plain tensors; no code in them is run.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 import contextlib
 import functools

@@ -5,6 +5,8 @@ Draws the motion of a video by each estimator, in one picture. No model is run.
     python tools/draw_motion.py video.mp4 --frame 12 --output motion.png
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 import itertools
 

@@ -6,6 +6,8 @@ field and the result of BlockCopy.
     python tools/draw_side_by_side.py street.mp4 --first 0 --frames 20 --output side_by_side.webp
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 import itertools
 

@@ -7,6 +7,8 @@ of run_protocol.py, a column for each.
         CamVid=output/camvid/results.json --output courses.png
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 
 from blockcopy_protocol.course import plot_courses

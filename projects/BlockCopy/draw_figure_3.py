@@ -8,6 +8,8 @@ blocks, the frame state, the output and the information gain of its blocks.
 The policy has seen the video from its start, and learns on the way.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 
 import torch

@@ -9,6 +9,8 @@ Leaves results.json, results.md and plots. Ctrl-C ends the run early and scores 
 policies that are being warmed are saved as policy_<target>_unfinished.pth.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 import logging
 import os

@@ -7,6 +7,8 @@ Shows a run of run_protocol.py in README.md: its table and plots replace those o
 Several files are put together: those of one protocol that ran as a process per target or seed.
 """
 
+import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
+
 import argparse
 from pathlib import Path
 
