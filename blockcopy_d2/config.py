@@ -172,6 +172,14 @@ def _test_keys():
     # Write the results of a Cityscapes data set as its benchmark takes them, zipped, beside scoring
     # them. On the test split, which cannot be scored, this is always done
     _C.SUBMISSION = flag(False)
+    # Miss rates of CityPersons. "HO" is "Heavy" without the persons of whom less than 0.2 can be
+    # seen, as MGAN's authors and Pedestron score it
+    _C.MISS_RATES = list_of(
+        ["Reasonable", "Bare", "Partial", "Heavy"],
+        choice("Reasonable", "Bare", "Partial", "Heavy", "HO"),
+        least=1,
+        distinct=True,
+    )
     # For miss rates of CityPersons, boxes end on their last pixel, one before ours, as in
     # Pedestron's export of MGAN
     _C.SCORE_TO_LAST_PIXEL = flag(False)

@@ -7,7 +7,7 @@ from .citypersons import MissRateEvaluator
 from .citypersons_submission import CityPersonsSubmission
 from .cityscapes import CityscapesVideoInstanceEvaluator, CityscapesVideoSemSegEvaluator
 from .detection import VideoCOCOEvaluator
-from .miss_rate import SETTINGS
+from .miss_rate import HEAVILY_OCCLUDED, SETTINGS
 from .semantic import VideoSemSegEvaluator
 from .submission import CityscapesInstanceSubmission, CityscapesSemSegSubmission
 
@@ -30,7 +30,8 @@ _TYPES += ("citypersons", "citypersons_submission", "pets09", "sem_seg", "coco")
 def build_evaluator(cfg, dataset_name, output_folder):
     """
     Args:
-        cfg (CfgNode): the job's config; TEST.BLOCKCOPY.SUBMISSION and SCORE_TO_LAST_PIXEL are read.
+        cfg (CfgNode): the job's config; SUBMISSION, MISS_RATES and SCORE_TO_LAST_PIXEL of
+            TEST.BLOCKCOPY are read.
         dataset_name (str): a registered data set.
         output_folder (str): folder for files of the evaluator.
 
@@ -39,7 +40,8 @@ def build_evaluator(cfg, dataset_name, output_folder):
 
         * cityscapes_video_instance, cityscapes_instance: ``{"segm": {"AP", "AP50"}}``;
         * cityscapes_video_sem_seg, cityscapes_sem_seg: ``{"sem_seg": {"IoU", ...}}``;
-        * citypersons: ``{"miss_rate": {"Reasonable", "Bare", "Partial", "Heavy"}}``;
+        * citypersons: ``{"miss_rate": {"Reasonable", "Bare", "Partial", "Heavy"}}``, or the
+          settings that TEST.BLOCKCOPY.MISS_RATES names;
         * pets09: ``{"bbox": {"AP", "AP50", ...}, "miss_rate": {"Reasonable"}}``;
         * sem_seg: ``{"sem_seg": {"mIoU", ...}}``;
         * coco: that of Detectron2's ``COCOEvaluator``, of the labelled frames that were run.
@@ -68,7 +70,10 @@ def build_evaluator(cfg, dataset_name, output_folder):
         submission = CityPersonsSubmission(dataset_name, output_folder, **export)
         if scored != evaluator_type:
             return submission
-        miss_rate = MissRateEvaluator(dataset_name, **export)
+        settings = {setting.name: setting for setting in (*SETTINGS, HEAVILY_OCCLUDED)}
+        names = options.get("MISS_RATES", [setting.name for setting in SETTINGS])
+        measured = [settings[name] for name in names]
+        miss_rate = MissRateEvaluator(dataset_name, settings=measured, **export)
         if not options.get("SUBMISSION", False):
             return miss_rate
         return DatasetEvaluators([miss_rate, submission])

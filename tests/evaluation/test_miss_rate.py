@@ -8,12 +8,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from blockcopy_d2.config import add_blockcopy_config
+from blockcopy_d2.engine import load_config
 from blockcopy_d2.evaluation import MissRateEvaluator, build_evaluator
 from blockcopy_d2.evaluation.miss_rate import (
+    HEAVILY_OCCLUDED,
     SETTINGS,
     PedestrianFrame,
     log_average_miss_rate,
 )
+from blockcopy_d2.resources import config_path
 
 REASONABLE, BARE, PARTIAL, HEAVY = SETTINGS
 # A person of 100 pixels and one of 60, both with Caltech's aspect ratio.
@@ -343,6 +346,29 @@ def test_boxes_as_far_as_their_last_pixel(dataset):
         evaluator.process([dataset[0]], [barely])
         assert evaluator.evaluate()["miss_rate"]["Reasonable"] == pytest.approx(missed)
     assert barely["instances"].pred_boxes.tensor.tolist() == [[x0, y0, x1, y0 + 50]]
+
+
+def test_heavy_as_mgan_is_scored_leaves_out_persons_who_are_all_but_hidden():
+    hidden, half = person(TALL, visibility=0.1), person(SHORT, visibility=0.5)
+    frame = make_frame([hidden, half], [(SHORT, 0.9)])
+    assert miss_rate(frame, setting=HEAVY) == pytest.approx(0.5)
+    assert miss_rate(frame, setting=HEAVILY_OCCLUDED) == 0
+    edge = make_frame([person(TALL, visibility=0.2)])
+    assert miss_rate(edge, setting=HEAVILY_OCCLUDED) == 1
+
+
+def test_a_config_names_the_miss_rates(dataset):
+    cfg = get_cfg()
+    add_blockcopy_config(cfg)
+    assert "HO" not in cfg.TEST.BLOCKCOPY.MISS_RATES
+    for name in ("mgan_VGG_16_pedestron_blockcopy.yaml", "mgan_VGG_16_x1.3.yaml"):
+        cfg = load_config(config_path(f"CityPersons/{name}"), ["MODEL.DEVICE", "cpu"])
+        evaluator = build_evaluator(cfg, NAME, "unused")
+        evaluator.process([dataset[0]], [output()])
+        rates = evaluator.evaluate()["miss_rate"]
+        assert list(rates) == ["Reasonable", "Bare", "Partial", "Heavy", "HO"]
+    with pytest.raises(ValueError, match="MISS_RATES.*one of .*Heavy, HO"):
+        load_config(None, ["TEST.BLOCKCOPY.MISS_RATES", "['heavy']"])
 
 
 def test_evaluator_gathers_the_frames_of_all_ranks(dataset, monkeypatch):

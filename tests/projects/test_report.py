@@ -65,6 +65,14 @@ def test_every_published_row_names_its_columns(results_file):
         assert len(lines) == 4 + len(published["rows"]), dataset
 
 
+def test_published_points_of_other_persons_do_not_stand_beside_heavy():
+    from blockcopy_protocol.published import published_points
+
+    heavy, ho = (published_points("citypersons_video_val", x, "gmacs") for x in ("Heavy", "HO"))
+    assert (1128, 49.3, "CSP") in heavy and "MGAN" not in [name for _, _, name in heavy]
+    assert ho == [(1104, 50.3, "MGAN"), (1665, 45.4, "MGAN, scale x1.3")]
+
+
 def test_published_points_stand_in_figure_7(results_file, tmp_path, monkeypatch):
     from blockcopy_protocol.plots import plot_trade_off
     from matplotlib.figure import Figure

@@ -22,10 +22,15 @@ def published_points(dataset, metric, cost):
 
     Returns:
         list[tuple[float, float, str]]: cost, accuracy and name of every method that has both. Times
-        are those of the GPU of each source.
+        are those of the GPU of each source. A figure that is printed in the column of another
+        metric than its own, as "settings" says, counts for its own.
     """
     key, unit = _COSTS[cost]
-    found = [(row.get(key), row.get(metric), row["method"]) for row in _rows(dataset)]
+    settings, found = _read().get(dataset, {}).get("settings", {}), []
+    for row in _rows(dataset):
+        own = settings.get(row["method"], {})
+        figures = {own.get(column, column): figure for column, figure in row.items()}
+        found.append((row.get(key), figures.get(metric), row["method"]))
     return [(unit * x, y, name) for x, y, name in found if None not in (x, y)]
 
 
