@@ -83,8 +83,9 @@ def get_parser():
         type=positive,
         default=1,
         metavar="S",
-        help="policies per target, and random baselines, that differ in the seed of their draws;"
-        " tables and plots show mean and standard deviation (%(default)s)",
+        help="runs of every method at each target, which differ in the seed of their draws, or, if"
+        " they draw nothing, in a target within 2 %% of TAU; tables and plots show mean and"
+        " standard deviation (%(default)s)",
     )
     parser.add_argument(
         "--baselines",

@@ -5,6 +5,7 @@ Shows a run of run_protocol.py in README.md: its table and plots replace those o
     python projects/BlockCopy/update_readme.py output/protocol/results.json
 
 Several files are put together: those of one protocol that ran as a process per target or seed.
+--times names those of a run of the same methods that had its device to itself.
 """
 
 import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all others
@@ -15,6 +16,7 @@ from pathlib import Path
 from blockcopy_protocol.merging import merge_results
 from blockcopy_protocol.report import embed_report, write_report
 from blockcopy_protocol.results import read_results
+from blockcopy_protocol.times import take_times
 
 
 def get_parser():
@@ -22,6 +24,13 @@ def get_parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="+", metavar="FILE", help="results.json of a run")
+    parser.add_argument(
+        "--times",
+        nargs="+",
+        metavar="FILE",
+        help="results.json of a run with the same config, methods and machine, which had its"
+        " device to itself: times come from there. It may have fewer clips, and one seed",
+    )
     parser.add_argument(
         "--section",
         default="",
@@ -47,10 +56,16 @@ def get_parser():
     return parser
 
 
+def _read(paths):
+    return merge_results([read_results(path) for path in paths])
+
+
 def main(argv=None):
     args = get_parser().parse_args(argv)
     try:
-        results = merge_results([read_results(path) for path in args.results])
+        results = _read(args.results)
+        if args.times:
+            results = take_times(results, _read(args.times))
         if args.report is not None:
             write_report(results, args.report)
         else:

@@ -58,6 +58,20 @@ def test_seeds_are_put_together_and_targets_side_by_side(parts):
     assert [seed["AP"] for seed in again["rows"][2]["seeds"]] == [44.0, 40.0]
 
 
+def test_what_draws_nothing_keeps_its_targets(parts):
+    from blockcopy_protocol.merging import merge_results
+    from blockcopy_protocol.plots import spread_of
+
+    targets = [{"target": target, "AP": ap} for target, ap in ((0.5, 41.0), (0.49, 43.0))]
+    for part in parts:
+        part["rows"][1]["draws"] = False
+    parts[1]["rows"][1]["targets"] = targets
+    merged = merge_results(parts)
+    # The run with most of them has the row.
+    assert merged["rows"][2] == parts[1]["rows"][1] and merged["seeds"] == 2
+    assert spread_of(merged["rows"][2], "AP") == pytest.approx(2**0.5)
+
+
 def test_one_run_stays_as_it_is(parts):
     from blockcopy_protocol.merging import merge_results
 

@@ -19,7 +19,12 @@ def test_seeds_of_the_draws(run, read, tmp_path):
     ]
     assert results["seeds"] == 2
     dense, learned, random, difference = results["rows"]
-    assert "seeds" not in dense and "seeds" not in difference
+    assert not {"seeds", "targets"} & dense.keys() and "seeds" not in difference
+    # A method that draws nothing runs at neighbouring targets.
+    assert [own["target"] for own in difference["targets"]] == [0.392, 0.408]
+    shares = [own["executed_fraction"] for own in difference["targets"]]
+    assert difference["executed_fraction"] == pytest.approx(sum(shares) / 2)
+    assert difference["target"] == 0.4 and "targets" not in random
     for row in (learned, random):
         assert len(row["seeds"]) == 2 and "phases" not in row
         for key in ("executed_fraction", "AP", "gmacs", "ms_median", "gain_share"):
@@ -32,9 +37,14 @@ def test_seeds_of_the_draws(run, read, tmp_path):
     weights = [policy["model"]["network.head.0.weight"] for policy in policies]
     assert not torch.equal(*weights)
     table = (tmp_path / "output" / "results.md").read_text()
-    assert "Mean and standard deviation of 2 seeds" in table
+    runs = "of 2 seeds, and of 2 targets within 2 % of tau where nothing is drawn."
+    assert f"Mean and standard deviation {runs}" in table
     rows = [line for line in table.splitlines() if " ± " in line]
-    assert [line.split("|")[1].strip() for line in rows] == ["BlockCopy", "random blocks"]
+    assert [line.split("|")[1].strip() for line in rows] == [
+        "BlockCopy",
+        "random blocks",
+        "frame difference",
+    ]
     assert [row["draws"] for row in results["rows"]] == [False, True, True, False]
     # One clip of three frames warmed both policies; the process shares the machine.
     (point,) = learned["warm_course"]
@@ -54,13 +64,14 @@ def test_further_policies(run, read, tmp_path, monkeypatch):
     run(*options, "--policies", "ExpectedGain")
     _, paper, gain = read()["rows"]
     assert [row["method"] for row in (paper, gain)] == ["blockcopy", "ExpectedGain"]
-    # One of them draws its blocks.
+    # One of them draws its blocks, the other has targets.
     assert len(paper["seeds"]) == 2 and "seeds" not in gain
+    assert [own["target"] for own in gain["targets"]] == [0.392, 0.408]
     assert gain["executed_fraction"] == pytest.approx(0.4, abs=1 / 32)
     assert "policy_update" in gain["ms_per_stage"]
     assert read()["other_policies"] == {"ExpectedGain": ""} and read()["policy"] == "LearnedPolicy"
     assert "| ExpectedGain " in (tmp_path / "output" / "results.md").read_text()
-    path = tmp_path / "output" / "policy_ExpectedGain_0.4.pth"
+    path = tmp_path / "output" / "policy_ExpectedGain_0.4_at_0.392.pth"
     learned = torch.load(path, weights_only=True)["model"]["network.correction"]
     assert learned.any()
 
@@ -71,15 +82,20 @@ def test_further_policies(run, read, tmp_path, monkeypatch):
     path = path.rename(tmp_path / "gain.pth")
     run("--warm-clips", 0, "--targets", 0.2, "--baselines", "--policies", f"ExpectedGain={path}")
     found = [method for method in methods if method.kind == "ExpectedGain"]
-    assert [method.name for method in found] == ["ExpectedGain 0.4", "ExpectedGain 0.2"]
-    for method in found:
+    names = ["ExpectedGain 0.4 at 0.392", "ExpectedGain 0.4 at 0.408", "ExpectedGain 0.2"]
+    assert [method.name for method in found] == names
+    for method in found[::2]:
         assert torch.equal(method.policy.network.correction, learned)
 
 
-def test_a_policy_that_draws_nothing_has_one_seed(run, read):
-    options = ["--warm-clips", 0, "--clips", 1, "--targets", 0.4, "--seeds", 2, "--baselines"]
-    run(*options, opts=["MODEL.BLOCKCOPY.POLICY.NAME", "ExpectedGain"])
-    assert "seeds" not in read()["rows"][1]
+def test_targets_of_what_draws_nothing(project):
+    from blockcopy_protocol.methods import spread_targets
+
+    assert spread_targets(1 / 3, 1) == [1 / 3]
+    assert spread_targets(0.3, 3) == [0.294, 0.3, 0.306]
+    assert spread_targets(0.5, 4) == pytest.approx([0.49, 0.49667, 0.50333, 0.51], abs=1e-5)
+    # No target lies above 1.
+    assert spread_targets(0.99, 3) == [0.98, 0.99, 1.0] and spread_targets(1, 2) == [1, 1]
 
 
 def test_baselines_without_a_target(run, read):

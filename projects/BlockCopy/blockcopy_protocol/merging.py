@@ -2,17 +2,18 @@
 
 import statistics
 
-__all__ = ["merge_results"]
+__all__ = ["check_equal", "mean", "merge_results", "shared_options"]
 
 # Content of results.json that runs may differ in.
 _OWN = {"rows", "opts", "blockcopy", "seeds", "date", "complete", "timed", "other_policies"}
+_RULE = "Runs can be put together if they differ in targets, baselines, policies and seeds only."
 
 
 def merge_results(parts):
     """
     Put the rows of several runs into one. The seeds of methods that draw their blocks are put
     together; a method that draws none has to be in one of the runs only, or is taken from the first
-    of them.
+    of those that have most targets of it.
 
     Args:
         parts (list[dict]): contents of results.json, of runs with the same config, data and machine
@@ -27,8 +28,8 @@ def merge_results(parts):
     first = parts[0]
     for part in parts[1:]:
         for key in sorted((first.keys() | part.keys()) - _OWN):
-            _check_equal(key, first.get(key), part.get(key))
-        _check_equal("blockcopy", _shared(first), _shared(part))
+            check_equal(key, first.get(key), part.get(key), _RULE)
+        check_equal("blockcopy", shared_options(first), shared_options(part), _RULE)
     found = {}
     for part in parts:
         for row in part["rows"]:
@@ -41,7 +42,7 @@ def merge_results(parts):
         **first,
         "complete": all(part["complete"] for part in parts),
         "timed": all(part.get("timed", True) for part in parts),
-        "seeds": max(len(row.get("seeds", [row])) for row in rows),
+        "seeds": max(len(row.get("seeds") or row.get("targets", [row])) for row in rows),
         "other_policies": {name: weights for x in policies for name, weights in x.items()},
         "rows": rows,
     }
@@ -58,7 +59,7 @@ def _merge_row(entries):
             ' write whether it draws blocks ("draws"): run it anew.'
         )
     if not row["draws"]:
-        return row
+        return max((own for _, own in entries), key=lambda own: len(own.get("targets", ())))
     used = []
     for part, own in entries:
         start = part["blockcopy"]["POLICY"]["SEED"]
@@ -98,16 +99,28 @@ def mean(values):
     return None if None in values else statistics.fmean(values)
 
 
-def _shared(run):
-    """Options of BlockCopy without those that runs may differ in."""
+def shared_options(run):
+    """
+    Args:
+        run (dict): content of results.json.
+
+    Returns:
+        dict: options of BlockCopy without those that runs of one protocol may differ in.
+    """
     options = run.get("blockcopy", {"POLICY": {}})
     policy = {key: value for key, value in options["POLICY"].items() if key != "SEED"}
     return {**options, "POLICY": policy}
 
 
-def _check_equal(key, first, other):
+def check_equal(key, first, other, rule):
+    """
+    Args:
+        key (str): what two runs have to agree in.
+        first, other: its values.
+        rule (str): a sentence for the message: why they have to.
+
+    Raises:
+        ValueError: the values differ.
+    """
     if first != other:
-        raise ValueError(
-            f"The runs differ in {key}: {first} and {other}. Runs can be put together if they"
-            " differ in targets, baselines, policies and seeds only."
-        )
+        raise ValueError(f"The runs differ in {key}: {first} and {other}. {rule}")

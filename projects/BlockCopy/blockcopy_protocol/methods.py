@@ -12,7 +12,7 @@ from blockcopy_d2.motion import build_motion
 from blockcopy_d2.policy import build_policy
 from blockcopy_d2.sparse import BlockGrid
 
-__all__ = ["BASELINES", "Baseline", "Method", "build_methods"]
+__all__ = ["BASELINES", "Baseline", "Method", "build_methods", "spread_targets"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Baseline:
     moved: bool = False
     aged: bool = True
 
+
+# Runs that differ in their target lie within this fraction of it.
+TARGET_SPREAD = 0.02
 
 # Name on the command line -> baseline.
 BASELINES = {
@@ -79,7 +82,7 @@ class StockMethod:
 
     kind = name = "stock"
     target, learner, learns, skips, draws = None, None, False, False, False
-    row = kind, target
+    own_target, row = target, (kind, target)
 
     def warm_up(self, model, inputs):
         self.run(model, inputs)
@@ -119,15 +122,16 @@ class Method:
         motion=None,
         period=1,
         phase=0,
-        seed=None,
         draws=False,
+        seed=None,
+        own_target=None,
     ):
         """
         Args:
             kind (str): "dense", "blockcopy", one of ``BASELINES``, or the name of a policy that
                 learns beside the config's.
             policy (Policy): picks the blocks.
-            target (float or None): tau.
+            target (float or None): tau of its row.
             learner (OnlineLearner or None): learner of ``policy``.
             stages (tuple[str] or None): the stages of a frame whose time counts; None: all.
             scale (float): scale of the frames that the network gets. Outputs keep their size, and
@@ -136,14 +140,17 @@ class Method:
             period, phase (int): only every period-th frame is executed, from frame ``phase`` on,
                 and the first of a clip. If nothing moves, the others are not run at all: their
                 output is the last one, at no cost.
-            seed (int or None): seed of the policy's draws, if there are methods with several.
             draws (bool): whether the policy draws, so that another seed gives other results.
+            seed (int or None): seed of the policy's draws, if there are methods with several.
+            own_target (float or None): the target that the policy has, near ``target``, if it draws
+                nothing; None: ``target``.
         """
         self.kind = kind
         self.policy = policy
         self.target = target
         self.learner = learner
         self.draws = draws
+        self.own_target = target if own_target is None else own_target
         self._stages = stages
         self._scale = scale
         self._motion = motion
@@ -162,13 +169,20 @@ class Method:
         """str: unique among methods, such as "blockcopy 0.3"."""
         target = "" if self.target is None else f" {self.target:g}"
         phase = f" from {self._phase}" if self._period > 1 else ""
-        return self.kind + target + phase + (f" seed {self._seed}" if self._seed else "")
+        return self.kind + target + phase + "".join(f" {word}" for word in self._own)
 
     @property
     def file_name(self):
         """str: of the checkpoint of its policy, without its ending."""
         name = "policy" if self.kind == "blockcopy" else f"policy_{self.kind}"
-        return f"{name}_{self.target:g}" + (f"_seed_{self._seed}" if self._seed else "")
+        return "_".join([name, f"{self.target:g}", *self._own])
+
+    @property
+    def _own(self):
+        """list[str]: words in its name that the other methods of its row do not have."""
+        if self.own_target != self.target:
+            return ["at", f"{self.own_target:g}"]
+        return ["seed", str(self._seed)] if self._seed else []
 
     def warm_up(self, model, inputs):
         """
@@ -243,7 +257,8 @@ def build_methods(cfg, model, *, targets, baselines=(), policies=None, seeds=1):
         baselines (sequence[str]): keys of ``BASELINES``.
         policies (dict[str, str] or None): further policies that learn, by their names in
             POLICY_REGISTRY, and the paths of their weights ("": none).
-        seeds (int): number of each method that draws its blocks, from the config's seed on.
+        seeds (int): number of each method that follows a target. Those that draw blocks differ in
+            the seed, from the config's on, the others in the target: see :func:`spread_targets`.
 
     Returns:
         list[Method]: dense and the baselines without a target; then for every target a policy that
@@ -273,26 +288,44 @@ def build_methods(cfg, model, *, targets, baselines=(), policies=None, seeds=1):
                 if not baseline.aged:
                     own.MODEL.BLOCKCOPY.POLICY.AGE_WEIGHT = 0.0
                 options = {"target": target, "motion": _motion(baseline, cfg, model)}
-                for _, policy, luck in _of_seeds(own, model, seeds):
+                for _, policy, luck in _of_runs(own, model, seeds):
                     methods.append(Method(kind, policy, **luck, **options))
     return methods
 
 
-def _of_seeds(cfg, model, number):
+def spread_targets(target, number):
+    """
+    Targets of the runs of a policy that draws nothing. Single runs of a video scatter with any
+    small change; the spread of runs at neighbouring targets shows by how much.
+
+    Args:
+        target (float): tau, in [0, 1].
+        number (int): number of runs.
+
+    Returns:
+        list[float]: spread evenly within 2 % of ``target``, such as [0.294, 0.3, 0.306].
+    """
+    width = min(TARGET_SPREAD * target, 1 - target)
+    steps = [0.0] if number == 1 else [2 * index / (number - 1) - 1 for index in range(number)]
+    return [round(target + width * step, 6) if step else target for step in steps]
+
+
+def _of_runs(cfg, model, number):
     """
     Yields:
-        tuple[CfgNode, Policy, dict]: a config with a seed of its own, its policy, and the options
-        "seed" and "draws" of its method; only one for a policy that draws nothing.
+        tuple[CfgNode, Policy, dict]: a config with a seed or target of its own, its policy, and the
+        options in which its method differs from the others.
     """
+    options = cfg.MODEL.BLOCKCOPY
+    draws = bool(_build_policy(cfg, model).generators(model.device))
+    targets = spread_targets(options.TARGET, 1 if draws else number)
     for index in range(number):
-        own = cfg.clone()
-        own.defrost()
-        own.MODEL.BLOCKCOPY.POLICY.SEED += index
-        policy = _build_policy(own, model)
-        draws = bool(policy.generators(model.device))
-        yield own, policy, {"seed": index if draws and number > 1 else None, "draws": draws}
-        if not draws:
-            return
+        own = _configure(cfg, options.POLICY.NAME, targets[0 if draws else index])
+        found = {"draws": draws, "own_target": own.MODEL.BLOCKCOPY.TARGET}
+        if draws:
+            own.MODEL.BLOCKCOPY.POLICY.SEED += index
+            found["seed"] = index if number > 1 else None
+        yield own, _build_policy(own, model), found
 
 
 def _fixed_method(kind, baseline, cfg, model, phase=0):
@@ -324,7 +357,7 @@ def _motion(baseline, cfg, model):
 
 def _learned_methods(kind, cfg, model, seeds):
     options = cfg.MODEL.BLOCKCOPY
-    for own, policy, luck in _of_seeds(cfg, model, seeds):
+    for own, policy, luck in _of_runs(cfg, model, seeds):
         if not policy.learns:
             raise ValueError(
                 f"The policy {options.POLICY.NAME} does not learn; the protocol needs one that"

@@ -214,7 +214,8 @@ def spread_of(row, metric):
         metric (str):
 
     Returns:
-        float or None: standard deviation over the seeds of the policy's draws; None for one seed.
+        float or None: standard deviation over the seeds of the policy's draws, or over neighbouring
+        targets if it draws nothing; None for one run.
     """
-    values = [seed.get(metric) for seed in row.get("seeds", ())]
+    values = [run.get(metric) for run in row.get("seeds") or row.get("targets", ())]
     return None if len(values) < 2 or None in values else statistics.stdev(values)

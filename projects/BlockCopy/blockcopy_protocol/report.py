@@ -17,7 +17,7 @@ __all__ = ["embed_report", "markdown_table", "write_report"]
 # shared the machine.
 _PLOTS = (
     ("gmacs", "gmacs", "GMACs per frame"),
-    ("ms", "ms_median", "ms per frame (median)"),
+    ("ms", "ms_median", "ms per frame (median; mean where frames are skipped)"),
 )
 
 # Key in a row, title, format: before the metrics and after them.
@@ -39,8 +39,8 @@ def markdown_table(results):
         results (dict): content of results.json.
 
     Returns:
-        str: a row per method, scores with their spread over seeds. "-" stands for values that were
-        not measured.
+        str: a row per method, scores with their spread over seeds or targets. "-" stands for values
+        that were not measured.
     """
     columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
     columns = [column for column in columns if _timed(results) or "ms" not in column[0]]
@@ -154,26 +154,53 @@ def _timed(results):
 
 
 def _provenance(results):
-    machine, versions = results["machine"], results["versions"]
+    ended = "" if results["complete"] else " The run was ended early."
+    # Results of older versions do not name the policy: it was the paper's.
+    policy = f" ({results['policy']})" if "policy" in results else ""
+    text = (
+        f"{extent_of(results)} ({results['frames']} frames) of"
+        f" {results['dataset']}, `{results['config_file']}`, policies{policy} warmed on"
+        f" {_warming(results)} per target.{_runs(results)} {_origin(results)}.{ended}"
+    )
+    times = results.get("times")
+    if times is not None:
+        text += (
+            " Times: another run, which had its device to itself, of"
+            f" {extent_of(times)} ({times['frames']} frames), {_origin(times)}"
+        )
+        if _warming(times) != _warming(results):
+            text += f", policies warmed on {_warming(times)}"
+        text += "."
+    return text
+
+
+def _warming(run):
+    passes = run["warm_passes"]
+    often = f", {passes} times over," if passes > 1 else ""
+    return f"{quantity(run['warm_clips'], 'clip')} of {run['train_dataset']}{often}"
+
+
+def _origin(run):
+    """Returns machine, date and revision."""
+    machine, versions = run["machine"], run["versions"]
     device = f"{machine['processor']}, {machine['threads']} threads"
     if machine["device"] != "cpu":
         device = f"{machine['device']} ({device})"
-    passes = results["warm_passes"]
-    often = f", {passes} times over," if passes > 1 else ""
-    ended = "" if results["complete"] else " The run was ended early."
-    numbers = sorted({len(row["seeds"]) for row in results["rows"] if row.get("seeds")})
-    number = " or ".join(map(str, numbers))
-    seeds = f" Mean and standard deviation of {number} seeds." if numbers else ""
-    revision = f", revision {results['revision']}" if results.get("revision") else ""
-    # Results of older versions do not name the policy: it was the paper's.
-    policy = f" ({results['policy']})" if "policy" in results else ""
-    return (
-        f"{extent_of(results)} ({results['frames']} frames) of"
-        f" {results['dataset']}, `{results['config_file']}`, policies{policy} warmed on"
-        f" {quantity(results['warm_clips'], 'clip')} of"
-        f" {results['train_dataset']}{often} per target.{seeds} {device}, torch"
-        f" {versions['torch']}, {results['date'][:10]}{revision}.{ended}"
-    )
+    revision = f", revision {run['revision']}" if run.get("revision") else ""
+    return f"{device}, torch {versions['torch']}, {run['date'][:10]}{revision}"
+
+
+def _runs(results):
+    """Returns a sentence on the runs behind each row, if there are several."""
+    parts = []
+    for key, text in (
+        ("seeds", "seeds"),
+        ("targets", "targets within 2 % of tau where nothing is drawn"),
+    ):
+        numbers = sorted({len(row[key]) for row in results["rows"] if row.get(key)})
+        if numbers:
+            parts.append(f"{' or '.join(map(str, numbers))} {text}")
+    return f" Mean and standard deviation of {', and of '.join(parts)}." if parts else ""
 
 
 def _format(value, spec):

@@ -74,9 +74,9 @@ class ResultsHook(HookBase):
 
     def _write(self, complete):
         scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
-        rows, courses, warm_courses = {}, {}, {}
-        draws = {method.row: method.draws for method in self._methods}
+        rows, courses, warm_courses, methods = {}, {}, {}, {}
         for method in self._methods:
+            methods.setdefault(method.row, []).append(method)
             found = {**scores.get(method.name, {}), **self._measurements[method.name].summary()}
             if method.skips and found:
                 found["ms_median"] = None
@@ -96,9 +96,9 @@ class ResultsHook(HookBase):
                 {
                     "method": kind,
                     "target": target,
-                    "draws": draws[kind, target],
+                    "draws": methods[kind, target][0].draws,
                     **mean(found),
-                    **_each(kind, found),
+                    **_each(methods[kind, target], found),
                     "course": Course.points(courses[kind, target]),
                     **_warm_course(warm_courses.get((kind, target))),
                 }
@@ -115,11 +115,16 @@ def _warm_course(courses):
     return {"warm_course": Course.points(courses)} if courses else {}
 
 
-def _each(kind, rows):
-    """dict: values of each method of a row, if there are several."""
-    baseline = BASELINES.get(kind)
-    name = "phases" if baseline is not None and baseline.period > 1 else "seeds"
-    return {name: rows} if len(rows) > 1 else {}
+def _each(methods, rows):
+    """dict: values of each method of a row, if there are several, named after their difference."""
+    if len(rows) == 1:
+        return {}
+    baseline = BASELINES.get(methods[0].kind)
+    if baseline is not None and baseline.period > 1:
+        return {"phases": rows}
+    if methods[0].draws:
+        return {"seeds": rows}
+    return {"targets": [{"target": x.own_target, **row} for x, row in zip(methods, rows)]}
 
 
 def describe_run(cfg, args):
