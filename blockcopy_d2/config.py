@@ -87,8 +87,8 @@ def _model_keys():
     # BLOCK_SIZE; blocks of 64 at 16 cost what blocks of 128 at 32 do
     _C.POLICY.PIXELS_PER_BLOCK = choice(32, 16, 8)
     # Inputs of LearnedPolicy: "frame", "previous_frame", "frame_state" (the pixels of each block
-    # when it was last executed), "output" and "grid" (of the last frame). Other inputs than the
-    # default run frames operator by operator
+    # when it was last executed), "output" and "grid" (of the last frame). The default ones have
+    # kernels of their own on a GPU
     _C.POLICY.INPUTS = list_of(
         ["frame", "frame_state", "output", "grid"],
         choice("frame", "previous_frame", "frame_state", "output", "grid"),

@@ -24,7 +24,7 @@ class LearnedPolicy(Policy):
     evaluation. Taught by :class:`OnlineLearner`.
     """
 
-    learns = True
+    learns = capturable = True
 
     @configurable
     def __init__(
@@ -60,13 +60,6 @@ class LearnedPolicy(Policy):
         self.count_steps = count_steps
         self.network = PolicyNetwork(num_classes=num_classes, pixel_std=pixel_std, **options)
         self._uniform = SeededUniform(seed)
-
-    @property
-    def capturable(self):
-        """
-        bool: whether frames may be CUDA graphs, which hold the inputs of the paper's policy only.
-        """
-        return self.network.inputs == INPUTS
 
     @classmethod
     def from_config(cls, cfg, num_classes):

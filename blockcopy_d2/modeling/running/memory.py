@@ -104,8 +104,9 @@ class StreamMemory:
         Returns:
             Observation: the policies' latest inputs.
         """
-        *maps, gain = self._observation
-        return Observation(*maps, frame_index=self.history.frame_index - 1, gain=gain)
+        *maps, previous_frame, gain = self._observation
+        known = {"previous_frame": previous_frame, "gain": gain}
+        return Observation(*maps, frame_index=self.history.frame_index - 1, **known)
 
     def tensors(self):
         """
@@ -119,9 +120,9 @@ class StreamMemory:
 def _observed(history):
     grid = history.active[:, None].float()
     maps = (history.frame, history.frame_state, history.painted, grid)
-    return Observation(*maps, frame_index=0, gain=history.gain)
+    return Observation(*maps, frame_index=0, previous_frame=history.frame, gain=history.gain)
 
 
 def _maps(observation):
     maps = (observation.frame, observation.frame_state, observation.output, observation.grid)
-    return [*maps, observation.gain]
+    return [*maps, observation.previous_frame, observation.gain]

@@ -159,6 +159,17 @@ def test_single_pixels_and_counted_first_frames(folder, built, device):
         assert found == pytest.approx(0.9 * before + 0.1)
 
 
+@pytest.mark.usefixtures("replayed_lessons")
+@pytest.mark.parametrize("inputs", [["frame"], ["frame", "previous_frame", "grid"]])
+def test_other_inputs_of_the_policy(folder, built, device, inputs):
+    opts = ("MODEL.BLOCKCOPY.LEARNER.UPDATE_EVERY", 2, "MODEL.BLOCKCOPY.POLICY.INPUTS", inputs)
+    eager, graph = sides(folder, built, device, *opts)
+    for image in clip(device, 6):
+        both(eager, graph, image)
+    assert graph.stream.graph is not None and eager.stream.graph is None
+    assert graph.learner.frames == eager.learner.frames == 5
+
+
 def test_learning_may_be_off(folder, built, device):
     eager, graph = sides(folder, built, device, learns=False)
     for image in clip(device, 4):
