@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """
-Shows a run of run_protocol.py in README.md: its table and plots replace those of the run before.
+Shows a run of run_protocol.py, or of run_table_2.py, in README.md: its table and plots replace
+those of the run before.
 
     python projects/BlockCopy/update_readme.py output/protocol/results.json
 

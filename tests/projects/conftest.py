@@ -1,3 +1,4 @@
+import importlib
 import json
 import sys
 
@@ -38,11 +39,9 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def run(project, clips, weights, tmp_path):
-    """Runs the script in this process; the output goes to tmp_path / "output"."""
+    """Runs a script in this process; the output goes to tmp_path / "output"."""
 
-    def run(*args, opts=()):
-        import run_protocol
-
+    def run(*args, opts=(), script="run_protocol"):
         common = [
             "DATASETS.TRAIN", f"('{NAMES['train']}',)",
             "DATASETS.TEST", f"('{NAMES['val']}',)",
@@ -52,7 +51,7 @@ def run(project, clips, weights, tmp_path):
         ]  # fmt: skip
         opts = [*small_model_opts(weights), *common, *opts]
         argv = ["--config-file", CONFIG, "--output", tmp_path / "output", *args, "--opts", *opts]
-        run_protocol.main([str(arg) for arg in argv])
+        importlib.import_module(script).main([str(arg) for arg in argv])
 
     return run
 

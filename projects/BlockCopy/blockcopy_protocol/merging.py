@@ -69,12 +69,15 @@ def _merge_row(entries):
             f"Two runs have the method {row['method']} at target {row['target']} with the same"
             " MODEL.BLOCKCOPY.POLICY.SEED; each of them needs another."
         )
+    for _, own in entries:
+        name = f"the policy of {row['method']}"
+        check_equal(name, row.get("variant"), own.get("variant"), _RULE)
     seeds = [seed for _, own in entries for seed in own.get("seeds", [own])]
-    courses = ("course", "warm_course")
-    names = [name for name in seeds[0] if name not in (*courses, "method", "target", "draws")]
+    courses, labels = ("course", "warm_course"), ("method", "target", "draws", "variant")
+    names = [name for name in seeds[0] if name not in (*courses, *labels)]
     seeds = [{name: seed[name] for name in names} for seed in seeds]
     return {
-        **{key: row[key] for key in ("method", "target", "draws")},
+        **{key: row[key] for key in labels if key in row},
         **mean(seeds),
         "seeds": seeds,
         **{

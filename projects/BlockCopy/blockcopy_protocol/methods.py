@@ -82,6 +82,7 @@ class StockMethod:
 
     kind = name = "stock"
     target, learner, learns, skips, draws = None, None, False, False, False
+    variant = None
     own_target, row = target, (kind, target)
 
     def warm_up(self, model, inputs):
@@ -125,11 +126,12 @@ class Method:
         draws=False,
         seed=None,
         own_target=None,
+        variant=None,
     ):
         """
         Args:
-            kind (str): "dense", "blockcopy", one of ``BASELINES``, or the name of a policy that
-                learns beside the config's.
+            kind (str): "dense", "blockcopy", one of ``BASELINES``, the name of a policy that learns
+                beside the config's, or that of a variant.
             policy (Policy): picks the blocks.
             target (float or None): tau of its row.
             learner (OnlineLearner or None): learner of ``policy``.
@@ -144,7 +146,10 @@ class Method:
             seed (int or None): seed of the policy's draws, if there are methods with several.
             own_target (float or None): the target that the policy has, near ``target``, if it draws
                 nothing; None: ``target``.
+            variant (Variant or None): description of the policy, if the rows of a table differ in
+                it.
         """
+        self.variant = variant
         self.kind = kind
         self.policy = policy
         self.target = target

@@ -6,6 +6,7 @@ from tabulate import tabulate
 
 from blockcopy_d2.atomic import atomic_write
 
+from .ablation import ablation_table, is_ablation, plot_ablation
 from .course import plot_course
 from .plots import extent_of, plot_trade_off, quantity, spread_of, title_of
 from .published import published_table
@@ -40,8 +41,10 @@ def markdown_table(results):
 
     Returns:
         str: a row per method, scores with their spread over seeds or targets. "-" stands for values
-        that were not measured.
+        that were not measured. An ablation has the table of :func:`ablation_table`.
     """
+    if is_ablation(results):
+        return ablation_table(results)
     columns = (*_CHOICE, *((metric, metric, ".1f") for metric in results["metrics"]), *_COST)
     columns = [column for column in columns if _timed(results) or "ms" not in column[0]]
     rows = [
@@ -77,12 +80,15 @@ def write_report(results, folder):
         # AP50 goes with AP.
         if metric != "AP50":
             _plot(results, metric, folder)
-    plot_course(results, folder / "course.png")
+    if not is_ablation(results):
+        plot_course(results, folder / "course.png")
     parts = [markdown_table(results)]
     if _timed(results):
         plot_stages(results, folder / "stages.png")
         parts.append(stage_table(results))
-    parts += [_provenance(results), published_table(results)]
+    parts.append(_provenance(results))
+    if not is_ablation(results):
+        parts.append(published_table(results))
     with atomic_write(folder / "results.md") as temporary:
         Path(temporary).write_text("\n\n".join(filter(None, parts)) + "\n")
 
@@ -138,6 +144,10 @@ def _plot(results, metric, folder, prefix=""):
     Returns:
         list[tuple[str, str]]: file and title of every plot.
     """
+    if is_ablation(results):
+        file = f"{prefix}{metric.lower()}_ablation.png"
+        plot_ablation(results, metric, folder / file)
+        return [(file, f"{metric} and gain share of every policy")]
     plots = []
     for name, cost, label in _PLOTS:
         if cost == "ms_median" and not _timed(results):

@@ -1,5 +1,6 @@
 """Measurements of a run of the protocol, with everything needed to read and repeat it."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -97,6 +98,7 @@ class ResultsHook(HookBase):
                     "method": kind,
                     "target": target,
                     "draws": methods[kind, target][0].draws,
+                    **_variant(methods[kind, target][0].variant),
                     **mean(found),
                     **_each(methods[kind, target], found),
                     "course": Course.points(courses[kind, target]),
@@ -109,6 +111,10 @@ class ResultsHook(HookBase):
         path = os.path.join(self._output_dir, "results.json")
         with atomic_write(path) as temporary, open(temporary, "w") as f:
             json.dump(self.results, f, indent=2)
+
+
+def _variant(variant):
+    return {} if variant is None else {"variant": dataclasses.asdict(variant)}
 
 
 def _warm_course(courses):
