@@ -76,6 +76,19 @@ def test_published_points_of_other_persons_do_not_stand_beside_heavy():
     assert ho == [(1104, 50.3, "MGAN"), (1665, 45.4, "MGAN, scale x1.3")]
 
 
+def test_published_times_are_scaled_by_their_factor():
+    from blockcopy_protocol.published import PUBLISHED
+
+    rows = json.loads(PUBLISHED.read_text())["cityscapes_video_fine_sem_seg_val"]["rows"]
+    scaled = [row for row in rows if row["seconds"] is not None]
+    assert len(scaled) == 8
+    for row in scaled:
+        assert row["seconds"] == pytest.approx(row["source_seconds"] * row["factor"], abs=5.1e-4)
+        assert row["gpu"] and row["factor_from"] and row["mIoU"], row["method"]
+        assert (row["factor"] == 1) == (row["gpu"] == "GTX 1080 Ti")
+    assert {row["factor"] for row in scaled} == {1, round(52.18 / 199.41, 3)}
+
+
 def test_published_points_stand_in_figure_7(results_file, tmp_path, monkeypatch):
     from blockcopy_protocol.plots import plot_trade_off
     from matplotlib.figure import Figure
@@ -90,16 +103,20 @@ def test_published_points_stand_in_figure_7(results_file, tmp_path, monkeypatch)
         plot_trade_off(results, "mIoU", "ms_median", "ms", tmp_path / "plot.png")
     (published,), (own,) = (figure.axes for figure in drawn)
     points = {line.get_label(): line.get_xydata().tolist() for line in published.lines}
-    assert points["as published, own GPU"] == [[51, 70.4]]
+    assert points["as published, scaled to a GTX 1080 Ti"] == [[59, 76.12]]
     names = [text.get_text() for text in published.texts]
-    # The other methods have no figures.
-    others = ["DVSNet, its most accurate", "DVSNet, its fastest", "Accel-18, a key frame in 5"]
+    # The other methods have no times.
+    others = ["SwiftNet-RN50 + BlockCopy, tau 0.5", "SwiftNet-RN50", "DVSNet, its most accurate"]
+    others += ["DVSNet, its fastest", "DFF, a key frame in 5"]
+    others += [f"Accel-{depth}, a key frame in 5" for depth in (18, 50, 101)]
     assert names == ["$\\tau$ = 0.3", *others] and len(own.texts) == 1
     assert published.get_xscale() == "log" and own.get_xscale() == "linear"
     # Names of neighbours and numbers of ticks do not lie on each other.
     drawn[0].draw_without_rendering()
+    low, high = published.get_xlim()
     ticks = [text for text in published.get_xticklabels(which="both") if text.get_text()]
-    assert {"20", "50", "100"} <= {text.get_text() for text in ticks}
+    ticks = [text for text in ticks if low <= text.get_position()[0] <= high]
+    assert {"50", "100", "200"} <= {text.get_text() for text in ticks}
     for texts in (published.texts, ticks):
         boxes = [text.get_window_extent() for text in texts]
         for index, box in enumerate(boxes):

@@ -100,8 +100,8 @@ def title_of(kind):
 def plot_trade_off(results, metric, cost, label, path):
     """
     Draw accuracy against a cost, with the points that others have published for the data set. Their
-    times are those of their GPUs. The cost of methods that skip frames is their mean, since their
-    median would show one kind of frame; that of others is their median.
+    times are those on a GTX 1080 Ti, or scaled to one. The cost of methods that skip frames is their
+    mean, since their median would show one kind of frame; that of others is their median.
 
     Args:
         results (dict): content of results.json. Rows without the metric or the cost are left out.
@@ -143,7 +143,7 @@ def plot_trade_off(results, metric, cost, label, path):
             )
     published = published_points(results["dataset"], metric, cost)
     timed = cost == "ms_median"
-    origin = "as published, own GPU" if timed else "as published"
+    origin = "as published, scaled to a GTX 1080 Ti" if timed else "as published"
     for index, (x, y, _) in enumerate(published):
         axes.plot(x, y, label=None if index else origin, zorder=1, **_PUBLISHED)
     axes.set_xlabel(label)
@@ -151,6 +151,8 @@ def plot_trade_off(results, metric, cost, label, path):
     if published and timed:
         # Machines of several years lie far apart.
         axes.set_xscale("log")
+        # Names of points need room beside them.
+        axes.margins(x=0.15)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -163,9 +165,9 @@ def plot_trade_off(results, metric, cost, label, path):
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
         axes.legend(frameon=False, loc="best" if published else "lower right")
-    _name_points(axes, published)
     title = f"{results['dataset']}, {extent_of(results)}"
     axes.set_title(title, fontsize=10, loc="left")
+    _name_points(axes, published)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
@@ -179,12 +181,15 @@ def _name_points(axes, points):
         "va": "center",
         "zorder": 1,
     }
-    boxes = []
+    if points:
+        axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
     for x, y, name in points:
         text = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", **style)
         for height in (-9, 9, -17, 17):
             text.xyann = (0, height)
-            box = text.get_window_extent()
+            # With some room, since the layout moves a little when the figure is saved.
+            box = text.get_window_extent().padded(2)
             if not box.count_overlaps(boxes):
                 break
         boxes.append(box)

@@ -9,7 +9,14 @@ __all__ = ["PUBLISHED", "published_points", "published_table"]
 
 PUBLISHED = Path(__file__).with_name("published.json")
 
-_TITLES = {"gmacs": "GMACs", "seconds": "s/frame", "test": "test set"}
+_TITLES = {
+    "gmacs": "GMACs",
+    "gpu": "GPU",
+    "source_seconds": "s/frame there",
+    "factor_from": "factor of",
+    "seconds": "s/frame",
+    "test": "test set",
+}
 # Key of a cost in results.json -> key and unit in published.json.
 _COSTS = {"gmacs": ("gmacs", 1), "ms_median": ("seconds", 1000)}
 
@@ -22,8 +29,8 @@ def published_points(dataset, metric, cost):
 
     Returns:
         list[tuple[float, float, str]]: cost, accuracy and name of every method that has both. Times
-        are those of the GPU of each source. A figure that is printed in the column of another
-        metric than its own, as "settings" says, counts for its own.
+        are those on a GTX 1080 Ti, or scaled to one by the factor of the row. A figure that is in
+        the column of another metric than its own, as "settings" says, counts for its own.
     """
     key, unit = _COSTS[cost]
     settings, found = _read().get(dataset, {}).get("settings", {}), []
