@@ -100,8 +100,8 @@ def title_of(kind):
 def plot_trade_off(results, metric, cost, label, path):
     """
     Draw accuracy against a cost, with the points that others have published for the data set. Their
-    times are those on a GTX 1080 Ti, or scaled to one. The cost of methods that skip frames is their
-    mean, since their median would show one kind of frame; that of others is their median.
+    times are those on a GTX 1080 Ti, or scaled to one. The cost of methods that skip frames is
+    their mean, since their median would show one kind of frame; that of others is their median.
 
     Args:
         results (dict): content of results.json. Rows without the metric or the cost are left out.
