@@ -2,6 +2,8 @@
 
 import statistics
 
+from .methods import BASELINES
+
 __all__ = ["check_equal", "mean", "merge_results", "shared_options"]
 
 # Content of results.json that runs may differ in.
@@ -36,7 +38,8 @@ def merge_results(parts):
             found.setdefault((row["method"], row["target"]), []).append((part, row))
     rows = [_merge_row(entries) for entries in found.values()]
     # As build_methods orders them.
-    rows.sort(key=lambda row: -1 if row["target"] is None else row["target"])
+    order = {kind: index for index, kind in enumerate(BASELINES)}
+    rows.sort(key=lambda row: (row["target"] or 0, order.get(row["method"], -1)))
     policies = [part.get("other_policies", {}) for part in parts]
     return {
         **first,
