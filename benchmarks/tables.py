@@ -322,7 +322,7 @@ def worth():
         cells = [x if x is not None and x.runs >= 3 else None for x in cells]
         dense = of_row.means(network, score, dense=False)["dense", 1.0].mean
         texts = ["" if x is None else f"{_rounded(x.mean)} ± {x.deviation:.1f}" for x in cells]
-        runs = str(max(x.runs for x in cells if x is not None))
+        runs = str(cells[0].runs)
         found.append([name, f"{share:.2f}", f"{dense:.1f}", *texts, runs, ", ".join(revisions)])
     return found
 

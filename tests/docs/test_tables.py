@@ -84,6 +84,10 @@ def test_times_of_the_page_on_scale():
     ):
         measured.append(of(f"{STREAMS}{kind}_fp16", "blockcopy", number, share, "frame_ms"))
     assert times == pytest.approx(measured, abs=0.005)
+    decode = (of("cpu_decode_pyav", size, "core_ms") for size in ("1024x2048", "720x1280"))
+    assert "takes {:.0f} ms of a core of ours at 1024x2048 and {:.0f}".format(*decode) in plain(
+        page
+    )
     alone = of(f"{STREAMS}_motion_fp16", "blockcopy", "1", "0.15", "frame_ms")
     assert f"a frame takes {alone:.2f} ms" in plain(page)
 

@@ -6,7 +6,7 @@ Shape shorthand: N streams, h x w policy resolution, P policy pixels per side of
 
 from torch.nn import functional as F
 
-__all__ = ["CELLS", "LEAST_CHANGE", "LEAST_UNEXPLAINED", "scene_cuts"]
+__all__ = ["CELLS", "LEAST_CHANGE", "LEAST_UNEXPLAINED", "changed_share", "scene_cuts"]
 
 # Cells along the side of a block.
 CELLS = 4
@@ -14,9 +14,8 @@ CELLS = 4
 LEAST_CHANGE = 0.06
 
 # At a cut, at least this part of the share of :func:`scene_cuts` has changed even from the last
-# frame moved by the estimated motion. Measured by BlockMatching: one in five frames of DAVIS, whose
-# cameras follow animals and cars, changes by 0.33 to 0.58 of the picture, but by 0.15 at most from
-# the moved frame; another scene still changes by 0.21 at least (190 pairs), by DISFlow 0.37.
+# frame moved by the estimated motion. A camera that follows an animal or a car changes up to half
+# of the picture, but little of it from the moved frame; python -m benchmarks.scene_cuts.
 LEAST_UNEXPLAINED = 0.5
 
 
@@ -25,11 +24,6 @@ def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage)
     Find the frames that show another scene than the last one: those where more than ``share`` of
     the picture has changed, judged by the mean colours of cells of a quarter of a block. Moving
     texture barely changes the mean of a cell; another scene does.
-
-    Measured at blocks of 128, the largest share that changed between consecutive frames: 0.07 from
-    a car at 15 frames a second (CamVid), 0.24 at a third of that rate, 0.04 in StreetClips and
-    OpenCV's vtest.avi. The smallest between different scenes: 0.52; between frames of one drive
-    3 seconds apart: 0.41.
 
     Args:
         frame, previous (Tensor): float (N, 3, h, w), normalized.
@@ -41,6 +35,18 @@ def scene_cuts(frame, previous, *, share, pixels_per_block, pixel_std, coverage)
     Returns:
         Tensor: bool (N,). False where a frame is not finite.
     """
+    options = {"pixels_per_block": pixels_per_block, "pixel_std": pixel_std}
+    return changed_share(frame, previous, **options) > share * coverage
+
+
+def changed_share(frame, previous, *, pixels_per_block, pixel_std):
+    """
+    Args:
+        frame, previous, pixels_per_block, pixel_std: see :func:`scene_cuts`.
+
+    Returns:
+        Tensor: float32 (N,), share of the cells that have changed.
+    """
     change = F.avg_pool2d((frame - previous) * (pixel_std / 255), pixels_per_block // CELLS)
     change = change.abs().mean(dim=1)
-    return (change > LEAST_CHANGE).float().mean(dim=(1, 2)) > share * coverage
+    return (change > LEAST_CHANGE).float().mean(dim=(1, 2))
