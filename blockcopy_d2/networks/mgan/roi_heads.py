@@ -8,12 +8,43 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
 from .config import KEYS
 
-__all__ = ["MGANROIHeads", "MaskAttention", "visible_masks"]
+__all__ = ["MGANROIHeads", "MaskAttention", "NarrowROIPooler", "visible_masks"]
+
+
+class NarrowROIPooler(ROIPooler):
+    """
+    RoIAlign on one map as in the code base in which MGAN was published, where narrow regions stay
+    narrow. Detectron2's "ROIAlign" widens them to a pixel of the map, which is 8 of the picture.
+    Its "ROIAlignV2" does not, and differs by half a pixel otherwise: regions move by that.
+    """
+
+    def __init__(self, output_size, scale, sampling_ratio):
+        """
+        Args:
+            output_size (int): P.
+            scale (float): pixels of the map per pixel of the picture.
+            sampling_ratio (int): samples of a pixel of a region along an axis.
+        """
+        super().__init__(output_size, (scale,), sampling_ratio, "ROIAlignV2")
+        self.shift = 0.5 / scale
+
+    def forward(self, x, box_lists):
+        """
+        Args:
+            x (list[Tensor]): one map, float (N, C, H, W).
+            box_lists (list[Boxes]): regions of every image, R in all.
+
+        Returns:
+            Tensor: float (R, C, P, P).
+        """
+        return super().forward(x, [Boxes(boxes.tensor + self.shift) for boxes in box_lists])
 
 
 class MaskAttention(nn.Module):
@@ -118,6 +149,13 @@ class MGANROIHeads(StandardROIHeads):
         options = cfg.MODEL.BLOCKCOPY.MGAN
         arguments["attention"] = MaskAttention(channels, options.ATTENDED)
         arguments["mask_loss_weight"] = options.MASK_LOSS_WEIGHT
+        shapes = [input_shape[name] for name in arguments["box_in_features"]]
+        if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIAlign" and len(shapes) == 1:
+            arguments["box_pooler"] = NarrowROIPooler(
+                cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
+                1 / shapes[0].stride,
+                cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+            )
         return arguments
 
     def _forward_box(self, features, proposals):

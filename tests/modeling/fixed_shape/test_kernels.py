@@ -56,6 +56,7 @@ from blockcopy_d2.modeling.fixed_shape.triton_ops.ranking import (  # noqa: E402
     best_values_triton,
 )
 from blockcopy_d2.modeling.fixed_shape.triton_ops.roi_pooler import pool_regions_triton  # noqa: E402
+from blockcopy_d2.networks.mgan.roi_heads import NarrowROIPooler  # noqa: E402
 from tests.kernels.far_memory import far_memory  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -309,6 +310,17 @@ def test_pool_regions_of_one_level_in_half_precision():
     assert got.dtype == torch.float16
     want = pool_regions_reference(pooler, [x.half().float()], boxes)
     torch.testing.assert_close(got.float(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_pool_regions_that_stay_narrow():
+    pooler = NarrowROIPooler(7, 1 / 8, 2)
+    x = torch.randn(1, 24, 12, 16)
+    boxes = torch.tensor(
+        [[[0.0, 8, 3, 61], [30.2, 40.7, 50.2, 42.7], [16, 8, 72, 90], [0, 0, 0, 0]]]
+    )
+    got = pool_regions_triton(pooler, [x], boxes)
+    want = pool_regions_reference(pooler, [x], boxes)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_pool_regions_of_large_batches(tmp_path):

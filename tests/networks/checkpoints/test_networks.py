@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 
 from blockcopy_d2.checkpoint_conversion import MAPPINGS, convert_state_dict
 from blockcopy_d2.modeling.fixed_shape import FrameSizes, StaticCSP
-from tests.networks.checkpoints.published import PublishedCSP, PublishedMGAN
+from blockcopy_d2.modeling.fixed_shape.roi_pooler import pool_regions
+from tests.networks.checkpoints.published import PublishedCSP, PublishedMGAN, roi_align
 from tests.networks.csp.small import small_csp
 from tests.networks.mgan.small import small_mgan
 from tests.sparse.networks import randomize
@@ -115,6 +118,22 @@ def test_mgan_detections(mgan):
     assert len(instances) > 3
     # Where the next pixel starts, instead of on the last one.
     assert_same(instances, scores, boxes + torch.tensor([0.0, 0, 1, 1]))
+
+
+@torch.no_grad()
+def test_narrow_regions_of_mgan_stay_narrow(mgan):
+    published, model = mgan
+    features = published.features(image(96, 128))
+    # Up to their last pixel: 3 pixels wide at the border, 20 x 2 pixels, and a large one.
+    regions = torch.tensor([[0.0, 8, 2, 60], [30.2, 40.7, 49.2, 41.7], [16.5, 8.2, 71.5, 90.2]])
+    expected = torch.stack([roi_align(features[0], region / 8, 1 / 8) for region in regions])
+    boxes = regions + torch.tensor([0.0, 0, 1, 1])
+    pooler = model.roi_heads.box_pooler
+    assert_close(pooler([features], [Boxes(boxes)]), expected)
+    assert_close(pool_regions(pooler, [features], boxes[None]), expected)
+    # Detectron2's RoIAlign of the same name makes something else of the narrow ones.
+    stock = ROIPooler(7, (1 / 8,), 2, "ROIAlign")([features], [Boxes(boxes)])
+    assert ((stock - expected).abs().amax(dim=(1, 2, 3)) > 0.05).tolist() == [True, True, False]
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from blockcopy_d2.networks.mgan.roi_heads import NarrowROIPooler
+
 from .levels import of_level
 
 
@@ -133,6 +135,8 @@ def roi_align_kernel(
 def pool_regions_triton(pooler, features, boxes):
     """Runs :func:`pool_regions` on a GPU."""
     features = [x.contiguous(memory_format=torch.channels_last) for x in features]
+    if isinstance(pooler, NarrowROIPooler):
+        boxes = boxes + pooler.shift
     images, channels = features[0].shape[:2]
     heights = tuple(x.shape[2] for x in features)
     widths = tuple(x.shape[3] for x in features)
