@@ -1,4 +1,4 @@
-"""How far the IoU of two masks at policy resolution is off: the figures of docs/paper.md."""
+"""Errors of the IoU of two masks at policy resolution: the figures of docs/paper.md."""
 
 import pytest
 import torch
