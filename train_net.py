@@ -28,6 +28,7 @@ from blockcopy_d2.engine import (
     setup,
     warm_policy,
 )
+from blockcopy_d2.engine.arguments import errors_end_the_program
 from blockcopy_d2.evaluation import build_evaluator
 from blockcopy_d2.evaluation.gathering import wait_for_all
 
@@ -104,4 +105,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    arguments = default_argument_parser().parse_args()
+    with errors_end_the_program():
+        launch(main, arguments)

@@ -8,6 +8,8 @@ from fractions import Fraction
 from blockcopy_d2.data import FrameReadError, redact_words
 from blockcopy_d2.data.torchcodec_video import DECODERS
 
+from .hooks import ScoringError
+
 __all__ = [
     "add_config_arguments",
     "add_decoder_argument",
@@ -202,10 +204,11 @@ def errors_end_the_program():
     traceback. Addresses in it appear without user, password and query.
 
     Raises:
-        SystemExit: instead of OSError, ValueError, KeyError, ImportError and FrameReadError.
+        SystemExit: instead of OSError, ValueError, KeyError, ImportError, FrameReadError and
+            ScoringError.
     """
     try:
         yield
-    except (FrameReadError, ImportError, OSError, ValueError, KeyError) as error:
+    except (FrameReadError, ScoringError, ImportError, OSError, ValueError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"error: {redact_words(message)}") from error

@@ -12,10 +12,8 @@ before. So even if a run is killed, a video is done if it has both, and is run a
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
 
@@ -25,6 +23,7 @@ from blockcopy_d2.data.addresses import is_address
 from blockcopy_d2.results import ResultsWriteError, VideoResults
 
 from .batch_tasks import OWN_FOLDER, SUMMARY
+from .output_folder import lock
 
 __all__ = ["BatchFolder"]
 
@@ -230,19 +229,7 @@ class BatchFolder:
     @contextlib.contextmanager
     def _lock(self):
         with open(os.path.join(self._own, "lock"), "w") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"Another program writes its results to {redact(self.path)}. Wait for it, or"
-                    " choose another --output."
-                ) from None
-            except OSError as error:
-                logging.getLogger(__name__).warning(
-                    "%s cannot be locked (%s): see that no other program writes to it.",
-                    redact(self.path),
-                    error.strerror,
-                )
+            lock(f, self.path, "--output")
             yield
 
     def _check_settings(self, settings):

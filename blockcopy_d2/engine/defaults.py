@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from blockcopy_d2.atomic import atomic_write
 from blockcopy_d2.config import add_blockcopy_config, check_blockcopy_config, enable_blockcopy
 from blockcopy_d2.config_key import check_registered
+from blockcopy_d2.data.addresses import is_address
 from blockcopy_d2.evaluation.summary import remove_summary
 from blockcopy_d2.modeling import TASK_REGISTRY
 from blockcopy_d2.motion import MOTION_REGISTRY
@@ -25,6 +26,7 @@ from blockcopy_d2.resources import config_path, trained_weights
 from .arguments import without_secrets
 from .config_merging import merge_file, merge_overrides
 from .logs import set_up_logs
+from .output_folder import claim_folder, make_folder
 
 try:
     from detectron2.projects.point_rend import add_pointrend_config
@@ -75,11 +77,20 @@ def setup(args):
     Returns:
         CfgNode: frozen; with ``MODEL.BLOCKCOPY.ENABLED``, ready for ``build_model``. With
         ``--eval-only`` a config named as in the model zoo gets its trained weights.
+
+    Raises:
+        KeyError, ValueError: see :func:`load_config`; or, with BlockCopy enabled, another program
+            writes to the output folder.
+        OSError: the output folder cannot be made or written to.
     """
     path = config_path(args.config_file) if args.config_file else ""
     weights = trained_weights(args.config_file) if path and args.eval_only else None
     cfg = load_config(path, [*(["MODEL.WEIGHTS", weights] if weights else []), *args.opts])
     cfg.freeze()
+    if comm.is_main_process() and not is_address(cfg.OUTPUT_DIR):
+        make_folder(cfg.OUTPUT_DIR)
+        if cfg.MODEL.BLOCKCOPY.ENABLED:
+            claim_folder(cfg.OUTPUT_DIR)
     # Before Detectron2 sets up its loggers, and logs the config and the command line.
     set_up_logs(cfg.OUTPUT_DIR, rank=comm.get_rank(), detectron2=True)
     # For every job, since its config goes to the folder, which must not keep another job's summary.
@@ -162,6 +173,7 @@ def complete_config(cfg):
 
 def _follow_the_machine(cfg):
     logger = logging.getLogger(__name__)
+    _check_device(cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning(
             "MODEL.DEVICE is '%s', but there is no CUDA device: running on the CPU.",
@@ -171,3 +183,18 @@ def _follow_the_machine(cfg):
     if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.info("Detectron2 trains with AMP on CUDA only: SOLVER.AMP.ENABLED is off.")
         cfg.SOLVER.AMP.ENABLED = False
+
+
+def _check_device(name):
+    try:
+        index = torch.device(name).index
+    except RuntimeError:
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}; expected a device of PyTorch, such as cuda, cuda:1 or cpu."
+        ) from None
+    number = torch.cuda.device_count()
+    if name.startswith("cuda:") and index >= number > 0:
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but the CUDA devices of this machine end at"
+            f" cuda:{number - 1}."
+        )

@@ -27,6 +27,7 @@ __all__ = [
     "OnlinePolicyHook",
     "PolicySavingHook",
     "ProgressHook",
+    "ScoringError",
     "ScoringHook",
 ]
 
@@ -104,6 +105,10 @@ class ComparisonHook(HookBase):
             return {name: stages[name] for name in ("network", "heads")}
 
         return dataclasses.replace(run, seconds=seconds)
+
+
+class ScoringError(RuntimeError):
+    """Outputs that could not be scored. The message names data sets, models and reasons."""
 
 
 class ScoringHook(HookBase):

@@ -1,6 +1,5 @@
 """The two jobs of train_net.py with BlockCopy on: warming a policy, evaluating on clips."""
 
-import itertools
 import os
 
 from detectron2.data import MetadataCatalog
@@ -23,23 +22,20 @@ from .hooks import (
     OnlinePolicyHook,
     PolicySavingHook,
     ProgressHook,
+    ScoringError,
     ScoringHook,
 )
 from .loop import EvaluationLoop
+from .output_folder import set_aside
 from .reporting import FrameDrawer, GridImageHook, OverlayHook, SummaryHook
 from .results_hook import ResultsHook
 
 __all__ = [
-    "ScoringError",
     "build_learner",
     "build_video_model",
     "evaluate_clips",
     "warm_policy",
 ]
-
-
-class ScoringError(RuntimeError):
-    """Outputs that could not be scored. The message names data sets, models and reasons."""
 
 
 def build_video_model(cfg):
@@ -210,14 +206,8 @@ def _output_dirs(cfg):
 
 def _set_metrics_aside(output_dir):
     """Renames the metrics.json of an earlier run, to which this one's would be appended."""
-    path = os.path.join(output_dir, "metrics.json")
-    if not comm.is_main_process() or not os.path.exists(path):
-        return
-    for number in itertools.count(1):
-        earlier = os.path.join(output_dir, f"metrics.{number}.json")
-        if not os.path.exists(earlier):
-            os.rename(path, earlier)
-            return
+    if comm.is_main_process():
+        set_aside(os.path.join(output_dir, "metrics.json"))
 
 
 def _build_stock(cfg):

@@ -1,11 +1,12 @@
 """Ends a run early, between two frames, with everything in order."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 
-__all__ = ["RunStopped", "StopSignals"]
+__all__ = ["RunStopped", "StopSignals", "finishing"]
 
 
 class RunStopped(KeyboardInterrupt):
@@ -38,12 +39,17 @@ class StopSignals:
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self):
+    def __init__(self, task="this frame"):
+        """
+        Args:
+            task (str): what is finished while ``deferring``, for the log.
+        """
         self.deferring = False
         self.received = None
         self.insistent = False
         self._before = {}
         self._process = os.getpid()
+        self._task = task
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -67,9 +73,28 @@ class StopSignals:
             self.received = stopped
             if self.deferring:
                 logging.getLogger(__name__).warning(
-                    "%s: stopping after this frame; once more: at once.", stopped.reason
+                    "%s: stopping after %s; once more: at once.", stopped.reason, self._task
                 )
                 return
         else:
             self.insistent = True
         raise stopped
+
+
+@contextlib.contextmanager
+def finishing(task):
+    """
+    A context that a first Ctrl-C or SIGTERM does not cut short.
+
+    Args:
+        task (str): what is done in it, for the log.
+
+    Raises:
+        RunStopped: at the end, if there was a signal.
+    """
+    with StopSignals(task) as signals:
+        signals.deferring = True
+        yield
+        signals.deferring = False
+    if signals.received is not None:
+        raise signals.received

@@ -11,7 +11,7 @@ import blockcopy_d2.quiet_imports  # noqa: F401  isort:skip  comes before all ot
 
 import argparse
 
-from blockcopy_protocol.course import plot_courses
+from blockcopy_protocol.course import drawn_rows, plot_courses
 from blockcopy_protocol.results import read_results
 
 from blockcopy_d2.engine.arguments import errors_end_the_program
@@ -43,7 +43,14 @@ def main(argv=None):
     with errors_end_the_program():
         refuse_overwriting(args.output, [path for _, _, path in parts])
         check_plot(args.output)
-        plot_courses({title: read_results(path) for title, _, path in parts}, args.output)
+        runs = {title: read_results(path) for title, _, path in parts}
+        for (_, _, path), results in zip(parts, runs.values()):
+            if not drawn_rows(results):
+                raise ValueError(
+                    f"{path} has no method with a course: it has too few frames, or an older"
+                    " version made it. Run the protocol anew, with --targets."
+                )
+        plot_courses(runs, args.output)
 
 
 if __name__ == "__main__":

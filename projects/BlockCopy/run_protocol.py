@@ -20,6 +20,8 @@ from blockcopy_protocol.results import describe_run
 from blockcopy_protocol.running import (
     add_run_arguments,
     build_config,
+    distinct_targets,
+    endings,
     load_policies,
     run_methods,
     warm_policies,
@@ -27,7 +29,7 @@ from blockcopy_protocol.running import (
 
 from blockcopy_d2.data import build_clip_loader
 from blockcopy_d2.engine import build_video_model
-from blockcopy_d2.engine.arguments import errors_end_the_program, fraction, positive
+from blockcopy_d2.engine.arguments import fraction, positive
 from blockcopy_d2.policy.build import check_policy_name
 
 
@@ -87,39 +89,48 @@ def _policy(text):
     return name, weights
 
 
-def main(argv=None):
-    args = get_parser().parse_args(argv)
+def run(args):
+    """Runs the protocol in its three steps: builds the methods, warms their policies, runs all."""
     warm = args.warm_clips > 0 and args.resume is None
-    with errors_end_the_program():
-        cfg = build_config(args)
-        if args.warm_clips and not cfg.MODEL.BLOCKCOPY.LEARNER.ENABLED:
-            raise ValueError(
-                "MODEL.BLOCKCOPY.LEARNER.ENABLED is off, so no policy can be warmed: use"
-                " --warm-clips 0 to run them as their weights are."
-            )
-        test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
-        if warm:
-            train_loader = build_clip_loader(cfg, cfg.DATASETS.TRAIN[0], args.warm_clips)
-        model, _ = build_video_model(cfg)
-        methods = build_methods(
-            cfg,
-            model,
-            targets=sorted(set(args.targets)),
-            baselines=BASELINES if "all" in args.baselines else dict.fromkeys(args.baselines),
-            policies=dict(args.policies),
-            seeds=args.seeds,
+    targets, cfg = distinct_targets(args), build_config(args)
+    if args.warm_clips and not cfg.MODEL.BLOCKCOPY.LEARNER.ENABLED:
+        raise ValueError(
+            "MODEL.BLOCKCOPY.LEARNER.ENABLED is off, so no policy can be warmed: use"
+            " --warm-clips 0 to run them as their weights are."
         )
-        if args.resume is not None:
-            load_policies(args.resume or cfg.OUTPUT_DIR, methods)
-    courses = {}
+    test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
+    if warm:
+        train_loader = build_clip_loader(cfg, cfg.DATASETS.TRAIN[0], args.warm_clips)
+    model, _ = build_video_model(cfg)
+    methods = build_methods(
+        cfg,
+        model,
+        targets=targets,
+        baselines=BASELINES if "all" in args.baselines else dict.fromkeys(args.baselines),
+        policies=dict(args.policies),
+        seeds=args.seeds,
+    )
+    if args.resume is not None:
+        load_policies(args.resume or cfg.OUTPUT_DIR, methods)
+    courses, description = {}, describe_run(cfg, args)
     if args.warm_course:
         courses = {method.name: Course() for method in methods if method.learner is not None}
-    try:
-        if warm:
-            warm_policies(cfg, model, methods, train_loader, args.warm_passes, courses)
-        run_methods(cfg, model, methods, test_loader, describe_run(cfg, args), courses)
-    except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted: {cfg.OUTPUT_DIR} has what was run.") from None
+    if warm:
+        failures = warm_policies(cfg, model, methods, train_loader, args.warm_passes, courses)
+        if failures:
+            description["failed_warm_clips"] = failures
+    run_methods(cfg, model, methods, test_loader, description, courses)
+
+
+def main(argv=None):
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    names = [name for name, _ in args.policies]
+    for name in names:
+        if names.count(name) > 1:
+            parser.error(f"--policies has {name} twice; expected each policy once")
+    with endings(args):
+        run(args)
 
 
 if __name__ == "__main__":

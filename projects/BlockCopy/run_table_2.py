@@ -20,6 +20,8 @@ from blockcopy_protocol.results import describe_run
 from blockcopy_protocol.running import (
     add_run_arguments,
     build_config,
+    distinct_targets,
+    endings,
     load_policies,
     run_methods,
     warm_policies,
@@ -28,7 +30,7 @@ from blockcopy_protocol.variants import TABLE_2, build_variants, take_warmed, wi
 
 from blockcopy_d2.data import build_clip_loader, redact
 from blockcopy_d2.engine import build_video_model
-from blockcopy_d2.engine.arguments import errors_end_the_program, fraction, positive
+from blockcopy_d2.engine.arguments import fraction, positive
 
 
 def get_parser():
@@ -100,31 +102,36 @@ def check_config(cfg, args):
         )
 
 
+def run(args):
+    """Runs Table 2 in its three steps: builds the policies, warms them, runs and scores all."""
+    # Configs may name the weights of one policy, which do not fit the others.
+    targets, cfg = distinct_targets(args), build_config(args, "MODEL.BLOCKCOPY.POLICY.WEIGHTS", "")
+    check_config(cfg, args)
+    test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
+    if args.resume is None:
+        train_loader = build_clip_loader(cfg, cfg.DATASETS.TRAIN[0], args.warm_clips)
+    model, _ = build_video_model(cfg)
+    policies = build_variants(
+        cfg, model, with_teachers(args.rows), targets=targets, seeds=args.seeds
+    )
+    description = {**describe_run(cfg, args), "experiment": "table_2"}
+    if args.resume is not None:
+        learning = [method for method in policies if method.learner is not None]
+        load_policies(args.resume or cfg.OUTPUT_DIR, learning)
+    else:
+        failures = warm_policies(cfg, model, policies, train_loader, args.warm_passes, {})
+        if failures:
+            description["failed_warm_clips"] = failures
+    take_warmed(policies)
+    rows = [method for method in policies if method.kind in args.rows]
+    methods = build_methods(cfg, model, targets=()) + rows
+    run_methods(cfg, model, methods, test_loader, description, {})
+
+
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    with errors_end_the_program():
-        # Configs may name the weights of one policy, which do not fit the others.
-        cfg = build_config(args, "MODEL.BLOCKCOPY.POLICY.WEIGHTS", "")
-        check_config(cfg, args)
-        test_loader = build_clip_loader(cfg, cfg.DATASETS.TEST[0], args.clips)
-        if args.resume is None:
-            train_loader = build_clip_loader(cfg, cfg.DATASETS.TRAIN[0], args.warm_clips)
-        model, _ = build_video_model(cfg)
-        variants, targets = with_teachers(args.rows), sorted(set(args.targets))
-        policies = build_variants(cfg, model, variants, targets=targets, seeds=args.seeds)
-        if args.resume is not None:
-            learning = [method for method in policies if method.learner is not None]
-            load_policies(args.resume or cfg.OUTPUT_DIR, learning)
-    try:
-        if args.resume is None:
-            warm_policies(cfg, model, policies, train_loader, args.warm_passes, {})
-        take_warmed(policies)
-        rows = [method for method in policies if method.kind in args.rows]
-        methods = build_methods(cfg, model, targets=()) + rows
-        description = {**describe_run(cfg, args), "experiment": "table_2"}
-        run_methods(cfg, model, methods, test_loader, description, {})
-    except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted: {cfg.OUTPUT_DIR} has what was run.") from None
+    with endings(args):
+        run(args)
 
 
 if __name__ == "__main__":

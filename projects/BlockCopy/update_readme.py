@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blockcopy_protocol.merging import merge_results
 from blockcopy_protocol.report import embed_report, write_report
-from blockcopy_protocol.results import read_results
+from blockcopy_protocol.results import DESCRIPTION, check_keys, read_results
 from blockcopy_protocol.times import take_times
 
 
@@ -58,7 +58,12 @@ def get_parser():
 
 
 def _read(paths):
-    return merge_results([read_results(path) for path in paths])
+    parts = [read_results(path) for path in paths]
+    for path, part in zip(paths, parts):
+        check_keys(part, ["complete"], path)
+    merged = merge_results(parts)
+    check_keys(merged, DESCRIPTION, paths[0])
+    return merged
 
 
 def main(argv=None):

@@ -115,3 +115,16 @@ def test_runs_that_cannot_be_drawn(runs, message, tmp_path, capsys):
         draw_courses.main([run.format(path=path) for run in runs])
     assert message in capsys.readouterr().err + str(end.value)
     assert json.loads(path.read_text())["rows"]
+
+
+def test_runs_without_a_course_are_named(tmp_path):
+    import draw_courses
+
+    path = run_on_disk(tmp_path, "run.json", target=0.1)
+    results = json.loads(open(path).read())
+    for row in results["rows"]:
+        row.pop("course", None)
+    (tmp_path / "run.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="run.json has no method with a course"):
+        draw_courses.main([f"a={path}", "--output", str(tmp_path / "courses.png")])
+    assert not (tmp_path / "courses.png").exists()

@@ -210,6 +210,8 @@ def test_broken_frame_ends_its_clip_only(run, read, clips):
         (["--seeds", 0], "0 is not a whole number of at least 1"),
         (["--policies", "ExpectedGian=x.pth"], "Did you mean ExpectedGain"),
         (["--warm-clips", -1], "--warm-clips"),
+        (["--targets", "nan"], "nan is not within"),
+        (["--policies", "LearnedPolicy", "LearnedPolicy=x.pth"], "LearnedPolicy twice"),
     ],
 )
 def test_bad_arguments_are_refused(run, args, message, capsys):
@@ -228,7 +230,10 @@ def test_bad_arguments_are_refused(run, args, message, capsys):
         ([], ["MODEL.MASK_ON", False], "MODEL.MASK_ON is off"),
         ([], ["MODEL.BLOCKCOPY.LEARNER.ENABLED", False], "use --warm-clips 0"),
         ([], ["MODEL.BLOCKCOPY.POLICY.NAME", "NoBlocks"], "policy NoBlocks does not learn"),
-        (["--resume"], [], "policy_0.3.pth do not exist"),
+        ([], ["MODEL.BLOCKCOPY.ENABLED", False], "MODEL.BLOCKCOPY.ENABLED is off in --opts"),
+        ([], ["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'; expected a device of PyTorch"),
+        (["--targets", 0.3, 0.30000001], [], "Two --targets are 0.3 to six digits"),
+        (["--resume"], [], "--resume needs policy_0.3.pth"),
     ],
 )
 def test_bad_configs_are_named(run, args, opts, message):

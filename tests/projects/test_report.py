@@ -204,13 +204,28 @@ def test_readme_without_markers_stays(results_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message", [("{", "is not JSON"), ("[]", 'has no "rows"'), (None, "No such file")]
+    "content, message",
+    [
+        (None, "No such file"),
+        (b"", "is not JSON.*whole"),
+        (b'{"rows": [{"method": "dense", ', "is not JSON.*whole"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[]", 'has no "rows"'),
+        (b'{"rows": ["dense"]}', 'has no "rows"'),
+        (b'{"rows": [{"AP": 1}]}', "A row of .* has no method, target"),
+        (b'{"rows": [{"method": "dense", "target": null}]}', "has no complete"),
+        (
+            b'{"rows": [{"method": "dense", "target": null}], "complete": true}',
+            "has no config_file, dataset, .* Run the protocol anew",
+        ),
+    ],
 )
 def test_unusable_results_are_named(content, message, tmp_path):
     import update_readme
 
     path = tmp_path / "results.json"
     if content is not None:
-        path.write_text(content)
-    with pytest.raises(SystemExit, match=message):
-        update_readme.main([str(path)])
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"error: .*{message}") as error:
+        update_readme.main([str(path), "--report", str(tmp_path)])
+    assert path.name in str(error.value) and len(list(tmp_path.iterdir())) == path.exists()

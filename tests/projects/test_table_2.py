@@ -202,7 +202,7 @@ def test_a_process_per_seed_and_row(results, tmp_path):
         ([], ["POLICY.DEHPT", 20], "MODEL.BLOCKCOPY.POLICY.DEPTH"),
         ([], ["LEARNER.ENABLED", False], "leave MODEL.BLOCKCOPY.LEARNER.ENABLED on"),
         (["--warm-clips", 0], [], "--warm-clips at 1 or more"),
-        (["--resume"], [], "policy_frame_0.4.pth do not exist"),
+        (["--resume"], [], "--resume needs policy_frame_0.4.pth"),
     ],
 )
 def test_bad_configs_are_named(table_2, args, opts, message):

@@ -8,7 +8,7 @@ from blockcopy_d2.atomic import atomic_write
 
 from .plots import title_of
 
-__all__ = ["Course", "plot_course", "plot_courses"]
+__all__ = ["Course", "drawn_rows", "plot_course", "plot_courses"]
 
 # Frames per point of a curve; of a longer one so many times as many that it has this many points.
 WINDOW = 20
@@ -84,7 +84,7 @@ def plot_courses(runs, path):
     """
     figure = Figure(figsize=(2.2 + 4.2 * len(runs), 5.4), dpi=150, layout="constrained")
     columns = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False).T
-    drawn = [_drawn_rows(results) for results in runs.values()]
+    drawn = [drawn_rows(results) for results in runs.values()]
     targets = sorted({row["target"] for rows in drawn for row in rows})
     others = sorted({row["method"] for rows in drawn for row in rows} - {"blockcopy"})
     colors = {target: _COLORS[i % len(_COLORS)] for i, target in enumerate(targets)}
@@ -98,13 +98,20 @@ def plot_courses(runs, path):
         figure.savefig(temporary)
 
 
-def _drawn_rows(results):
+def drawn_rows(results):
+    """
+    Args:
+        results (dict): content of results.json.
+
+    Returns:
+        list[dict]: its rows that have a course.
+    """
     return [row for row in results["rows"] if row["target"] is not None and row.get("course")]
 
 
 def _draw(panels, results, colors, styles):
     """Draws gain share and executed share of a run on two axes."""
-    rows = _drawn_rows(results)
+    rows = drawn_rows(results)
     warmed = max(
         (row["warm_course"][-1]["frames"] for row in rows if row.get("warm_course")), default=0
     )

@@ -39,6 +39,7 @@ class ProtocolLoop(EvaluationLoop):
         super().__init__(model, data_loader)
         self.methods = methods
         self.waited = 0.0
+        self.frames = 0
 
     def _warm_up(self):
         super()._warm_up()
@@ -57,6 +58,7 @@ class ProtocolLoop(EvaluationLoop):
             self.waited = 0.0
         for method in self.methods:
             self.runs[method.name] = method.run(self.model, self.inputs)
+        self.frames += 1
 
 
 @dataclass
@@ -209,4 +211,4 @@ class PartialScoringHook(ScoringHook):
     """Scores the methods even if the run ends early."""
 
     def after_train(self):
-        self.scores = {name: e.evaluate() for name, e in self._evaluators.items()}
+        self.score()

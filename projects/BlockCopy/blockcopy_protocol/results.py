@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import platform
 import shutil
@@ -25,7 +26,13 @@ from .merging import mean
 from .methods import BASELINES
 from .report import write_report
 
-__all__ = ["ResultsHook", "describe_run", "read_results"]
+__all__ = ["DESCRIPTION", "ResultsHook", "check_keys", "describe_run", "read_results"]
+
+# Content that every version has written, and tables and plots need.
+DESCRIPTION = (
+    *("config_file", "dataset", "train_dataset", "warm_clips", "warm_passes", "date", "machine"),
+    *("versions", "complete", "clips", "frames", "metrics"),
+)
 
 
 class ResultsHook(HookBase):
@@ -67,18 +74,33 @@ class ResultsHook(HookBase):
             self._frames += 1
             if trainer.inputs["frame_index"] + 1 == trainer.inputs["clip_length"]:
                 self._clips += 1
-                self._write(complete=False)
+                self._keep()
 
     def after_train(self):
-        self._write(complete=self.trainer.finished and bool(self._scoring.scores))
+        scored = self._scoring.scores and not self._scoring.failures
+        self._write(complete=self.trainer.finished and bool(scored))
         write_report(self.results, self._output_dir)
+
+    def _keep(self):
+        """Writes the file between two clips. A run does not end because that fails."""
+        try:
+            self._write(complete=False)
+        except OSError as error:
+            logging.getLogger("blockcopy_d2").error(
+                "results.json cannot be written to %s: %s. The run goes on, and tries again after"
+                " the next clip.",
+                self._output_dir,
+                error.strerror,
+            )
 
     def _write(self, complete):
         scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
+        metrics = list(next(iter(scores.values()), {}))
         rows, courses, warm_courses, methods = {}, {}, {}, {}
         for method in self._methods:
             methods.setdefault(method.row, []).append(method)
-            found = {**scores.get(method.name, {}), **self._measurements[method.name].summary()}
+            scored = scores.get(method.name, dict.fromkeys(metrics))
+            found = {**scored, **self._measurements[method.name].summary()}
             if method.skips and found:
                 found["ms_median"] = None
             rows.setdefault(method.row, []).append(found)
@@ -92,7 +114,8 @@ class ResultsHook(HookBase):
             "clips": self._clips,
             "frames": self._frames,
             "failed_clips": [str(error) for error in self.trainer.failures],
-            "metrics": list(next(iter(scores.values()), {})),
+            **({"not_scored": self._scoring.failures} if self._scoring.failures else {}),
+            "metrics": metrics,
             "rows": [
                 {
                     "method": kind,
@@ -187,14 +210,35 @@ def read_results(path):
     Raises:
         OSError, ValueError: there is no such file, or it is not one of the protocol's.
     """
-    with open(path) as f:
+    with open(path, "rb") as f:
         try:
             results = json.load(f)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(results, dict) or not results.get("rows"):
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON: {error}. Is the file whole?") from error
+    rows = results.get("rows") if isinstance(results, dict) else None
+    if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f'{path} has no "rows": it is not a results.json of run_protocol.py.')
+    for row in rows:
+        check_keys(row, ("method", "target"), f"A row of {path}")
     return results
+
+
+def check_keys(content, keys, name):
+    """
+    Args:
+        content (dict): part of results.json.
+        keys (iterable[str]): keys that it must have.
+        name (str): name of the file or part, for the message.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(
+            f"{name} has no {', '.join(missing)}: it was made by another version of"
+            " run_protocol.py. Run the protocol anew."
+        )
 
 
 def _revision():
