@@ -160,13 +160,17 @@ def test_what_a_table_needs(monkeypatch):
 
 def test_means_over_runs():
     runs = [
-        {"network": "n", "revision": r, "rows": [
-            {"method": "dense", "executed": 1.0, "AP": 50.0},
-            {"method": "EG 0.147", "executed": 0.147, "AP": ap},
-            {"method": "prior.15", "executed": 0.15, "AP": 40.0},
-        ]}
+        {
+            "network": "n",
+            "revision": r,
+            "rows": [
+                {"method": "dense", "executed": 1.0, "AP": 50.0},
+                {"method": "EG 0.147", "executed": 0.147, "AP": ap},
+                {"method": "prior.15", "executed": 0.15, "AP": 40.0},
+            ],
+        }
         for r, ap in (("a", 49.0), ("b", 47.0), ("c", 10.0))
-    ]  # fmt: skip
+    ]
     found = Accuracy(runs).only("a", "b").means("n", "AP")
     assert found["EG", 0.15].mean == -2.0 and found["EG", 0.15].runs == 2
     assert found["EG", 0.15].deviation == pytest.approx(2**0.5)
