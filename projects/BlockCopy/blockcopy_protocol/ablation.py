@@ -60,7 +60,7 @@ def ablation_table(results):
         line.append(_number(row, "gain_share", ".3f", spread=variant is not None))
         if published:
             quoted = published["rows"].get(row["method"], {})
-            line += [_number(quoted, key, "g") for key in ("gmacs", published["metric"])]
+            line += [_number(quoted, key, ".1f") for key in ("gmacs", published["metric"])]
         cells.append(line)
     align = ["left"] * 3 + ["right"] * (len(titles) - 3)
     table = tabulate(cells, titles, tablefmt="pipe", colalign=align, disable_numparse=True)
@@ -112,7 +112,9 @@ def plot_ablation(results, metric, path):
         panels[0].plot(list(points.values()), places, label="paper", **style)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper right")
+    handles, names = panels[0].get_legend_handles_labels()
+    options = {"frameon": False, "loc": "outside upper right", "ncols": max(1, len(names))}
+    figure.legend(handles, names, **options)
     panels[0].set_title(f"{results['dataset']}, {extent_of(results)}", fontsize=10, loc="left")
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
