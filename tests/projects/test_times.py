@@ -86,6 +86,21 @@ def test_times_of_other_things_are_refused(runs, change, message):
         update_readme.main(runs(change))
 
 
+@pytest.mark.parametrize("burst", [1.0, 2.0])
+def test_keys_that_are_newer_than_a_run_have_their_defaults(runs, results_file, burst, tmp_path):
+    import update_readme
+
+    results = json.loads(results_file.read_text())
+    results["blockcopy"] = {"BLOCK_SIZE": 64, "POLICY": {"SEED": 3}}
+    results_file.write_text(json.dumps(results))
+    options = {"BLOCK_SIZE": 64, "POLICY": {"SEED": 0, "BURST": burst}}
+    command = [*runs(lambda run: run.update(blockcopy=options)), "--readme", str(tmp_path / "none")]
+    # The default of BURST is 1. Without a README the command ends after its checks.
+    message = "No such file" if burst == 1 else "differ in blockcopy"
+    with pytest.raises(SystemExit, match=message):
+        update_readme.main(command)
+
+
 def test_further_policies_have_times_of_the_same_weights(runs, results_file):
     import update_readme
 

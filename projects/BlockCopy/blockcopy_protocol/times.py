@@ -1,5 +1,10 @@
 """Times of one run beside the accuracy of another, which shared its machine."""
 
+import yaml
+from detectron2.config import get_cfg
+
+from blockcopy_d2 import add_blockcopy_config
+
 from .merging import check_equal, shared_options
 from .plots import title_of
 
@@ -35,7 +40,10 @@ def take_times(results, timed):
         raise ValueError("The run of --times was --untimed: it has no times to show.")
     for key in _SAME:
         _check(key, results, timed)
-    check_equal("blockcopy", shared_options(results), shared_options(timed), _RULE)
+    defaults = _default_options()
+    check_equal(
+        "blockcopy", *(_filled(shared_options(x), defaults) for x in (results, timed)), _RULE
+    )
     for key in _MACHINE:
         _check(key, results["machine"], timed["machine"])
     policies = timed.get("other_policies", {})
@@ -45,6 +53,19 @@ def take_times(results, timed):
     rows = [{**row, **_times_of(row, known)} for row in results["rows"]]
     described = {key: timed[key] for key in _DESCRIBED if key in timed}
     return {**results, "timed": True, "times": described, "rows": rows}
+
+
+def _default_options():
+    cfg = get_cfg()
+    add_blockcopy_config(cfg)
+    return yaml.safe_load(cfg.MODEL.BLOCKCOPY.dump())
+
+
+def _filled(options, defaults):
+    """Returns options with keys that are newer than the run: their defaults change nothing."""
+    filled = {**defaults, **options}
+    nested = [key for key, value in filled.items() if isinstance(value, dict)]
+    return {**filled, **{key: _filled(filled[key], defaults.get(key, {})) for key in nested}}
 
 
 def _times_of(row, known):
