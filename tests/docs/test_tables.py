@@ -92,6 +92,21 @@ def test_times_of_the_page_on_scale():
     assert f"a frame takes {alone:.2f} ms" in plain(page)
 
 
+def test_sentences_on_cuts():
+    page = plain((ROOT / "docs" / "streaming.md").read_text())
+    camvid, streets, davis = (
+        of(f"scene_cuts_{name}", "changed")
+        for name in ("camvid_val", "streetclips_val", "davis_video_val")
+    )
+    most = [x["frames"]["in place"][1] for x in (camvid, streets, davis)]
+    text = "{:.2f} of the picture changes on CamVid, {:.2f} on StreetClips, and {:.2f} on DAVIS"
+    assert text.format(*most) in page
+    assert f"cars: {davis['frames']['moved'][1]:.2f} from the moved frame" in page
+    least = [of["scenes"][how][0] for of in (davis, streets) for how in ("in place", "moved")]
+    text = "at least {:.2f} changes on DAVIS ({:.2f} from the moved frame), and {:.2f} ({:.2f})"
+    assert text.format(*least) in page
+
+
 def test_sentences_on_single_frames():
     gpu = plain((ROOT / "docs" / "gpu.md").read_text())
     frame = of("h200_maskrcnn_R50_FPN_fp16", "frame")
