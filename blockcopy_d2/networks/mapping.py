@@ -162,6 +162,8 @@ def check_normalization(mapping, source, model):
             raise ConversionError(
                 f"This is not a checkpoint of {mapping.source}: it has no {name}."
             )
+        # A checkpoint in half precision has rounded them.
+        own = own.to(source[name].dtype) if source[name].is_floating_point() else own
         theirs, own = (x.flatten().float().cpu() for x in (source[name], own))
         if theirs.shape != own.shape or not torch.allclose(theirs, own):
             found, expected = (

@@ -92,6 +92,9 @@ def test_a_relu_before_the_addition_matches_the_oracle():
 def test_another_normalization_is_refused():
     published, model = build_orsic(18)
     state = published.state_dict()
+    check_normalization(
+        MAPPINGS["swiftnet_orsic"], {name: x.half() for name, x in state.items()}, model
+    )
     state["backbone.img_std"] = state["backbone.img_std"] + 1
     with pytest.raises(
         ConversionError, match=r"img_std.*MODEL.PIXEL_STD \"\[48.67, 49.49, 48.73\]\""
@@ -100,6 +103,23 @@ def test_another_normalization_is_refused():
     del state["backbone.img_mean"]
     with pytest.raises(ConversionError, match="it has no backbone.img_mean"):
         check_normalization(MAPPINGS["swiftnet_orsic"], state, model)
+
+
+def test_other_forms_of_its_own_authors_are_refused_by_name():
+    published, model = build_orsic(18)
+    mapping, state, target = MAPPINGS["swiftnet_orsic"], published.state_dict(), model.state_dict()
+    # Their release of 2019: other code normalizes, and the classifier is a 3x3 convolution.
+    first = {name: x for name, x in state.items() if "img_" not in name}
+    first["logits.conv.weight"] = torch.zeros(19, 16, 3, 3)
+    del first["logits.conv.bias"]
+    with pytest.raises(
+        ConversionError, match=r"logits.conv.bias .*\n.*\n.*\(19, 16, 3, 3\), expected"
+    ):
+        convert_state_dict(mapping, first, target)
+    # The pyramid: a normalization for every scale.
+    pyramid = {name.replace("backbone.bn1.", "backbone.bn1.0."): x for name, x in state.items()}
+    with pytest.raises(ConversionError, match=r"Unknown keys:\n.*backbone.bn1.0.bias"):
+        convert_state_dict(mapping, pyramid, target)
 
 
 def test_keys_that_do_not_fit_are_listed():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from blockcopy_d2.config import base_config
 from blockcopy_d2.engine import load_config
@@ -56,6 +57,14 @@ def test_multiply_accumulates_at_full_size():
     grid, found = programs(model.eval(), (1024, 2048))
     macs = sum(program.macs(grid)[1] for program in found)
     assert macs / 1e9 == pytest.approx(894, rel=0.01)
+    heads = model.roi_heads.to("meta")
+    with FlopCounterMode(display=False) as counter:
+        x, _ = heads.attention.weigh(torch.empty(1, 512, 7, 7, device="meta"))
+        heads.box_predictor(heads.box_head(x))
+    per_proposal = counter.get_total_flops() / 2e9
+    assert per_proposal == pytest.approx(0.258, abs=5e-4)
+    # Table 1 has 1104 with heads.
+    assert (1104 - macs / 1e9) / per_proposal == pytest.approx(815, abs=1)
 
 
 def test_backbone_shapes(model):
