@@ -51,6 +51,13 @@ def test_sentences_of_several_cameras():
     assert with_motion.format(*(moving[n] / 1000 for n in ("1", "8", "16"))) in gpu
 
 
+def test_accuracy_of_the_demo():
+    accuracy = Accuracy.of("h200_policy_accuracy").only("24ed300")
+    ap = accuracy.means("StreetClips Mask R-CNN R18-FPN", "AP", dense=False)
+    text = f"have {ap['EG', 0.15].mean:.1f} AP where dense has {ap['dense', 1.0].mean:.1f}"
+    assert text in plain((ROOT / "README.md").read_text()) and ap["EG", 0.15].runs >= 3
+
+
 def test_goals_of_a_gpu():
     page = (ROOT / "docs" / "gpu.md").read_text()
     rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \| ?(.*?) ?\|$", page, re.M)
@@ -135,6 +142,13 @@ def test_sentences_on_cpus():
         "In fp32 that is {:.1f}x stock and {:.1f}x the compiled model, in bf16 {:.1f}x and {:.1f}x."
     )
     assert text.format(*ratios) in results
+    times, readme = of("cpu_maskrcnn_R18_FPN", "mean_ms"), plain((ROOT / "README.md").read_text())
+    text = (
+        "{:.1f} times as fast as stock Detectron2, {:.1f} times as fast as its compiled network,"
+        " and {:.1f} times as fast as all blocks"
+    )
+    ratios = [times[rival] / times["blockcopy"] for rival in ("stock", "compiled", "dense")]
+    assert text.format(*ratios) in readme
     stages = of("cpu_maskrcnn_R18_FPN", "stages_ms", "blockcopy")
     assert f"updates take {stages['policy'] + stages['policy_update']:.1f} ms a frame" in policy
     shares = {x["method"]: x["gain_share"] for x in of("cpu_from_scratch", "rows")}
