@@ -150,6 +150,13 @@ def test_sentences_on_cpus():
     ratios = [times[rival] / times["blockcopy"] for rival in ("stock", "compiled", "dense")]
     assert text.format(*ratios) in readme
     stages = of("cpu_maskrcnn_R18_FPN", "stages_ms", "blockcopy")
+    moving = stages["motion"] + stages["move_caches"]
+    assert (
+        f"spends {stages['network']:.0f} ms in backbone and RPN, {stages['heads']:.0f} in"
+        in results
+    )
+    assert f"{moving:.0f} in motion ({stages['move_caches']:.0f} of it moving" in results
+    assert f"updates, and {stages['observe']:.1f} in preparing" in results
     assert f"updates take {stages['policy'] + stages['policy_update']:.1f} ms a frame" in policy
     shares = {x["method"]: x["gain_share"] for x in of("cpu_from_scratch", "rows")}
     assert f"find {shares['blockcopy']:.2f} of the gain" in policy
