@@ -105,26 +105,25 @@ def cameras():
     ap = accuracy.only("24ed300").means(streetclips, "AP", dense=False)
 
     def row(name, ms, score):
-        return [name, f"{ms:.2f}", str(int(40 / ms)), f"{score:.1f}" if score else ""]
+        text = f"{score.mean:.1f}" + (f" ± {score.deviation:.1f}" if score.runs > 1 else "")
+        return [name, f"{ms:.2f}", str(int(40 / ms)), text]
 
     moving, still = (
         [_streams(kind, "frame", 8, share) for share in ("0.3", "0.15")] for kind in ("_motion", "")
     )
-    in_place, moved = (
-        skipped[method, 0.5].mean for method in ("every 2nd in place", "every 2nd moved")
-    )
+    in_place, moved = (skipped[f"every 2nd {how}", 0.5] for how in ("in place", "moved"))
     return [
         ["", "ms per frame", "cameras at 25 fps", "AP on StreetClips"],
-        row("best dense model: `torch.compile` in a CUDA graph", dense, ap["dense", 1.0].mean),
+        row("best dense model: `torch.compile` in a CUDA graph", dense, ap["dense", 1.0]),
         row("the same, every second frame; output kept between", dense / 2, in_place),
         [
             "the same, every second frame; output moved between",
             f"{dense / 2:.2f} + motion",
             "",
-            f"{moved:.1f}",
+            f"{moved.mean:.1f}",
         ],
-        row("BlockCopy, 0.3 of the blocks", moving[0], ap["EG", 0.3].mean),
-        row("BlockCopy, 0.15 of the blocks", moving[1], ap["EG", 0.15].mean),
+        row("BlockCopy, 0.3 of the blocks", moving[0], ap["EG", 0.3]),
+        row("BlockCopy, 0.15 of the blocks", moving[1], ap["EG", 0.15]),
         [
             "BlockCopy, 0.3 / 0.15, cameras that stand still, no motion",
             " / ".join(f"{ms:.2f}" for ms in still),

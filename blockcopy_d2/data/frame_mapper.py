@@ -135,6 +135,6 @@ def _planes(image):
     if cv2 is None:
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
-    # Twenty times as fast as NumPy's and PyTorch's transposing copies.
+    # Much faster than the transposing copies of NumPy and PyTorch.
     cv2.split(image, list(planes))
     return torch.from_numpy(planes)
