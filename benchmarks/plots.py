@@ -60,8 +60,7 @@ def plot_streams(path, results, *, title):
     axes.set_xticks(numbers, numbers)
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    # Times fall from left to right.
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
