@@ -123,7 +123,7 @@ class FrameDifference(Policy):
 
     def forward(self, observation):
         score = self.score(observation)
-        index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
+        index = observation.frame_numbers()
         # Filled on the device: a CUDA graph cannot copy it from the host.
         target = torch.full((), self.target, dtype=torch.float64, device=score.device)
         return Decision(active=largest_blocks(score, target, index, observation.region))
@@ -187,8 +187,7 @@ class EveryKthFrame(Policy):
 
     def forward(self, observation):
         grid = observation.grid[:, 0]
-        index = torch.as_tensor(observation.frame_index, device=grid.device)
-        executed = (index - self.phase) % self.period == 0
+        executed = (observation.frame_numbers() - self.phase) % self.period == 0
         return Decision(active=executed.view(-1, 1, 1).expand(grid.shape))
 
 

@@ -222,7 +222,7 @@ def choose_triton(observation, network, target, burst=1.0):
     """:func:`blockcopy_d2.policy.expected_gain.choose_blocks` by Triton."""
     seen, device = observation, observation.frame.device
     streams, rows, columns = seen.gain.shape
-    index = torch.as_tensor(seen.frame_index, device=device).view(-1).expand(streams)
+    index = seen.frame_numbers()
     logits, scores = torch.empty(2, *seen.gain.shape, device=device)
     active = torch.empty(seen.gain.shape, dtype=torch.bool, device=device)
     usable = torch.empty(streams, dtype=torch.uint8, device=device)

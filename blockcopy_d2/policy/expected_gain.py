@@ -220,7 +220,7 @@ def choose_blocks_reference(observation, network, target, burst=1.0):
     """:func:`choose_blocks` in plain PyTorch."""
     logits = network(observation)
     score = logits.detach() + weight_of_age(observation.age, target)
-    index = torch.as_tensor(observation.frame_index, device=score.device).view(-1)
+    index = observation.frame_numbers()
     region = observation.region
     if burst == 1:
         return logits, largest_blocks(score, target, index, region), None

@@ -67,6 +67,17 @@ class Observation:
     region: Tensor | None = None
     account: Tensor | None = None
 
+    def frame_numbers(self):
+        """
+        Returns:
+            Tensor: int64 (N,), ``frame_index`` on the device. A number is filled in there, since a
+            copy from the host would wait for the device.
+        """
+        index = self.frame_index
+        if not isinstance(index, Tensor):
+            return torch.full(self.frame.shape[:1], index, device=self.frame.device)
+        return index.view(-1).expand(len(self.frame))
+
     def split(self):
         """
         Returns:

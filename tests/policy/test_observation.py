@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.path import Path
 from torch.nn import functional as F
 
-from blockcopy_d2.policy import paint_output, rasterize_instances, resize_to_policy
+from blockcopy_d2.policy import Observation, paint_output, rasterize_instances, resize_to_policy
 from blockcopy_d2.sparse import num_blocks
 
 
@@ -174,3 +174,15 @@ def test_painting_warns_of_nothing(recwarn):
     ones = torch.ones(1)
     paint_output(torch.ones(1, 32, 32, dtype=torch.bool), ones, ones.long(), 2)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("index", [7, torch.tensor(7), torch.tensor([7])])
+def test_streams_of_one_frame_have_its_number_each(index):
+    maps = [torch.zeros(3, 1, 2, 2)] * 4
+    numbers = Observation(*maps, frame_index=index).frame_numbers()
+    assert numbers.dtype == torch.int64 and numbers.tolist() == [7, 7, 7]
+
+
+def test_streams_may_have_numbers_of_their_own():
+    maps, index = [torch.zeros(3, 1, 2, 2)] * 4, torch.tensor([4, 0, 9])
+    assert torch.equal(Observation(*maps, frame_index=index).frame_numbers(), index)

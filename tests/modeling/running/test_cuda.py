@@ -135,7 +135,7 @@ def test_graphs_are_replayed(folder, built):
     images = list(clip("cuda", 13))
     graph.frame(images[0])
     (capture,) = (x for x in graph.stream.graph._captures.values() if x.asks)
-    assert set(capture._functions) == {"infer", "observe"}
+    assert set(capture._functions) == {"infer", "finish", "observe"}
     for image in images[1:]:
         graph.frame(image)
     (lesson,) = graph.stream.graph._lessons.values()
