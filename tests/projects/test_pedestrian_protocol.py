@@ -41,6 +41,7 @@ def test_one_command_has_every_setting_and_stage(tmp_path):
             *["MODEL.WEIGHTS", str(weights), "MODEL.BLOCKCOPY.BLOCK_SIZE", "32"],
             *["DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", f"('{NAME}',)"],
             *["DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "64"],
+            *["TEST.BLOCKCOPY.SUBMISSION", "True"],
         ]
     )
     results = json.loads((output / "results.json").read_text())
@@ -54,6 +55,11 @@ def test_one_command_has_every_setting_and_stage(tmp_path):
     text = (output / "results.md").read_text()
     head = [cell.strip() for cell in text.splitlines()[0].split("|")]
     assert head[4:8] == settings and "All blocks (dense) against stock Detectron2" in text
+    # Methods do not replace each other's submission.
+    files = {x.parent.name: x for x in output.glob("inference/*/submission_citypersons.json")}
+    assert (
+        set(files) == {"dense", "stock", "blockcopy_0.5"} and len(list(output.glob("*.json"))) == 1
+    )
     for setting in settings:
         for cost in ("gmacs", "ms"):
             assert Image.open(output / f"{setting.lower()}_{cost}.png").width == 960

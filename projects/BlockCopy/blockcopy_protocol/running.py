@@ -229,6 +229,11 @@ def _missing_policy(folder, method):
     )
 
 
+def _folder_of(method, output_dir):
+    """str: folder for files of the evaluator of a method, such as a submission."""
+    return os.path.join(output_dir, "inference", method.name.replace(" ", "_"))
+
+
 def run_methods(cfg, model, methods, loader, description, warm_courses):
     """
     Run and score all methods on the test clips; the policies go on learning. Results of an earlier
@@ -242,7 +247,10 @@ def run_methods(cfg, model, methods, loader, description, warm_courses):
     set_aside(os.path.join(cfg.OUTPUT_DIR, "results.json"))
     measurements = {method.name: Measurement() for method in methods}
     scoring = PartialScoringHook(
-        {method.name: build_evaluator(cfg, name, cfg.OUTPUT_DIR) for method in methods}
+        {
+            method.name: build_evaluator(cfg, name, _folder_of(method, cfg.OUTPUT_DIR))
+            for method in methods
+        }
     )
     known = {"description": description, "warm_courses": warm_courses}
     results = ResultsHook(cfg.OUTPUT_DIR, methods, measurements, scoring, **known)
