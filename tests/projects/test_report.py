@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +56,16 @@ def test_a_run_without_scores_makes_the_folder_of_its_report(results_file, tmp_p
     results = json.loads(results_file.read_text()) | {"metrics": [], "timed": False}
     write_report(results, tmp_path / "new" / "out")
     assert {"results.md", "course.png"} == {x.name for x in (tmp_path / "new" / "out").iterdir()}
+
+
+def test_a_test_split_has_no_metrics(tmp_path):
+    from blockcopy_protocol.results import ResultsHook
+
+    scoring = SimpleNamespace(scores={"dense": {}, "blockcopy 0.3": {}})
+    hook = ResultsHook(str(tmp_path), [], {}, scoring, description={})
+    hook.trainer = SimpleNamespace(failures=[])
+    hook._write(complete=True)
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == []
 
 
 def test_every_published_row_names_its_columns(results_file):

@@ -94,7 +94,11 @@ class ResultsHook(HookBase):
             )
 
     def _write(self, complete):
-        scores = {name: headline(scores) for name, scores in self._scoring.scores.items()}
+        # Test splits have no scores, and so no metrics.
+        scores = {
+            name: headline(scores) if scores else {}
+            for name, scores in self._scoring.scores.items()
+        }
         metrics = list(next(iter(scores.values()), {}))
         rows, courses, warm_courses, methods = {}, {}, {}, {}
         for method in self._methods:
