@@ -61,7 +61,7 @@ def test_a_run_without_scores_makes_the_folder_of_its_report(results_file, tmp_p
 def test_a_test_split_has_no_metrics(tmp_path):
     from blockcopy_protocol.results import ResultsHook
 
-    scoring = SimpleNamespace(scores={"dense": {}, "blockcopy 0.3": {}})
+    scoring = SimpleNamespace(scores={"dense": {}, "blockcopy 0.3": {}}, failures={})
     hook = ResultsHook(str(tmp_path), [], {}, scoring, description={})
     hook.trainer = SimpleNamespace(failures=[])
     hook._write(complete=True)
