@@ -87,8 +87,11 @@ def main(args):
     check_normalization(mapping, source, model)
     model.load_state_dict(converted, strict=True)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    needed = weight_settings(model)
     with atomic_write(args.output) as temporary:
-        torch.save({"model": converted, "settings": weight_settings(model)}, temporary)
+        torch.save({"model": converted, "settings": needed}, temporary)
+    settings = "".join(f", for {key} {value}" for key, value in needed.items())
+    print(f"{args.output}: {len(converted)} tensors{settings}")
     return len(converted)
 
 
@@ -117,5 +120,4 @@ def _others_that_fit(network, source, model):
 if __name__ == "__main__":
     arguments = argument_parser().parse_args()
     with errors_end_the_program():
-        count = main(arguments)
-    print(f"{arguments.output}: {count} tensors")
+        main(arguments)

@@ -192,12 +192,13 @@ def test_from_file_to_file(tool, tmp_path):
 
 
 @pytest.mark.parametrize("source, form", [("mgan", "convolved"), ("mgan_leotju", "regions")])
-def test_weights_know_the_config_keys_they_need(tool, tmp_path, source, form, caplog):
+def test_weights_know_the_config_keys_they_need(tool, tmp_path, source, form, caplog, capsys):
     torch.save(PublishedMGAN(channels=(8, 8, 16, 16, 16)).state_dict(), tmp_path / "public.pth")
     output = tmp_path / "ours.pth"
     arguments = [source, str(tmp_path / "public.pth"), str(output), "--opts", *mgan.OPTS]
     tool.main(tool.argument_parser().parse_args(arguments))
     key = "MODEL.BLOCKCOPY.MGAN.ATTENDED"
+    assert capsys.readouterr().out.endswith(f"ours.pth: 46 tensors, for {key} {form}\n")
     assert torch.load(output, weights_only=True)["settings"] == {key: form}
     other = {"convolved": "regions", "regions": "convolved"}[form]
     model = mgan.small_mgan(key, form)
