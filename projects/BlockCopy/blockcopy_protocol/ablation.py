@@ -38,12 +38,14 @@ def ablation_table(results):
 
     Returns:
         str: the dense network and a row per policy: what it sees, its network, when it learns,
-        scores and gain share with their spread over seeds, GMACs of the policy alone; the paper's
-        figures beside them where it has any for the data set, with a line on their source.
+        scores and gain share with their spread over seeds, the difference to dense in the first
+        score, GMACs of the policy alone; the paper's figures beside them where it has any for the
+        data set, with a line on their source.
     """
     metrics, published = results["metrics"], _published(results)
+    dense = next((row for row in results["rows"] if row["method"] == "dense"), {})
     titles = ["the policy sees", "network", "learns", "tau", "executed", *metrics]
-    titles += ["GMACs, policy", "gain share"]
+    titles += [f"{metric} to dense" for metric in metrics[:1]] + ["GMACs, policy", "gain share"]
     if published:
         titles += ["GMACs, policy (paper)", f"{published['metric']} (paper)"]
     cells = []
@@ -56,6 +58,9 @@ def ablation_table(results):
             line = [_seen(variant), f"ResNet-{variant['depth']}", learns, f"{row['target']:g}"]
         line.append(_number(row, "executed_fraction", ".3f"))
         line += [_number(row, metric, ".1f", spread=True) for metric in metrics]
+        for metric in metrics[:1]:
+            known = variant is not None and None not in (row.get(metric), dense.get(metric))
+            line.append(f"{row[metric] - dense[metric]:+.1f}" if known else "-")
         line.append(f"{policy:.2f}" if policy else "-")
         line.append(_number(row, "gain_share", ".3f", spread=variant is not None))
         if published:
