@@ -46,9 +46,9 @@ def test_times_come_from_the_other_run(runs, tmp_path, monkeypatch):
     text = readme.read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert [row[0:1] + row[3:8] for row in rows if len(row) == 9][2:] == [
-        ["dense", "45.0", "70.0", "77.0", "5.0", "6.0"],
-        ["BlockCopy", "44.5", "69.0", "38.0", "6.0", "7.0"],
-        ["random blocks", "-", "-", "30.0", "-", "8.0"],
+        ["dense", "45.0", "70.0", "77.0", "5.00", "6.00"],
+        ["BlockCopy", "44.5", "69.0", "38.0", "6.00", "7.00"],
+        ["random blocks", "-", "-", "30.0", "-", "8.00"],
     ]
     assert (
         "3 clips (60 frames) of some_val" in text and "2 threads), torch 9.9, 2030-01-02." in text
@@ -68,7 +68,10 @@ def test_times_come_from_the_other_run(runs, tmp_path, monkeypatch):
     [
         (lambda run: run.update(timed=False), "was --untimed: it has no times"),
         (lambda run: run.update(config_file="d.yaml"), "differ in config_file: c.yaml and d.yaml"),
-        (lambda run: run.update(blockcopy={"POLICY": {"SEED": 0, "A": 1}}), "differ in blockcopy"),
+        (
+            lambda run: run.update(blockcopy={"POLICY": {"SEED": 0, "A": 1}}),
+            "blockcopy.POLICY.A: None and 1",
+        ),
         (lambda run: run["machine"].update(device="cpu"), "differ in device: Some GPU and cpu"),
         (lambda run: run["machine"].update(cores=8), "differ in cores: 16 and 8"),
         (lambda run: run["rows"].pop(0), "has no times of random blocks at target 0.3"),
@@ -96,7 +99,7 @@ def test_keys_that_are_newer_than_a_run_have_their_defaults(runs, results_file, 
     options = {"BLOCK_SIZE": 64, "POLICY": {"SEED": 0, "BURST": burst}}
     command = [*runs(lambda run: run.update(blockcopy=options)), "--readme", str(tmp_path / "none")]
     # The default of BURST is 1. Without a README the command ends after its checks.
-    message = "No such file" if burst == 1 else "differ in blockcopy"
+    message = "No such file" if burst == 1 else "blockcopy.POLICY.BURST: 1.0 and 2.0."
     with pytest.raises(SystemExit, match=message):
         update_readme.main(command)
 

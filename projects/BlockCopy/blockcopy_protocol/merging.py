@@ -128,5 +128,15 @@ def check_equal(key, first, other, rule):
     Raises:
         ValueError: the values differ.
     """
-    if first != other:
-        raise ValueError(f"The runs differ in {key}: {first} and {other}. {rule}")
+    found = list(_differences(key, first, other))
+    if found:
+        raise ValueError(f"The runs differ in {'; '.join(found)}. {rule}")
+
+
+def _differences(key, first, other):
+    """Yields text on every value that differs, also within dicts."""
+    if isinstance(first, dict) and isinstance(other, dict):
+        for name in [*first, *sorted(other.keys() - first.keys())]:
+            yield from _differences(f"{key}.{name}", first.get(name), other.get(name))
+    elif first != other:
+        yield f"{key}: {first} and {other}"

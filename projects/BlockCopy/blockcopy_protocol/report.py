@@ -1,5 +1,6 @@
 """Shows a run as a table and plots, also in README.md."""
 
+import math
 from pathlib import Path
 
 from tabulate import tabulate
@@ -28,8 +29,8 @@ _CHOICE = (
 )
 _COST = (
     ("gmacs", "GMACs", ".1f"),
-    ("ms_median", "ms, median", ".1f"),
-    ("ms_mean", "ms, mean", ".1f"),
+    ("ms_median", "ms, median", ".2f"),
+    ("ms_mean", "ms, mean", ".2f"),
     ("gain_share", "gain share", ".3f"),
 )
 
@@ -203,9 +204,15 @@ def _origin(run):
 def _runs(results):
     """Returns a sentence on the runs behind each row, if there are several."""
     parts = []
+    distances = [
+        abs(run["target"] / row["target"] - 1)
+        for row in results["rows"]
+        for run in row.get("targets", ())
+    ]
+    near = math.ceil(100 * max(distances, default=0) - 1e-6)
     for key, text in (
         ("seeds", "seeds"),
-        ("targets", "targets within 2 % of tau where nothing is drawn"),
+        ("targets", f"targets within {near} % of tau where nothing is drawn"),
     ):
         numbers = sorted({len(row[key]) for row in results["rows"] if row.get(key)})
         if numbers:
