@@ -59,7 +59,7 @@ def _keep_types():
     tl.block_type.__init__, tl.tensor.__init__ = type_of, tensor_of
 
 
-# What tells the types of elements apart.
+# Attributes that differ between types of elements.
 _OF_ELEMENTS = ("name", "address_space", "const")
 
 
