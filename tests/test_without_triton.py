@@ -40,7 +40,7 @@ POLICIES = "tests/policy/test_build.py"
 LEARNING = "tests/engine/test_acceleration.py::test_an_accelerated_model_learns_as_it_runs"
 FIXED_SHAPES = "tests/modeling/fixed_shape/test_nms.py"
 PROGRAMS = [
-    "tests/test_demo.py::test_video_is_run_and_drawn",
+    "tests/demo/test_demo.py::test_video_is_run_and_drawn",
     "tests/engine/test_train_net.py::test_warming_then_evaluating_with_the_policy",
     "tests/engine/test_predictor.py::test_video_is_streamed",
     "tests/report/test_page.py::test_command_line",

@@ -1,5 +1,5 @@
 """
-Runs pytest as where no Triton is installed: python -m tests.without_triton tests/test_demo.py
+Runs pytest as where no Triton is installed: python -m tests.without_triton tests/demo/test_demo.py
 """
 
 import sys
