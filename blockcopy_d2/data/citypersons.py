@@ -103,7 +103,12 @@ def load_citypersons_video(root, split, origin=""):
         frame.pop("sem_seg_file_name", None)
         frame["labelled"] = frame["image_id"] == f"{video_id}_leftImg8bit.png"
         if frame["labelled"]:
-            _, _, frame["annotations"] = _read(files[video_id])
+            height, width, frame["annotations"] = _read(files[video_id])
+            if (height, width) != (frame["height"], frame["width"]):
+                raise AnnotationError(
+                    f"The annotations {files[video_id]} belong to a frame of {width}x{height}"
+                    f" pixels; their frame has {frame['width']}x{frame['height']}."
+                )
     return dataset
 
 
@@ -155,6 +160,8 @@ def _read(file):
 def _annotation(person):
     box, visible = (_box(person, key) for key in ("bbox", "bboxVis"))
     area = box[2] * box[3]
+    if not isinstance(person["label"], str):
+        raise ValueError(f"label is {person['label']}; expected a word such as pedestrian")
     return {
         "bbox": box,
         "visible_bbox": visible,
@@ -167,6 +174,6 @@ def _annotation(person):
 
 def _box(person, key):
     box = person[key]
-    if len(box) != 4 or not all(math.isfinite(value) for value in box):
-        raise ValueError(f"{key} is {box}; expected four numbers")
+    if len(box) != 4 or not all(math.isfinite(value) for value in box) or min(box[2:]) < 0:
+        raise ValueError(f"{key} is {box}; expected left, top, and a width and height of 0 or more")
     return box

@@ -103,6 +103,8 @@ def test_files_are_named(tree, damaged, kind, damage):
         {"objects": [{"label": "pedestrian", "bbox": [1, 2, 3], "bboxVis": [1, 2, 3, 4]}]},
         {"objects": [{"label": "pedestrian", "bbox": [1, 2, 3, "4"], "bboxVis": [1, 2, 3, 4]}]},
         {"objects": [{"label": "pedestrian", "bbox": [1, 2, float("nan"), 4], "bboxVis": []}]},
+        {"objects": [{"label": "pedestrian", "bbox": [1, 2, -3, 4], "bboxVis": [1, 2, 3, 4]}]},
+        {"objects": [{"label": None, "bbox": [1, 2, 3, 4], "bboxVis": [1, 2, 3, 4]}]},
         {"objects": ["person"]},
         {"imgHeight": None},
     ],
@@ -114,7 +116,20 @@ def test_people_of_another_form_are_named(tree, damaged, change):
         load_citypersons(str(tree), "val")
 
 
-@pytest.mark.parametrize("line", ["401,1,nan,2,3,4,1", "401,1,1,2,3,4,x", "401", "x,1,1,2,3,4,1"])
+def test_people_of_frames_of_another_size_are_named(tree, damaged):
+    file = find(tree, "CityPersons.json")
+    other = {**json.loads(file.read_text()), "imgHeight": 1024, "imgWidth": 2048}
+    damaged(file, json.dumps(other).encode())
+    with pytest.raises(
+        AnnotationError, match=f"{file.name} belong to a frame of 2048x1024.*128x64"
+    ):
+        load_citypersons_video(str(tree), "val")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["401,1,nan,2,3,4,1", "401,1,1,2,3,4,x", "401,1,1,2,-3,4,1", "401", "x,1,1,2,3,4,1"],
+)
 def test_lines_that_are_no_boxes_are_named(tree, damaged, line):
     file = find(tree, "gt.txt")
     damaged(file, (boxes_of() + line + "\n").encode())

@@ -150,8 +150,8 @@ def read_boxes(path):
         try:
             number, counts = int(row[0]), float(row[6])
             box = [float(value) for value in row[2:6]]
-            if not all(map(math.isfinite, box)):
-                raise ValueError(f"{box} is not finite")
+            if not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+                raise ValueError(f"{box} is not a box")
         except (IndexError, ValueError) as error:
             raise AnnotationError(
                 f"{path}, line {line} is {','.join(row)!r}; expected frame, person, left, top,"
