@@ -29,9 +29,11 @@ from blockcopy_d2.checkpoint_conversion import (
     weight_settings,
 )
 from blockcopy_d2.config import base_config
+from blockcopy_d2.data.addresses import is_address
 from blockcopy_d2.engine import load_config
 from blockcopy_d2.engine.arguments import errors_end_the_program
-from blockcopy_d2.engine.outputs import refuse_overwriting
+from blockcopy_d2.engine.output_folder import make_folder
+from blockcopy_d2.engine.outputs import check_output, refuse_overwriting
 from blockcopy_d2.resources import config_path
 
 
@@ -72,6 +74,9 @@ def argument_parser():
 def main(args):
     mapping = MAPPINGS[args.network]
     refuse_overwriting(args.output, [args.input, args.config_file])
+    folder = Path(args.output).parent
+    if folder.is_dir() or is_address(args.output):
+        check_output(args.output, "a checkpoint (.pth)")
     settings = [x for key, value in mapping.settings for x in (key, str(value))]
     cfg = load_config(
         config_path(args.config_file or mapping.config_file),
@@ -86,7 +91,7 @@ def main(args):
         raise ConversionError(f"{error}{_others_that_fit(args.network, source, model)}") from None
     check_normalization(mapping, source, model)
     model.load_state_dict(converted, strict=True)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(str(folder))
     needed = weight_settings(model)
     with atomic_write(args.output) as temporary:
         torch.save({"model": converted, "settings": needed}, temporary)

@@ -260,3 +260,21 @@ def test_the_public_checkpoint_is_not_replaced(tool, tmp_path, name):
     with pytest.raises(ValueError, match="is the input .*public.pth, which would be lost"):
         tool.main(tool.argument_parser().parse_args(arguments))
     assert public.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("folder", "is a folder; expected the name of a checkpoint"),
+        ("http://u:s3cret@h/x.pth", r"http://\*\*\*@h/x.pth is an address"),
+        ("public.pth/x.pth", "public.pth is a file"),
+    ],
+)
+def test_outputs_that_cannot_be_are_named(tool, tmp_path, monkeypatch, output, message):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    torch.save({"state_dict": PublishedCSP().state_dict()}, "public.pth")
+    arguments = ["csp", "public.pth", output, "--opts", *OPTS]
+    with pytest.raises((ValueError, OSError), match=message):
+        tool.main(tool.argument_parser().parse_args(arguments))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "public.pth"]
