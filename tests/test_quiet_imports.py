@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def scripts():
     """Yields the commands outside the package, with the names that each of them imports first."""
     for path in (*ROOT.glob("*.py"), *(ROOT / "tools").glob("*"), *(ROOT / "projects").rglob("*")):
-        if path.suffix == ".py" and "ArgumentParser" in (source := path.read_text()):
+        if path.suffix == ".py" and "if __name__ ==" in (source := path.read_text()):
             nodes = ast.walk(ast.parse(source))
             imports = [x for x in nodes if isinstance(x, ast.Import | ast.ImportFrom)]
             if "blockcopy_d2" in source:
