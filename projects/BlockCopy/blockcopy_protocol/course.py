@@ -1,6 +1,7 @@
 """The course of a run: gain share and executed share over the frames since policies started."""
 
 import math
+import statistics
 
 from matplotlib.figure import Figure
 
@@ -10,6 +11,8 @@ from .plots import title_of
 
 __all__ = ["Course", "drawn_rows", "plot_course", "plot_courses"]
 
+# Keys of a point, in the order of the axes.
+_CURVES = ("gain_share", "executed")
 # Frames per point of a curve; of a longer one so many times as many that it has this many points.
 WINDOW = 20
 _MOST_POINTS = 60
@@ -112,13 +115,18 @@ def drawn_rows(results):
 def _draw(panels, results, colors, styles):
     """Draws gain share and executed share of a run on two axes."""
     rows = drawn_rows(results)
-    warmed = max(
-        (row["warm_course"][-1]["frames"] for row in rows if row.get("warm_course")), default=0
-    )
-    for axes, key in zip(panels, ("gain_share", "executed")):
+    warm_courses = [row["warm_course"] for row in rows if row.get("warm_course")]
+    warmed = max((points[-1]["frames"] for points in warm_courses), default=0)
+    window = max((points[0]["frames"] for points in warm_courses), default=0)
+    for axes, key in zip(panels, _CURVES):
         for row in rows:
-            points = [(point["frames"], point[key]) for point in row.get("warm_course", ())]
-            points += [(warmed + point["frames"], point[key]) for point in row["course"]]
+            warming = row.get("warm_course") or []
+            # As smooth as the curves before it.
+            measured = _averaged(row["course"], window)
+            points = [(point["frames"], point[key]) for point in warming]
+            if warming and warming[-1]["frames"] < warmed:
+                points.append((warmed, math.nan))  # Others were warmed for longer.
+            points += [(warmed + point["frames"], point[key]) for point in measured]
             points = [(frame, value) for frame, value in points if value is not None]
             title = f"{title_of(row['method'])}, $\\tau$ = {row['target']:g}"
             axes.plot(
@@ -140,5 +148,22 @@ def _draw(panels, results, colors, styles):
         scale = (lambda frames: frames / every, lambda updates: updates * every)
         panels[0].secondary_xaxis("top", functions=scale).set_xlabel("updates of a policy")
     if rows:
-        # Executed shares are flat: the lower axes have room.
-        panels[1].legend(frameon=False, fontsize=8, ncols=2)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
+        panels[1].legend(frameon=False, fontsize=8, ncols=2, **below)
+
+
+def _averaged(points, window):
+    """Returns means of so many points in a row that they stand for ``window`` frames or more."""
+    averaged, start = [], 0
+    for end, point in enumerate(points, start=1):
+        first = points[start - 1]["frames"] if start else 0
+        if point["frames"] - first >= window or end == len(points):
+            values = points[start:end]
+            averaged.append({"frames": point["frames"], **_means(values)})
+            start = end
+    return averaged
+
+
+def _means(points):
+    known = {key: [x[key] for x in points if x[key] is not None] for key in _CURVES}
+    return {key: statistics.fmean(values) if values else None for key, values in known.items()}
